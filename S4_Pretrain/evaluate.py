@@ -1,0 +1,73 @@
+"""Scores a checkpoint of S4P (or a published one) on a labeled split.
+
+    python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --backbone vit_b --cfg-options data_root=/data/S5
+    torchrun --nproc_per_node 8 evaluate.py ...      the same numbers, sooner
+
+Prints the scores of every class and writes them, with pictures, to the work folder.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from mmengine.evaluator import Evaluator
+
+from s5.data.labels import get_table
+from s5.engine import launch, s4p
+from s5.engine.checkpoint import load_weights
+from s5.engine.command import run_command
+from s5.engine.config import load_config
+from s5.engine.hooks import PicturesHook, SummaryHook
+from s5.engine.log_backends import build_visualizer
+from s5.engine.metrics import SegmentationMetric
+from s5.engine.runner import S5Runner, log_options
+from s5.engine.s4p_config import S4PConfig
+from s5.models.variants import VARIANTS
+
+HERE = Path(__file__).resolve().parent
+
+logger = logging.getLogger("s5.evaluate")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="whole model: <backbone>_s4p_upernet.pth")
+    parser.add_argument("--config", default=str(HERE / "configs/pretrain.yaml"), help="YAML configuration")
+    parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
+    parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns 0."""
+    args = parse_args(argv)
+    cfg = load_config(S4PConfig, args.config, args.cfg_options)
+    place = launch.start(args.device)
+    work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
+    launch.setup_logging(work_dir, place)
+
+    table = get_table(cfg.data.labels)
+    model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
+    load_weights(model.segmentor, args.checkpoint)
+    runner = S5Runner(
+        launch=place,
+        model=model,
+        work_dir=str(work_dir),
+        val_dataloader=s4p.build_val_loader(cfg, table),
+        val_cfg={},
+        val_evaluator=Evaluator(SegmentationMetric(table)),
+        custom_hooks=[SummaryHook(), PicturesHook(table, count=16)],
+        **log_options(cfg.schedule.log_interval),
+        visualizer=build_visualizer(work_dir, f"evaluate_{args.backbone}"),
+    )
+    runner.val()
+    logger.info("scores and pictures are in %s", work_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,100 @@
+"""Loaders of FixMatch training and of validation."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from mmengine.dataset import DefaultSampler
+from torch.utils.data import DataLoader
+
+from s5.data.collate import FixMatchCollate, collate_validation
+from s5.data.datasets import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
+from s5.data.labels import LabelTable
+from s5.data.sampler import MultiSourceSampler
+from s5.data.splits import Split
+
+PREFETCH = 4  # batches per worker
+
+
+def fixmatch_loader(
+    labeled: LabeledImages,
+    labeled_batch: int,
+    unlabeled: UnlabeledImages | None,
+    unlabeled_batch: int,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """Endless loader of FixMatch batches, labeled images first.
+
+    Args:
+        labeled: labeled source.
+        labeled_batch: labeled images per step and process.
+        unlabeled: unlabeled source, or None to train on labeled images alone.
+        unlabeled_batch: unlabeled images per step and process.
+        seed: seed of order and augmentation.
+        rank: this process.
+        world_size: number of processes.
+        workers: loader processes.
+        pin_memory: page-locked batches, for copies to a GPU.
+
+    Raises:
+        DataError: a source has fewer images than one global step takes.
+    """
+    sources: list[Source] = [labeled]
+    counts = [labeled_batch]
+    if unlabeled is not None:
+        sources.append(unlabeled)
+        counts.append(unlabeled_batch)
+    sampler = MultiSourceSampler(
+        [len(source) for source in sources], counts, seed, rank, world_size, [source.name for source in sources]
+    )
+    table = labeled.table
+    dataset = MultiSourceDataset(sources, seed, {"classes": table.classes, "palette": table.palette})
+    return DataLoader(
+        dataset,
+        batch_size=sampler.batch_size,
+        sampler=sampler,
+        collate_fn=FixMatchCollate(seed),
+        drop_last=True,
+        pin_memory=pin_memory,
+        **_worker_options(workers),
+    )
+
+
+def validation_loader(split: Split, table: LabelTable, workers: int) -> DataLoader:
+    """Loader of whole validation images, one a batch; every image is in exactly one process."""
+    dataset = ValidationImages(split, table, {"classes": table.classes, "palette": table.palette})
+    sampler = DefaultSampler(dataset, shuffle=False, round_up=False)
+    return DataLoader(
+        dataset, batch_size=1, sampler=sampler, collate_fn=collate_validation, **_worker_options(workers)
+    )
+
+
+def resolve_split(root: Path, split: Path) -> Split:
+    """A split file by its path, relative to ``root`` unless absolute."""
+    return Split(split if split.is_absolute() else root / split, root)
+
+
+def _worker_options(workers: int) -> dict[str, Any]:
+    if workers == 0:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "prefetch_factor": PREFETCH,
+        "persistent_workers": True,
+        "worker_init_fn": _init_worker,
+    }
+
+
+def _init_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    # The main process decides when to stop, and needs the workers until it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

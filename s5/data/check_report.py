@@ -1,0 +1,125 @@
+"""What the check of a split found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from s5.data.label_table import LabelTable
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: ``missing``, ``corrupt``, ``values`` (outside the table), ``size`` (mask unlike image),
+            ``no mask`` or ``line`` (the split's line itself).
+        path: the file.
+        message: the whole message, file included.
+    """
+
+    kind: str
+    path: str
+    message: str
+
+
+@dataclass
+class Report:
+    """Findings on a split, or on part of one (parts are added up with :meth:`add`).
+
+    Attributes:
+        split: path of the split file.
+        table: label table the masks were held against; None for unlabeled images.
+        samples: number of lines looked at.
+        problems: everything that is wrong, in the order of the split.
+        sizes: number of images per (height, width).
+        raw_histogram: int64 (256,), pixels per raw mask value over all masks that could be read.
+    """
+
+    split: str
+    table: LabelTable | None
+    samples: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def errors(self) -> list[str]:
+        """One message per problem; each names its file."""
+        return [problem.message for problem in self.problems]
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """int64 (num_classes,): pixels per class, in the order of the train ids."""
+        return self.raw_histogram[list(self.table.values)] if self.table else np.zeros(0, np.int64)
+
+    @property
+    def ignored(self) -> int:
+        """Pixels that are ignored."""
+        return int(self.raw_histogram[list(self.table.ignore_values)].sum()) if self.table else 0
+
+    def add(self, other: Report) -> None:
+        """Take in the findings on a further part of the split."""
+        self.samples += other.samples
+        self.problems += other.problems
+        self.sizes.update(other.sizes)
+        self.raw_histogram += other.raw_histogram
+
+    def summary(self, show: int = 20) -> str:
+        """The findings as text, with the first ``show`` problems."""
+        lines = [f"{self.split}: {self.samples} samples", *self._size_lines(), *self._label_lines()]
+        kinds = Counter(problem.kind for problem in self.problems)
+        if self.ok:
+            return "\n".join([*lines, "no errors"])
+        lines.append(f"{len(self.problems)} errors: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+        lines += [f"  {message}" for message in self.errors[:show]]
+        if len(self.problems) > show:
+            lines.append(f"  ... and {len(self.problems) - show} more")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings as plain data, for JSON."""
+        table = self.table
+        shares = self.histogram / max(1, self.histogram.sum())
+        classes = zip(table.classes, self.histogram.tolist(), shares.tolist(), strict=True) if table else ()
+        return {
+            "split": self.split,
+            "table": table.name if table else None,
+            "samples": self.samples,
+            "ok": self.ok,
+            "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
+            "classes": [{"name": name, "pixels": n, "share": share} for name, n, share in classes],
+            "ignored_pixels": self.ignored,
+            "errors": [vars(problem) for problem in self.problems],
+        }
+
+    def _size_lines(self) -> list[str]:
+        if not self.sizes:
+            return []
+        common = ", ".join(f"{h}x{w} ({n})" for (h, w), n in self.sizes.most_common(5))
+        more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+        heights, widths = zip(*self.sizes, strict=True)
+        return [
+            f"image sizes (height x width): {common}{more}",
+            f"  smallest height {min(heights)}, width {min(widths)}; "
+            f"largest height {max(heights)}, width {max(widths)}",
+        ]
+
+    def _label_lines(self) -> list[str]:
+        if self.table is None or not self.raw_histogram.any():
+            return []
+        counted, ignored = int(self.histogram.sum()), self.ignored
+        lines = [f"labels, table {self.table.name!r}: share of the {counted} pixels that count"]
+        width = max(map(len, self.table.classes))
+        for train_id, (name, pixels) in enumerate(zip(self.table.classes, self.histogram, strict=True)):
+            lines.append(f"  {train_id:3d} {name:{width}} {100 * pixels / max(1, counted):8.4f} %  {pixels}")
+        return [*lines, f"  ignored {100 * ignored / max(1, counted + ignored):.4f} % of all pixels"]

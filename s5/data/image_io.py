@@ -1,0 +1,220 @@
+"""Read and write images and masks as numpy arrays.
+
+The format is taken from the first bytes of a file, not from its name. JPEG, PNG, BMP and WebP are decoded by
+OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; TIFF by rasterio, which
+is imported only when a TIFF is met. Rules that hold for every format:
+
+- images are uint8 (H, W, 3) RGB; one channel is repeated, of four or more the first three are kept;
+- 16-bit and float images are stretched linearly from their 0.5..99.5 percentile, taken over all bands, to
+  0..255; pixels without data (NaN, the TIFF's no-data value) do not count for it and become 0;
+- the EXIF orientation is ignored, because masks do not have one;
+- a truncated file is an error. OpenCV fills the rest of such an image with grey or black without a word.
+
+In a loader worker call :func:`init_worker` once: OpenCV then starts no threads of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from s5.data import geotiff
+from s5.data.errors import ImageError
+from s5.data.image_formats import detect_format, is_complete
+from s5.data.intensity import stretch, stretch_limits
+
+_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# Classes, not Image.open, which probes every format and refuses images over 179 megapixels.
+_PILLOW: dict[str, Callable[..., ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+_RESTORE = "Restore it from its source, or take it out of the split"
+
+
+def init_worker() -> None:
+    """Set OpenCV up for a loader worker: no threads of its own, no log lines on stderr.
+
+    Call it in ``worker_init_fn``; the process is then one thread, and broken files speak through
+    :class:`ImageError` only.
+    """
+    cv2.setNumThreads(0)
+    cv2.ocl.setUseOpenCL(False)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image of any number of channels and depth.
+
+    Returns:
+        uint8 (H, W, 3), RGB. See the module for how other depths and channel counts are brought there.
+
+    Raises:
+        ImageError: the file is missing, truncated, of an unknown format or cannot be decoded.
+    """
+    kind, data = _read_file(path)
+    if kind == "tiff":
+        return geotiff.read_rgb(path)
+    deep = kind == "png" and data[24] == 16
+    image = _decode(data, _COLOR | cv2.IMREAD_ANYDEPTH if deep else _COLOR, path)
+    return stretch(image, *stretch_limits(image)) if deep else image
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask as raw values; a palette image gives its indices, not its colours.
+
+    A mask stored with three channels is accepted when they are equal.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ImageError: as :func:`read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
+    """
+    kind, data = _read_file(path)
+    if kind == "tiff":
+        return _as_mask(geotiff.read_raw(path), path)
+    if kind in ("jpeg", "webp"):
+        raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
+    if kind == "png" and (data[25] == 3 or data[24] < 8):
+        return _read_packed_png(data, path)
+    return _as_mask(_decode(data, cv2.IMREAD_UNCHANGED, path), path)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width in pixels, from the header only.
+
+    Raises:
+        ImageError: the file is missing or its header cannot be read.
+    """
+    with _open(path) as file:
+        kind = _require_format(file.read(16), path)
+        if kind == "tiff":
+            return geotiff.size(path)
+        file.seek(0)
+        try:
+            with _PILLOW[kind](file) as image:
+                return image.height, image.width
+        except (OSError, SyntaxError, ValueError, struct.error) as error:
+            raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
+
+
+def write_image(path: str | Path, array: np.ndarray, quality: int = 95) -> None:
+    """Write an image; the format follows from the extension.
+
+    The file appears whole or not at all: it is written beside its place and renamed.
+
+    Args:
+        path: ``.jpg``, ``.png``, ``.webp`` or ``.bmp``; missing folders are made.
+        array: uint8 (H, W, 3) RGB or (H, W).
+        quality: 1..100, for JPEG and WebP.
+    """
+    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_WEBP_QUALITY, quality]
+    done, encoded = cv2.imencode(Path(path).suffix, pixels, options)
+    if not done:
+        raise ImageError(path, f"an array of shape {array.shape} and type {array.dtype} cannot be encoded")
+    write_bytes(path, encoded.tobytes())
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write raw values, uint8 (H, W), as a grey PNG, whole or not at all."""
+    if Path(path).suffix.lower() != ".png":
+        raise ImageError(path, "masks are written as PNG, which keeps their values", "Name it .png")
+    write_image(path, mask)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all; missing folders are made."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _open(path: str | Path) -> io.BufferedReader:
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError:
+        raise ImageError(path, "file not found", "Check data_root and the split file") from None
+    except OSError as error:
+        raise ImageError(path, f"cannot be opened ({error.strerror})") from error
+
+
+def _read_file(path: str | Path) -> tuple[str, bytes]:
+    """Format and content of a whole file; of a TIFF, which is read by windows, only the first bytes."""
+    with _open(path) as file:
+        try:
+            data = file.read(16)
+            kind = _require_format(data, path)
+            if kind == "tiff":
+                return kind, data
+            file.seek(0)
+            data = file.read()
+        except OSError as error:
+            raise ImageError(path, f"cannot be read ({error.strerror})", "Is the disk in order?") from error
+    if not is_complete(data, kind):
+        raise ImageError(path, f"truncated {kind.upper()} ({len(data)} bytes)", _RESTORE)
+    return kind, data
+
+
+def _require_format(data: bytes, path: str | Path) -> str:
+    kind = detect_format(data)
+    if kind is None:
+        reason = f"is not an image (starts with {data[:8]!r})" if data else "is empty"
+        raise ImageError(path, reason, "JPEG, PNG, BMP, WebP and TIFF can be read")
+    return kind
+
+
+def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(path, f"cannot be decoded ({error.err})", _RESTORE) from error
+    if image is None:
+        raise ImageError(path, "cannot be decoded: its data are damaged", _RESTORE)
+    return image
+
+
+def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
+    """Palette indices, and 1-, 2- and 4-bit values, which OpenCV would turn into colours or spread to 255."""
+    try:
+        with _PILLOW["png"](io.BytesIO(data)) as image:
+            mask = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
+    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == 0 else 1
+    return mask.astype(np.uint8) // np.uint8(spread)
+
+
+def _as_mask(array: np.ndarray, path: str | Path) -> np.ndarray:
+    """One channel of uint8 from what the decoder gave."""
+    if array.ndim == 3:
+        first = array[..., 0]
+        if any(not np.array_equal(first, array[..., c]) for c in range(1, min(3, array.shape[2]))):
+            raise ImageError(
+                path,
+                f"a mask has one channel, this one {array.shape[2]} that differ (a colour-coded mask?)",
+                "Convert it with 'python -m s5.data.prepare' or LabelTable.from_colors",
+            )
+        array = first
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    if not np.issubdtype(array.dtype, np.integer) or low < 0 or high > 255:
+        raise ImageError(
+            path, f"mask values must be whole numbers in 0..255, got {array.dtype} from {low} to {high}"
+        )
+    return array.astype(np.uint8)

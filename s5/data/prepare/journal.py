@@ -1,0 +1,131 @@
+"""Remember which source files are finished, so that a killed run continues where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from s5.data.errors import DataError
+
+_VERSION = 1
+_LOCK_SECONDS = 5.0  # workers of a killed run notice within a second that it is gone
+
+
+class PrepareError(DataError):
+    """Preparing data cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch that was written: image, and mask where there is one, relative to the data root."""
+
+    image: str
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished source file.
+
+    Attributes:
+        source: key of the source file.
+        group: the split list its patches belong to.
+        size: its size in bytes; a file of another size is cut again.
+        patches: what was written of it.
+    """
+
+    source: str
+    group: str
+    size: int
+    patches: tuple[Patch, ...]
+
+
+class Journal:
+    """A JSON-lines file: first the parameters, then an entry for each finished source file.
+
+    Only one process at a time may have it open. Lines are appended whole; one that was cut off by a kill is
+    dropped on opening.
+
+    Args:
+        path: the file; its folder is made.
+        parameters: what the patches depend on (patch size, format ...).
+
+    Raises:
+        PrepareError: the file was begun with other parameters, or another run has it open.
+    """
+
+    def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        try:
+            self._lock()
+            self.entries = self._load(dict(parameters))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, entry: Entry) -> None:
+        """Record a finished source file; its patches must be in place."""
+        self.entries[entry.source] = entry
+        self._append(asdict(entry))
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def _lock(self) -> None:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise PrepareError(
+                        f"{self.path}: another run is writing here; wait for it or stop it"
+                    ) from None
+                time.sleep(0.1)
+
+    def _load(self, parameters: dict[str, Any]) -> dict[str, Entry]:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        os.ftruncate(self._file.fileno(), whole)
+        header, *lines = [json.loads(line) for line in content[:whole].splitlines()] or [None]
+        if header is None:
+            self._append({"version": _VERSION, "parameters": parameters})
+        else:
+            self._require_same(header, parameters)
+        return {line["source"]: _entry(line) for line in lines}
+
+    def _require_same(self, header: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+        before = header.get("parameters", {})
+        if header.get("version") != _VERSION or before != parameters:
+            keys = sorted(k for k in {*before, *parameters} if before.get(k) != parameters.get(k))
+            changes = ", ".join(f"{k} was {before.get(k)!r}, is {parameters.get(k)!r}" for k in keys)
+            raise PrepareError(
+                f"{self.path}: patches here were cut with other parameters ({changes or 'another version'}). "
+                "Run with the same ones to continue, choose another --out or --name, or delete the folder "
+                f"{self.path.parent} to begin anew"
+            )
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    patches: Sequence[Mapping[str, Any]] = line["patches"]
+    return Entry(line["source"], line["group"], line["size"], tuple(Patch(**patch) for patch in patches))

@@ -1,0 +1,169 @@
+"""Prepare a data set: find sources, skip finished ones, cut the others in parallel, write the split files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from s5.data.errors import DataError
+from s5.data.geotiff import require_rasterio
+from s5.data.prepare.journal import Entry, Journal, Patch
+from s5.data.prepare.parallel import run_parallel
+from s5.data.prepare.recipe import Recipe, Source
+from s5.data.progress import Progress
+from s5.data.splits import format_line, write_split
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME = "prepare_journal.jsonl"
+UNUSABLE_NAME = "unusable.txt"
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        before: source files that an earlier run had finished.
+        finished: source files that this run finished.
+        patches: patches that this run wrote.
+        empty: source files of this run that gave no patch.
+        unusable: message per source file that could not be used.
+        lists: number of samples of each split file, by its path.
+    """
+
+    before: int = 0
+    finished: int = 0
+    patches: int = 0
+    empty: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
+    lists: dict[Path, int] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """The counts as text."""
+        if self.finished:
+            lines = [
+                f"{self.finished} source files cut into {self.patches} patches, {self.before} finished before"
+            ]
+        else:
+            lines = [f"nothing to do: {self.before} source files were finished before"]
+        if self.empty:
+            lines.append(f"{self.empty} of them gave no patch (too small)")
+        if self.unusable:
+            lines.append(f"{len(self.unusable)} source files could not be used, the first:")
+            lines += [f"  {message}" for message in list(self.unusable.values())[:5]]
+        return "\n".join([*lines, *(f"{path}: {count} samples" for path, count in self.lists.items())])
+
+
+def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
+    """Cut what is not cut yet and write the split files.
+
+    May be interrupted at any point, also by ``kill -9``: the next call with the same parameters continues.
+
+    Raises:
+        DataError: sources are missing, the folder was begun with other parameters, or rasterio is needed.
+        OSError: the output cannot be written.
+    """
+    sources = recipe.sources()
+    for source in sources:
+        if source.image.suffix.lower() in (".tif", ".tiff"):
+            require_rasterio(source.image)
+            break
+    folder = recipe.out / recipe.folder
+    outcome = Outcome()
+    with Journal(folder / JOURNAL_NAME, recipe.parameters()) as journal:
+        present = _files(folder) if journal.entries else set()
+        todo = [s for s in sources if not _finished(journal.entries.get(s.key), s, recipe.out, present)]
+        outcome.before = len(sources) - len(todo)
+        with closing(_cut_all(recipe, todo, workers, outcome)) as cut:
+            for source, patches in cut:
+                journal.add(Entry(source.key, source.group, _size(source), patches))
+                outcome.finished += 1
+                outcome.patches += len(patches)
+                outcome.empty += not patches
+        outcome.lists = _write_lists(recipe, journal)
+        _write_unusable(folder / UNUSABLE_NAME, outcome.unusable)
+    return outcome
+
+
+def _cut_all(
+    recipe: Recipe, todo: list[Source], workers: int, outcome: Outcome
+) -> Generator[tuple[Source, tuple[Patch, ...]], None, None]:
+    results = run_parallel(partial(_cut, recipe), todo, min(workers, len(todo)))
+    with Progress(len(todo), f"cutting {recipe.command}", "files", logger) as progress, closing(results):
+        for source, result in results:
+            progress.update()
+            if isinstance(result, str):
+                outcome.unusable[source.key] = result
+                logger.warning("%s", result)
+            else:
+                yield source, result
+
+
+def _cut(recipe: Recipe, source: Source) -> tuple[Patch, ...] | str:
+    """The patches, or the message why there are none."""
+    try:
+        return recipe.cut(source)
+    except DataError as error:
+        return str(error)
+    except MemoryError:
+        return f"{source.image}: not enough memory; run again with fewer --workers"
+
+
+def _finished(entry: Entry | None, source: Source, out: Path, present: set[str]) -> bool:
+    if entry is None or entry.size != _size(source):
+        return False
+    paths = [path for patch in entry.patches for path in (patch.image, patch.mask) if path]
+    return all(str(out / path) in present for path in paths)
+
+
+def _files(folder: Path) -> set[str]:
+    return {os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names}
+
+
+def _size(source: Source) -> int:
+    """Bytes of the source's files; a missing one counts 0, and cutting it says what is wrong."""
+    paths = [path for path in (source.image, source.mask) if path is not None and path.exists()]
+    return sum(path.stat().st_size for path in paths)
+
+
+def _write_lists(recipe: Recipe, journal: Journal) -> dict[Path, int]:
+    lines: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(journal.entries):
+        entry = journal.entries[key]
+        lines[entry.group] += [format_line(patch.image, patch.mask) for patch in entry.patches]
+    written = {}
+    for group, path in recipe.lists().items():
+        _replace_list(recipe.out / path, lines[group])
+        written[recipe.out / path] = len(lines[group])
+    return written
+
+
+def _replace_list(path: Path, lines: list[str]) -> None:
+    """Write a split file; one that names other samples, so is not an earlier state of it, is kept aside."""
+    if path.exists():
+        before = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        if before == lines:
+            return
+        if not set(before) <= set(lines):
+            kept = next(
+                p for i in range(1, 1000) if not (p := path.with_name(f"{path.name}.old{i}")).exists()
+            )
+            path.rename(kept)
+            logger.warning("%s named other samples; it is now %s", path, kept)
+    write_split(path, lines)
+
+
+def _write_unusable(path: Path, unusable: dict[str, str]) -> None:
+    """List the source files that could not be used, one message a line; no file when there are none."""
+    if unusable:
+        write_split(path, [unusable[key].replace("\n", " ") for key in sorted(unusable)])
+        logger.warning("source files that could not be used are listed in %s", path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""Any folder tree of JPEG, PNG, TIFF, BMP or WebP images -> patches and a list of them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from s5.data.image_io import write_bytes, write_image
+from s5.data.prepare.journal import Patch, PrepareError
+from s5.data.prepare.patches import Readable, open_image, safe_name, windows
+from s5.data.prepare.recipe import Recipe, Source, find_images
+from s5.data.splits import IMAGE_EXTENSIONS
+
+_PLAIN = {"JPEG": ".jpg", "PNG": ".png"}
+
+
+@dataclass(frozen=True)
+class Unlabeled(Recipe):
+    """Patches go under ``unlabeled/NAME``, in the folders of the source tree.
+
+    An image that fits into a patch and is plain 8-bit RGB JPEG or PNG is copied byte for byte; all others are
+    cut and encoded anew.
+
+    Attributes:
+        name: name of the pool.
+        min_size: images with a side below this many pixels are left out.
+        format: ``jpg`` (quality 95) or ``png``.
+    """
+
+    command: ClassVar[str] = "unlabeled"
+    help: ClassVar[str] = "any folder tree of images -> unlabeled/NAME, with a list for training"
+
+    name: str = ""
+    min_size: int = 32
+    format: str = "jpg"
+
+    def __post_init__(self) -> None:
+        """Refuse names that cannot be a folder."""
+        super().__post_init__()
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {self.name!r}")
+
+    @property
+    def folder(self) -> str:
+        """Folder of the pool."""
+        return f"unlabeled/{self.name}"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Name, smallest size and format, beside the common ones."""
+        super().add_arguments(parser)
+        parser.add_argument("--name", required=True, help="name of the pool: folder and list are called so")
+        parser.add_argument(
+            "--min-size", type=int, default=32, help="leave out images with a side below this (default: 32)"
+        )
+        parser.add_argument(
+            "--format", choices=("jpg", "png"), default="jpg", help="of patches that are cut (default: jpg)"
+        )
+
+    def lists(self) -> Mapping[str, str]:
+        """The one list of the pool."""
+        return {"all": f"splits/unlabeled/{self.name}.txt"}
+
+    def sources(self) -> list[Source]:
+        """Every image below ``src``, in the order of their paths."""
+        paths = find_images(self.src, leave_out=self.out / self.folder)
+        if not paths:
+            raise PrepareError(
+                f"no images below {self.src}{self._what_is_there()}; expected a folder tree of files that "
+                f"end in {', '.join(IMAGE_EXTENSIONS)}"
+            )
+        keys = [path.relative_to(self.src).as_posix() for path in paths]
+        stems = [_stem(key) for key in keys]
+        count = Counter(stems)
+        return [
+            # Names that coincide ('a.jpg' and 'a.png') get a mark that depends on nothing but the name.
+            Source(key, "all", stem if count[stem] == 1 else f"{stem}-{_mark(key)}", path)
+            for key, stem, path in zip(keys, stems, paths, strict=True)
+        ]
+
+    def cut(self, source: Source) -> tuple[Patch, ...]:
+        """Copy or cut one image; nothing for one that is too small."""
+        with open_image(source.image) as image:
+            if min(image.height, image.width) < self.min_size:
+                return ()
+            if max(image.height, image.width) <= self.size:
+                return (self._whole(source, image),)
+            patches = []
+            for window in windows(image.height, image.width, self.size, self.overlap):
+                patches.append(self._write(window.name(source.stem), image.read(*window)))
+            return tuple(patches)
+
+    def _whole(self, source: Source, image: Readable) -> Patch:
+        suffix = _plain_suffix(source.image)
+        if suffix is None:
+            return self._write(source.stem, image.read(0, 0, image.height, image.width))
+        patch = Patch(f"{self.folder}/{source.stem}{suffix}")
+        write_bytes(self.out / patch.image, source.image.read_bytes())
+        return patch
+
+    def _write(self, name: str, pixels: np.ndarray) -> Patch:
+        patch = Patch(f"{self.folder}/{name}.{self.format}")
+        write_image(self.out / patch.image, pixels)
+        return patch
+
+    def _what_is_there(self) -> str:
+        if not self.src.is_dir():
+            return " (no such folder)"
+        endings = Counter(
+            path.suffix.lower() or "no ending" for path in self.src.rglob("*") if path.is_file()
+        )
+        found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
+        return f" (found: {found or 'nothing'})"
+
+
+def _stem(key: str) -> str:
+    """Path of the patches of a source, without extension and white space."""
+    return safe_name(key[: key.rindex(".")])
+
+
+def _mark(key: str) -> str:
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+
+
+def _plain_suffix(path: Path) -> str | None:
+    """The extension for an 8-bit RGB JPEG or PNG, None for anything else."""
+    with Image.open(path) as image:
+        suffix = _PLAIN.get(image.format or "") if image.mode == "RGB" else None
+    if suffix == ".png":
+        with path.open("rb") as file:
+            depth = file.read(25)[24]  # Pillow calls 16-bit colour RGB, too
+        return suffix if depth == 8 else None
+    return suffix

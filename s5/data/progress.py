@@ -1,0 +1,63 @@
+"""Progress of long loops: a bar on a terminal, a plain log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Bar(tqdm):
+    # The monitor thread would be one more thing to fork.
+    monitor_interval = 0
+
+
+class Progress:
+    """Count finished items of a known number.
+
+    Args:
+        total: number of items.
+        what: what is being done, for the bar or line.
+        unit: what is counted.
+        logger: takes the plain lines when stderr is not a terminal.
+    """
+
+    def __init__(self, total: int, what: str, unit: str, logger: logging.Logger) -> None:
+        self.total, self.what, self.unit, self._logger = total, what, unit, logger
+        self.done = 0
+        self._bar = _Bar(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Count ``count`` more items as finished."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            rate = self.done / (now - self._start)
+            self._logger.info(
+                "%s: %d of %d %s, %.1f/s, %.0f s left",
+                self.what,
+                self.done,
+                self.total,
+                self.unit,
+                rate,
+                (self.total - self.done) / rate,
+            )

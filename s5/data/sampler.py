@@ -1,0 +1,122 @@
+"""A sampler that draws a fixed number of images from every source in every step.
+
+FixMatch's labeled and unlabeled images, and later the datasets of a multi-dataset fine-tuning, are several sources
+that share one batch. Each source is shuffled and cycled on its own. The order is a pure function of
+``(seed, source, position)``, so the sampler holds no running state: any step of any process can be computed
+directly, which makes resuming exact and free of charge.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from s5.data.errors import DataError
+
+
+class Draw(NamedTuple):
+    """One sample to load: which source, which of its images, and the position that keys its random draws."""
+
+    source: int
+    index: int
+    position: int
+
+
+class MultiSourceSampler(Sampler[Draw]):
+    """Endless stream of draws; every ``sum(batch_sizes)`` of them form one batch, ordered by source.
+
+    Args:
+        lengths: number of images of each source.
+        batch_sizes: images per step and process taken from each source.
+        seed: seed of all shuffles.
+        rank: this process.
+        world_size: number of processes; they share one global order and take disjoint parts of every step.
+        names: names of the sources for error messages.
+
+    Raises:
+        DataError: a source has fewer images than one global step takes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_sizes: Sequence[int],
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.lengths = list(lengths)
+        self.batch_sizes = list(batch_sizes)
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        names = names or [f"source {i}" for i in range(len(lengths))]
+        for name, length, count in zip(names, lengths, batch_sizes, strict=True):
+            if length < count * world_size:
+                raise DataError(
+                    f"{name}: {length} images, fewer than one step takes ({count} per process x {world_size} "
+                    f"processes = {count * world_size}). Lower the batch size, use fewer processes, or list the "
+                    f"images more than once in the split file."
+                )
+        self._consumed = [0] * len(self.lengths)  # global position of every source at `_first_step`
+        self._first_step = 0
+        self._next_step = 0
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step and process, over all sources."""
+        return sum(self.batch_sizes)
+
+    def __len__(self) -> int:
+        """Draws of this process until every image of the largest source was drawn once."""
+        steps = max(length // (n * self.world_size) for length, n in zip(self.lengths, self.batch_sizes, strict=True))
+        return steps * self.batch_size
+
+    def skip(self, num_samples: int) -> None:
+        """Advance by ``num_samples`` draws of this process without producing them (called by the loop on resume)."""
+        self._next_step += num_samples // self.batch_size
+
+    def consumed(self, step: int) -> list[int]:
+        """Images of every source that all processes together have drawn before ``step``."""
+        steps = step - self._first_step
+        return [
+            start + steps * count * self.world_size
+            for start, count in zip(self._consumed, self.batch_sizes, strict=True)
+        ]
+
+    def resume_at(self, step: int, consumed: Sequence[int]) -> None:
+        """Continue a run that had drawn ``consumed`` images when it reached ``step``.
+
+        Needed when the number of processes or a batch size changed; otherwise it changes nothing.
+        """
+        if len(consumed) != len(self.lengths):
+            raise DataError(f"the checkpoint has {len(consumed)} data sources, this run has {len(self.lengths)}")
+        self._consumed = list(consumed)
+        self._first_step = step
+
+    def __iter__(self) -> Iterator[Draw]:
+        step = self._next_step
+        while True:
+            yield from self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> list[Draw]:
+        """The draws of this process in ``step``, ordered by source."""
+        draws = []
+        for source, (start, count) in enumerate(zip(self.consumed(step), self.batch_sizes, strict=True)):
+            first = start + self.rank * count
+            draws += [
+                Draw(source, self._index_at(source, position), position) for position in range(first, first + count)
+            ]
+        return draws
+
+    def _index_at(self, source: int, position: int) -> int:
+        epoch, offset = divmod(position, self.lengths[source])
+        cached = self._orders.get(source)
+        if cached is None or cached[0] != epoch:
+            order = np.random.default_rng([self.seed, source, epoch]).permutation(self.lengths[source])
+            self._orders[source] = cached = (epoch, order)
+        return int(cached[1][offset])

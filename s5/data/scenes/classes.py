@@ -1,0 +1,113 @@
+"""Classes, surface materials and the coarser label sets of the synthetic scenes."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+IGNORE = 255
+CLASSES = ("field", "forest", "water", "road", "building", "vehicle", "ship", "plane")
+FIELD, FOREST, WATER, ROAD, BUILDING, VEHICLE, SHIP, PLANE = range(8)
+BOX_CLASSES = {VEHICLE: "vehicle", SHIP: "ship", PLANE: "plane"}
+
+PALETTE = np.array(
+    [
+        (178, 200, 94),
+        (34, 104, 52),
+        (48, 108, 200),
+        (150, 150, 150),
+        (206, 92, 62),
+        (250, 210, 40),
+        (190, 60, 200),
+        (250, 250, 250),
+    ],
+    np.uint8,
+)
+
+
+class LabelSet(NamedTuple):
+    """A coarser reading of the masks: `ids[train id of the 8 classes]` -> id in `classes` or IGNORE."""
+
+    classes: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def apply(self, mask: np.ndarray) -> np.ndarray:
+        """Return `mask` (uint8 (H, W), ids 0..7 or IGNORE) in the ids of this label set."""
+        table = np.full(256, IGNORE, np.uint8)
+        table[: len(self.ids)] = self.ids
+        return table[mask]
+
+
+# `landcover` ignores what moves: a land-cover map says nothing of a car or what lies under it.
+LABEL_SETS: dict[str, LabelSet] = {
+    "scenes": LabelSet(CLASSES, tuple(range(8))),
+    "landcover": LabelSet(("field", "forest", "water", "built"), (0, 1, 2, 3, 3, IGNORE, IGNORE, IGNORE)),
+    "roads": LabelSet(("background", "road"), (0, 0, 0, 1, 0, 0, 0, 0)),
+    "objects": LabelSet(("background", "vehicle", "ship", "plane"), (0, 0, 0, 0, 0, 1, 2, 3)),
+}
+
+
+class Material(IntEnum):
+    """What a surface is made of; decides its class and its texture."""
+
+    GRASS = 0
+    CROP = 1
+    SOIL = 2
+    FLOOR = 3
+    CROWN = 4
+    WATER = 5
+    FOAM = 6
+    ASPHALT = 7
+    CONCRETE = 8
+    DIRT = 9
+    ROOF = 10
+    VEHICLE = 11
+    SHIP = 12
+    PLANE = 13
+
+
+class Texture(NamedTuple):
+    """Class of a material and relative amplitudes of its fine, medium and coarse brightness noise."""
+
+    label: int
+    fine: float
+    medium: float
+    coarse: float
+
+
+TEXTURES: dict[Material, Texture] = {
+    Material.GRASS: Texture(FIELD, 0.040, 0.050, 0.060),
+    Material.CROP: Texture(FIELD, 0.045, 0.030, 0.045),
+    Material.SOIL: Texture(FIELD, 0.050, 0.060, 0.060),
+    Material.FLOOR: Texture(FOREST, 0.090, 0.080, 0.060),
+    Material.CROWN: Texture(FOREST, 0.090, 0.060, 0.060),
+    Material.WATER: Texture(WATER, 0.010, 0.010, 0.040),
+    Material.FOAM: Texture(WATER, 0.080, 0.060, 0.020),
+    Material.ASPHALT: Texture(ROAD, 0.025, 0.030, 0.045),
+    Material.CONCRETE: Texture(ROAD, 0.025, 0.035, 0.040),
+    Material.DIRT: Texture(ROAD, 0.045, 0.050, 0.050),
+    Material.ROOF: Texture(BUILDING, 0.025, 0.030, 0.020),
+    Material.VEHICLE: Texture(VEHICLE, 0.020, 0.0, 0.0),
+    Material.SHIP: Texture(SHIP, 0.030, 0.010, 0.0),
+    Material.PLANE: Texture(PLANE, 0.015, 0.0, 0.0),
+}
+
+NATURAL = (Material.GRASS, Material.CROP, Material.SOIL, Material.FLOOR)
+PAVED = (Material.ASPHALT, Material.CONCRETE, Material.DIRT)
+
+
+def is_one_of(material: np.ndarray, wanted: tuple[Material, ...]) -> np.ndarray:
+    """Return where a uint8 material layer is one of `wanted`, as uint8 0 or 1."""
+    table = np.zeros(256, np.uint8)
+    table[list(wanted)] = 1
+    return table[material]
+
+
+def material_table(field: str) -> np.ndarray:
+    """Return one column of TEXTURES as a 256-entry lookup table (uint8 for `label`, else float32)."""
+    table = np.zeros(256, np.uint8 if field == "label" else np.float32)
+    for material, texture in TEXTURES.items():
+        table[material] = getattr(texture, field)
+    return table

@@ -1,0 +1,140 @@
+"""From layers to a picture: surface texture, waves, cast shadows, light, air and sensor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from .buildings import Sun
+from .canvas import SCALE, Canvas
+from .classes import Material, material_table
+from .noise import fractal, noise, streaks
+
+
+class Conditions(NamedTuple):
+    """Light, air and sensor of one scene."""
+
+    sun: Sun
+    sky: np.ndarray  # (3,) light in the shadow
+    direct: np.ndarray  # (3,) additional light of the sun on flat ground
+    haze: float  # 0..1 share of the haze colour
+    air: np.ndarray  # (3,) haze colour
+    cast: np.ndarray  # (3,) white balance error
+    level: float  # mean grey level that the exposure aims at
+    saturation: float
+    gamma: float
+    blur: float  # standard deviation of the point spread, image pixels
+    noise: float  # standard deviation at mid grey, grey levels
+    texture: float  # gain of all surface noise
+    clouds: bool  # a cloud shadow lies over a part of the scene
+    quality: int  # JPEG quality, 0 for none
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Conditions:
+        """Draw the conditions of a scene."""
+        azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 62))
+        sun = Sun(np.array([np.cos(azimuth), np.sin(azimuth)]), float(np.tan(elevation)))
+        warm = rng.uniform(-0.04, 0.07)
+        contrast = rng.uniform(0.38, 0.68)
+        exposure = rng.uniform(0.85, 1.18)
+        return cls(
+            sun=sun,
+            sky=exposure * (1 - contrast) * np.array([0.88, 0.97, 1.14]),
+            direct=exposure * contrast * np.array([1 + warm, 1.0, 1 - warm]),
+            haze=float(rng.beta(1.3, 7) * 0.6),
+            air=np.array([172, 182, 194]) + rng.normal(0, 8, 3),
+            cast=1 + np.clip(rng.normal(0, 0.025, 3), -0.05, 0.05),
+            level=float(rng.uniform(80, 125)),
+            saturation=float(rng.uniform(0.65, 1.0)),
+            gamma=float(rng.uniform(0.85, 1.2)),
+            blur=float(rng.uniform(0.38, 0.75)),
+            noise=float(rng.uniform(1.0, 5.0)),
+            texture=float(rng.uniform(0.7, 1.35)),
+            clouds=bool(rng.random() < 0.12),
+            quality=int(rng.choice([0, rng.integers(55, 96)])),
+        )
+
+
+def render(canvas: Canvas, rng: np.random.Generator, conditions: Conditions) -> np.ndarray:
+    """Return the picture of a canvas, uint8 (S, S, 3) RGB."""
+    spread = conditions.blur * SCALE
+    color = cv2.GaussianBlur(canvas.color, (0, 0), spread)[::SCALE, ::SCALE].astype(np.float32)
+    shade = cv2.GaussianBlur(canvas.shade, (0, 0), spread)[::SCALE, ::SCALE]
+    material = np.ascontiguousarray(canvas.material[::SCALE, ::SCALE])
+    color *= _texture(canvas, rng, material, conditions.texture)[..., None]
+    _waves(canvas, rng, material, color, conditions)
+    shadow = cast_shadows(canvas, conditions.sun)
+    if conditions.clouds:
+        cover = fractal(rng, canvas.size, canvas.size / 1.5, 4)
+        shadow = np.maximum(shadow, np.clip(cover * 1.5 - 0.8, 0, 0.75))
+    direct = (1 - shadow) * shade
+    light = conditions.sky.astype(np.float32) + direct[..., None] * conditions.direct.astype(np.float32)
+    return _expose(canvas, rng, color * light, conditions)
+
+
+def cast_shadows(canvas: Canvas, sun: Sun) -> np.ndarray:
+    """Return the shadow strength 0..1, float32 (S, S).
+
+    A point lies in shadow if the surface towards the sun, lowered by tan(elevation) per metre, is above
+    it. The maximum along the ray is found by doubling: log2(length) shifts instead of one per pixel.
+    """
+    height = np.ascontiguousarray(canvas.height[::SCALE, ::SCALE])
+    drop = sun.slope * canvas.gsd  # metres per pixel towards the sun
+    reach = float(height.max()) / drop
+    ray, step = height, 1
+    while step <= reach:
+        dx, dy = sun.direction * step
+        matrix = np.array([[1, 0, dx], [0, 1, dy]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        moved = cv2.warpAffine(ray, matrix, ray.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        ray = np.maximum(ray, moved - np.float32(step * drop))
+        step *= 2
+    soft = np.float32(max(0.5, 1.2 * drop))
+    return cv2.GaussianBlur(np.clip((ray - height - 0.15) / soft, 0, 1), (0, 0), 0.6)
+
+
+def _texture(canvas: Canvas, rng: np.random.Generator, material: np.ndarray, gain: float) -> np.ndarray:
+    """Brightness factor float32 (S, S) from noise at three scales, as strong as each material has it."""
+    size, cell = canvas.size, 1 / canvas.gsd
+    fields = (noise(rng, size, 1.0) + 0.8 * noise(rng, size, 2.2), fractal(rng, size, 6 * cell, 3), noise(rng, size, 35 * cell))
+    total = np.ones((size, size), np.float32)
+    for name, field in zip(("fine", "medium", "coarse"), fields, strict=True):
+        total += cv2.LUT(material, material_table(name) * np.float32(gain)) * field
+    return total
+
+
+def _waves(
+    canvas: Canvas, rng: np.random.Generator, material: np.ndarray, color: np.ndarray, conditions: Conditions
+) -> None:
+    """Add waves, their glint and a slow sheen to the water, in place."""
+    water = material == Material.WATER
+    wind, strength = rng.uniform(0, np.pi), rng.uniform(0.0, 0.09)
+    glint, sheen = rng.choice([0, 0, rng.uniform(20, 70)]), rng.uniform(-14, 14)
+    if not water.any():
+        return
+    cell = max(1.6, rng.uniform(1.2, 3.5) / canvas.gsd)
+    waves = 0.7 * streaks(rng, canvas.size, 2.6 * cell, cell, wind) + 0.5 * streaks(rng, canvas.size, 1.8 * cell, 0.6 * cell, wind + 0.5)
+    waves += 0.5 * noise(rng, canvas.size, 0.7 * cell) + 0.5 * noise(rng, canvas.size, 6 * cell)
+    x, y = canvas.grid()
+    slope = (x * conditions.sun.direction[0] + y * conditions.sun.direction[1]) / canvas.half
+    sparkle = np.clip(waves + 0.6 * slope - 1.7, 0, 2) * glint
+    factor, extra = 1 + strength * waves, sparkle + sheen * slope
+    color[water] = color[water] * factor[water, None] + extra[water, None]
+
+
+def _expose(canvas: Canvas, rng: np.random.Generator, radiance: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """Haze, white balance, tone curve, sensor noise, rounding and at times JPEG."""
+    picture = radiance * (1 - conditions.haze) + (conditions.haze * conditions.air).astype(np.float32)
+    picture *= np.sqrt(conditions.level / picture.mean())  # half-way to the intended exposure
+    gray = picture.mean(-1, keepdims=True)
+    picture = (gray + conditions.saturation * (picture - gray)) * conditions.cast.astype(np.float32)
+    picture = 255 * cv2.pow(np.clip(picture, 0, 262) / 258, conditions.gamma)
+    grain = rng.standard_normal(picture.shape, dtype=np.float32)
+    picture += grain * (conditions.noise * np.sqrt(0.35 + picture / 200))
+    image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    if conditions.quality:
+        done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, conditions.quality])
+        image = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    return image

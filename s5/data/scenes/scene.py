@@ -1,0 +1,100 @@
+"""One scene: its picture, mask and rotated boxes, a pure function of (seed, index, size, theme)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from . import boxes as rotated
+from .canvas import SCALE, Canvas
+from .classes import CLASSES, PALETTE, material_table
+from .objects import vehicle
+from .palette import Palette
+from .render import Conditions, render
+from .themes import THEMES
+from .trees import plant
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A generated scene.
+
+    Attributes:
+        image: uint8 (S, S, 3) RGB.
+        mask: uint8 (S, S), ids 0..7 of `CLASSES`; every pixel is labelled.
+        boxes: float32 (N, 6): cx, cy, w, h in pixels (pixel i spans [i, i + 1]), theta in radians, class id
+            of the mask. `w` >= `h`, theta in [-pi/2, pi/2) turns from x towards y. At least half of each
+            box lies in the image.
+        meta: theme, seed, index, gsd (metres per pixel), season, sun azimuth and elevation (degrees).
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    boxes: np.ndarray
+    meta: dict[str, Any]
+
+    @property
+    def polygons(self) -> np.ndarray:
+        """Corners (N, 4, 2) of the boxes in pixels."""
+        return rotated.corners(self.boxes)
+
+    def plot(self, zoom: int = 1) -> np.ndarray:
+        """Return image, coloured mask and image with boxes side by side, uint8 (S * zoom, 3 * S * zoom, 3)."""
+        size = (self.image.shape[1] * zoom, self.image.shape[0] * zoom)
+        image = cv2.resize(self.image, size, interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(PALETTE[self.mask], size, interpolation=cv2.INTER_NEAREST)
+        return np.hstack([image, mask, rotated.draw_boxes(image, self.boxes, zoom)])
+
+
+def generate_scene(seed: int, index: int, size: int = 256, theme: str | None = None) -> Scene:
+    """Generate one scene.
+
+    Args:
+        seed: Selects the world.
+        index: Number of the scene; without `theme` the themes take turns by it.
+        size: Side of the image in pixels. The ground resolution does not depend on it.
+        theme: One of `THEMES`, or None.
+
+    Raises:
+        ValueError: unknown theme.
+    """
+    names = list(THEMES)
+    name = names[index % len(names)] if theme is None else theme
+    if name not in THEMES:
+        raise ValueError(f"unknown theme {name!r}; known: {', '.join(names)}")
+    rng = np.random.default_rng([seed, index, names.index(name)])
+    low, high = THEMES[name].gsd
+    canvas = Canvas(size, float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+    palette, conditions = Palette.draw(rng), Conditions.draw(rng)
+    THEMES[name].compose(canvas, rng, palette, conditions.sun)
+    plant(canvas, rng, palette, conditions.sun.direction)
+    for pose, kind in canvas.spots:
+        vehicle(canvas, rng, pose, kind)
+    mask = cv2.LUT(np.ascontiguousarray(canvas.material[::SCALE, ::SCALE]), material_table("label"))
+    return Scene(
+        render(canvas, rng, conditions),
+        mask,
+        rotated.canonical(np.array(canvas.boxes, np.float64).reshape(-1, 6), size),
+        _meta(seed, index, name, canvas, palette, conditions),
+    )
+
+
+def _meta(
+    seed: int, index: int, theme: str, canvas: Canvas, palette: Palette, conditions: Conditions
+) -> dict[str, Any]:
+    sun = conditions.sun
+    azimuth = float(np.degrees(np.arctan2(sun.direction[1], sun.direction[0])))
+    elevation = float(np.degrees(np.arctan(sun.slope)))
+    return {
+        "theme": theme,
+        "seed": seed,
+        "index": index,
+        "gsd": canvas.gsd,
+        "season": palette.season,
+        "sun_azimuth": azimuth,
+        "sun_elevation": elevation,
+        "classes": CLASSES,
+    }

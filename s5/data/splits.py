@@ -1,0 +1,143 @@
+r"""Split files: one sample a line, ``image[ mask]``, paths relative to the data root.
+
+Accepted: UTF-8 with or without a byte-order mark, Unix or Windows line ends, blank lines, spaces in names.
+A TAB always separates image and mask (at the end it marks a line without one); otherwise, the line is split at the white space that follows a known
+image extension (``field one/a 1.png masks/a 1.png`` are two paths, ``field one/a 1.png`` is one). Absolute
+paths are taken as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from s5.data.errors import SplitError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Extensions, in lower case, by which image files are recognised."""
+
+_PAIR = re.compile(
+    rf"(?P<image>.+?(?:{'|'.join(map(re.escape, IMAGE_EXTENSIONS))}))\s+(?P<mask>\S.*)", re.IGNORECASE
+)
+
+
+class Sample(NamedTuple):
+    """One line of a split: absolute paths, and the image path as written."""
+
+    image: Path
+    mask: Path | None
+    name: str
+
+
+class Split:
+    """The lines of a split file in one shared buffer.
+
+    The text and the offsets of its lines are two tensors in shared memory: a million lines load in a fraction
+    of a second, cost about their size on disk, and loader workers (forked or spawned) share them. Lines are
+    taken apart when they are asked for.
+
+    Args:
+        path: the split file; a relative one is looked for under ``root``, then in the working directory.
+        root: folder that the paths in the file are relative to.
+
+    Raises:
+        SplitError: the file is missing (says where it was looked for) or has no samples.
+    """
+
+    def __init__(self, path: str | Path, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self.path = _find(Path(path), self.root)
+        text, offsets = _scan(self.path.read_bytes())
+        if len(offsets) == 0:
+            raise SplitError(
+                f"{self.path}: no samples. Each line is 'image' or 'image mask', relative to {root}"
+            )
+        self._text = text.share_memory_()
+        self._offsets = offsets.share_memory_()  # (N, 2): first byte of each line, and the one after the last
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._offsets.shape[0]
+
+    def sample(self, index: int) -> Sample:
+        """The sample at ``index`` (0-based, negative counts from the end).
+
+        Raises:
+            SplitError: the line has more than two TAB-separated parts.
+        """
+        image, mask = self._parts(index)
+        return Sample(self.root / image, self.root / mask if mask else None, image)
+
+    def name(self, index: int) -> str:
+        """The image path at ``index`` as written in the file."""
+        return self._parts(index)[0]
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples in the order of the file."""
+        return (self.sample(i) for i in range(len(self)))
+
+    def _parts(self, index: int) -> tuple[str, str]:
+        begin, end = self._offsets[index].tolist()
+        line = os.fsdecode(self._text[begin:end].numpy().tobytes()).strip(" ")
+        if "\t" in line:
+            image, mask, *rest = (part.strip() for part in line.split("\t"))
+            if rest or not image:
+                raise SplitError(
+                    f"{self.path}: a line is 'image' or 'image<TAB>mask', got {line!r} (sample {index})"
+                )
+            return image, mask
+        pair = _PAIR.fullmatch(line)
+        return (pair["image"], pair["mask"]) if pair else (line, "")
+
+
+def format_line(image: str, mask: str | None = None) -> str:
+    """A line that :class:`Split` reads back as these two paths."""
+    if any(c in part for part in (image, mask or "") for c in "\t\n\r"):
+        raise SplitError(f"a path in a split file cannot contain a TAB or line break: {image!r}, {mask!r}")
+    if mask is None:
+        # A TAB at the end keeps 'a.png b.png', one name with a space, in one piece.
+        return f"{image}\t" if _PAIR.fullmatch(image) else image
+    return f"{image}\t{mask}" if any(c.isspace() for c in image + mask) else f"{image} {mask}"
+
+
+def write_split(path: str | Path, lines: Iterable[str]) -> None:
+    """Write lines of :func:`format_line` to ``path``; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    temporary.replace(path)
+
+
+def _find(path: Path, root: Path) -> Path:
+    candidates = list(dict.fromkeys((root / path, path.absolute())))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = " and ".join(str(c) for c in candidates)
+    raise SplitError(
+        f"split file {path} not found; looked for {looked}. Set its path, or write it with "
+        "'python -m s5.data.prepare'"
+    )
+
+
+def _scan(data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text uint8 (B,) and line offsets int64 (N, 2) of the lines that are not blank."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    text = np.frombuffer(bytearray(data), np.uint8)
+    breaks = np.flatnonzero(text == ord("\n"))
+    begin, end = np.append(0, breaks + 1), np.append(breaks, len(text))
+    filled = end > begin
+    # Only lines that start with white space can consist of nothing else.
+    for i in np.flatnonzero(filled & np.isin(np.append(text, 0)[begin], [9, 32])):
+        filled[i] = bool(data[begin[i] : end[i]].strip())
+    return torch.from_numpy(text), torch.from_numpy(np.stack([begin, end], 1)[filled])

@@ -1,0 +1,1 @@
+"""Training: configuration, checkpoints, optimisation, logging and launching."""

@@ -1,0 +1,185 @@
+"""Loading of weights into models with a report; the reading and writing of files beside it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from s5.engine.checkpoint_io import read_checkpoint, save_atomic
+from s5.models.adapt import CheckpointError, StateDict, fit_positions, split_experts
+from s5.models.convert import Weights, convert
+from s5.models.vit import ViT
+
+__all__ = ["CheckpointError", "LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
+
+logger = logging.getLogger(__name__)
+
+MIN_BACKBONE_SHARE = 0.9
+NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the tensors of a checkpoint and of a model.
+
+    Attributes:
+        source: File name, or what the weights came from.
+        layout: Layout of the checkpoint (`s5.models.convert`).
+        loaded: Names of the model's tensors that were loaded.
+        missing: Names of the model's tensors that the checkpoint lacks.
+        unexpected: Names in the checkpoint without a place in the model.
+        misshaped: Name, shape in the checkpoint and shape in the model.
+        notes: What was changed to make the weights fit.
+        backbone_share: Loaded share of the backbone's parameters, 0 to 1. Weights of MAE or timm have
+            no pyramid: there it is not counted.
+    """
+
+    source: str
+    layout: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    notes: tuple[str, ...]
+    backbone_share: float
+
+    def table(self) -> str:
+        """Format the report as a table, long lists of names shortened."""
+        shapes = [f"{name} ({theirs}, in the model {ours})" for name, theirs, ours in self.misshaped]
+        lines = [
+            f"weights from {self.source}, layout {self.layout}",
+            f"  {'loaded':<11}{len(self.loaded):>6}  {self.backbone_share:.1%} of the backbone's parameters",
+            *(
+                f"  {title:<11}{len(names):>6}  {_shorten(names)}".rstrip()
+                for title, names in (
+                    ("missing", self.missing),
+                    ("unexpected", self.unexpected),
+                    ("misshaped", shapes),
+                )
+            ),
+            *(f"  note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping,
+    *,
+    allow_pickle: bool = False,
+    min_backbone_share: float = MIN_BACKBONE_SHARE,
+) -> LoadReport:
+    """Initialise a model from a checkpoint of any known layout and log what was loaded.
+
+    Position tables of other sizes are resampled and dense FFNs split among the experts of an MoE
+    backbone. Heads are matched by task name; a single head in the checkpoint goes to a single head
+    of the model whatever its name, and its decoder to all heads of a model with several. A
+    classifier for another number of classes is left as it is and reported.
+
+    Args:
+        model: A `ViT`, or a model with one as its ``backbone`` and possibly ``heads``.
+        source: Path of a checkpoint, or its content.
+        allow_pickle: See `read_checkpoint`.
+        min_backbone_share: Least share of the backbone's parameters that must be loaded, 0 to 1.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, is of another architecture, or fills too
+            little of the backbone.
+    """
+    name = "memory" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else read_checkpoint(source, allow_pickle)
+    backbone = model if isinstance(model, ViT) else model.get_submodule("backbone")
+    assert isinstance(backbone, ViT)
+    try:
+        weights = convert(content, backbone.experts)
+        _check_architecture(weights, backbone)
+        tensors, notes = _fit_backbone(weights, backbone)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+    if backbone is not model:
+        tensors = {f"backbone.{key}": value for key, value in tensors.items()}
+    if isinstance(heads := getattr(model, "heads", None), nn.ModuleDict):
+        tensors |= _match_heads(weights.heads, tuple(heads))
+    else:
+        tensors |= {f"heads.{task}.{k}": v for task, head in weights.heads.items() for k, v in head.items()}
+
+    fitting, report = _compare(name, weights, tensors, notes, model, backbone)
+    if report.backbone_share < min_backbone_share:
+        raise CheckpointError(
+            f"{name} fills only {report.backbone_share:.1%} of the backbone's parameters, "
+            f"at least {min_backbone_share:.0%} are needed\n{report.table()}"
+        )
+    model.load_state_dict(fitting, strict=False)
+    logger.info("%s", report.table())
+    return report
+
+
+def _check_architecture(weights: Weights, backbone: ViT) -> None:
+    variant = backbone.variant
+    patch = weights.backbone["patch_embed.proj.weight"].shape[-1]
+    theirs = (weights.width, weights.depth, patch)
+    ours = (variant.width, variant.depth, variant.patch)
+    if theirs != ours:
+        form = "width {}, depth {}, patch {}"
+        raise CheckpointError(
+            f"weights of another architecture: {form.format(*theirs)} in the checkpoint, "
+            f"{form.format(*ours)} in {variant.name}"
+        )
+
+
+def _fit_backbone(weights: Weights, backbone: ViT) -> tuple[StateDict, list[str]]:
+    """Adapt the backbone's weights to the experts and the position table of the model."""
+    tensors, notes = weights.backbone, []
+    if backbone.experts and not weights.experts:
+        tensors = split_experts(tensors, backbone.experts, backbone.expert_channels)
+        notes.append(f"dense FFNs split: last {backbone.expert_channels} channels copied to every expert")
+    fitted = fit_positions(tensors, backbone.grid)
+    if fitted is not tensors:
+        length, (rows, columns) = tensors["pos_embed"].shape[1], backbone.grid
+        notes.append(f"position table of {length} entries resampled to {rows}x{columns}")
+    return fitted, notes
+
+
+def _match_heads(heads: Mapping[str, StateDict], tasks: tuple[str, ...]) -> StateDict:
+    """Name the heads' tensors as in the model."""
+    if len(heads) == 1 and not heads.keys() & set(tasks):
+        (head,) = heads.values()
+        heads = {
+            task: {k: v for k, v in head.items() if len(tasks) == 1 or not k.startswith("classifier.")}
+            for task in tasks
+        }
+    return {f"heads.{task}.{key}": value for task, head in heads.items() for key, value in head.items()}
+
+
+def _compare(
+    source: str, weights: Weights, tensors: StateDict, notes: list[str], model: nn.Module, backbone: ViT
+) -> tuple[StateDict, LoadReport]:
+    """Sort the tensors; return those that fit, and the report."""
+    own = model.state_dict()
+    fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
+    misshaped = [k for k in tensors if k in own and k not in fitting]
+    prefix = "" if backbone is model else "backbone."
+    counted = {
+        name: parameter.numel()
+        for name, parameter in backbone.named_parameters(prefix.rstrip("."))
+        if weights.layout != "MAE or timm" or not name.startswith(f"{prefix}pyramid.")
+    }
+    report = LoadReport(
+        source=source,
+        layout=weights.layout,
+        loaded=tuple(fitting),
+        missing=tuple(k for k in own if k not in tensors),
+        unexpected=(*(k for k in tensors if k not in own), *weights.unused),
+        misshaped=tuple((k, tuple(tensors[k].shape), tuple(own[k].shape)) for k in misshaped),
+        notes=tuple(notes),
+        backbone_share=sum(n for name, n in counted.items() if name in fitting) / sum(counted.values()),
+    )
+    return fitting, report
+
+
+def _shorten(names: tuple[str, ...] | list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,99 @@
+"""YAML configurations read into validated objects.
+
+A configuration is a pydantic model, so an unknown key or a bad value is an error that names the key and lists what
+is valid. Values can be overridden from the command line as ``section.key=value``.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and value."""
+
+
+class Section(BaseModel):
+    """Base of all configuration sections: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+T = TypeVar("T", bound=Section)
+
+
+def load_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
+    """Read ``path`` into ``schema``, with ``section.key=value`` overrides applied on top.
+
+    Raises:
+        ConfigError: file missing, not YAML, unknown key, or a value of the wrong type or out of range.
+    """
+    values = _read_yaml(Path(path))
+    for item in overrides or []:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--cfg-options {item!r}: expected section.key=value")
+        _set(values, key.split("."), _parse(item, text))
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(schema, problem)}" for problem in error.errors())
+        raise ConfigError(f"{path}: {error.error_count()} problem(s):\n{problems}") from None
+
+
+def save_config(config: Section, path: str | Path) -> None:
+    """Write the resolved configuration as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file (working folder: {Path.cwd()})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    return values
+
+
+def _parse(item: str, text: str) -> Any:  # noqa: ANN401 - any YAML value
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--cfg-options {item!r}: not a YAML value: {error}") from None
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: ANN401 - any YAML value
+    for key in keys[:-1]:
+        child = values.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--cfg-options {'.'.join(keys)}: {key!r} is a value, not a section")
+        values = child
+    values[keys[-1]] = value
+
+
+def _describe(schema: type[BaseModel], problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        valid = sorted(_fields_at(schema, location[:-1]))
+        close = difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f" - did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {name!r}{hint} Valid here: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"{name}: required key is missing"
+    return f"{name} = {problem['input']!r}: {problem['msg']}"
+
+
+def _fields_at(schema: type[BaseModel], location: list[str]) -> list[str]:
+    for key in location:
+        annotation = schema.model_fields[key].annotation
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        schema = next(t for t in nested if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(schema.model_fields)

@@ -1,0 +1,22 @@
+"""Hooks of the training loop, one concern a file."""
+
+from s5.engine.hooks.checkpoints import CheckpointHook
+from s5.engine.hooks.data_state import DataStateHook
+from s5.engine.hooks.pictures import PicturesHook
+from s5.engine.hooks.progress import ProgressHook
+from s5.engine.hooks.pseudo_labels import PseudoLabelHook
+from s5.engine.hooks.safety import NonFiniteLossError, SafetyHook
+from s5.engine.hooks.summary import SummaryHook
+from s5.engine.hooks.throughput import ThroughputHook
+
+__all__ = [
+    "CheckpointHook",
+    "DataStateHook",
+    "NonFiniteLossError",
+    "PicturesHook",
+    "ProgressHook",
+    "PseudoLabelHook",
+    "SafetyHook",
+    "SummaryHook",
+    "ThroughputHook",
+]

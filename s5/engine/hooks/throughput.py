@@ -1,0 +1,43 @@
+"""Logs images per second, the share of time spent waiting for data, and peak memory."""
+
+import resource
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+class ThroughputHook(Hook):
+    """Adds ``images_per_s``, ``data_wait`` (share of the step) and ``peak_memory_gib`` to the log.
+
+    Memory is the allocator's peak on a GPU and the process's peak resident size on a CPU.
+
+    Args:
+        batch_size: images per step over all processes.
+        window: iterations to average over.
+    """
+
+    priority = "NORMAL"  # with IterTimerHook, which was registered first, and before LoggerHook
+
+    def __init__(self, batch_size: int, window: int) -> None:
+        self.batch_size = batch_size
+        self.window = window
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None, outputs: dict | None = None
+    ) -> None:
+        """Derive the figures from the timer's."""
+        hub = runner.message_hub
+        step = hub.get_scalar("train/time").mean(self.window)
+        wait = hub.get_scalar("train/data_time").mean(self.window)
+        hub.update_scalar("train/images_per_s", self.batch_size / step)
+        hub.update_scalar("train/data_wait", wait / step)
+        hub.update_scalar("train/peak_memory_gib", peak_memory() / 2**30)
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes: of the GPU if one is in use, else resident."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

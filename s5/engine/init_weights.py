@@ -1,0 +1,69 @@
+"""Initial weights by the name a user gives: ``none``, ``mae``, ``timm`` or a checkpoint's path."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from s5.engine.checkpoint import CheckpointError, load_weights
+from s5.models.segmentor import Segmentor
+
+logger = logging.getLogger(__name__)
+
+TIMM_NAMES = {
+    "vit_t": "vit_tiny_patch16_224",
+    "vit_s": "vit_small_patch16_224",
+    "vit_b": "vit_base_patch16_224",
+    "vit_l": "vit_large_patch16_224",
+}
+WHERE_TO_GET = (
+    "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
+    "github.com/ViTAE-Transformer/Remote-Sensing-RVSA), MTP (ViT-L: github.com/ViTAE-Transformer/MTP) and S5 "
+    "(github.com/MiliLab/S5); MAE weights pre-trained on ImageNet (ViT-B, L, H: github.com/facebookresearch/mae) "
+    "load as well"
+)
+
+
+def initialise(segmentor: Segmentor, backbone: str, init: str, init_paths: Mapping[str, Mapping[str, Path]]) -> None:
+    """Load the initial weights into ``segmentor``.
+
+    Args:
+        segmentor: the network, randomly initialised.
+        backbone: its name, ``vit_b`` ...
+        init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
+        init_paths: paths by row and backbone.
+
+    Raises:
+        CheckpointError: the file is missing (says where it is to be had) or does not fit.
+    """
+    if init == "none":
+        logger.info("initial weights: random")
+        return
+    if init == "timm" and backbone not in init_paths.get("timm", {}):
+        load_weights(segmentor, _timm_state(backbone))
+        return
+    path = Path(init)
+    if init in (*init_paths, "mae", "timm"):
+        listed = init_paths.get(init, {}).get(backbone)
+        if listed is None:
+            raise CheckpointError(f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}")
+        path = listed
+    if not path.is_file():
+        hint = f" {WHERE_TO_GET}; then set init_paths.mae.{backbone}." if init == "mae" else ""
+        raise CheckpointError(f"init {init!r}: no file at {path.absolute()}.{hint}")
+    load_weights(segmentor, path)
+
+
+def _timm_state(backbone: str) -> dict:
+    import timm
+
+    if backbone not in TIMM_NAMES:
+        raise CheckpointError(f"timm has no weights for {backbone}; known: {', '.join(TIMM_NAMES)}")
+    name = TIMM_NAMES[backbone]
+    logger.info("initial weights: timm %s", name)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"timm could not fetch {name} ({error}); without a network, put the file anywhere and name it as "
+            f"init_paths.timm.{backbone}"
+        ) from None

@@ -1,0 +1,147 @@
+"""Starting a process: device, process group, logging. Works under torchrun, alone, on GPUs and on CPUs."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+LOG_FILE = "train.log"
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+class LaunchError(RuntimeError):
+    """The run cannot start as asked for."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this process runs.
+
+    Attributes:
+        device: device of the model.
+        rank: global rank.
+        world_size: number of processes.
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+    @property
+    def launcher(self) -> str:
+        """mmengine's name of the launcher."""
+        return "pytorch" if self.world_size > 1 else "none"
+
+
+def start(device: str = "auto") -> Launch:
+    """Choose the device and join the process group that torchrun's environment variables describe, if any.
+
+    Args:
+        device: ``cuda``, ``cpu``, or ``auto`` (CUDA where there is a GPU).
+
+    Raises:
+        LaunchError: CUDA was asked for and there is none, more processes than GPUs, or the port is taken.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if device == "cuda":
+        gpus = torch.cuda.device_count()
+        if gpus == 0:
+            raise LaunchError("no GPU is visible to PyTorch; run with --device cpu (train.sh: GPUS=0)")
+        if local_rank >= gpus:
+            raise LaunchError(
+                f"process {local_rank} of this node has no GPU: {gpus} visible; start at most {gpus}"
+            )
+        torch.cuda.set_device(local_rank)
+    place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if world_size > 1 and not dist.is_initialized():
+        _join_group("nccl" if device == "cuda" else "gloo")
+    return Launch(place, int(os.environ.get("RANK", 0)), world_size)
+
+
+def finish() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def setup_logging(work_dir: Path, launch: Launch) -> None:
+    """Send the package's log to the console (main process) and to ``work_dir/train.log``."""
+    logger = logging.getLogger("s5")
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if launch.is_main else logging.ERROR)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if launch.is_main:
+        handlers.append(logging.FileHandler(work_dir / LOG_FILE, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s", "%m/%d %H:%M:%S"))
+        logger.addHandler(handler)
+
+
+def make_work_dir(path: Path, launch: Launch) -> Path:
+    """Create the output folder and prove that it can be written.
+
+    Raises:
+        LaunchError: it cannot be created or written.
+    """
+    if launch.is_main:
+        probe = path / ".writable"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"s5")
+            probe.unlink()
+        except OSError as error:
+            raise LaunchError(
+                f"{path}: the output folder cannot be written ({error.strerror or error}); choose another --work-dir"
+            ) from None
+    return path
+
+
+def _join_group(backend: str) -> None:
+    try:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    except dist.DistNetworkError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LaunchError(f"cannot listen on or reach {address} ({error}); choose another port") from None
+
+
+@contextmanager
+def main_process_first(launch: Launch) -> Iterator[bool]:
+    """Run a block that only the main process needs to act in; the others wait, and stop if it failed.
+
+    Yields:
+        Whether this is the main process.
+
+    Raises:
+        LaunchError: in the other processes, when the main process raised.
+    """
+    ok = True
+    try:
+        yield launch.is_main
+    except BaseException:
+        ok = False
+        raise
+    finally:
+        if launch.world_size > 1:
+            flag = torch.tensor([int(ok)], device=launch.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+            ok_everywhere = bool(flag.item())
+    if launch.world_size > 1 and not ok_everywhere:
+        raise LaunchError("the main process stopped; its message is in the log")

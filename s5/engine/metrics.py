@@ -1,0 +1,72 @@
+"""Segmentation scores from one confusion matrix, exact under any number of processes."""
+
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.evaluator import BaseMetric
+
+from s5.data.labels import IGNORE, LabelTable
+from s5.ops.confusion import confusion_matrix, scores
+
+logger = logging.getLogger(__name__)
+
+
+class SegmentationMetric(BaseMetric):
+    """Per-class IoU and F1, mIoU, mF1, mAcc and overall accuracy, in percent.
+
+    Ignored pixels count nowhere; classes absent from ground truth and prediction are not averaged in. Processes
+    contribute their confusion matrices (integers), so the result does not depend on how images were distributed.
+
+    Args:
+        table: classes of the labels.
+    """
+
+    default_prefix = ""  # names of scores stay as they are
+
+    def __init__(self, table: LabelTable) -> None:
+        super().__init__()
+        self.table = table
+        self._matrix: torch.Tensor | None = None
+
+    def process(self, data_batch: dict[str, Any], data_samples: list[torch.Tensor]) -> None:
+        """Count the predictions (H, W) of one batch against its ``labels``."""
+        for prediction, label in zip(data_samples, data_batch["labels"], strict=True):
+            counts = confusion_matrix(prediction, label.to(prediction.device), self.table.num_classes, IGNORE)
+            self._matrix = counts if self._matrix is None else self._matrix + counts
+
+    def evaluate(self, size: int) -> dict[str, Any]:
+        """Scores of everything processed since the last call, by all processes together."""
+        matrix = self._matrix
+        self._matrix = None
+        if matrix is None:  # more processes than images
+            matrix = torch.zeros(self.table.num_classes, self.table.num_classes, dtype=torch.int64)
+        if dist.is_initialized():
+            if dist.get_backend() == "nccl":
+                matrix = matrix.cuda()
+            dist.all_reduce(matrix)
+        return self.compute_metrics(matrix.cpu())
+
+    def compute_metrics(self, results: torch.Tensor) -> dict[str, Any]:
+        """Scores of a confusion matrix (K, K), rows = ground truth; logs the table of classes."""
+        values = scores(results, background=self.table.background)
+        logger.info("validation\n%s", self._format(values))
+        metrics = {name: 100 * float(value) for name, value in values.items() if _is_scalar(value)}
+        for measure in ("IoU", "F1"):
+            for name, value in zip(self.table.classes, values[measure], strict=True):
+                metrics[f"{measure}.{name}"] = 100 * float(value)
+        return metrics
+
+    def _format(self, values: dict[str, Any]) -> str:
+        width = max(len(name) for name in self.table.classes) + 2
+        lines = [f"{'class':<{width}}{'IoU':>8}{'F1':>8}{'Acc':>8}"]
+        for i, name in enumerate(self.table.classes):
+            cells = "".join(f"{100 * float(values[key][i]):8.2f}" for key in ("IoU", "F1", "Acc"))
+            lines.append(f"{name:<{width}}{cells}")
+        lines.append("  ".join(f"{k} {100 * float(v):.2f}" for k, v in values.items() if _is_scalar(v)))
+        return "\n".join(lines)
+
+
+def _is_scalar(value: float | list[float]) -> bool:
+    return not isinstance(value, list)

@@ -1,0 +1,78 @@
+"""Optimizer groups and learning-rate schedule."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import nn
+
+from s5.models.segmentor import Segmentor
+
+NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
+
+def param_groups(
+    segmentor: Segmentor, lr: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Group trainable parameters by learning rate and weight decay.
+
+    The weights of norms and the position table are not decayed. With ``layer_decay`` < 1 the learning rate falls by
+    that factor from each block to the one before it; patch embedding and position table are layer 0, pyramid and
+    heads have the full rate.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` (``layer_<i>[_no_decay]``).
+    """
+    top = len(segmentor.backbone.blocks) + 1
+    exempt = set(_undecayed(segmentor))
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in segmentor.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = _layer_of(name, top)
+        group = f"layer_{layer}_no_decay" if name in exempt else f"layer_{layer}"
+        scaled = lr * layer_decay ** (top - layer)
+        decay = 0.0 if name in exempt else weight_decay
+        groups.setdefault(group, {"params": [], "lr": scaled, "weight_decay": decay, "name": group})
+        groups[group]["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optim_wrapper(
+    groups: list[dict[str, Any]],
+    lr: float,
+    betas: tuple[float, float],
+    dtype: torch.dtype | None,
+    clip_grad: float | None = None,
+) -> OptimWrapper:
+    """Fused AdamW with base rate ``lr``; with a gradient scaler when the arithmetic is fp16."""
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    clip = None if clip_grad is None else {"max_norm": clip_grad}
+    if dtype is torch.float16:
+        return AmpOptimWrapper(optimizer=optimizer, dtype="float16", clip_grad=clip)
+    return OptimWrapper(optimizer=optimizer, clip_grad=clip)
+
+
+def cosine_schedule(total_iters: int, warmup_iters: int = 0) -> list[dict[str, Any]]:
+    """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs)."""
+    schedule: list[dict[str, Any]] = []
+    if warmup_iters:
+        schedule.append({"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warmup_iters})
+    cosine = {"type": "CosineAnnealingLR", "T_max": total_iters - warmup_iters, "eta_min": 0.0}
+    return [*schedule, {**cosine, "by_epoch": False, "begin": warmup_iters, "end": total_iters}]
+
+
+def _undecayed(segmentor: nn.Module) -> Iterable[str]:
+    for name, module in segmentor.named_modules():
+        if isinstance(module, NORM_LAYERS):
+            yield from (f"{name}.{part}" for part, _ in module.named_parameters(recurse=False))
+    yield from (name for name, _ in segmentor.named_parameters() if name.endswith("pos_embed"))
+
+
+def _layer_of(name: str, top: int) -> int:
+    if name.startswith(("backbone.pos_embed", "backbone.patch_embed")):
+        return 0
+    if name.startswith("backbone.blocks."):
+        return int(name.split(".")[2]) + 1
+    return top

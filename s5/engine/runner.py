@@ -1,0 +1,125 @@
+"""mmengine's Runner with safe checkpoint reading, atomic writing and the device that was asked for."""
+
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import timm
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.utils import apply_to
+from torch import nn
+
+from s5.engine.checkpoint import read_checkpoint, save_atomic
+from s5.engine.launch import LOG_FILE, Launch
+
+class S5Runner(Runner):
+    """Runner of all three trees.
+
+    Args:
+        launch: device and processes.
+        kwargs: as for mmengine's Runner.
+    """
+
+    def __init__(self, launch: Launch, **kwargs: Any) -> None:
+        self.launch = launch
+        # mmengine keeps global state by this name, and would share it between runs started within a second
+        name = f"{Path(kwargs['work_dir']).name}_{time.time_ns()}"
+        super().__init__(launcher=launch.launcher, default_scope="mmengine", experiment_name=name, **kwargs)
+
+    def get_hooks_info(self) -> str:
+        """The hooks by name; mmengine's list by moment takes a hundred lines of the log."""
+        return ", ".join(type(hook).__name__ for hook in self.hooks)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Versions and device, in one line."""
+        device = self.launch.device
+        hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        self.logger.info(
+            f"Python {platform.python_version()}, torch {torch.__version__}, mmengine {mmengine.__version__}, "
+            f"timm {timm.__version__}; {device.type} ({hardware}), {self.launch.world_size} processes, seed {self.seed}"
+        )
+
+    def dump_config(self) -> None:
+        """The entry scripts save the configuration that the user wrote; drop the folder made for mmengine's own."""
+        if self.launch.is_main:
+            Path(self.log_dir).rmdir()
+        self._log_dir = self.work_dir
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """One log file per work folder, continued when a run is resumed."""
+        return super().build_logger(log_level, os.path.join(self.work_dir, LOG_FILE), file_mode="a", **kwargs)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Move the model to the device, and under several processes into DistributedDataParallel."""
+        model = model.to(self.launch.device, memory_format=torch.channels_last)
+        if self.launch.world_size == 1:
+            return model
+        on_gpu = self.launch.device.type == "cuda"
+        if on_gpu and self.cfg.get("sync_bn"):
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return MMDistributedDataParallel(
+            model,
+            device_ids=[self.launch.device.index] if on_gpu else None,
+            broadcast_buffers=not on_gpu or not self.cfg.get("sync_bn"),
+            gradient_as_bucket_view=True,
+        )
+
+    def save_resumable(self, path: Path, iteration: int) -> None:
+        """Write everything that ``resume`` needs to go on after ``iteration`` steps, whole or not at all.
+
+        Raises:
+            CheckpointError: unwritable folder or full disk; earlier checkpoints stay as they are.
+        """
+        checkpoint = {
+            "meta": {"epoch": 0, "iter": iteration, "seed": self.seed},
+            "state_dict": _to_cpu(unwrap(self.model).state_dict()),
+            "message_hub": self.message_hub.state_dict(),
+            "optimizer": _to_cpu(self.optim_wrapper.state_dict()),
+            "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers],
+        }
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        if self.launch.is_main:
+            save_atomic(checkpoint, path)
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a resumable checkpoint of this very model, without executing anything in it.
+
+        Raises:
+            CheckpointError: missing, truncated, not a checkpoint of this run's architecture.
+        """
+        checkpoint = read_checkpoint(filename)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        unwrap(self.model).load_state_dict(checkpoint["state_dict"], strict=True)
+        self._has_loaded = True
+        logging.getLogger(__name__).info("resumed from %s", filename)
+        return checkpoint
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume through host memory, so that a checkpoint never takes the device's."""
+        super().resume(filename, *args, **{**kwargs, "map_location": "cpu"})
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def log_options(interval: int) -> dict[str, Any]:
+    """Runner arguments: log every ``interval`` iterations, averaged over them; checkpoints are this package's."""
+    log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
+    means = r".*(loss|time|confident).*"
+    return {
+        "default_hooks": {"logger": log, "checkpoint": None},
+        "log_processor": {"by_epoch": False, "window_size": interval, "mean_pattern": means},
+    }
+
+
+def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return apply_to(state, lambda value: isinstance(value, torch.Tensor), lambda tensor: tensor.cpu())

@@ -1,0 +1,137 @@
+"""The configuration of S4P pre-training, ``S4_Pretrain/configs/pretrain.yaml``."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from s5.data.draws import StrongAugmentation
+from s5.engine.config import Section
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LabeledConfig(Section):
+    """Labeled training images."""
+
+    split: Path
+    batch_size: Positive
+
+
+class UnlabeledConfig(Section):
+    """Unlabeled training images; ``batch_size: 0`` trains on the labeled ones alone."""
+
+    split: Path
+    batch_size: Annotated[int, Field(ge=0)]
+    max_unreadable: Share = 0.01
+
+
+class ValConfig(Section):
+    """Validation images and how they are predicted."""
+
+    split: Path
+    mode: Literal["whole", "slide"] = "slide"
+    crop: Positive = 512
+    stride: Positive = 384
+
+    @model_validator(mode="after")
+    def _stride_covers(self) -> "ValConfig":
+        if self.stride > self.crop:
+            raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost")
+        return self
+
+
+class DataConfig(Section):
+    """What images there are and how crops are taken. Split paths are relative to ``data_root`` unless absolute."""
+
+    labels: str | dict[str, Any] = "isaid"
+    labeled: LabeledConfig
+    unlabeled: UnlabeledConfig
+    val: ValConfig
+    crop: Positive = 512
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    flip: bool = True
+    rotate: bool = True
+    workers: Annotated[int, Field(ge=0)] = 8
+    check: bool = True
+
+    @model_validator(mode="after")
+    def _scale_ordered(self) -> "DataConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {self.scale}: the first value must not be larger than the second")
+        return self
+
+
+class ModelConfig(Section):
+    """The network around the backbone that the command names."""
+
+    decoder_channels: Positive = 256
+    drop_path: Share = 0.1
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+class StrongConfig(Section):
+    """Ranges of the strong views; each ``*_p`` is the probability that the change is applied."""
+
+    views: Positive = 1
+    jitter_p: Share = StrongAugmentation.jitter_p
+    brightness: Share = StrongAugmentation.brightness
+    contrast: Share = StrongAugmentation.contrast
+    saturation: Share = StrongAugmentation.saturation
+    hue: Annotated[float, Field(ge=0, le=0.5)] = StrongAugmentation.hue
+    gray_p: Share = StrongAugmentation.gray_p
+    blur_p: Share = StrongAugmentation.blur_p
+    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = StrongAugmentation.blur_sigma
+    cutmix_p: Share = StrongAugmentation.cutmix_p
+
+    def augmentation(self) -> StrongAugmentation:
+        """The ranges without the number of views."""
+        return StrongAugmentation(**self.model_dump(exclude={"views"}))
+
+
+class FixMatchConfig(Section):
+    """The semi-supervised objective."""
+
+    conf_thresh: Share = 0.95
+    lambda_u: Annotated[float, Field(ge=0)] = 1.0
+    pseudo_labels: Literal["current", "ema", "stored"] = "current"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996
+    strong: StrongConfig = StrongConfig()
+
+
+class OptimConfig(Section):
+    """AdamW with a cosine schedule to zero."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+
+
+class ScheduleConfig(Section):
+    """Lengths and intervals in iterations."""
+
+    total_iters: Positive = 120_000
+    val_interval: Positive = 5_000
+    checkpoint_interval: Positive = 1_000
+    keep_checkpoints: Positive = 2
+    log_interval: Positive = 50
+
+
+class S4PConfig(Section):
+    """Everything one pre-training run depends on."""
+
+    data_root: Path
+    data: DataConfig
+    init_paths: dict[str, dict[str, Path]] = {}
+    model: ModelConfig = ModelConfig()
+    fixmatch: FixMatchConfig = FixMatchConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    sync_bn: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0

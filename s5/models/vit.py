@@ -1,0 +1,206 @@
+"""Plain vision transformer with a feature pyramid, on timm's layers and with timm's parameter names.
+
+Pre-norm blocks with exact GELU, fused attention, no norm after the last block, stochastic depth on
+the FFN branch only. The input size is free: the position table is resampled to the grid of the image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, PatchEmbed, build_sincos2d_pos_embed
+from timm.models.vision_transformer import Attention
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from s5.models.moe import MoeMlp
+from s5.models.pyramid import Pyramid
+from s5.models.variants import Variant, get_variant
+
+INIT_STD = 0.02
+
+
+def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Resample a position table bicubically to another grid (no antialias, corners not aligned).
+
+    Args:
+        table: (1, h * w, C) for `grid` = (h, w).
+        grid: Rows and columns of the table.
+        new_grid: Rows and columns wanted.
+
+    Returns:
+        (1, h' * w', C) in the type of `table`; `table` itself if the grids are equal.
+    """
+    if grid == new_grid:
+        return table
+    maps = table.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, C, h, w)
+    maps = F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False)
+    return maps.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, with stochastic depth on the FFN branch and an optional MoE FFN."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        drop_path: float,
+        norm_eps: float,
+        experts: Sequence[str] = (),
+        expert_channels: int = 0,
+    ) -> None:
+        """Build one block of `variant`; with `experts` and `expert_channels` its FFN is a `MoeMlp`."""
+        super().__init__()
+        width, hidden = variant.width, int(variant.width * variant.mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, variant.heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp: nn.Module
+        if experts and expert_channels:
+            self.mlp = MoeMlp(width, hidden, experts, expert_channels)
+        else:
+            self.mlp = Mlp(width, hidden)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+        """Transform tokens (B, N, C); `counts` as in `MoeMlp.forward`, None for a plain FFN."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        normed = self.norm2(tokens)
+        out = self.mlp(normed) if counts is None else self.mlp(normed, counts)
+        return tokens + self.drop_path(out)
+
+
+class ViT(nn.Module):
+    """Backbone: images to four feature maps of strides 4, 8, 16 and 32.
+
+    Attributes:
+        variant: The architecture.
+        grid: Rows and columns of the position table.
+        experts: Names of the tasks with experts of their own; empty for a dense backbone.
+        expert_channels: Output channels of an expert; 0 for a dense backbone.
+        activation_checkpointing: Recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        variant: Variant | str,
+        img_size: int | tuple[int, int] = 512,
+        drop_path: float = 0.1,
+        norm_eps: float = 1e-5,
+        activation_checkpointing: bool = False,
+        experts: Sequence[str] = (),
+        expert_channels: int = 0,
+    ) -> None:
+        """Build the backbone with randomly initialised weights.
+
+        Args:
+            variant: Name in `VARIANTS`, or a `Variant`.
+            img_size: Image size in pixels (side, or height and width) of the position table.
+            drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
+            norm_eps: Epsilon of the blocks' norms: 1e-5 in published S5 weights, 1e-6 in MAE and timm.
+            activation_checkpointing: Recompute the blocks in the backward pass.
+            experts: Task names of an MoE backbone, in the order of the batch.
+            expert_channels: Output channels of an expert; 0 gives a dense backbone.
+
+        Raises:
+            ValueError: Unknown backbone, or an image size not divisible by the patch.
+        """
+        super().__init__()
+        self.variant = variant = get_variant(variant)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        check_size(height, width, variant.patch)
+        self.grid = (height // variant.patch, width // variant.patch)
+        self.expert_channels = expert_channels if experts else 0
+        self.experts = tuple(experts) if expert_channels else ()
+        self.activation_checkpointing = activation_checkpointing
+
+        self.patch_embed = PatchEmbed(None, variant.patch, 3, variant.width)
+        # Has no effect on the output; kept so that published checkpoints convert both ways.
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, variant.width), requires_grad=False)
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], variant.width))
+        rates = torch.linspace(0, drop_path, variant.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            Block(variant, rate, norm_eps, self.experts, self.expert_channels) for rate in rates
+        )
+        self.pyramid = Pyramid(variant.width)
+        self._init_weights()
+
+    def forward(self, images: torch.Tensor, counts: Sequence[int] | None = None) -> tuple[torch.Tensor, ...]:
+        """Compute the four feature maps.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W divisible by the patch and at least two patches.
+                With experts, ordered by task.
+            counts: Images of each task, in the order of `experts`; may be left out for a dense
+                backbone and for a single expert.
+
+        Returns:
+            Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32 (the last rounded down).
+
+        Raises:
+            ValueError: H or W does not fit, or `counts` does not match the experts or the batch.
+        """
+        height, width = images.shape[-2:]
+        check_size(height, width, self.variant.patch)
+        counts = self._resolve_counts(counts, len(images))
+        rows, columns = height // self.variant.patch, width // self.variant.patch
+        tokens = self.patch_embed(images)  # (B, N, C), N = rows * columns
+        tokens = tokens + resample_positions(self.pos_embed, self.grid, (rows, columns))
+
+        outputs = {}
+        for index, block in enumerate(self.blocks):
+            tokens = self._run_block(block, tokens, counts)
+            if index in self.variant.out_blocks:
+                outputs[index] = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
+        return self.pyramid([outputs[index] for index in self.variant.out_blocks])
+
+    def _run_block(
+        self, block: nn.Module, tokens: torch.Tensor, counts: Sequence[int] | None
+    ) -> torch.Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, counts, use_reentrant=False)
+        return block(tokens, counts)
+
+    def _resolve_counts(self, counts: Sequence[int] | None, batch: int) -> Sequence[int] | None:
+        if not self.experts:
+            return None
+        if counts is None and len(self.experts) == 1:
+            return (batch,)
+        if counts is None or len(counts) != len(self.experts) or sum(counts) != batch:
+            raise ValueError(
+                f"counts must give the images of each of {', '.join(self.experts)} and add up to the "
+                f"batch of {batch}, got {counts}"
+            )
+        return counts
+
+    def _init_weights(self) -> None:
+        """Initialise as ViT and MAE do; the pyramid keeps PyTorch's initialisation."""
+        self.blocks.apply(_init_block_layer)
+        # As a linear layer on flattened patches, not as a convolution.
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        nn.init.zeros_(self.patch_embed.get_parameter("proj.bias"))
+        # A smooth table survives resampling to other image sizes, a random one does not.
+        table = build_sincos2d_pos_embed(
+            list(self.grid), self.variant.width, interleave_sin_cos=False, device=self.pos_embed.device
+        )
+        with torch.no_grad():
+            self.pos_embed.copy_(table.unsqueeze(0))
+
+
+def check_size(height: int, width: int, patch: int) -> None:
+    """Check that an image is cut into whole patches, at least two per side.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if height % patch or width % patch or min(height, width) < 2 * patch:
+        raise ValueError(
+            f"image of {height}x{width} pixels: both sides must be multiples of {patch} and at least "
+            f"{2 * patch}; pad the image (s5.models.segmentor.Segmentor does) or resize it"
+        )
+
+
+def _init_block_layer(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        module.bias.data.zero_()

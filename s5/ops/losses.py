@@ -1,0 +1,48 @@
+"""Losses of S4P: float32 under any autocast, no device synchronisation, never NaN for lack of pixels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+    """Mean cross-entropy over the labeled pixels (L_s, paper Eq. 6).
+
+    Args:
+        logits: (B, K, H, W), any floating dtype.
+        target: (B, H, W) integer train ids; ``ignore_index`` marks pixels that do not count.
+        ignore_index: Train id of ignored pixels.
+
+    Returns:
+        Scalar float32; 0, still attached to the graph, when every pixel is ignored.
+    """
+    target = target.long()
+    total = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="sum")
+    return total / (target != ignore_index).sum().clamp(min=1)
+
+
+def pseudo_label_loss(
+    logits: Tensor,
+    pseudo: Tensor,
+    conf: Tensor,
+    valid: Tensor,
+    conf_thresh: float,
+) -> Tensor:
+    """Cross-entropy against confident pseudo-labels, averaged over all valid pixels (L_us, paper Eq. 7).
+
+    Pixels below the threshold add 0 to the sum but count in the average; invalid ones (padding) in neither.
+
+    Args:
+        logits: (B, K, H, W) of the strong view, any floating dtype.
+        pseudo: (B, H, W) integer pseudo-labels in [0, K).
+        conf: (B, H, W) largest softmax probability of the weak view, in [0, 1].
+        valid: (B, H, W) bool, false where there is no image.
+        conf_thresh: The threshold τ; a pixel at exactly τ is confident.
+
+    Returns:
+        Scalar float32; 0, still attached to the graph, without a confident or a valid pixel.
+    """
+    ignored = -1
+    target = torch.where(valid & (conf >= conf_thresh), pseudo.long(), ignored)
+    total = F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="sum")
+    return total / valid.sum().clamp(min=1)

@@ -1,0 +1,148 @@
+"""Photometric part of the strong view, batched on the device with parameters of its own for every image.
+
+The operations are those of torchvision's functionals on float images, in the fixed order of
+``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On a CUDA device nothing waits
+for the device; on the CPU images are done one at a time, which keeps them in the cache, and operations that
+change nothing are left out.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PHOTOMETRIC_FIELDS = ("brightness", "contrast", "saturation", "hue", "gray", "blur_sigma")
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow
+
+
+def apply_photometric(images: Tensor, params: Tensor, max_sigma: float = 2.0) -> Tensor:
+    """Applies brightness, contrast, saturation, hue, grayscale and Gaussian blur, in this order.
+
+    Args:
+        images: (B, 3, H, W) float32 RGB in [0, 1]; H and W above 3 ``max_sigma``.
+        params: (B, 6) float32 on the same device, in the order of ``PHOTOMETRIC_FIELDS``: three factors
+            (1 = neutral), the hue shift in turns within [-0.5, 0.5], 1 for grayscale, the blur's sigma in
+            pixels (0 = none).
+        max_sigma: Largest sigma that can occur, in pixels; fixes the size of the blur kernel.
+
+    Returns:
+        (B, 3, H, W) float32 in [0, 1]; an image with the neutral values 1, 1, 1, 0, 0, 0 is unchanged exactly.
+    """
+    parts = 1 if images.is_cuda else max(len(images), 1)
+    pairs = zip(images.tensor_split(parts), params.tensor_split(parts), strict=True)
+    return torch.cat([_apply(part.contiguous(), rows, max_sigma) for part, rows in pairs])
+
+
+def _apply(images: Tensor, params: Tensor, max_sigma: float) -> Tensor:
+    brightness, contrast, saturation, hue, gray, sigma = params.unbind(1)
+    if _acts(brightness, 1):
+        images = adjust_brightness(images, brightness)
+    if _acts(contrast, 1):
+        images = adjust_contrast(images, contrast)
+    if _acts(saturation, 1):
+        images = adjust_saturation(images, saturation)
+    if _acts(hue, 0):
+        images = adjust_hue(images, hue)
+    if _acts(gray, 0):
+        images = adjust_saturation(images, 1 - gray)
+    return gaussian_blur(images, sigma, max_sigma) if _acts(sigma, 0) else images
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiplies by a factor per image (B,) and clips."""
+    return (images * _column(factor)).clamp_(0, 1)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the mean luma of the image by a factor per image (B,): 0 = flat grey, 1 = unchanged."""
+    return _blend(images, luma(images).mean((1, 2, 3), keepdim=True), _column(factor))
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the luma by a factor per image (B,): 0 = grayscale, 1 = unchanged."""
+    return _blend(images, luma(images), _column(factor))
+
+
+def luma(images: Tensor) -> Tensor:
+    """Luma (B, 1, H, W) of RGB images."""
+    red, green, blue = images.split(1, 1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue of the HSV model by a shift per image (B,) in turns; value and saturation stay.
+
+    HSV is piecewise linear in the hue, so the way there and back shortens to one formula: with the hue in
+    sixths of a turn, the largest channel M and the range C of the channels, a channel whose own hue is d away
+    becomes M - C clip(d - 1, 0, 1).
+    """
+    red, green, blue = images.split(1, 1)
+    largest = torch.maximum(torch.maximum(red, green), blue)
+    chroma = largest - torch.minimum(torch.minimum(red, green), blue)
+    hue = torch.where(largest == green, blue - red, red - green)
+    hue = torch.where(largest == red, green - blue, hue).div_(chroma.clamp(min=1e-20))
+    sector = torch.where(largest == green, 2.0, 4.0).masked_fill_(largest == red, 0.0)
+    hue = hue.add_(sector).add_(_column(shift), alpha=6)
+    hue = hue.sub_(torch.floor(hue / 6), alpha=6)  # in [0, 6)
+    distance = torch.cat([3 - (hue - 3).abs_(), (hue - 2).abs_(), (hue - 4).abs_()], 1)
+    turned = largest - distance.sub_(1).clamp_(0, 1).mul_(chroma)
+    return torch.where(_column(shift) == 0, images, turned)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, max_sigma: float = 2.0) -> Tensor:
+    """Blurs with a sigma per image (B,) in pixels; borders reflected, kernel cut at 3 ``max_sigma``."""
+    radius = math.ceil(3 * max_sigma)
+    offset = torch.arange(radius + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, taps), centre first
+    kernel = kernel / (2 * kernel.sum(1, keepdim=True) - 1)
+    padded = F.pad(images, [radius] * 4, mode="reflect")
+    return _filter(_filter(padded, kernel, -1), kernel, -2)
+
+
+def _filter(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
+    """Symmetric filter along one axis. Shifted sums, because depthwise convolution is far slower on a CPU."""
+    centre, *sides = (_column(weight) for weight in kernel.unbind(1))
+    radius = len(sides)
+    length = images.shape[dim] - 2 * radius
+    out = images.narrow(dim, radius, length) * centre
+    for reach, weight in enumerate(sides, 1):
+        pair = images.narrow(dim, radius - reach, length) + images.narrow(dim, radius + reach, length)
+        out.addcmul_(pair, weight)
+    return out
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtracts the mean and divides by the standard deviation of every channel.
+
+    Args:
+        images: (B, 3, H, W) uint8 in [0, 255] or floating in [0, 1].
+        mean: Mean per channel of images in [0, 1].
+        std: Standard deviation per channel of images in [0, 1].
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    unit = 1.0 if images.is_floating_point() else 255.0
+    shift = _channels([m * unit for m in mean], images.device)
+    scale = _channels([1 / (s * unit) for s in std], images.device)
+    return images.float().sub(shift).mul_(scale)
+
+
+def _acts(values: Tensor, neutral: float) -> bool:
+    """Whether any image may change; on a device that would have to be waited for, always true."""
+    return values.is_cuda or bool((values != neutral).any())
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (images * factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def _channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """A constant (3, 1, 1), filled on the device: copying it from the host would wait for the device."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])

@@ -1,0 +1,91 @@
+"""Parameter counts of the models, built without allocating weights.
+
+Usage::
+
+    python -m s5.params          # a table, in millions
+    python -m s5.params --json   # a list of objects with exact numbers
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from s5.models.segmentor import build_segmentor
+from s5.models.variants import VARIANTS
+
+SEG_IMAGE_SIZE = 512
+SEG_SINGLE = {"isaid": 16}
+SEG_FOUR = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
+EXPERT_CHANNELS = (128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parameters of one model.
+
+    Attributes:
+        backbone: Name of the backbone.
+        task: ``seg``.
+        datasets: Number of datasets, each with a head of its own.
+        expert_channels: Channels of the backbone's experts; 0 for a dense backbone.
+        params: Number of parameters, frozen ones included.
+    """
+
+    backbone: str
+    task: str
+    datasets: int
+    expert_channels: int
+    params: int
+
+
+def segmentation_rows(backbone: str) -> Iterator[Row]:
+    """Count the segmentation models of one backbone that fit its width."""
+    configurations = [(SEG_SINGLE, 0), (SEG_FOUR, 0), *((SEG_FOUR, channels) for channels in EXPERT_CHANNELS)]
+    for tasks, channels in configurations:
+        if channels < VARIANTS[backbone].width:
+            with torch.device("meta"):
+                model = build_segmentor(backbone, tasks, SEG_IMAGE_SIZE, expert_channels=channels)
+            yield Row(backbone, "seg", len(tasks), channels, count_parameters(model))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Lay out rows as a table in millions, a line per backbone and a column per configuration."""
+    columns = list(dict.fromkeys((row.task, row.datasets, row.expert_channels) for row in rows))
+    counts = {(row.backbone, (row.task, row.datasets, row.expert_channels)): row.params for row in rows}
+    titles = [_title(*column) for column in columns]
+    lines = ["parameters in millions", "  ".join(["backbone", *titles])]
+    for backbone in dict.fromkeys(row.backbone for row in rows):
+        cells = [
+            f"{counts[backbone, column] / 1e6:.3f}" if (backbone, column) in counts else "-"
+            for column in columns
+        ]
+        padded = (cell.rjust(len(title)) for cell, title in zip(cells, titles, strict=True))
+        lines.append("  ".join([backbone.ljust(len("backbone")), *padded]))
+    return "\n".join(lines)
+
+
+def _title(task: str, datasets: int, expert_channels: int) -> str:
+    title = f"{task} x{datasets}"
+    return f"{title} MoE {expert_channels}" if expert_channels else f"{title} dense"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the counts of all backbones."""
+    parser = argparse.ArgumentParser("python -m s5.params", description="Parameter counts of the models.")
+    parser.add_argument("--json", action="store_true", help="print exact numbers as a JSON list")
+    arguments = parser.parse_args(argv)
+    rows = [row for backbone in VARIANTS for row in segmentation_rows(backbone)]
+    print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""Checkpoint files: safe reading, atomic writing, loading with a report."""
+
+import argparse
+import logging
+import os
+import pickle
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint, save_atomic
+from s5.models.convert import to_published
+from s5.models.segmentor import build_segmentor
+from s5.models.variants import Variant
+from s5.models.vit import ViT
+
+TINY = Variant("tiny", 32, 4, 4, (0, 1, 2, 3))
+
+
+class Payload:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def segmentor(tasks=None, **options):
+    return build_segmentor(TINY, tasks or {"seg": 3}, 64, channels=8, **options)
+
+
+def mae_state(width=32, depth=4, img_size=64):
+    vit = ViT(Variant("mae", width, depth, 4, (0, 1, 2, depth - 1)), img_size)
+    state = {k: v for k, v in vit.state_dict().items() if not k.startswith("pyramid.")}
+    state["pos_embed"] = torch.cat((torch.zeros(1, 1, width), state["pos_embed"]), dim=1)
+    return state | {"norm.weight": torch.ones(width)}
+
+
+def test_written_content_is_read_back_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "runs" / "a.pth"
+    save_atomic({"state_dict": {"w": torch.arange(3)}, "step": 7}, path)
+    content = read_checkpoint(path)
+    assert content["step"] == 7
+    assert torch.equal(content["state_dict"]["w"], torch.arange(3))
+    assert os.listdir(path.parent) == ["a.pth"]
+
+
+def test_the_suffix_may_be_left_out(tmp_path):
+    save_atomic({"step": 1}, tmp_path / "vit_b_s4p_upernet.pth")
+    assert read_checkpoint(tmp_path / "vit_b_s4p_upernet") == {"step": 1}
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"no checkpoint mae.bin; looked for {tmp_path}/mae.bin and .*mae.bin.pth"):
+        read_checkpoint("mae.bin")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_an_error_with_name_and_size(tmp_path, share, legacy):
+    path = tmp_path / "cut.pth"
+    torch.save({"w": torch.randn(1000)}, path, _use_new_zipfile_serialization=not legacy)
+    content = path.read_bytes()[: int(share * path.stat().st_size)]
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"cut.pth \({len(content)} bytes\) is truncated or no checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", os.urandom(5000), b"version https://git-lfs\n"])
+def test_a_file_of_another_kind_is_an_error(tmp_path, content):
+    path = tmp_path / "page.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="page.pth .* is truncated or no checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_file_with_something_else_than_a_dict_is_an_error(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="list.pth holds a list"):
+        read_checkpoint(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, legacy):
+    path, created = tmp_path / "evil.pth", tmp_path / "created"
+    torch.save({"model": Payload(created)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"evil.pth holds more than weights \(.*open\).*allow_pickle=True"):
+        read_checkpoint(path)
+    assert not created.exists()
+    read_checkpoint(path, allow_pickle=True)
+    assert created.exists()
+
+
+def test_a_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
+    path, created = tmp_path / "evil.pkl", tmp_path / "created"
+    path.write_bytes(pickle.dumps({"model": Payload(created)}, protocol=2))
+    with pytest.raises(CheckpointError, match="evil.pkl"):
+        read_checkpoint(path)
+    assert not created.exists()
+
+
+class GetattrGadget:
+    """Reaches for an attribute that a statistics buffer of mmengine does not need."""
+
+    def __reduce__(self):
+        return (getattr, (HistoryBuffer, "register_statistics"))
+
+
+def test_getattr_serves_the_statistics_of_a_buffer_only(tmp_path):
+    torch.save({"model": GetattrGadget()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="holds more than weights"):
+        read_checkpoint(tmp_path / "evil.pth")
+
+
+def test_what_a_runner_and_published_scripts_store_is_read_without_pickle(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    content = {
+        "message_hub": {"log_scalars": {"train/loss": buffer}, "runtime_info": {"seed": np.int64(3)}},
+        "best": np.float32(0.5),
+        "areas": np.arange(4, dtype=np.uint8),
+        "args": argparse.Namespace(lr=0.1, blr=None),
+    }
+    save_atomic(content, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert read["message_hub"]["log_scalars"]["train/loss"].mean() == 1.5
+    assert read["message_hub"]["runtime_info"]["seed"] == 3
+    assert read["best"] == np.float32(0.5)
+    assert read["areas"].tolist() == [0, 1, 2, 3]
+    assert read["args"].lr == 0.1
+
+
+def test_reading_leaves_no_type_allowed_behind(tmp_path):
+    save_atomic({"step": 1}, tmp_path / "a.pth")
+    before = torch.serialization.get_safe_globals()
+    read_checkpoint(tmp_path / "a.pth")
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_safetensors_are_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"w": torch.arange(3)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")["w"], torch.arange(3))
+    (tmp_path / "b.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(CheckpointError, match="b.safetensors is damaged"):
+        read_checkpoint(tmp_path / "b.safetensors")
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "a.pth"
+    save_atomic({"step": 1}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # writing beyond fails as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match="cannot write .*a.pth.*disk has room.*is unchanged"):
+            save_atomic({"w": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_checkpoint(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot write .*file/a.pth.*nothing was written"):
+        save_atomic({"step": 1}, tmp_path / "file" / "a.pth")
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    save_atomic({"step": 1}, path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_atomic({"step": 2}, path)
+    monkeypatch.undo()
+    assert read_checkpoint(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_a_temporary_file_left_by_a_killed_process_is_no_obstacle(tmp_path):
+    (tmp_path / ".a.pth.tmp").write_bytes(b"half")
+    save_atomic({"step": 1}, tmp_path / "a.pth")
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+@pytest.mark.parametrize("layout", ["S5", "published S5"])
+def test_a_whole_model_is_loaded_entirely(tmp_path, layout):
+    source, target = segmentor(), segmentor({"isaid": 3})
+    state = source.state_dict() if layout == "S5" else to_published(source.state_dict())
+    save_atomic({"state_dict": state}, tmp_path / "whole.pth")
+    report = load_weights(target, tmp_path / "whole.pth")
+    assert (report.layout, report.missing, report.unexpected, report.misshaped) == (layout, (), (), ())
+    assert report.backbone_share == 1.0
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(source.eval()(images), target.eval()(images))
+
+
+def test_a_backbone_goes_into_a_model_and_a_model_into_a_backbone():
+    source = segmentor()
+    model = segmentor()
+    report = load_weights(model, source.backbone.state_dict())
+    assert all(name.startswith("heads.") for name in report.missing)
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, source.backbone.blocks[0].attn.qkv.weight)
+    vit = ViT(TINY, 64)
+    report = load_weights(vit, source.state_dict())
+    assert report.missing == ()
+    assert all(name.startswith("heads.seg.") for name in report.unexpected)
+    assert torch.equal(vit.pos_embed, source.backbone.pos_embed)
+
+
+def test_mae_weights_fill_all_but_pyramid_and_heads(caplog):
+    model = segmentor()
+    with caplog.at_level(logging.INFO):
+        report = load_weights(model, {"model": mae_state(img_size=32)})
+    assert report.layout == "MAE or timm"
+    assert report.backbone_share == 1.0
+    assert all(name.startswith(("backbone.pyramid.", "heads.")) for name in report.missing)
+    assert report.unexpected == ("norm.weight",)
+    assert report.notes == ("position table of 4 entries resampled to 4x4",)
+    assert "layout MAE or timm" in caplog.text
+    assert "100.0% of the backbone's parameters" in caplog.text
+    assert "norm.weight" in caplog.text
+    assert "resampled to 4x4" in caplog.text
+
+
+def test_heads_for_other_classes_are_reported_and_left_as_they_are():
+    source, target = segmentor({"isaid": 16}), segmentor({"seg": 3})
+    before = target.heads["seg"].classifier.weight.clone()
+    report = load_weights(target, source.state_dict())
+    assert [name for name, _, _ in report.misshaped] == [
+        "heads.seg.classifier.weight",
+        "heads.seg.classifier.bias",
+    ]
+    assert report.misshaped[0][1:] == ((16, 8, 1, 1), (3, 8, 1, 1))
+    assert "heads.seg.classifier.weight ((16, 8, 1, 1), in the model (3, 8, 1, 1))" in report.table()
+    assert torch.equal(target.heads["seg"].classifier.weight, before)
+    ours, theirs = (m.decode_head.fpn_bottleneck.conv.weight for m in (target.heads["seg"], source.heads["isaid"]))
+    assert torch.equal(ours, theirs)
+
+
+def test_heads_are_matched_by_name():
+    source, target = segmentor({"a": 3, "b": 3}), segmentor({"b": 3, "c": 3})
+    report = load_weights(target, source.state_dict())
+    assert torch.equal(target.heads["b"].classifier.weight, source.heads["b"].classifier.weight)
+    assert {name.split(".")[1] for name in report.missing} == {"c"}
+    assert {name.split(".")[1] for name in report.unexpected} == {"a"}
+
+
+def test_a_dense_model_starts_an_moe_model_that_computes_the_same():
+    source = segmentor({"isaid": 16}).eval()
+    source.heads["isaid"].decode_head.fpn_bottleneck.bn.running_mean.fill_(0.3)
+    target = segmentor({"a": 3, "b": 4}, expert_channels=8).eval()
+    report = load_weights(target, source.state_dict())
+    assert report.backbone_share == 1.0
+    assert sorted(report.missing) == sorted(f"heads.{t}.classifier.{n}" for t in "ab" for n in ("weight", "bias"))
+    assert "dense FFNs split: last 8 channels" in report.table()
+    features = source.encode(images := torch.randn(2, 3, 64, 64))
+    for one, other in zip(features, target.encode(images, (1, 1)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for head in target.heads.values():
+        assert torch.equal(
+            head.decode_head.fpn_bottleneck.bn.running_mean,
+            source.heads["isaid"].decode_head.fpn_bottleneck.bn.running_mean,
+        )
+
+
+@pytest.mark.parametrize(("width", "depth"), [(48, 4), (32, 6)])
+def test_another_architecture_is_an_error_with_both_sizes(width, depth):
+    message = f"width {width}, depth {depth}, patch 16 in the checkpoint, width 32, depth 4, patch 16 in tiny"
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(segmentor(), mae_state(width, depth))
+
+
+def test_less_than_90_percent_of_the_backbone_is_an_error_and_changes_nothing(tmp_path):
+    state = mae_state()
+    state = {k: v for k, v in state.items() if "blocks.2.mlp" not in k}
+    save_atomic(state, tmp_path / "partial.pth")
+    model = segmentor()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"partial.pth fills only 8\d.\d% .* at least 90%[\s\S]*missing +\d+ "):
+        load_weights(model, tmp_path / "partial.pth")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert load_weights(model, tmp_path / "partial.pth", min_backbone_share=0.8).backbone_share < 0.9
+
+
+def test_an_unrecognised_file_is_named(tmp_path):
+    save_atomic({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match="resnet.pth: unrecognised checkpoint, with keys conv1.weight"):
+        load_weights(segmentor(), tmp_path / "resnet.pth")
+
+
+def test_long_lists_of_names_are_shortened():
+    table = load_weights(segmentor(), segmentor().backbone.state_dict()).table()
+    assert "and 6" in table
+    assert max(len(line) for line in table.splitlines()) < 500

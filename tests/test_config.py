@@ -1,0 +1,74 @@
+"""Configurations: published values, overrides, and errors that say what is valid."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s5.engine.config import ConfigError, load_config, save_config
+from s5.engine.s4p_config import S4PConfig
+
+REPO = Path(__file__).parents[1]
+PRETRAIN = REPO / "S4_Pretrain/configs/pretrain.yaml"
+
+
+def test_published_values() -> None:
+    cfg = load_config(S4PConfig, PRETRAIN)
+    assert (cfg.schedule.total_iters, cfg.data.crop) == (120_000, 512)
+    assert (cfg.data.labeled.batch_size, cfg.data.unlabeled.batch_size) == (12, 12)
+    assert (cfg.optim.lr, cfg.optim.betas, cfg.optim.weight_decay) == (5e-5, (0.9, 0.999), 0.01)
+    assert (cfg.fixmatch.conf_thresh, cfg.fixmatch.lambda_u) == (0.95, 1.0)
+    splits = [str(cfg.data.labeled.split), str(cfg.data.unlabeled.split), str(cfg.data.val.split)]
+    assert splits == ["splits/labeled/labeled.txt", "splits/unlabeled/RS4P-1M.txt", "splits/val.txt"]
+
+
+def test_file_spells_out_every_default() -> None:
+    """A user sees every option in the file, and the file and the schema do not drift apart."""
+    written = yaml.safe_load(PRETRAIN.read_text())
+    cfg = load_config(S4PConfig, PRETRAIN).model_dump(mode="json")
+
+    def keys(tree: dict, prefix: str = "") -> set[str]:
+        return {f"{prefix}{k}" for k in tree} | {
+            name for k, v in tree.items() if isinstance(v, dict) for name in keys(v, f"{prefix}{k}.")
+        }
+
+    assert keys(written) == keys(cfg)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    load_config(S4PConfig, path)
+
+
+def test_overrides_and_saving(tmp_path: Path) -> None:
+    cfg = load_config(S4PConfig, PRETRAIN, ["data_root=/data", "optim.lr=1e-3", "data.scale=[1, 2]", "seed=3"])
+    assert (cfg.data_root, cfg.optim.lr, cfg.data.scale, cfg.seed) == (Path("/data"), 1e-3, (1.0, 2.0), 3)
+    save_config(cfg, tmp_path / "config.yaml")
+    assert load_config(S4PConfig, tmp_path / "config.yaml") == cfg
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=1", r"unknown key 'optim.learning_rate'.*lr"),
+        ("fixmatch.conf_tresh=0.9", r"did you mean 'conf_thresh'\?"),
+        ("fixmatch.strong.blur=1", r"unknown key 'fixmatch.strong.blur'.*blur_sigma"),
+        ("fixmatch.conf_thresh=1.5", r"fixmatch.conf_thresh = 1.5.*less than or equal to 1"),
+        ("schedule.total_iters=many", r"schedule.total_iters = 'many'.*integer"),
+        ("data.val.stride=1024", r"data.val.*stride 1024 is larger than crop 512"),
+        ("precision=half", r"precision = 'half'.*'bf16'"),
+        ("data.labeled", r"expected section.key=value"),
+    ],
+)
+def test_bad_values_name_key_and_valid_ones(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(S4PConfig, PRETRAIN, [override])
+
+
+def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such configuration file"):
+        load_config(S4PConfig, tmp_path / "nowhere.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("data: [unclosed")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not valid YAML"):
+        load_config(S4PConfig, bad)

@@ -1,0 +1,104 @@
+"""Label tables: contents, conversions, and what is refused."""
+
+import numpy as np
+import pytest
+
+from s5.data.errors import LabelError
+from s5.data.labels import IGNORE, TABLES, get_table
+
+DUBAI = {"name": "dubai", "classes": ["building", "land", "road", "vegetation", "water"]}
+
+
+def test_isaid_is_the_authors_table():
+    table = get_table("isaid")
+    assert table.num_classes == 16
+    assert (table.background, table.classes[0]) == (0, "background")
+    colors = dict(zip(table.classes, table.palette, strict=True))
+    # The two colours that public code most often confuses.
+    assert colors["storage_tank"] == (0, 63, 63)
+    assert colors["roundabout"] == (0, 191, 127)
+    assert table.classes.index("ship") == 1 and table.classes.index("harbor") == 15
+
+
+def test_scenes_table():
+    names = ("field", "forest", "water", "road", "building", "vehicle", "ship", "plane")
+    assert get_table("scenes").classes == names
+    assert get_table("scenes").background is None
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_every_table_is_consistent(name):
+    table = TABLES[name]
+    assert table.name == name
+    assert len(set(table.palette) | set(table.ignore_colors)) == table.num_classes + len(table.ignore_colors)
+    raw = np.array([[*table.values, *table.ignore_values]], np.uint8)
+    ids = table.encode(raw, "x")
+    assert ids[0, : table.num_classes].tolist() == list(range(table.num_classes))
+    assert (ids[0, table.num_classes :] == IGNORE).all()
+    # Colours and values are the same labels.
+    back = table.from_colors(table.colorize(ids[:, : table.num_classes]), "x")
+    assert np.array_equal(back, raw[:, : table.num_classes])
+
+
+def test_encode_with_own_values():
+    table = get_table({"name": "own", "classes": ["a", "b"], "values": [10, 3], "ignore": [0, 255]})
+    assert table.encode(np.array([[10, 3], [0, 255]], np.uint8), "m.png").tolist() == [[0, 1], [255, 255]]
+
+
+def test_encode_names_file_value_and_count():
+    mask = np.zeros((4, 4), np.uint8)
+    mask[0, :3] = 16
+    with pytest.raises(LabelError, match=r"dir/m.png: value 16 \(3 pixels\).*'isaid'.*0\.\.15; ignored 255"):
+        get_table("isaid").encode(mask, "dir/m.png")
+
+
+def test_from_colors_on_more_than_one_block():
+    table = get_table("isaid")
+    ids = np.random.default_rng(0).integers(0, 16, (1100, 1000), np.uint8)
+    assert np.array_equal(table.from_colors(table.colorize(ids), "x"), ids)
+
+
+def test_from_colors_names_file_color_and_count():
+    rgb = np.zeros((4, 4, 3), np.uint8)
+    rgb[1, :2] = (1, 2, 3)
+    with pytest.raises(LabelError, match=r"m.png: colour RGB \(1, 2, 3\) \(2 pixels\).*'isaid'"):
+        get_table("isaid").from_colors(rgb, "m.png")
+
+
+def test_colorize_paints_ignored_black():
+    colors = get_table(DUBAI).colorize(np.array([[0, 4, IGNORE]], np.uint8))
+    assert colors.shape == (1, 3, 3)
+    assert colors[0, 2].tolist() == [0, 0, 0] and colors[0, 0].any() and colors[0, 1].any()
+
+
+def test_inline_table_defaults():
+    table = get_table(DUBAI)
+    assert table.values == (0, 1, 2, 3, 4) and table.ignore_values == (255,) and table.background is None
+    assert len(set(table.palette)) == 5
+    assert get_table(table) is table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"valuse": [1]}, "unknown key valuse; keys are name, classes"),
+        ({"values": [0, 1]}, "5 classes but 2 values"),
+        ({"values": [0, 1, 2, 3, 300]}, "0..255"),
+        ({"values": [0, 1, 2, 3, 255]}, "255 is used twice"),
+        ({"palette": [[0, 0, 0]]}, "5 classes but 1 palette"),
+        ({"palette": [[0, 0, 999]] * 5}, "three numbers"),
+        ({"background": 5}, "background 5"),
+        ({"classes": []}, "needs 1 to"),
+        ({"classes": ["a", "a"]}, "same name"),
+    ],
+)
+def test_bad_inline_tables(change, message):
+    with pytest.raises(LabelError, match=message):
+        get_table(DUBAI | change)
+
+
+def test_unknown_and_incomplete_tables():
+    with pytest.raises(LabelError, match="'isiad'; known: isaid"):
+        get_table("isiad")
+    with pytest.raises(LabelError, match="missing key classes"):
+        get_table({"name": "x"})

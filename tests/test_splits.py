@@ -1,0 +1,132 @@
+"""Split files: every form of line, shared memory, speed, and what is refused."""
+
+import time
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from s5.data.errors import SplitError
+from s5.data.splits import Split, format_line, write_split
+
+
+def split_of(tmp_path, content):
+    (tmp_path / "s.txt").write_bytes(content)
+    return Split("s.txt", tmp_path)
+
+
+def parts(split):
+    return [(s.name, str(s.mask.relative_to(split.root)) if s.mask else None) for s in split]
+
+
+def test_labeled_and_unlabeled_lines(tmp_path):
+    split = split_of(tmp_path, b"labeled/a/images/P0_crop_0.png labeled/a/masks/P0_crop_0.png\nu/b.jpg\n")
+    assert len(split) == 2
+    sample = split.sample(0)
+    assert sample.image == tmp_path / "labeled/a/images/P0_crop_0.png"
+    assert sample.mask == tmp_path / "labeled/a/masks/P0_crop_0.png"
+    assert sample.name == split.name(0) == "labeled/a/images/P0_crop_0.png"
+    assert split.sample(1).mask is None
+    assert split.sample(-1).name == "u/b.jpg"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_byte_order_mark_line_ends_and_blank_lines(tmp_path, end):
+    lines = [b"\xef\xbb\xbfa.png b.png", b"", b"   ", b"\t", b"  c.png d.png  ", b"e.png"]
+    assert parts(split_of(tmp_path, end.join(lines))) == [
+        ("a.png", "b.png"),
+        ("c.png", "d.png"),
+        ("e.png", None),
+    ]
+    assert len(split_of(tmp_path, end.join(lines) + end)) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("field one/a 1.png masks/a 1.png", ("field one/a 1.png", "masks/a 1.png")),
+        ("field one/a 1.JPG", ("field one/a 1.JPG", None)),
+        ("a b.TIF\tc d.png", ("a b.TIF", "c d.png")),
+        ("a.png b.png\t", ("a.png b.png", None)),
+        ("a.png    b.png", ("a.png", "b.png")),
+        ("x.jpg.png y.png", ("x.jpg.png", "y.png")),
+        ("grün/ä.png maske.png", ("grün/ä.png", "maske.png")),
+    ],
+)
+def test_spaces_and_tabs(tmp_path, line, expected):
+    assert parts(split_of(tmp_path, line.encode())) == [expected]
+
+
+def test_absolute_paths_stay(tmp_path):
+    assert str(split_of(tmp_path, b"/data/a.png").sample(0).image) == "/data/a.png"
+
+
+def test_written_lines_read_back(tmp_path):
+    pairs = [
+        ("a.png", "m.png"),
+        ("a b.png", "m n.png"),
+        ("x.png", None),
+        ("x.png y.png", None),
+        ("p q", "r.png"),
+    ]
+    write_split(tmp_path / "new" / "s.txt", [format_line(*pair) for pair in pairs])
+    assert parts(Split("new/s.txt", tmp_path)) == pairs
+    assert format_line("a.png", "m.png") == "a.png m.png"
+    with pytest.raises(SplitError, match="TAB"):
+        format_line("a\tb.png")
+
+
+def test_missing_split_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SplitError, match=rf"no.txt not found; looked for {tmp_path}/root/no.txt and {tmp_path}/no.txt"
+    ):
+        Split("no.txt", tmp_path / "root")
+
+
+def test_root_comes_before_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "s.txt").write_text("here.png\n")
+    assert Split("s.txt", "root").sample(0).image == tmp_path / "root" / "here.png"
+    (tmp_path / "root" / "s.txt").write_text("there.png\n")
+    assert Split("s.txt", "root").name(0) == "there.png"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\r\n", b"\xef\xbb\xbf \n\t\n"])
+def test_empty_split(tmp_path, content):
+    with pytest.raises(SplitError, match="s.txt: no samples"):
+        split_of(tmp_path, content)
+
+
+def test_too_many_parts(tmp_path):
+    with pytest.raises(SplitError, match=r"s.txt.*a.png.*c.png.*sample 0"):
+        split_of(tmp_path, b"a.png\tb.png\tc.png").sample(0)
+
+
+def test_index_out_of_range(tmp_path):
+    with pytest.raises(IndexError):
+        split_of(tmp_path, b"a.png").sample(1)
+
+
+def test_a_million_lines_load_quickly(tmp_path):
+    line = "unlabeled/RS4P-1M/part_{:03d}/images/P{:07d}.jpg\r\n"
+    (tmp_path / "s.txt").write_bytes("".join(line.format(i % 100, i) for i in range(1_000_000)).encode())
+    start = time.perf_counter()
+    split = Split("s.txt", tmp_path)
+    assert time.perf_counter() - start < 3.0  # 0.3 s on an idle core
+    assert len(split) == 1_000_000
+    assert split.name(999_999) == "unlabeled/RS4P-1M/part_099/images/P0999999.jpg"
+
+
+def _overwrite_first_letter(split):
+    split._text[0] = ord("z")
+
+
+def test_workers_share_the_text(tmp_path):
+    split = split_of(tmp_path, b"a.png\n")
+    assert all(isinstance(t, torch.Tensor) and t.is_shared() for t in (split._text, split._offsets))
+    process = torch.multiprocessing.get_context("fork").Process(target=_overwrite_first_letter, args=(split,))
+    process.start()
+    process.join()
+    assert split.name(0) == "z.png", "the other process had a copy"

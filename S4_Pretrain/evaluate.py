@@ -1,7 +1,7 @@
 """Scores a checkpoint of S4P (or a published one) on a labeled split.
 
-    python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --backbone vit_b --cfg-options data_root=/data/S5
-    torchrun --nproc_per_node 8 evaluate.py ...      the same numbers, sooner
+    python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --backbone vit_b --cfg-options
+    data_root=/data/S5 torchrun --nproc_per_node 8 evaluate.py ...      the same numbers, sooner
 
 Prints the scores of every class and writes them, with pictures, to the work folder.
 """
@@ -32,13 +32,19 @@ logger = logging.getLogger("s5.evaluate")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="whole model: <backbone>_s4p_upernet.pth")
     parser.add_argument("--config", default=str(HERE / "configs/pretrain.yaml"), help="YAML configuration")
     parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
-    parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)")
+    parser.add_argument(
+        "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration"
+    )
     return parser.parse_args(argv)
 
 

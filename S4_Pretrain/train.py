@@ -5,8 +5,8 @@
     python train.py --device cpu --backbone vit_t --init none --cfg-options data_root=...  no GPU
     python train.py ... --resume                                                           go on after a stop
 
-Writes to the work folder: resumable checkpoints, <backbone>_s4p.pth (backbone), <backbone>_s4p_upernet.pth (whole
-model), train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
+Writes to the work folder: resumable checkpoints, <backbone>_s4p.pth (backbone), <backbone>_s4p_upernet.pth
+(whole model), train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
 """
 
 import argparse
@@ -37,16 +37,23 @@ logger = logging.getLogger("s5.train")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default=str(HERE / "configs/pretrain.yaml"), help="YAML configuration")
     parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
     parser.add_argument("--init", default="mae", help="none, mae, timm, or the path of a checkpoint")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: work_dirs/s4p_<backbone>)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
-        "--resume", nargs="?", const="latest", help="go on from the latest checkpoint of the work folder, or from PATH"
+        "--resume",
+        nargs="?",
+        const="latest",
+        help="go on from the latest checkpoint of the work folder, or from PATH",
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration"
+    )
     return parser.parse_args(argv)
 
 
@@ -63,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
     table = get_table(cfg.data.labels)
     s4p.check_data(cfg, table, work_dir, place)
-    train_loader = s4p.build_train_loader(cfg, table, place)
+    data = s4p.build_training_data(cfg, table, place)
     val_loader = s4p.build_val_loader(cfg, table)
 
     torch.manual_seed(cfg.seed)
@@ -73,21 +80,27 @@ def main(argv: list[str] | None = None) -> int:
         model.restart_teacher()
 
     groups = param_groups(model.segmentor, cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.layer_decay)
-    batch = train_loader.batch_size * place.world_size
+    batch = data.sampler.batch_size * place.world_size
     logger.info("%s on %s, precision %s", args.backbone, place.device, model.dtype or "float32")
     logger.info("learning rate %g, %d images a step (%d processes)", cfg.optim.lr, batch, place.world_size)
 
-    safety, hooks = s4p.build_hooks(cfg, args.backbone, table, train_loader, place)
+    safety, hooks = s4p.build_hooks(cfg, args.backbone, table, data, place)
     runner = S5Runner(
         launch=place,
         model=model,
         work_dir=str(work_dir),
-        train_dataloader=train_loader,
+        train_dataloader=data.loader,
         val_dataloader=val_loader,
-        train_cfg={"by_epoch": False, "max_iters": cfg.schedule.total_iters, "val_interval": cfg.schedule.val_interval},
+        train_cfg={
+            "by_epoch": False,
+            "max_iters": cfg.schedule.total_iters,
+            "val_interval": cfg.schedule.val_interval,
+        },
         val_cfg={},
         val_evaluator=Evaluator(SegmentationMetric(table)),
-        optim_wrapper=build_optim_wrapper(groups, cfg.optim.lr, cfg.optim.betas, model.dtype, cfg.optim.clip_grad),
+        optim_wrapper=build_optim_wrapper(
+            groups, cfg.optim.lr, cfg.optim.betas, model.dtype, cfg.optim.clip_grad
+        ),
         param_scheduler=cosine_schedule(cfg.schedule.total_iters, cfg.optim.warmup_iters),
         custom_hooks=hooks,
         **log_options(cfg.schedule.log_interval),

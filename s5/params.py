@@ -8,14 +8,16 @@ Usage::
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
-from s5.models.segmentor import build_segmentor
+from s5.models.seg_head import SegHead
+from s5.models.segmentor import Segmentor
 from s5.models.variants import VARIANTS
+from s5.models.vit import ViT
 
 SEG_IMAGE_SIZE = 512
 SEG_SINGLE = {"isaid": 16}
@@ -42,14 +44,18 @@ class Row:
     params: int
 
 
-def segmentation_rows(backbone: str) -> Iterator[Row]:
-    """Count the segmentation models of one backbone that fit its width."""
-    configurations = [(SEG_SINGLE, 0), (SEG_FOUR, 0), *((SEG_FOUR, channels) for channels in EXPERT_CHANNELS)]
-    for tasks, channels in configurations:
-        if channels < VARIANTS[backbone].width:
-            with torch.device("meta"):
-                model = build_segmentor(backbone, tasks, SEG_IMAGE_SIZE, expert_channels=channels)
-            yield Row(backbone, "seg", len(tasks), channels, count_parameters(model))
+def segmentation_rows(backbone: str) -> list[Row]:
+    """Count the segmentation models of one backbone whose experts fit its width."""
+    width, rows = VARIANTS[backbone].width, []
+    with torch.device("meta"):
+        # Heads do not depend on the experts, and making them takes most of the time.
+        for tasks, channels in ((SEG_SINGLE, (0,)), (SEG_FOUR, (0, *EXPERT_CHANNELS))):
+            heads = {name: SegHead(width, classes) for name, classes in tasks.items()}
+            for expert_channels in (number for number in channels if number < width):
+                vit = ViT(backbone, SEG_IMAGE_SIZE, experts=tuple(tasks), expert_channels=expert_channels)
+                params = count_parameters(Segmentor(vit, heads))
+                rows.append(Row(backbone, "seg", len(tasks), expert_channels, params))
+    return rows
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -8,8 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 OUT=work_dirs/quickstart # relative to the repository, where main goes
 
+# Keeps the scenes of an earlier run, and replaces them where this version draws others.
 make_data() {
-  "$S5_PYTHON" -m s5.data.scenes --out "$OUT/data"
+  "$S5_PYTHON" -m s5.data.scenes --out "$OUT/data" --overwrite
 }
 
 # pretrain NAME [options]: one S4P run from random weights into $OUT/NAME.

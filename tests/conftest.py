@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from s5.data.scenes.dataset import Request, write_dataset
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCENES_SIZE = 64
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,3 +48,14 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip(f"no {path}: this test needs the real images or golden files kept there")
     return path
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a few generated scenes of 64 px: 6 labeled, 8 unlabeled, 4 for validation.
+
+    Shared by all tests: copy it before changing anything in it.
+    """
+    root = tmp_path_factory.mktemp("scenes")
+    write_dataset(root, Request(labeled=6, unlabeled=8, val=4, size=64))
+    return root

@@ -22,7 +22,9 @@ def write_dataset(root: Path, labeled: int = 6, unlabeled: int = 8, val: int = 3
     lists: dict[str, list[str]] = {"labeled/labeled": [], "unlabeled/pool": [], "val": []}
     for kind, count in (("labeled/labeled", labeled), ("unlabeled/pool", unlabeled), ("val", val)):
         for i in range(count):
-            mask = cv2.resize(rng.integers(0, 3, (4, 4), dtype=np.uint8), (80, 72), interpolation=cv2.INTER_NEAREST)
+            mask = cv2.resize(
+                rng.integers(0, 3, (4, 4), dtype=np.uint8), (80, 72), interpolation=cv2.INTER_NEAREST
+            )
             colors = np.array([[90, 140, 60], [40, 60, 120], [170, 80, 60]])
             image = np.clip(colors[mask] + rng.normal(0, 12, (*mask.shape, 3)), 0, 255).astype(np.uint8)
             name = f"{kind}/images/{i:03d}.png"

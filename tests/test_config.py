@@ -41,7 +41,9 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 
 def test_overrides_and_saving(tmp_path: Path) -> None:
-    cfg = load_config(S4PConfig, PRETRAIN, ["data_root=/data", "optim.lr=1e-3", "data.scale=[1, 2]", "seed=3"])
+    cfg = load_config(
+        S4PConfig, PRETRAIN, ["data_root=/data", "optim.lr=1e-3", "data.scale=[1, 2]", "seed=3"]
+    )
     assert (cfg.data_root, cfg.optim.lr, cfg.data.scale, cfg.seed) == (Path("/data"), 1e-3, (1.0, 2.0), 3)
     save_config(cfg, tmp_path / "config.yaml")
     assert load_config(S4PConfig, tmp_path / "config.yaml") == cfg

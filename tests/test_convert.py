@@ -161,7 +161,12 @@ def test_experts_of_a_published_encoder_are_named_by_position():
 
 @pytest.mark.parametrize(
     "key",
-    ["blocks.0.ls1.gamma", "blocks.1.attn.rel_pos_h", "blocks.2.attn.q_norm.weight", "blocks.3.mlp.w12.weight"],
+    [
+        "blocks.0.ls1.gamma",
+        "blocks.1.attn.rel_pos_h",
+        "blocks.2.attn.q_norm.weight",
+        "blocks.3.mlp.w12.weight",
+    ],
 )
 def test_a_block_of_another_architecture_is_an_error_with_the_key(key):
     with pytest.raises(CheckpointError, match=f"'{key}'.*Known layouts: S5.*published S5.*MAE"):

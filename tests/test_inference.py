@@ -87,7 +87,9 @@ def test_three_overlapping_rows_of_windows_are_averaged():
 
 
 def test_only_the_rows_of_one_window_are_held():
-    heights = [band.shape[1] for _, band in slide_bands(Pointwise(), torch.randn(3, 200, 20), crop=16, stride=8)]
+    heights = [
+        band.shape[1] for _, band in slide_bands(Pointwise(), torch.randn(3, 200, 20), crop=16, stride=8)
+    ]
     assert sum(heights) == 200
     assert max(heights) <= 16
 

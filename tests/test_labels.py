@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s5.data.errors import LabelError
-from s5.data.labels import IGNORE, TABLES, get_table
+from s5.data.labels import IGNORE, TABLES, LabelTable, get_table
 
 DUBAI = {"name": "dubai", "classes": ["building", "land", "road", "vegetation", "water"]}
 
@@ -58,6 +58,21 @@ def test_from_colors_on_more_than_one_block():
     assert np.array_equal(table.from_colors(table.colorize(ids), "x"), ids)
 
 
+def test_from_colors_gives_raw_values():
+    table = LabelTable(
+        name="own",
+        classes=("a", "b"),
+        values=(10, 3),
+        palette=((255, 0, 0), (0, 0, 255)),
+        ignore_values=(7,),
+        ignore_colors=((0, 0, 0),),
+    )
+    rgb = np.array([[(0, 0, 255), (255, 0, 0), (0, 0, 0)]], np.uint8)
+    raw = table.from_colors(rgb, "x")
+    assert raw.tolist() == [[3, 10, 7]]
+    assert table.encode(raw, "x").tolist() == [[1, 0, IGNORE]]
+
+
 def test_from_colors_names_file_color_and_count():
     rgb = np.zeros((4, 4, 3), np.uint8)
     rgb[1, :2] = (1, 2, 3)
@@ -87,6 +102,7 @@ def test_inline_table_defaults():
         ({"values": [0, 1, 2, 3, 255]}, "255 is used twice"),
         ({"palette": [[0, 0, 0]]}, "5 classes but 1 palette"),
         ({"palette": [[0, 0, 999]] * 5}, "three numbers"),
+        ({"palette": [[1, 2, 3]] * 5}, "same colour"),
         ({"background": 5}, "background 5"),
         ({"classes": []}, "needs 1 to"),
         ({"classes": ["a", "a"]}, "same name"),

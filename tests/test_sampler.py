@@ -20,9 +20,9 @@ def test_every_batch_has_the_fixed_composition() -> None:
 
 def test_each_source_is_cycled_without_repetition() -> None:
     draws = [d for d in take(MultiSourceSampler([6, 9], [2, 3]), 6) if d.source == 0]
-    assert sorted(d.index for d in draws[:6]) == list(range(6))
-    assert sorted(d.index for d in draws[6:]) == list(range(6))
-    assert [d.index for d in draws[:6]] != [d.index for d in draws[6:]]
+    assert sorted(d.item for d in draws[:6]) == list(range(6))
+    assert sorted(d.item for d in draws[6:]) == list(range(6))
+    assert [d.item for d in draws[:6]] != [d.item for d in draws[6:]]
 
 
 def test_skip_equals_drawing() -> None:

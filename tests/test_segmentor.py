@@ -47,7 +47,10 @@ def test_a_batch_of_several_tasks_equals_one_pass_per_task():
     model = tiny_segmentor({"a": 3, "b": 4}, expert_channels=8).eval()
     images = torch.randn(3, 3, 40, 56)
     together = model.forward_tasks(images, (1, 2))
-    assert {task: tuple(x.shape) for task, x in together.items()} == {"a": (1, 3, 40, 56), "b": (2, 4, 40, 56)}
+    assert {task: tuple(x.shape) for task, x in together.items()} == {
+        "a": (1, 3, 40, 56),
+        "b": (2, 4, 40, 56),
+    }
     torch.testing.assert_close(together["a"], model(images[:1], "a"), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together["b"], model(images[1:], "b"), atol=1e-5, rtol=1e-5)
     assert list(model.forward_tasks(images, (0, 3))) == ["b"]

@@ -1,21 +1,32 @@
 """Loaders of FixMatch training and of validation."""
 
+import atexit
+import multiprocessing
 import signal
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 import torch
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
 from s5.data.collate import FixMatchCollate, collate_validation
 from s5.data.datasets import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
+from s5.data.image_io import init_worker
 from s5.data.labels import LabelTable
 from s5.data.sampler import MultiSourceSampler
 from s5.data.splits import Split
 
 PREFETCH = 4  # batches per worker
+
+
+class TrainingData(NamedTuple):
+    """A training loader and what the run has to know of it."""
+
+    loader: DataLoader
+    sampler: MultiSourceSampler
+    unlabeled: int  # number of unlabeled images, 0 when there are none
 
 
 def fixmatch_loader(
@@ -29,7 +40,7 @@ def fixmatch_loader(
     world_size: int,
     workers: int,
     pin_memory: bool,
-) -> DataLoader:
+) -> TrainingData:
     """Endless loader of FixMatch batches, labeled images first.
 
     Args:
@@ -52,11 +63,16 @@ def fixmatch_loader(
         sources.append(unlabeled)
         counts.append(unlabeled_batch)
     sampler = MultiSourceSampler(
-        [len(source) for source in sources], counts, seed, rank, world_size, [source.name for source in sources]
+        [len(source) for source in sources],
+        counts,
+        seed,
+        rank,
+        world_size,
+        [source.name for source in sources],
     )
     table = labeled.table
     dataset = MultiSourceDataset(sources, seed, {"classes": table.classes, "palette": table.palette})
-    return DataLoader(
+    loader: DataLoader = DataLoader(
         dataset,
         batch_size=sampler.batch_size,
         sampler=sampler,
@@ -65,6 +81,7 @@ def fixmatch_loader(
         pin_memory=pin_memory,
         **_worker_options(workers),
     )
+    return TrainingData(loader, sampler, 0 if unlabeled is None else len(unlabeled))
 
 
 def validation_loader(split: Split, table: LabelTable, workers: int) -> DataLoader:
@@ -84,6 +101,7 @@ def resolve_split(root: Path, split: Path) -> Split:
 def _worker_options(workers: int) -> dict[str, Any]:
     if workers == 0:
         return {"num_workers": 0}
+    _kill_workers_at_exit()
     return {
         "num_workers": workers,
         "prefetch_factor": PREFETCH,
@@ -93,8 +111,20 @@ def _worker_options(workers: int) -> dict[str, Any]:
 
 
 def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)
+    init_worker()
     torch.set_num_threads(1)
-    # The main process decides when to stop, and needs the workers until it has saved.
+    # A signal to the whole process group must not take the workers from a main process that is about to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@cache
+def _kill_workers_at_exit() -> None:
+    # Registered after multiprocessing's own handler and so run before it, which would wait for workers that
+    # ignore its SIGTERM.
+    atexit.register(_kill_children)
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -172,7 +172,7 @@ def _histogram(mask: np.ndarray) -> np.ndarray:
     rows = max(1, (1 << 24) // max(1, mask.shape[1]))  # OpenCV counts in float32, exact up to 2**24
     total = np.zeros(256, np.int64)
     for top in range(0, mask.shape[0], rows):
-        total += cv2.calcHist([mask[top : top + rows]], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+        total += cv2.calcHist([mask[top : top + rows]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     return total
 
 

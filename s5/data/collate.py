@@ -24,9 +24,9 @@ class FixMatchCollate:
         """The batch.
 
         Returns:
-            ``images`` (L + U, 3, S, S) uint8 in channels-last memory, ``labels`` (L, S, S) uint8,
-            ``names`` (L + U), ``skipped`` list of (name, reason); with unlabeled samples also ``padding``
-            (U, S, S) bool, ``views`` with ``photometric`` (V, U, 6), ``boxes`` (V, U, 4) and ``partner`` (V, U), and
+            ``images`` (L + U, 3, S, S) uint8 in channels-last memory, ``labels`` (L, S, S) uint8, ``names``
+            (L + U), ``skipped`` list of (name, reason); with unlabeled samples also ``padding`` (U, S, S)
+            bool, ``views`` with ``photometric`` (V, U, 6), ``boxes`` (V, U, 4) and ``partner`` (V, U), and
             ``stored`` (U, S, S) if there are stored pseudo-labels.
         """
         labeled = [sample for sample in samples if "label" in sample]

@@ -1,7 +1,7 @@
 """Datasets of the training sources and of the validation split.
 
-Workers only decode and do geometry, on uint8. Everything photometric is drawn here as a few numbers per image and
-applied in batches on the model's device (:mod:`s5.ops.photometric`, :mod:`s5.ops.cutmix`).
+Workers only decode and do geometry, on uint8. Everything photometric is drawn here as a few numbers per image
+and applied in batches on the model's device (:mod:`s5.ops.photometric`, :mod:`s5.ops.cutmix`).
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,9 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
 class LabeledImages:
     """Labeled training images: weak view and train ids, 255 where padded or ignored."""
 
-    def __init__(self, split: Split, table: LabelTable, weak: WeakAugmentation, name: str = "labeled") -> None:
+    def __init__(
+        self, split: Split, table: LabelTable, weak: WeakAugmentation, name: str = "labeled"
+    ) -> None:
         self.split, self.table, self.weak, self.name = split, table, weak, name
 
     def __len__(self) -> int:
@@ -94,8 +96,8 @@ class LabeledImages:
 class UnlabeledImages:
     """Unlabeled training images: weak view, where it is padding, and the draws of its strong views.
 
-    An unreadable file is replaced by another image, drawn from the same generator; what was skipped travels with
-    the sample to the main process, which logs it and enforces the permitted share.
+    An unreadable file is replaced by another image, drawn from the same generator; what was skipped travels
+    with the sample to the main process, which logs it and enforces the permitted share.
 
     Args:
         split: the images; with ``stored``, every line has the path of a pseudo-label mask as its second part.
@@ -122,7 +124,7 @@ class UnlabeledImages:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3), ``padding`` (S, S) 0 or 255, ``photometric`` (V, 6), ``boxes`` (V, 4), ``skipped``."""
+        """``image`` (S, S, 3), ``padding`` (S, S) 0 or 255, and the draws of the strong views."""
         image, stored, sample, skipped = self._read(index, rng)
         crop = self.weak.draw(rng, image)
         item = {
@@ -167,7 +169,7 @@ class MultiSourceDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         rng = sample_rng(self.seed, draw.source, draw.position)
-        item = self.sources[draw.source].load(draw.index, rng)
+        item = self.sources[draw.source].load(draw.item, rng)
         return {**item, "source": draw.source, "position": draw.position}
 
 

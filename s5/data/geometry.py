@@ -1,7 +1,7 @@
 """Geometry of the weak view: random resize, pad, crop, quarter turns and flips, on uint8.
 
-Only the crop is ever resampled: its pixels are those of the whole image resized and then cropped. The order is
-resize, pad at the right and bottom, crop, turn counter-clockwise, flip.
+Only the crop is ever resampled: its pixels are those of the whole image resized and then cropped. The order
+is resize, pad at the right and bottom, crop, turn counter-clockwise, flip.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-IGNORE = 255
+from s5.data.labels import IGNORE
+
 ROTATE_CODES = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 
@@ -174,8 +175,8 @@ def _resample(image: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
 def _low_pass(step: float) -> np.ndarray:
     """Kernel that makes bilinear sampling at ``step`` source pixels an antialiased one.
 
-    A triangle of a whole half-width n sampled anywhere is exactly a bilinear sample of the discrete triangle of
-    half-width n; between whole steps the two neighbours are mixed so that the variance grows with step².
+    A triangle of a whole half-width n sampled anywhere is exactly a bilinear sample of the discrete triangle
+    of half-width n; between whole steps the two neighbours are mixed so that the variance grows with step².
     """
     step = max(step, 1.0)
     whole = int(step)

@@ -37,6 +37,11 @@ _PILLOW: dict[str, Callable[..., ImageFile.ImageFile]] = {
     "bmp": BmpImagePlugin.BmpImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
 }
+_QUALITY = {
+    ".jpg": cv2.IMWRITE_JPEG_QUALITY,
+    ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
+    ".webp": cv2.IMWRITE_WEBP_QUALITY,
+}
 _RESTORE = "Restore it from its source, or take it out of the split"
 
 
@@ -118,8 +123,9 @@ def write_image(path: str | Path, array: np.ndarray, quality: int = 95) -> None:
         quality: 1..100, for JPEG and WebP.
     """
     pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_WEBP_QUALITY, quality]
-    done, encoded = cv2.imencode(Path(path).suffix, pixels, options)
+    suffix = Path(path).suffix
+    option = _QUALITY.get(suffix.lower())
+    done, encoded = cv2.imencode(suffix, pixels, [] if option is None else [option, quality])
     if not done:
         raise ImageError(path, f"an array of shape {array.shape} and type {array.dtype} cannot be encoded")
     write_bytes(path, encoded.tobytes())

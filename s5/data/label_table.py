@@ -169,6 +169,9 @@ def _problem(table: LabelTable) -> str:
         return "a colour is three numbers in 0..255"
     if len(set(table.classes)) < len(table.classes):
         return "two classes have the same name"
+    colors = [*table.palette, *table.ignore_colors]
+    if len(set(colors)) < len(colors):
+        return "two labels have the same colour"
     if table.background is not None and not 0 <= table.background < len(table.classes):
         return f"background {table.background} is not a train id (0..{len(table.classes) - 1})"
     return ""

@@ -53,7 +53,7 @@ class Progress:
             self._last = now
             rate = self.done / (now - self._start)
             self._logger.info(
-                "%s: %d of %d %s, %.1f/s, %.0f s left",
+                "%s: %d of %d %s, %.3g/s, %.0f s left",
                 self.what,
                 self.done,
                 self.total,

@@ -1,7 +1,7 @@
 """A sampler that draws a fixed number of images from every source in every step.
 
-FixMatch's labeled and unlabeled images, and later the datasets of a multi-dataset fine-tuning, are several sources
-that share one batch. Each source is shuffled and cycled on its own. The order is a pure function of
+FixMatch's labeled and unlabeled images, and later the datasets of a multi-dataset fine-tuning, are several
+sources that share one batch. Each source is shuffled and cycled on its own. The order is a pure function of
 ``(seed, source, position)``, so the sampler holds no running state: any step of any process can be computed
 directly, which makes resuming exact and free of charge.
 """
@@ -19,7 +19,7 @@ class Draw(NamedTuple):
     """One sample to load: which source, which of its images, and the position that keys its random draws."""
 
     source: int
-    index: int
+    item: int
     position: int
 
 
@@ -57,8 +57,8 @@ class MultiSourceSampler(Sampler[Draw]):
             if length < count * world_size:
                 raise DataError(
                     f"{name}: {length} images, fewer than one step takes ({count} per process x {world_size} "
-                    f"processes = {count * world_size}). Lower the batch size, use fewer processes, or list the "
-                    f"images more than once in the split file."
+                    f"processes = {count * world_size}). Lower the batch size, use fewer processes, or list "
+                    f"the images more than once in the split file."
                 )
         self._consumed = [0] * len(self.lengths)  # global position of every source at `_first_step`
         self._first_step = 0
@@ -72,11 +72,13 @@ class MultiSourceSampler(Sampler[Draw]):
 
     def __len__(self) -> int:
         """Draws of this process until every image of the largest source was drawn once."""
-        steps = max(length // (n * self.world_size) for length, n in zip(self.lengths, self.batch_sizes, strict=True))
+        steps = max(
+            length // (n * self.world_size) for length, n in zip(self.lengths, self.batch_sizes, strict=True)
+        )
         return steps * self.batch_size
 
     def skip(self, num_samples: int) -> None:
-        """Advance by ``num_samples`` draws of this process without producing them (called by the loop on resume)."""
+        """Advance by ``num_samples`` draws of this process without making them (on resume)."""
         self._next_step += num_samples // self.batch_size
 
     def consumed(self, step: int) -> list[int]:
@@ -93,7 +95,9 @@ class MultiSourceSampler(Sampler[Draw]):
         Needed when the number of processes or a batch size changed; otherwise it changes nothing.
         """
         if len(consumed) != len(self.lengths):
-            raise DataError(f"the checkpoint has {len(consumed)} data sources, this run has {len(self.lengths)}")
+            raise DataError(
+                f"the checkpoint has {len(consumed)} data sources, this run has {len(self.lengths)}"
+            )
         self._consumed = list(consumed)
         self._first_step = step
 
@@ -109,7 +113,8 @@ class MultiSourceSampler(Sampler[Draw]):
         for source, (start, count) in enumerate(zip(self.consumed(step), self.batch_sizes, strict=True)):
             first = start + self.rank * count
             draws += [
-                Draw(source, self._index_at(source, position), position) for position in range(first, first + count)
+                Draw(source, self._index_at(source, position), position)
+                for position in range(first, first + count)
             ]
         return draws
 

@@ -1,9 +1,9 @@
 r"""Split files: one sample a line, ``image[ mask]``, paths relative to the data root.
 
 Accepted: UTF-8 with or without a byte-order mark, Unix or Windows line ends, blank lines, spaces in names.
-A TAB always separates image and mask (at the end it marks a line without one); otherwise, the line is split at the white space that follows a known
-image extension (``field one/a 1.png masks/a 1.png`` are two paths, ``field one/a 1.png`` is one). Absolute
-paths are taken as they are.
+A TAB always separates image and mask (at the end it marks a line without one). Without a TAB the line is
+split at the white space that follows a known image extension: ``field one/a 1.png masks/a 1.png`` are two
+paths, ``field one/a 1.png`` is one. Absolute paths are taken as they are.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ _PATTERN = re.compile(r"iter_(\d+)\.pth$")
 
 def resumable_checkpoints(work_dir: Path) -> list[Path]:
     """The Runner's resumable checkpoints, oldest first. All are complete: they are renamed into place."""
-    found = [(int(match[1]), path) for path in work_dir.glob("iter_*.pth") if (match := _PATTERN.match(path.name))]
+    found = [
+        (int(match[1]), path) for path in work_dir.glob("iter_*.pth") if (match := _PATTERN.match(path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -53,8 +55,8 @@ def find_resume(resume: str | None, work_dir: Path) -> Path | None:
     if resume is None:
         if latest is not None:
             raise LaunchError(
-                f"{work_dir} already holds a run ({latest.name}): add --resume to go on with it, or choose another "
-                f"--work-dir"
+                f"{work_dir} already holds a run ({latest.name}): add --resume to go on with it, or choose "
+                f"another --work-dir"
             )
         return None
     if resume == "latest":
@@ -63,5 +65,7 @@ def find_resume(resume: str | None, work_dir: Path) -> Path | None:
         return latest
     path = Path(resume)
     if not path.is_file():
-        raise LaunchError(f"--resume {path}: no such file; the latest checkpoint of {work_dir} is {latest or 'none'}")
+        raise LaunchError(
+            f"--resume {path}: no such file; the latest checkpoint of {work_dir} is {latest or 'none'}"
+        )
     return path

@@ -22,7 +22,8 @@ from s5.models.adapt import CheckpointError, StateDict
 
 logger = logging.getLogger(__name__)
 
-FORBIDDEN = re.compile(r"(?:Unsupported (?:global|class|operand)|GLOBAL)[: ]+(?:GLOBAL )?([\w.]+)")
+# How torch words the refusal of a function or class in a pickle.
+FORBIDDEN = re.compile(r"unsupported (?:global: )?GLOBAL ([\w.]+)", re.IGNORECASE)
 
 
 def read_checkpoint(path: str | Path, allow_pickle: bool = False) -> dict[str, Any]:
@@ -41,7 +42,11 @@ def read_checkpoint(path: str | Path, allow_pickle: bool = False) -> dict[str, A
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             content = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except PermissionError as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(_reading_failed(file, error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a dict of weights")
@@ -131,7 +136,7 @@ def _reading_failed(file: Path, error: Exception) -> str:
             f"{file} holds more than weights ({match[1].rstrip('.')}), which could execute code; it was not "
             f"run. If you trust where the file comes from, read it with allow_pickle=True (--allow-pickle)"
         )
-    reason = next(iter(str(error).splitlines()), repr(error))
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
     size = file.stat().st_size
     return f"{file} ({size} bytes) is truncated or no checkpoint: {reason}. Copy or download it again"
 

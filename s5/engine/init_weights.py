@@ -18,12 +18,14 @@ TIMM_NAMES = {
 WHERE_TO_GET = (
     "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
     "github.com/ViTAE-Transformer/Remote-Sensing-RVSA), MTP (ViT-L: github.com/ViTAE-Transformer/MTP) and S5 "
-    "(github.com/MiliLab/S5); MAE weights pre-trained on ImageNet (ViT-B, L, H: github.com/facebookresearch/mae) "
-    "load as well"
+    "(github.com/MiliLab/S5); ViT-B and L pre-trained on ImageNet (github.com/facebookresearch/mae) load "
+    "as well"
 )
 
 
-def initialise(segmentor: Segmentor, backbone: str, init: str, init_paths: Mapping[str, Mapping[str, Path]]) -> None:
+def initialise(
+    segmentor: Segmentor, backbone: str, init: str, init_paths: Mapping[str, Mapping[str, Path]]
+) -> None:
     """Load the initial weights into ``segmentor``.
 
     Args:
@@ -45,7 +47,9 @@ def initialise(segmentor: Segmentor, backbone: str, init: str, init_paths: Mappi
     if init in (*init_paths, "mae", "timm"):
         listed = init_paths.get(init, {}).get(backbone)
         if listed is None:
-            raise CheckpointError(f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}")
+            raise CheckpointError(
+                f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}"
+            )
         path = listed
     if not path.is_file():
         hint = f" {WHERE_TO_GET}; then set init_paths.mae.{backbone}." if init == "mae" else ""

@@ -41,7 +41,7 @@ class Launch:
 
     @property
     def launcher(self) -> str:
-        """mmengine's name of the launcher."""
+        """Name of the launcher in mmengine."""
         return "pytorch" if self.world_size > 1 else "none"
 
 
@@ -109,7 +109,8 @@ def make_work_dir(path: Path, launch: Launch) -> Path:
             probe.unlink()
         except OSError as error:
             raise LaunchError(
-                f"{path}: the output folder cannot be written ({error.strerror or error}); choose another --work-dir"
+                f"{path}: the output folder cannot be written ({error.strerror or error}); "
+                f"choose another --work-dir"
             ) from None
     return path
 

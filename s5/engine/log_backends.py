@@ -37,7 +37,7 @@ class JsonLinesBackend(BaseVisBackend):
     def add_scalars(
         self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **kwargs: Any
     ) -> None:
-        """Append the values; NaN (a class that does not occur) becomes null. There is one file whatever is asked."""
+        """Append the values; NaN (a class that does not occur) becomes null; ``file_path`` is not used."""
         values = {name: float(value) for name, value in scalar_dict.items()}
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         with self.experiment.open("a", encoding="utf-8") as file:

@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 class SegmentationMetric(BaseMetric):
     """Per-class IoU and F1, mIoU, mF1, mAcc and overall accuracy, in percent.
 
-    Ignored pixels count nowhere; classes absent from ground truth and prediction are not averaged in. Processes
-    contribute their confusion matrices (integers), so the result does not depend on how images were distributed.
+    Ignored pixels count nowhere; classes absent from ground truth and prediction are not averaged in.
+    Processes contribute their confusion matrices (integers), so the result does not depend on how images were
+    distributed.
 
     Args:
         table: classes of the labels.
@@ -50,7 +51,7 @@ class SegmentationMetric(BaseMetric):
 
     def compute_metrics(self, results: torch.Tensor) -> dict[str, Any]:
         """Scores of a confusion matrix (K, K), rows = ground truth; logs the table of classes."""
-        values = scores(results, background=self.table.background)
+        values: dict[str, Any] = {**scores(results, background=self.table.background)}
         logger.info("validation\n%s", self._format(values))
         metrics = {name: 100 * float(value) for name, value in values.items() if _is_scalar(value)}
         for measure in ("IoU", "F1"):
@@ -68,5 +69,5 @@ class SegmentationMetric(BaseMetric):
         return "\n".join(lines)
 
 
-def _is_scalar(value: float | list[float]) -> bool:
+def _is_scalar(value: object) -> bool:
     return not isinstance(value, list)

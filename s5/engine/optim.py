@@ -17,9 +17,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
-    The weights of norms and the position table are not decayed. With ``layer_decay`` < 1 the learning rate falls by
-    that factor from each block to the one before it; patch embedding and position table are layer 0, pyramid and
-    heads have the full rate.
+    The weights of norms and the position table are not decayed. With ``layer_decay`` < 1 the learning rate
+    falls by that factor from each block to the one before it; patch embedding and position table are layer 0,
+    pyramid and heads have the full rate.
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` (``layer_<i>[_no_decay]``).
@@ -58,7 +58,9 @@ def cosine_schedule(total_iters: int, warmup_iters: int = 0) -> list[dict[str, A
     """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs)."""
     schedule: list[dict[str, Any]] = []
     if warmup_iters:
-        schedule.append({"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warmup_iters})
+        schedule.append(
+            {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warmup_iters}
+        )
     cosine = {"type": "CosineAnnealingLR", "T_max": total_iters - warmup_iters, "eta_min": 0.0}
     return [*schedule, {**cosine, "by_epoch": False, "begin": warmup_iters, "end": total_iters}]
 

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mmengine
 import timm
@@ -18,6 +18,8 @@ from torch import nn
 
 from s5.engine.checkpoint import read_checkpoint, save_atomic
 from s5.engine.launch import LOG_FILE, Launch
+from s5.ops import mmcv_ext
+
 
 class S5Runner(Runner):
     """Runner of all three trees.
@@ -40,25 +42,32 @@ class S5Runner(Runner):
     def _log_env(self, env_cfg: dict) -> None:
         """Versions and device, in one line."""
         device = self.launch.device
-        hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        hardware = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
         self.logger.info(
-            f"Python {platform.python_version()}, torch {torch.__version__}, mmengine {mmengine.__version__}, "
-            f"timm {timm.__version__}; {device.type} ({hardware}), {self.launch.world_size} processes, seed {self.seed}"
+            f"Python {platform.python_version()}, torch {torch.__version__}, "
+            f"mmengine {mmengine.__version__}, timm {timm.__version__}; {device.type} ({hardware}), "
+            f"{self.launch.world_size} processes, seed {self.seed}; mmcv operators: {mmcv_ext.in_use()}"
         )
 
     def dump_config(self) -> None:
-        """The entry scripts save the configuration that the user wrote; drop the folder made for mmengine's own."""
+        """Nothing: entry scripts save the configuration. The folder made for mmengine's own is removed."""
         if self.launch.is_main:
             Path(self.log_dir).rmdir()
         self._log_dir = self.work_dir
 
-    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+    def build_logger(
+        self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
+    ) -> MMLogger:
         """One log file per work folder, continued when a run is resumed."""
         return super().build_logger(log_level, os.path.join(self.work_dir, LOG_FILE), file_mode="a", **kwargs)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Move the model to the device, and under several processes into DistributedDataParallel."""
-        model = model.to(self.launch.device, memory_format=torch.channels_last)
+        model = model.to(self.launch.device).to(memory_format=torch.channels_last)
         if self.launch.world_size == 1:
             return model
         on_gpu = self.launch.device.type == "cuda"
@@ -108,11 +117,11 @@ class S5Runner(Runner):
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def log_options(interval: int) -> dict[str, Any]:
-    """Runner arguments: log every ``interval`` iterations, averaged over them; checkpoints are this package's."""
+    """Runner arguments: log every ``interval`` iterations the means over them; no mmengine checkpoints."""
     log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
     means = r".*(loss|time|confident).*"
     return {

@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from s5.data.build import fixmatch_loader, resolve_split, validation_loader
+from s5.data.build import TrainingData, fixmatch_loader, resolve_split, validation_loader
 from s5.data.check import require_clean
 from s5.data.datasets import LabeledImages, UnlabeledImages, WeakAugmentation
 from s5.data.labels import LabelTable
@@ -71,7 +71,7 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
     )
 
 
-def build_train_loader(cfg: S4PConfig, table: LabelTable, launch: Launch) -> DataLoader:
+def build_training_data(cfg: S4PConfig, table: LabelTable, launch: Launch) -> TrainingData:
     """Labeled and, unless their batch size is 0, unlabeled images in one batch."""
     data = cfg.data
     weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
@@ -104,25 +104,26 @@ def build_val_loader(cfg: S4PConfig, table: LabelTable) -> DataLoader:
 
 
 def build_hooks(
-    cfg: S4PConfig, backbone: str, table: LabelTable, loader: DataLoader, launch: Launch
+    cfg: S4PConfig, backbone: str, table: LabelTable, data: TrainingData, launch: Launch
 ) -> tuple[SafetyHook, list[Hook]]:
     """All hooks of the run; the first is the one that says whether a signal stopped it."""
     safety = SafetyHook()
     schedule = cfg.schedule
     hooks: list[Hook] = [
         safety,
-        ThroughputHook(loader.batch_size * launch.world_size, schedule.log_interval),
+        ThroughputHook(data.sampler.batch_size * launch.world_size, schedule.log_interval),
         CheckpointHook(
-            schedule.checkpoint_interval, schedule.keep_checkpoints, backbone, weights_meta(cfg, backbone, table)
+            schedule.checkpoint_interval,
+            schedule.keep_checkpoints,
+            backbone,
+            weights_meta(cfg, backbone, table),
         ),
         SummaryHook(),
         PicturesHook(table),
         ProgressHook(),
     ]
-    sources = loader.dataset.sources
-    unlabeled = len(sources[1]) if len(sources) > 1 else 0
-    hooks.append(DataStateHook(loader.sampler, unlabeled, cfg.data.unlabeled.max_unreadable))
-    if unlabeled:
+    hooks.append(DataStateHook(data.sampler, data.unlabeled, cfg.data.unlabeled.max_unreadable))
+    if data.unlabeled:
         hooks.append(PseudoLabelHook(table.classes, schedule.log_interval))
     return safety, hooks
 

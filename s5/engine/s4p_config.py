@@ -38,12 +38,14 @@ class ValConfig(Section):
     @model_validator(mode="after")
     def _stride_covers(self) -> "ValConfig":
         if self.stride > self.crop:
-            raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost")
+            raise ValueError(
+                f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost"
+            )
         return self
 
 
 class DataConfig(Section):
-    """What images there are and how crops are taken. Split paths are relative to ``data_root`` unless absolute."""
+    """Images and how crops are taken; split paths are relative to ``data_root`` unless absolute."""
 
     labels: str | dict[str, Any] = "isaid"
     labeled: LabeledConfig
@@ -83,7 +85,9 @@ class StrongConfig(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = StrongAugmentation.hue
     gray_p: Share = StrongAugmentation.gray_p
     blur_p: Share = StrongAugmentation.blur_p
-    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = StrongAugmentation.blur_sigma
+    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        StrongAugmentation.blur_sigma
+    )
     cutmix_p: Share = StrongAugmentation.cutmix_p
 
     def augmentation(self) -> StrongAugmentation:
@@ -135,3 +139,12 @@ class S4PConfig(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     sync_bn: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "S4PConfig":
+        if self.optim.warmup_iters >= self.schedule.total_iters:
+            raise ValueError(
+                f"optim.warmup_iters {self.optim.warmup_iters} must be smaller than schedule.total_iters "
+                f"{self.schedule.total_iters}"
+            )
+        return self

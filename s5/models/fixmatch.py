@@ -1,14 +1,15 @@
 """FixMatch for semantic segmentation: the S4P pre-training objective (paper, Eq. 4-7)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from s5.models.ema import EmaTeacher
+from s5.models.seg_head import SegHead
 from s5.models.segmentation_model import Inference, SegmentationModel, to_unit
 from s5.models.segmentor import Segmentor
 from s5.ops.cutmix import cutmix
@@ -38,8 +39,8 @@ class StrongView:
 class FixMatch(SegmentationModel):
     """Supervised loss on labeled images plus consistency between weak and strong views of unlabeled ones.
 
-    A step runs the network twice: once on the weak unlabeled images without gradient, once on the labeled images and
-    all strong views together with gradient. A method with other strong views (UniMatch) overrides
+    A step runs the network twice: once on the weak unlabeled images without gradient, once on the labeled
+    images and all strong views together with gradient. A method with other strong views (UniMatch) overrides
     :meth:`strong_views`; everything else stays.
 
     Args:
@@ -66,17 +67,21 @@ class FixMatch(SegmentationModel):
         self.conf_thresh = conf_thresh
         self.lambda_u = lambda_u
         self.teacher = None if ema_decay is None else EmaTeacher(segmentor, ema_decay)
-        num_classes = next(iter(segmentor.heads.values())).num_classes
+        (head,) = segmentor.heads.values()
+        num_classes = cast(SegHead, head).num_classes
         self.register_buffer("pseudo_counts", torch.zeros(num_classes), persistent=False)
 
-    def forward(self, images: Any, mode: str = "loss", **batch: Any) -> Any:
-        """``loss``: the losses of a batch of :class:`s5.data.collate.FixMatchCollate`; ``predict``: label maps."""
+    def forward(  # type: ignore[override]
+        self, images: Tensor | Sequence[Tensor], mode: str = "loss", **batch: Any
+    ) -> dict[str, Tensor] | list[Tensor]:
+        """``loss``: losses of a batch of :class:`~s5.data.collate.FixMatchCollate`; ``predict``: labels."""
         if mode == "loss":
+            assert isinstance(images, Tensor)
             return self.loss(images, **batch)
-        return super().forward(images, mode=mode, **batch)
+        return super().forward(list(images), mode=mode, **batch)
 
     def after_step(self) -> None:
-        """What has to happen after every optimizer step: the teacher follows. Called by a hook, with and without DDP."""
+        """What has to happen after every optimizer step (a hook calls it): the teacher follows."""
         if self.teacher is not None:
             self.teacher.update(self.segmentor)
 
@@ -108,7 +113,8 @@ class FixMatch(SegmentationModel):
             stored: (U, H, W) stored pseudo-labels, 255 = none.
 
         Returns:
-            ``loss``, and with unlabeled images ``loss_s``, ``loss_u`` and ``confident`` (share of the valid pixels).
+            ``loss``, and with unlabeled images ``loss_s``, ``loss_u`` and ``confident`` (share of the valid
+            pixels).
         """
         labeled, weak = to_unit(images).tensor_split([len(labels)])
         if padding is None or views is None:
@@ -135,11 +141,11 @@ class FixMatch(SegmentationModel):
 
     @torch.no_grad()
     def pseudo_labels(self, weak: Tensor, stored: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Labels and confidences (U, H, W) of the weak views: stored ones, or predicted in evaluation mode."""
+        """Labels and confidences (U, H, W) of the weak views, stored or predicted in evaluation mode."""
         if stored is not None:
             known = stored != IGNORE
             return torch.where(known, stored, 0).long(), known.float()
-        network = self.segmentor if self.teacher is None else self.teacher.network
+        network = self.segmentor if self.teacher is None else cast(Segmentor, self.teacher.network)
         with evaluating(network):
             logits = self.logits(weak, network)
         best, pseudo = logits.max(1)
@@ -161,7 +167,7 @@ class FixMatch(SegmentationModel):
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Any], count: int = 3) -> dict[str, Tensor]:
-        """Weak view, strong view, pseudo-label, confidence and prediction of the first unlabeled images (on device)."""
+        """Weak and strong view, confident pseudo-label and prediction of the first unlabeled images."""
         batch = self.data_preprocessor(batch, False)
         _, weak = to_unit(batch["images"]).tensor_split([len(batch["labels"])])
         pseudo, conf = self.pseudo_labels(weak, batch.get("stored"))

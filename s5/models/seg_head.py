@@ -37,7 +37,7 @@ class SegHead(nn.Module):
             threshold=0.5,
             dropout_ratio=0.0,
             norm_cfg={"type": "BN", "requires_grad": True},
-            loss_decode={"type": "CrossEntropyLoss", "avg_non_ignore": True},
+            loss_decode={"type": "mmseg.CrossEntropyLoss", "avg_non_ignore": True},
             align_corners=False,
         )
         self.decode_head.conv_seg.requires_grad_(False)

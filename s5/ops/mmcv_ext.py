@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 EXTENSION = "mmcv._ext"
 VARIABLE = "S5_MMCV_EXT"
 CHOICES = ("auto", "pure", "compiled")
-HOW_TO_COMPILE = "MMCV_WITH_OPS=1 pip install --no-binary onedl-mmcv --force-reinstall --no-deps onedl-mmcv"
+HOW_TO_COMPILE = (
+    "pip install --no-binary onedl-mmcv --no-build-isolation --no-deps --force-reinstall onedl-mmcv"
+)
 
 # Name in the extension -> "module:function". The module is imported when the function is first used.
 IMPLEMENTED: dict[str, str] = {

@@ -1,9 +1,9 @@
 """Photometric part of the strong view, batched on the device with parameters of its own for every image.
 
 The operations are those of torchvision's functionals on float images, in the fixed order of
-``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On a CUDA device nothing waits
-for the device; on the CPU images are done one at a time, which keeps them in the cache, and operations that
-change nothing are left out.
+``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On a CUDA device nothing
+waits for the device; on the CPU images are done one at a time, which keeps them in the cache, and operations
+that change nothing are left out.
 """
 
 import math
@@ -28,7 +28,7 @@ def apply_photometric(images: Tensor, params: Tensor, max_sigma: float = 2.0) ->
         max_sigma: Largest sigma that can occur, in pixels; fixes the size of the blur kernel.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1]; an image with the neutral values 1, 1, 1, 0, 0, 0 is unchanged exactly.
+        (B, 3, H, W) float32 in [0, 1]; an image with neutral values (1, 1, 1, 0, 0, 0) is unchanged exactly.
     """
     parts = 1 if images.is_cuda else max(len(images), 1)
     pairs = zip(images.tensor_split(parts), params.tensor_split(parts), strict=True)
@@ -74,19 +74,19 @@ def luma(images: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue of the HSV model by a shift per image (B,) in turns; value and saturation stay.
 
-    HSV is piecewise linear in the hue, so the way there and back shortens to one formula: with the hue in
-    sixths of a turn, the largest channel M and the range C of the channels, a channel whose own hue is d away
-    becomes M - C clip(d - 1, 0, 1).
+    HSV is piecewise linear, so the way there and back shortens to one formula without branches (which are slow
+    on a CPU). In sixths of a turn, the hue is 1 + (G + B - R - m) / C away from red, on the side of green where
+    G > B; M, m and C are the largest, the smallest and the range of the channels. A channel whose own hue is d
+    away from the new hue becomes M - C clip(d - 1, 0, 1).
     """
     red, green, blue = images.split(1, 1)
     largest = torch.maximum(torch.maximum(red, green), blue)
-    chroma = largest - torch.minimum(torch.minimum(red, green), blue)
-    hue = torch.where(largest == green, blue - red, red - green)
-    hue = torch.where(largest == red, green - blue, hue).div_(chroma.clamp(min=1e-20))
-    sector = torch.where(largest == green, 2.0, 4.0).masked_fill_(largest == red, 0.0)
-    hue = hue.add_(sector).add_(_column(shift), alpha=6)
-    hue = hue.sub_(torch.floor(hue / 6), alpha=6)  # in [0, 6)
-    distance = torch.cat([3 - (hue - 3).abs_(), (hue - 2).abs_(), (hue - 4).abs_()], 1)
+    smallest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = largest - smallest
+    from_red = (green + blue).sub_(red).sub_(smallest).div_(chroma.clamp(min=1e-20)).add_(1)
+    hue = from_red.copysign_(green - blue).add_(_column(shift), alpha=6)
+    hue = hue.sub_(torch.round(hue / 6), alpha=6)  # in [-3, 3], red = 0, green = 2, blue = -2
+    distance = torch.cat([hue, hue - 2, hue + 2], 1).abs_().sub_(3).abs_().sub_(3).neg_()
     turned = largest - distance.sub_(1).clamp_(0, 1).mul_(chroma)
     return torch.where(_column(shift) == 0, images, turned)
 
@@ -107,9 +107,10 @@ def _filter(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
     radius = len(sides)
     length = images.shape[dim] - 2 * radius
     out = images.narrow(dim, radius, length) * centre
+    pair = torch.empty_like(out)
     for reach, weight in enumerate(sides, 1):
-        pair = images.narrow(dim, radius - reach, length) + images.narrow(dim, radius + reach, length)
-        out.addcmul_(pair, weight)
+        before, after = (images.narrow(dim, radius + step, length) for step in (-reach, reach))
+        out.addcmul_(torch.add(before, after, out=pair), weight)
     return out
 
 
@@ -127,7 +128,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     unit = 1.0 if images.is_floating_point() else 255.0
     shift = _channels([m * unit for m in mean], images.device)
     scale = _channels([1 / (s * unit) for s in std], images.device)
-    return images.float().sub(shift).mul_(scale)
+    return (images - shift).mul_(scale)
 
 
 def _acts(values: Tensor, neutral: float) -> bool:

@@ -1,7 +1,7 @@
 """Embedded data: deterministic aerial-like scenes with masks and rotated boxes."""
 
 from .boxes import draw_boxes
-from .classes import BOX_CLASSES, CLASSES, LABEL_SETS, PALETTE, LabelSet
+from .classes import BOX_CLASSES, CLASSES, LABEL_SETS, LabelSet
 from .scene import Scene, generate_scene
 from .themes import THEMES
 
@@ -9,7 +9,6 @@ __all__ = [
     "BOX_CLASSES",
     "CLASSES",
     "LABEL_SETS",
-    "PALETTE",
     "THEMES",
     "LabelSet",
     "Scene",

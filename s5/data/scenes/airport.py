@@ -5,50 +5,59 @@ from __future__ import annotations
 import numpy as np
 
 from . import ground, roads
-from .buildings import Sun, flat_roof, hall
+from .buildings import flat_roof, hall
 from .canvas import Canvas
 from .classes import NATURAL, Material
 from .geometry import Frame, length, span, walk
 from .objects import plane
-from .palette import ROOFS, Palette, mix, pick
+from .palette import ROOFS, mix, pick
 
 ON_GROUND = (Material.ASPHALT, Material.CONCRETE)
 
 
-def airport(canvas: Canvas, rng: np.random.Generator, palette: Palette, sun: Sun) -> None:
+def airport(canvas: Canvas) -> None:
     """Compose an airport along a frame: runway at negative v, apron at v > 0, buildings behind it."""
+    rng = canvas.rng
     small = canvas.half < 55 or rng.random() < 0.3
     scale = 0.45 if small else 1.0
     angle = rng.uniform(0, 2 * np.pi)
     view = -rng.uniform(-30, 75) * scale
-    frame = Frame(*Frame(0, 0, angle).world(np.array([(0.0, view)]))[0], angle)
-    ground.lay_lawn(canvas, rng, palette, angle, mown=0.8)
+    frame = Frame(angle=angle).moved(0.0, view)
+    ground.lay_lawn(canvas, angle, mown=0.8)
     if rng.random() < 0.4:
-        ground.grow_forest(canvas, rng, palette, 0.08)
-    _runway(canvas, rng, palette, frame, -105 * scale, 42 * scale)
-    _taxiways(canvas, rng, palette, frame, scale)
+        ground.grow_forest(canvas, 0.08)
+    _runway(canvas, frame, -105 * scale, 42 * scale)
+    _taxiways(canvas, frame, scale)
     depth = rng.uniform(75, 95) * scale if not small else rng.uniform(40, 52)
-    _apron(canvas, rng, palette, frame, depth)
-    _buildings(canvas, rng, palette, sun, frame, depth, small)
+    _apron(canvas, frame, depth)
+    _buildings(canvas, frame, depth, small)
     if small:
-        _small_stands(canvas, rng, frame, depth)
+        _small_stands(canvas, frame, depth)
     else:
-        _stands(canvas, rng, frame, depth)
-    _rolling(canvas, rng, frame, scale)
-    ground.scatter_trees(canvas, rng, palette, 4)
+        _stands(canvas, frame, depth)
+    _rolling(canvas, frame, scale)
+    ground.scatter_trees(canvas, 4)
 
 
-def _runway(
-    canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Frame, v: float, width: float
-) -> None:
+def _runway(canvas: Canvas, frame: Frame, v: float, width: float) -> None:
+    rng, palette = canvas.rng, canvas.palette
     reach = canvas.reach + 80
     color = palette.asphalt * rng.uniform(0.95, 1.15)
     end = rng.uniform(-0.8, 0.6) * canvas.half if rng.random() < 0.5 else -reach
     line = frame.world(np.array([(end, v), (reach, v)]))
-    canvas.fill(frame.world(span(end - 12, v - width / 2 - 4, reach, v + width / 2 + 4)), Material.ASPHALT, color * 0.92)
+    canvas.fill(
+        frame.world(span(end - 12, v - width / 2 - 4, reach, v + width / 2 + 4)),
+        Material.ASPHALT,
+        color * 0.92,
+    )
     canvas.fill(frame.world(span(end, v - width / 2, reach, v + width / 2)), Material.ASPHALT, color)
     for side in (-0.47, 0.47):
-        canvas.trace(frame.world(np.array([(end, v + side * width), (reach, v + side * width)])), 0.9, roads.PAINT, color)
+        canvas.trace(
+            frame.world(np.array([(end, v + side * width), (reach, v + side * width)])),
+            0.9,
+            roads.PAINT,
+            color,
+        )
     for start in np.arange(30, length(line), 50 * width / 42):
         dash, _ = walk(line, np.array([start, start + 26 * width / 42]))
         canvas.trace(dash, 0.9, roads.PAINT, color)
@@ -57,10 +66,16 @@ def _runway(
         canvas.trace(frame.world(bar), 1.6 * width / 42, roads.PAINT, color)
     for _ in range(14):  # rubber of landing planes
         start, side = end + rng.uniform(30, 150), v + rng.normal(0, 0.09) * width
-        canvas.trace(frame.world(np.array([(start, side), (start + rng.uniform(30, 120), side)])), 0.7, color * 0.8, color)
+        canvas.trace(
+            frame.world(np.array([(start, side), (start + rng.uniform(30, 120), side)])),
+            0.7,
+            color * 0.8,
+            color,
+        )
 
 
-def _taxiways(canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Frame, scale: float) -> None:
+def _taxiways(canvas: Canvas, frame: Frame, scale: float) -> None:
+    rng, palette = canvas.rng, canvas.palette
     color, reach = mix(palette.asphalt, palette.concrete, rng.choice([0.0, 0.6])), canvas.reach + 80
     lines = [np.array([(-reach, -22 * scale), (reach, -22 * scale)])]
     for u in np.arange(-reach, reach, rng.uniform(90, 180)):
@@ -73,7 +88,8 @@ def _taxiways(canvas: Canvas, rng: np.random.Generator, palette: Palette, frame:
         canvas.trace(frame.world(line), 0.5, roads.YELLOW, color)
 
 
-def _apron(canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Frame, depth: float) -> None:
+def _apron(canvas: Canvas, frame: Frame, depth: float) -> None:
+    rng, palette = canvas.rng, canvas.palette
     color, reach = palette.concrete * rng.uniform(0.88, 1.06), canvas.reach + 40
     area = (-reach, 0.0, reach, depth)
     canvas.fill(frame.world(span(*area)), Material.CONCRETE, color)
@@ -85,9 +101,8 @@ def _apron(canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Fr
     canvas.trace(frame.world(np.array([(-reach, 6.0), (reach, 6.0)])), 0.5, roads.YELLOW, color)
 
 
-def _buildings(
-    canvas: Canvas, rng: np.random.Generator, palette: Palette, sun: Sun, frame: Frame, depth: float, small: bool
-) -> None:
+def _buildings(canvas: Canvas, frame: Frame, depth: float, small: bool) -> None:
+    rng, palette = canvas.rng, canvas.palette
     reach = canvas.reach
     canvas.fill(frame.world(span(-reach, depth, reach, depth + 60)), Material.ASPHALT, palette.asphalt * 1.05)
     u = -reach - rng.uniform(0, 40)
@@ -95,17 +110,18 @@ def _buildings(
         long, deep = (rng.uniform(18, 34), 18.0) if small else (rng.uniform(50, 120), rng.uniform(22, 30))
         pose = frame.pose(u + long / 2, depth + 3 + deep / 2)
         if small or rng.random() < 0.4:
-            hall(canvas, rng, sun, pose, (long, deep))
+            hall(canvas, pose, (long, deep))
         else:
-            flat_roof(canvas, rng, pose, (long, deep), pick(rng, ROOFS), rng.uniform(9, 15))
+            flat_roof(canvas, pose, (long, deep), pick(rng, ROOFS), rng.uniform(9, 15))
         u += long + rng.uniform(6, 22)
-    roads.car_park(canvas, rng, palette, frame, (-reach, depth + 36, reach, depth + 56), rng.uniform(0.3, 0.9))
+    roads.car_park(canvas, frame, (-reach, depth + 36, reach, depth + 56), rng.uniform(0.3, 0.9))
     line = frame.world(np.array([(-reach, depth + 66), (reach, depth + 66)]))
-    roads.road(canvas, rng, palette, line, 8.0)
+    roads.road(canvas, line, 8.0)
 
 
-def _stands(canvas: Canvas, rng: np.random.Generator, frame: Frame, depth: float) -> None:
+def _stands(canvas: Canvas, frame: Frame, depth: float) -> None:
     """Airliners nose in towards the terminal, with service vehicles around them."""
+    rng = canvas.rng
     size = rng.uniform(32, 62)
     pitch = size * 1.06 + 6
     for u in np.arange(-canvas.reach - rng.uniform(0, pitch), canvas.reach, pitch):
@@ -114,14 +130,19 @@ def _stands(canvas: Canvas, rng: np.random.Generator, frame: Frame, depth: float
         long = size * rng.uniform(0.8, 1.0)
         if rng.random() < 0.75:
             pose = frame.pose(u, depth - 9 - long / 2, np.pi / 2 + rng.normal(0, 0.015))
-            plane(canvas, rng, pose, long, ON_GROUND)
+            plane(canvas, pose, long, ON_GROUND)
         for _ in range(rng.integers(0, 5)):
-            spot = frame.pose(u + rng.uniform(-0.5, 0.5) * pitch, depth - rng.uniform(3, long), rng.choice([0, 1.57]) + rng.normal(0, 0.1))
+            spot = frame.pose(
+                u + rng.uniform(-0.5, 0.5) * pitch,
+                depth - rng.uniform(3, long),
+                rng.choice([0, 1.57]) + rng.normal(0, 0.1),
+            )
             canvas.park(*spot, "any")
 
 
-def _small_stands(canvas: Canvas, rng: np.random.Generator, frame: Frame, depth: float) -> None:
+def _small_stands(canvas: Canvas, frame: Frame, depth: float) -> None:
     """Two rows of light aircraft or business jets, tails together; some on the grass."""
+    rng = canvas.rng
     size = rng.choice([rng.uniform(7.5, 11), rng.uniform(15.5, 22)])
     pitch = 1.3 * size + 2
     for v, turn in ((depth * 0.36, -np.pi / 2), (depth * 0.36 + 1.15 * size, np.pi / 2), (-24.0, -np.pi / 2)):
@@ -129,15 +150,16 @@ def _small_stands(canvas: Canvas, rng: np.random.Generator, frame: Frame, depth:
         for u in np.arange(-canvas.reach, canvas.reach, pitch):
             if rng.random() < share:
                 pose = frame.pose(u, v, turn + rng.normal(0, 0.06))
-                plane(canvas, rng, pose, size * rng.uniform(0.85, 1.05), (*ON_GROUND, *NATURAL[:2]))
+                plane(canvas, pose, size * rng.uniform(0.85, 1.05), (*ON_GROUND, *NATURAL[:2]))
     for u in np.arange(-canvas.reach, canvas.reach, 16.0):
         if rng.random() < 0.4:
             canvas.park(*frame.pose(u, depth - 3.5, rng.normal(0, 0.1)), "car")
 
 
-def _rolling(canvas: Canvas, rng: np.random.Generator, frame: Frame, scale: float) -> None:
+def _rolling(canvas: Canvas, frame: Frame, scale: float) -> None:
     """A plane on the taxiway or the runway."""
+    rng = canvas.rng
     for v in (-22 * scale, -105 * scale):
         if rng.random() < 0.5:
             u = rng.uniform(-0.9, 0.9) * canvas.half
-            plane(canvas, rng, frame.pose(u, v, rng.choice([0, np.pi])), rng.uniform(30, 50) * scale, ON_GROUND)
+            plane(canvas, frame.pose(u, v, rng.choice([0, np.pi])), rng.uniform(30, 50) * scale, ON_GROUND)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .classes import BOX_CLASSES, PALETTE
+from .classes import BOX_CLASSES, TABLE
 
 
 def canonical(boxes: np.ndarray, size: int, share: float = 0.5) -> np.ndarray:
@@ -50,5 +50,5 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, zoom: int = 1) -> np.ndarra
     out = image.copy()
     for polygon, label in zip(corners(boxes), boxes[:, 5], strict=True):
         points = np.round((polygon * zoom - 0.5) * 16).astype(np.int32)
-        cv2.polylines(out, [points], True, PALETTE[int(label)].tolist(), 1, cv2.LINE_AA, 4)
+        cv2.polylines(out, [points], True, TABLE.palette[int(label)], 1, cv2.LINE_AA, 4)
     return out

@@ -10,10 +10,18 @@ import numpy as np
 
 from .classes import Material
 from .geometry import Pose
+from .palette import Palette
 
 Color = Sequence[float] | np.ndarray
 SCALE = 2  # canvas pixels per image pixel
 _SHIFT = 4  # fractional bits of the coordinates given to OpenCV
+
+
+class Sun(NamedTuple):
+    """Where the light comes from: `direction` unit vector (2,) towards the sun, `slope` tan(elevation)."""
+
+    direction: np.ndarray
+    slope: float
 
 
 class Tree(NamedTuple):
@@ -34,12 +42,17 @@ class Spot(NamedTuple):
 
 
 class Canvas:
-    """Layers of a scene under construction.
+    """Layers of a scene under construction, with what all who draw on it share.
 
     Image pixel (i, j) is canvas pixel (2i, 2j), so decimated layers and masks are aligned exactly. The
     world origin is the image centre.
 
     Attributes:
+        size: image side in pixels.
+        gsd: ground resolution in metres per image pixel.
+        rng: draws everything.
+        palette: colours of the scene.
+        sun: lights roofs and crowns and casts the shadows.
         color: uint8 (2S, 2S, 3) RGB without light.
         material: uint8 (2S, 2S), values of `Material`.
         height: float32 (2S, 2S), metres above the ground; casts shadows.
@@ -49,9 +62,9 @@ class Canvas:
         spots: places that get a vehicle once all trees are planted.
     """
 
-    def __init__(self, size: int, gsd: float) -> None:
+    def __init__(self, size: int, gsd: float, rng: np.random.Generator, palette: Palette, sun: Sun) -> None:
         side = SCALE * size
-        self.size, self.gsd = size, gsd
+        self.size, self.gsd, self.rng, self.palette, self.sun = size, gsd, rng, palette, sun
         self.color = np.zeros((side, side, 3), np.uint8)
         self.material = np.zeros((side, side), np.uint8)
         self.height = np.zeros((side, side), np.float32)
@@ -116,12 +129,12 @@ class Canvas:
         if self.visible(points):
             cv2.fillPoly(self.color, [self._fixed(points)], _scalar(color), cv2.LINE_AA, _SHIFT)
 
-    def stroke(self, line: np.ndarray, width: float, material: Material, color: Color, height: float = 0.0) -> None:
-        """Draw a polyline (N, 2) of `width` metres in all layers; the shade becomes flat."""
+    def stroke(self, line: np.ndarray, width: float, material: Material, color: Color) -> None:
+        """Draw a polyline (N, 2) of `width` metres on the ground, in all layers."""
         points, thickness = [self._fixed(line)], max(1, round(width * SCALE / self.gsd))
         cv2.polylines(self.color, points, False, _scalar(color), thickness, cv2.LINE_8, _SHIFT)
         cv2.polylines(self.material, points, False, int(material), thickness, cv2.LINE_8, _SHIFT)
-        cv2.polylines(self.height, points, False, height, thickness, cv2.LINE_8, _SHIFT)
+        cv2.polylines(self.height, points, False, 0.0, thickness, cv2.LINE_8, _SHIFT)
         cv2.polylines(self.shade, points, False, 1.0, thickness, cv2.LINE_8, _SHIFT)
 
     def trace(self, line: np.ndarray, width: float, color: Color, over: Color) -> None:

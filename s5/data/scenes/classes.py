@@ -7,24 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-IGNORE = 255
-CLASSES = ("field", "forest", "water", "road", "building", "vehicle", "ship", "plane")
-FIELD, FOREST, WATER, ROAD, BUILDING, VEHICLE, SHIP, PLANE = range(8)
-BOX_CLASSES = {VEHICLE: "vehicle", SHIP: "ship", PLANE: "plane"}
+from s5.data.labels import IGNORE, get_table
 
-PALETTE = np.array(
-    [
-        (178, 200, 94),
-        (34, 104, 52),
-        (48, 108, 200),
-        (150, 150, 150),
-        (206, 92, 62),
-        (250, 210, 40),
-        (190, 60, 200),
-        (250, 250, 250),
-    ],
-    np.uint8,
-)
+TABLE = get_table("scenes")
+CLASSES = TABLE.classes
+FIELD, FOREST, WATER, ROAD, BUILDING, VEHICLE, SHIP, PLANE = range(len(CLASSES))
+BOX_CLASSES = {VEHICLE: "vehicle", SHIP: "ship", PLANE: "plane"}
 
 
 class LabelSet(NamedTuple):
@@ -42,7 +30,7 @@ class LabelSet(NamedTuple):
 
 # `landcover` ignores what moves: a land-cover map says nothing of a car or what lies under it.
 LABEL_SETS: dict[str, LabelSet] = {
-    "scenes": LabelSet(CLASSES, tuple(range(8))),
+    "scenes": LabelSet(CLASSES, tuple(range(len(CLASSES)))),
     "landcover": LabelSet(("field", "forest", "water", "built"), (0, 1, 2, 3, 3, IGNORE, IGNORE, IGNORE)),
     "roads": LabelSet(("background", "road"), (0, 0, 0, 1, 0, 0, 0, 0)),
     "objects": LabelSet(("background", "vehicle", "ship", "plane"), (0, 0, 0, 0, 0, 1, 2, 3)),

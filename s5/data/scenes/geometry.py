@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Point = np.ndarray | tuple[float, float]
+
 
 class Pose(NamedTuple):
     """Centre (metres) and heading (radians from x towards y) of something placed in the scene."""
@@ -34,8 +36,7 @@ class Frame:
     `bend` (metres) displaces each axis by a sine of the other with wavelength `wave` (metres).
     """
 
-    x: float = 0.0
-    y: float = 0.0
+    origin: Point = (0.0, 0.0)
     angle: float = 0.0
     bend: float = 0.0
     wave: float = 200.0
@@ -45,11 +46,15 @@ class Frame:
         """Map local points (..., 2) to the world."""
         points = np.asarray(points, float)
         waves = np.sin(2 * np.pi * points[..., ::-1] / self.wave + (self.phase, 2.1 * self.phase))
-        return rotate(points + self.bend * waves, self.angle) + (self.x, self.y)
+        return rotate(points + self.bend * waves, self.angle) + self.origin
 
     def local(self, points: np.ndarray) -> np.ndarray:
         """Inverse of `world` for an unbent frame; an approximation (error < 2 * bend) for a bent one."""
-        return rotate(np.asarray(points, float) - (self.x, self.y), -self.angle)
+        return rotate(np.asarray(points, float) - self.origin, -self.angle)
+
+    def moved(self, u: float, v: float, turn: float = 0.0) -> Frame:
+        """An unbent frame whose origin lies at local (u, v), turned by `turn` radians."""
+        return Frame(self.world(np.array([u, v])), self.angle + turn)
 
     def pose(self, u: float, v: float, angle: float = 0.0) -> Pose:
         """Pose at local (u, v), `angle` measured from the local u axis as it runs there."""
@@ -72,16 +77,12 @@ def span(u0: float, v0: float, u1: float, v1: float, steps: int = 1) -> np.ndarr
     return np.concatenate([top, right, bottom, left])
 
 
-def curve(
-    rng: np.random.Generator, start: np.ndarray, end: np.ndarray, bend: float, count: int = 48
-) -> np.ndarray:
-    """Smooth random polyline (count, 2) from about `start` to about `end`, swinging by about `bend` metres."""
+def curve(rng: np.random.Generator, start: Point, end: Point, bend: float, count: int = 48) -> np.ndarray:
+    """Smooth random polyline (count, 2) from about `start` to about `end`, swinging by some `bend` metres."""
     t = np.linspace(0, 1, count)[:, None]
     start, end = np.asarray(start, float), np.asarray(end, float)
     direction = (end - start) / np.linalg.norm(end - start)
-    swing = sum(
-        rng.normal() / k * np.sin(np.pi * (k * t + rng.uniform(0, 2))) for k in (1.0, 2.0, 3.7)
-    )
+    swing = sum(rng.normal() / k * np.sin(np.pi * (k * t + rng.uniform(0, 2))) for k in (1.0, 2.0, 3.7))
     return start + (end - start) * t + bend * swing * direction[::-1] * (-1, 1)
 
 

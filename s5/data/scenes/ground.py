@@ -63,19 +63,25 @@ def grass_cover(rng: np.random.Generator, palette: Palette, angle: float, mown: 
     """Draw a meadow or lawn; with probability `mown` it shows mowing stripes."""
     color = palette.meadow(rng)
     strength = rng.uniform(0.02, 0.07) if rng.random() < mown else 0.0
-    light, dark = color * rng.uniform(1.03, 1.2), mix(color, palette.crop(rng), 0.25) * rng.uniform(0.75, 0.95)
+    light, dark = (
+        color * rng.uniform(1.03, 1.2),
+        mix(color, palette.crop(rng), 0.25) * rng.uniform(0.75, 0.95),
+    )
     period = rng.uniform(6, 14)
     return Cover(Material.GRASS, light, dark, angle + rng.normal(0, 0.3), period, strength, 0.9, 0.0)
 
 
-def paint_covers(canvas: Canvas, rng: np.random.Generator, ids: np.ndarray, covers: list[Cover]) -> None:
+def paint_covers(canvas: Canvas, ids: np.ndarray, covers: list[Cover]) -> None:
     """Paint the whole ground. `ids` uint8 (S, S) says which of the covers each image pixel has."""
+    rng = canvas.rng
     size, cell = canvas.size, 1 / canvas.gsd
     x, y = canvas.grid()
     patches = 0.8 * fractal(rng, size, 30 * cell, 4) + 0.3 * noise(rng, size, 3 * cell)
     share = np.clip(0.5 + 0.3 * patches, 0, 1)[..., None]
     columns = [np.array(c, np.float32) for c in zip(*covers, strict=True)]
-    material, light, dark, angle, period, strength, square, tracks = (np.take(c, ids, axis=0) for c in columns)
+    material, light, dark, angle, period, strength, square, tracks = (
+        np.take(c, ids, axis=0) for c in columns
+    )
     across = -np.sin(angle) * x + np.cos(angle) * y + 0.15 * period * noise(rng, size, 25 * cell)
     wave = np.sin(2 * np.pi / period * across)
     wave = (1 - square) * wave + square * np.tanh(4 * wave)
@@ -88,10 +94,9 @@ def paint_covers(canvas: Canvas, rng: np.random.Generator, ids: np.ndarray, cove
     canvas.material[:] = cv2.resize(material.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST)
 
 
-def lay_parcels(
-    canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Frame, side: float, crops: float = 0.7
-) -> list[Rect]:
+def lay_parcels(canvas: Canvas, frame: Frame, side: float, crops: float = 0.7) -> list[Rect]:
     """Cover the scene with parcels of about `side` metres, a share `crops` of them cultivated."""
+    rng, palette = canvas.rng, canvas.palette
     reach = canvas.reach + 20
     rects = split(rng, (-reach, -reach, reach, reach), max(side, reach / 6))[:255]
     ids = np.zeros((canvas.size, canvas.size), np.uint8)
@@ -101,23 +106,25 @@ def lay_parcels(
         cv2.fillPoly(ids, [np.round(outline).astype(np.int32)], index)
         cultivated = rng.random() < crops
         covers.append(
-            crop_cover(rng, palette, frame.angle, canvas.gsd) if cultivated else grass_cover(rng, palette, frame.angle)
+            crop_cover(rng, palette, frame.angle, canvas.gsd)
+            if cultivated
+            else grass_cover(rng, palette, frame.angle)
         )
-    paint_covers(canvas, rng, ids, covers)
+    paint_covers(canvas, ids, covers)
     return rects
 
 
-def lay_lawn(canvas: Canvas, rng: np.random.Generator, palette: Palette, angle: float, mown: float = 0.3) -> None:
+def lay_lawn(canvas: Canvas, angle: float, mown: float = 0.3) -> None:
     """Cover the scene with grass in two shades that meet along an irregular border."""
+    rng, palette = canvas.rng, canvas.palette
     border = fractal(rng, canvas.size, 60 / canvas.gsd, 4) > rng.uniform(0.2, 1.5)
     covers = [grass_cover(rng, palette, angle, mown), grass_cover(rng, palette, angle, mown / 2)]
-    paint_covers(canvas, rng, border.astype(np.uint8), covers)
+    paint_covers(canvas, border.astype(np.uint8), covers)
 
 
-def border_parcels(
-    canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Frame, rects: list[Rect]
-) -> None:
+def border_parcels(canvas: Canvas, frame: Frame, rects: list[Rect]) -> None:
     """Draw grass margins, farm tracks and hedges along some of the parcel borders."""
+    rng, palette = canvas.rng, canvas.palette
     for u0, v0, u1, v1 in rects:
         for start, end in (((u0, v0), (u1, v0)), ((u0, v0), (u0, v1))):
             line = frame.world(np.linspace(start, end, 16))
@@ -128,13 +135,14 @@ def border_parcels(
             if kind < 0.75:
                 canvas.stroke(line, rng.uniform(0.6, 2.5), Material.GRASS, margin)
             if kind < 0.16:
-                farm_track(canvas, rng, palette, line)
+                farm_track(canvas, line)
             elif kind < 0.38:
-                tree_line(canvas, rng, palette, line)
+                tree_line(canvas, line)
 
 
-def farm_track(canvas: Canvas, rng: np.random.Generator, palette: Palette, line: np.ndarray) -> None:
+def farm_track(canvas: Canvas, line: np.ndarray) -> None:
     """Draw a dirt track with a green middle; it ends where it meets water."""
+    rng, palette = canvas.rng, canvas.palette
     wet = np.flatnonzero(canvas.material_at(line) == Material.WATER)
     line = line[: wet[0]] if len(wet) else line
     if len(line) < 3:
@@ -145,8 +153,9 @@ def farm_track(canvas: Canvas, rng: np.random.Generator, palette: Palette, line:
     canvas.trace(line, 0.8, mix(color, palette.grass, 0.5), color)
 
 
-def tree_line(canvas: Canvas, rng: np.random.Generator, palette: Palette, line: np.ndarray) -> None:
+def tree_line(canvas: Canvas, line: np.ndarray) -> None:
     """Plant a row of trees or a hedge with gaps along a polyline."""
+    rng, palette = canvas.rng, canvas.palette
     radius = rng.uniform(1.3, 3.8)
     positions = np.arange(0, length(line), radius * rng.uniform(1.0, 2.2))
     points, _ = walk(line, positions + rng.normal(0, 0.4 * radius, len(positions)))
@@ -156,8 +165,9 @@ def tree_line(canvas: Canvas, rng: np.random.Generator, palette: Palette, line: 
         canvas.grow(x, y, r, 2.0 * r + 1, palette.tree(rng))
 
 
-def scatter_trees(canvas: Canvas, rng: np.random.Generator, palette: Palette, count: int) -> None:
+def scatter_trees(canvas: Canvas, count: int) -> None:
     """Plant single trees and small clumps anywhere in the scene."""
+    rng, palette = canvas.rng, canvas.palette
     for _ in range(count):
         x, y = rng.uniform(-canvas.half, canvas.half, 2)
         radius = rng.uniform(1.5, 4.5)
@@ -167,8 +177,9 @@ def scatter_trees(canvas: Canvas, rng: np.random.Generator, palette: Palette, co
             x, y = x + rng.normal(0, 1.6 * radius), y + rng.normal(0, 1.6 * radius)
 
 
-def grow_forest(canvas: Canvas, rng: np.random.Generator, palette: Palette, share: float) -> None:
+def grow_forest(canvas: Canvas, share: float) -> None:
     """Turn about a `share` of the natural ground into forest floor with irregular borders."""
+    rng, palette = canvas.rng, canvas.palette
     field = fractal(rng, canvas.size, max(40 / canvas.gsd, canvas.size / 4), 5)
     mask = (cv2.resize(field, None, fx=2, fy=2) > np.quantile(field[::8, ::8], 1 - share)).astype(np.uint8)
     mask *= is_one_of(canvas.material, NATURAL)
@@ -180,8 +191,9 @@ def floor_color(palette: Palette) -> np.ndarray:
     return mix(palette.species.mean(0) * 0.75, palette.dirt * 0.7, 0.35)
 
 
-def dot_bales(canvas: Canvas, rng: np.random.Generator) -> None:
+def dot_bales(canvas: Canvas) -> None:
     """Lay hay bales on one area of a field: bright dots that are no vehicles."""
+    rng = canvas.rng
     color = np.array((206, 190, 144)) * rng.uniform(0.8, 1.1)
     cx, cy = rng.uniform(-canvas.half, canvas.half, 2)
     for x, y in rng.normal((cx, cy), 0.35 * canvas.half, (rng.integers(8, 22), 2)):

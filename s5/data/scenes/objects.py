@@ -53,8 +53,9 @@ def place(
 _PROBES = np.array([(u, v) for u in (-1, -0.5, 0, 0.5, 1) for v in (-1, 0, 1)], float)
 
 
-def vehicle(canvas: Canvas, rng: np.random.Generator, pose: Pose, kind: str) -> bool:
+def vehicle(canvas: Canvas, pose: Pose, kind: str) -> bool:
     """Draw a car, van, lorry or bus on paved ground; `kind` is `car`, `truck` or `any`."""
+    rng = canvas.rng
     big = kind == "truck" or (kind == "any" and rng.random() < 0.18)
     parts = _lorry(rng) if big else _car(rng)
     return place(canvas, pose, parts, Material.VEHICLE, VEHICLE, PAVED)
@@ -90,19 +91,18 @@ def _rounded(long: float, wide: float, cut: float) -> np.ndarray:
     return np.concatenate([half, -half])
 
 
-def ship(
-    canvas: Canvas, rng: np.random.Generator, pose: Pose, long: float, wake: bool = False, clear: float = 0.5
-) -> bool:
+def ship(canvas: Canvas, pose: Pose, long: float, wake: bool = False, clear: float = 0.5) -> bool:
     """Draw a ship or boat of `long` metres on the water; under way it drags a wake."""
+    rng = canvas.rng
     parts = _boat(rng, long) if long < 16 else _vessel(rng, long)
     placed = place(canvas, pose, parts, Material.SHIP, SHIP, (Material.WATER, Material.FOAM), clear)
     if placed and wake:
-        trail_wake(canvas, rng, pose, long)
+        trail_wake(canvas, pose, long)
     return placed
 
 
 def hull(long: float, wide: float, bow: float, stern: float = 0.85) -> np.ndarray:
-    """Outline of a hull (N, 2); `bow` is the tapering share of the length, `stern` the relative stern width."""
+    """Outline of a hull (N, 2); `bow` is the tapering share, `stern` the relative width of the stern."""
     t = np.linspace(0, 1, 6)
     taper = np.sqrt(1 - t**1.7) * wide / 2
     x = long / 2 - bow * long * (1 - t)
@@ -129,16 +129,29 @@ def _vessel(rng: np.random.Generator, long: float) -> list[Part]:
     kind = rng.choice(["cargo", "hatches", "ferry", "tanker"])
     if kind == "ferry":
         for share, h in ((0.72, 7.0), (0.6, 9.0), (0.3, 11.0)):
-            parts.append(Part(box(share * long, (0.5 + 0.4 * share) * wide, -0.08 * long), WHITE * rng.uniform(0.85, 1), h))
+            parts.append(
+                Part(
+                    box(share * long, (0.5 + 0.4 * share) * wide, -0.08 * long),
+                    WHITE * rng.uniform(0.85, 1),
+                    h,
+                )
+            )
         return parts
     parts += _cargo(rng, kind, long, wide, deck)
     bridge = box(0.11 * long, 0.86 * wide, -0.38 * long)
-    return [*parts, Part(bridge, WHITE * rng.uniform(0.85, 1), 12.0), Part(box(0.03 * long, 0.3 * wide, -0.42 * long), color, 14.0)]
+    return [
+        *parts,
+        Part(bridge, WHITE * rng.uniform(0.85, 1), 12.0),
+        Part(box(0.03 * long, 0.3 * wide, -0.42 * long), color, 14.0),
+    ]
 
 
 def _cargo(rng: np.random.Generator, kind: str, long: float, wide: float, deck: np.ndarray) -> list[Part]:
     if kind == "tanker":
-        pipes = [Part(box(0.55 * long, 0.05 * wide, 0.02 * long, y * wide), deck * 1.25, 5.0) for y in (-0.08, 0.08)]
+        pipes = [
+            Part(box(0.55 * long, 0.05 * wide, 0.02 * long, y * wide), deck * 1.25, 5.0)
+            for y in (-0.08, 0.08)
+        ]
         return [*pipes, Part(box(0.04 * long, 0.6 * wide), deck * 0.7, 5.0)]
     bays = np.linspace(-0.26, 0.28, max(3, int(long / 14)))
     step = (bays[1] - bays[0]) * long * 0.86
@@ -147,15 +160,20 @@ def _cargo(rng: np.random.Generator, kind: str, long: float, wide: float, deck: 
         return [Part(box(step, 0.66 * wide, x * long), color, 5.0) for x in bays]
     rows = np.linspace(-0.3, 0.3, 3)
     return [
-        Part(box(step, 0.27 * wide, x * long, y * wide), mix(pick(rng, CARS), pick(rng, HULLS), 0.4), rng.uniform(5, 11))
+        Part(
+            box(step, 0.27 * wide, x * long, y * wide),
+            mix(pick(rng, CARS), pick(rng, HULLS), 0.4),
+            rng.uniform(5, 11),
+        )
         for x in bays
         for y in rows
         if rng.random() < 0.9
     ]
 
 
-def plane(canvas: Canvas, rng: np.random.Generator, pose: Pose, long: float, allowed: tuple[Material, ...]) -> bool:
+def plane(canvas: Canvas, pose: Pose, long: float, allowed: tuple[Material, ...]) -> bool:
     """Draw a plane of `long` metres: an airliner above 15 m, else a small straight-winged one."""
+    rng = canvas.rng
     color = pick(rng, JETS, 4)
     parts = _airliner(rng, long, color) if long > 15 else _light_plane(rng, long, color)
     return place(canvas, pose, parts, Material.PLANE, PLANE, allowed)
@@ -175,7 +193,15 @@ def _airliner(rng: np.random.Generator, long: float, color: np.ndarray) -> list[
             pod = box(0.08 * long, 0.03 * long, 0.12 * long - sweep * y, s * y * half)
             parts.append(Part(pod, color * rng.choice([0.6, 0.85]), 2.5))
     nose, end = 0.5 * long, -0.49 * long
-    fuselage = np.array([(nose, 0), (0.46 * long, 0.35 * body), (0.4 * long, body / 2), (-0.28 * long, body / 2), (end, 0.1 * body)])
+    fuselage = np.array(
+        [
+            (nose, 0),
+            (0.46 * long, 0.35 * body),
+            (0.4 * long, body / 2),
+            (-0.28 * long, body / 2),
+            (end, 0.1 * body),
+        ]
+    )
     fuselage = np.concatenate([fuselage, fuselage[::-1] * (1, -1)])
     parts += [Part(fuselage, color, 5.5), Part(box(0.1 * long, 0.25 * body, -0.43 * long), tail, 9.0)]
     return [*parts, Part(box(0.018 * long, 0.5 * body, 0.455 * long), GLASS, 5.0)]

@@ -44,12 +44,20 @@ WATERS: tuple[RGB, ...] = (
     (92, 88, 68), (64, 96, 104), (20, 30, 36), (86, 92, 96), (34, 88, 96), (72, 70, 58),
 )  # fmt: skip
 SANDS: tuple[RGB, ...] = ((188, 170, 134), (164, 146, 116), (132, 120, 96), (148, 140, 122))
-ASPHALTS: tuple[RGB, ...] = ((94, 94, 96), (70, 72, 76), (118, 116, 112), (136, 130, 122), (58, 58, 62), (124, 108, 94))
+ASPHALTS: tuple[RGB, ...] = (
+    (94, 94, 96),
+    (70, 72, 76),
+    (118, 116, 112),
+    (136, 130, 122),
+    (58, 58, 62),
+    (124, 108, 94),
+)
 CONCRETES: tuple[RGB, ...] = ((168, 164, 154), (184, 176, 162), (148, 146, 140), (130, 130, 128))
 DIRTS: tuple[RGB, ...] = ((150, 128, 100), (168, 146, 118), (128, 108, 84))
 ROOFS: tuple[RGB, ...] = (
-    (146, 84, 66), (166, 104, 82), (118, 74, 60), (96, 92, 90), (70, 70, 76), (130, 126, 122), (186, 184, 178),
-    (212, 210, 204), (116, 96, 78), (92, 110, 132), (62, 86, 118), (94, 112, 90), (74, 92, 66), (146, 124, 100),
+    (146, 84, 66), (166, 104, 82), (118, 74, 60), (96, 92, 90), (70, 70, 76), (130, 126, 122),
+    (186, 184, 178), (212, 210, 204), (116, 96, 78), (92, 110, 132), (62, 86, 118), (94, 112, 90),
+    (74, 92, 66), (146, 124, 100),
 )  # fmt: skip
 CARS: tuple[RGB, ...] = (
     (224, 224, 222), (224, 224, 222), (228, 226, 218), (168, 170, 172), (168, 170, 172), (104, 106, 110),
@@ -59,8 +67,22 @@ HULLS: tuple[RGB, ...] = (
     (84, 54, 48), (44, 52, 64), (116, 50, 44), (32, 36, 40), (204, 204, 200), (214, 214, 212), (96, 104, 108),
     (52, 80, 64),
 )  # fmt: skip
-DECKS: tuple[RGB, ...] = ((150, 140, 124), (110, 64, 54), (96, 104, 98), (184, 184, 178), (78, 92, 84), (120, 122, 124))
-JETS: tuple[RGB, ...] = ((228, 230, 232), (228, 230, 232), (204, 208, 212), (176, 180, 184), (104, 112, 98), (122, 126, 130))
+DECKS: tuple[RGB, ...] = (
+    (150, 140, 124),
+    (110, 64, 54),
+    (96, 104, 98),
+    (184, 184, 178),
+    (78, 92, 84),
+    (120, 122, 124),
+)
+JETS: tuple[RGB, ...] = (
+    (228, 230, 232),
+    (228, 230, 232),
+    (204, 208, 212),
+    (176, 180, 184),
+    (104, 112, 98),
+    (122, 126, 130),
+)
 
 
 def mix(a: np.ndarray, b: np.ndarray, share: float | np.ndarray) -> np.ndarray:
@@ -92,8 +114,16 @@ class Palette(NamedTuple):
         """Draw the season and everything that goes with it."""
         season = str(rng.choice(list(SEASONS), p=(0.28, 0.36, 0.2, 0.16)))
         row = SEASONS[season]
-        colors = [pick(rng, c) for c in (row.grass, WATERS, SANDS, ASPHALTS, CONCRETES, DIRTS)]
-        return cls(season, *colors, np.stack([pick(rng, row.trees), pick(rng, row.trees)]))
+        return cls(
+            season=season,
+            grass=pick(rng, row.grass),
+            water=pick(rng, WATERS),
+            sand=pick(rng, SANDS),
+            asphalt=pick(rng, ASPHALTS),
+            concrete=pick(rng, CONCRETES),
+            dirt=pick(rng, DIRTS),
+            species=np.stack([pick(rng, row.trees), pick(rng, row.trees)]),
+        )
 
     def crop(self, rng: np.random.Generator) -> np.ndarray:
         """Draw the colour of a cultivated parcel."""

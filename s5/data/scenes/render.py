@@ -7,8 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .buildings import Sun
-from .canvas import SCALE, Canvas
+from .canvas import SCALE, Canvas, Sun
 from .classes import Material, material_table
 from .noise import fractal, noise, streaks
 
@@ -53,34 +52,34 @@ class Conditions(NamedTuple):
             noise=float(rng.uniform(1.0, 5.0)),
             texture=float(rng.uniform(0.7, 1.35)),
             clouds=bool(rng.random() < 0.12),
-            quality=int(rng.choice([0, rng.integers(55, 96)])),
+            quality=int(rng.integers(55, 96)) if rng.random() < 0.5 else 0,
         )
 
 
-def render(canvas: Canvas, rng: np.random.Generator, conditions: Conditions) -> np.ndarray:
+def render(canvas: Canvas, conditions: Conditions) -> np.ndarray:
     """Return the picture of a canvas, uint8 (S, S, 3) RGB."""
     spread = conditions.blur * SCALE
     color = cv2.GaussianBlur(canvas.color, (0, 0), spread)[::SCALE, ::SCALE].astype(np.float32)
     shade = cv2.GaussianBlur(canvas.shade, (0, 0), spread)[::SCALE, ::SCALE]
     material = np.ascontiguousarray(canvas.material[::SCALE, ::SCALE])
-    color *= _texture(canvas, rng, material, conditions.texture)[..., None]
-    _waves(canvas, rng, material, color, conditions)
-    shadow = cast_shadows(canvas, conditions.sun)
+    color *= _texture(canvas, material, conditions.texture)[..., None]
+    _waves(canvas, material, color, conditions)
+    shadow = cast_shadows(canvas)
     if conditions.clouds:
-        cover = fractal(rng, canvas.size, canvas.size / 1.5, 4)
+        cover = fractal(canvas.rng, canvas.size, canvas.size / 1.5, 4)
         shadow = np.maximum(shadow, np.clip(cover * 1.5 - 0.8, 0, 0.75))
     direct = (1 - shadow) * shade
     light = conditions.sky.astype(np.float32) + direct[..., None] * conditions.direct.astype(np.float32)
-    return _expose(canvas, rng, color * light, conditions)
+    return _expose(canvas.rng, color * light, conditions)
 
 
-def cast_shadows(canvas: Canvas, sun: Sun) -> np.ndarray:
+def cast_shadows(canvas: Canvas) -> np.ndarray:
     """Return the shadow strength 0..1, float32 (S, S).
 
     A point lies in shadow if the surface towards the sun, lowered by tan(elevation) per metre, is above
     it. The maximum along the ray is found by doubling: log2(length) shifts instead of one per pixel.
     """
-    height = np.ascontiguousarray(canvas.height[::SCALE, ::SCALE])
+    sun, height = canvas.sun, np.ascontiguousarray(canvas.height[::SCALE, ::SCALE])
     drop = sun.slope * canvas.gsd  # metres per pixel towards the sun
     reach = float(height.max()) / drop
     ray, step = height, 1
@@ -95,36 +94,39 @@ def cast_shadows(canvas: Canvas, sun: Sun) -> np.ndarray:
     return cv2.GaussianBlur(np.clip((ray - height - 0.15) / soft, 0, 1), (0, 0), 0.6)
 
 
-def _texture(canvas: Canvas, rng: np.random.Generator, material: np.ndarray, gain: float) -> np.ndarray:
+def _texture(canvas: Canvas, material: np.ndarray, gain: float) -> np.ndarray:
     """Brightness factor float32 (S, S) from noise at three scales, as strong as each material has it."""
-    size, cell = canvas.size, 1 / canvas.gsd
-    fields = (noise(rng, size, 1.0) + 0.8 * noise(rng, size, 2.2), fractal(rng, size, 6 * cell, 3), noise(rng, size, 35 * cell))
+    rng, size, cell = canvas.rng, canvas.size, 1 / canvas.gsd
+    fields = (
+        noise(rng, size, 1.0) + 0.8 * noise(rng, size, 2.2),
+        fractal(rng, size, 6 * cell, 3),
+        noise(rng, size, 35 * cell),
+    )
     total = np.ones((size, size), np.float32)
     for name, field in zip(("fine", "medium", "coarse"), fields, strict=True):
         total += cv2.LUT(material, material_table(name) * np.float32(gain)) * field
     return total
 
 
-def _waves(
-    canvas: Canvas, rng: np.random.Generator, material: np.ndarray, color: np.ndarray, conditions: Conditions
-) -> None:
+def _waves(canvas: Canvas, material: np.ndarray, color: np.ndarray, conditions: Conditions) -> None:
     """Add waves, their glint and a slow sheen to the water, in place."""
-    water = material == Material.WATER
+    rng, sun, water = canvas.rng, canvas.sun.direction, material == Material.WATER
     wind, strength = rng.uniform(0, np.pi), rng.uniform(0.0, 0.09)
     glint, sheen = rng.choice([0, 0, rng.uniform(20, 70)]), rng.uniform(-14, 14)
     if not water.any():
         return
     cell = max(1.6, rng.uniform(1.2, 3.5) / canvas.gsd)
-    waves = 0.7 * streaks(rng, canvas.size, 2.6 * cell, cell, wind) + 0.5 * streaks(rng, canvas.size, 1.8 * cell, 0.6 * cell, wind + 0.5)
+    waves = 0.7 * streaks(rng, canvas.size, 2.6 * cell, cell, wind)
+    waves += 0.5 * streaks(rng, canvas.size, 1.8 * cell, 0.6 * cell, wind + 0.5)
     waves += 0.5 * noise(rng, canvas.size, 0.7 * cell) + 0.5 * noise(rng, canvas.size, 6 * cell)
     x, y = canvas.grid()
-    slope = (x * conditions.sun.direction[0] + y * conditions.sun.direction[1]) / canvas.half
+    slope = (x * sun[0] + y * sun[1]) / canvas.half
     sparkle = np.clip(waves + 0.6 * slope - 1.7, 0, 2) * glint
     factor, extra = 1 + strength * waves, sparkle + sheen * slope
     color[water] = color[water] * factor[water, None] + extra[water, None]
 
 
-def _expose(canvas: Canvas, rng: np.random.Generator, radiance: np.ndarray, conditions: Conditions) -> np.ndarray:
+def _expose(rng: np.random.Generator, radiance: np.ndarray, conditions: Conditions) -> np.ndarray:
     """Haze, white balance, tone curve, sensor noise, rounding and at times JPEG."""
     picture = radiance * (1 - conditions.haze) + (conditions.haze * conditions.air).astype(np.float32)
     picture *= np.sqrt(conditions.level / picture.mean())  # half-way to the intended exposure
@@ -134,7 +136,12 @@ def _expose(canvas: Canvas, rng: np.random.Generator, radiance: np.ndarray, cond
     grain = rng.standard_normal(picture.shape, dtype=np.float32)
     picture += grain * (conditions.noise * np.sqrt(0.35 + picture / 200))
     image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-    if conditions.quality:
-        done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, conditions.quality])
-        image = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
-    return image
+    return _compress(image, conditions.quality) if conditions.quality else image
+
+
+def _compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """Return what JPEG of this quality leaves of an image."""
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded

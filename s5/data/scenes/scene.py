@@ -10,7 +10,7 @@ import numpy as np
 
 from . import boxes as rotated
 from .canvas import SCALE, Canvas
-from .classes import CLASSES, PALETTE, material_table
+from .classes import TABLE, material_table
 from .objects import vehicle
 from .palette import Palette
 from .render import Conditions, render
@@ -42,10 +42,10 @@ class Scene:
         return rotated.corners(self.boxes)
 
     def plot(self, zoom: int = 1) -> np.ndarray:
-        """Return image, coloured mask and image with boxes side by side, uint8 (S * zoom, 3 * S * zoom, 3)."""
+        """Return image, coloured mask and boxes side by side, uint8 (S * zoom, 3 * S * zoom, 3)."""
         size = (self.image.shape[1] * zoom, self.image.shape[0] * zoom)
         image = cv2.resize(self.image, size, interpolation=cv2.INTER_NEAREST)
-        mask = cv2.resize(PALETTE[self.mask], size, interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(TABLE.colorize(self.mask), size, interpolation=cv2.INTER_NEAREST)
         return np.hstack([image, mask, rotated.draw_boxes(image, self.boxes, zoom)])
 
 
@@ -67,34 +67,30 @@ def generate_scene(seed: int, index: int, size: int = 256, theme: str | None = N
         raise ValueError(f"unknown theme {name!r}; known: {', '.join(names)}")
     rng = np.random.default_rng([seed, index, names.index(name)])
     low, high = THEMES[name].gsd
-    canvas = Canvas(size, float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+    gsd = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     palette, conditions = Palette.draw(rng), Conditions.draw(rng)
-    THEMES[name].compose(canvas, rng, palette, conditions.sun)
-    plant(canvas, rng, palette, conditions.sun.direction)
+    canvas = Canvas(size, gsd, rng, palette, conditions.sun)
+    THEMES[name].compose(canvas)
+    plant(canvas)
     for pose, kind in canvas.spots:
-        vehicle(canvas, rng, pose, kind)
+        vehicle(canvas, pose, kind)
     mask = cv2.LUT(np.ascontiguousarray(canvas.material[::SCALE, ::SCALE]), material_table("label"))
     return Scene(
-        render(canvas, rng, conditions),
+        render(canvas, conditions),
         mask,
         rotated.canonical(np.array(canvas.boxes, np.float64).reshape(-1, 6), size),
-        _meta(seed, index, name, canvas, palette, conditions),
+        _meta(seed, index, name, canvas),
     )
 
 
-def _meta(
-    seed: int, index: int, theme: str, canvas: Canvas, palette: Palette, conditions: Conditions
-) -> dict[str, Any]:
-    sun = conditions.sun
-    azimuth = float(np.degrees(np.arctan2(sun.direction[1], sun.direction[0])))
-    elevation = float(np.degrees(np.arctan(sun.slope)))
+def _meta(seed: int, index: int, theme: str, canvas: Canvas) -> dict[str, Any]:
+    sun = canvas.sun
     return {
         "theme": theme,
         "seed": seed,
         "index": index,
         "gsd": canvas.gsd,
-        "season": palette.season,
-        "sun_azimuth": azimuth,
-        "sun_elevation": elevation,
-        "classes": CLASSES,
+        "season": canvas.palette.season,
+        "sun_azimuth": float(np.degrees(np.arctan2(sun.direction[1], sun.direction[0]))),
+        "sun_elevation": float(np.degrees(np.arctan(sun.slope))),
     }

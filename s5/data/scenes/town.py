@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .buildings import Sun, hall, house, roof
+from .buildings import Look, hall, house, roof
 from .canvas import Canvas
 from .classes import Material
 from .geometry import Frame, length, span, walk
 from .ground import grass_cover
-from .palette import ROOFS, Palette, mix, pick
+from .palette import ROOFS, mix, pick
 from .roads import car_park, kerb_parking, markings, square, surface, traffic, zebra
 
 Rect = tuple[float, float, float, float]
@@ -20,17 +20,14 @@ class Town:
 
     Args:
         canvas: What is drawn on; the ground must be painted.
-        rng: Draws everything.
-        palette: Colours of the scene.
-        sun: Lights the roofs.
         frame: The street grid's frame.
         bounds: Area in the frame, (u0, v0, u1, v1) metres.
     """
 
-    def __init__(
-        self, canvas: Canvas, rng: np.random.Generator, palette: Palette, sun: Sun, frame: Frame, bounds: Rect
-    ) -> None:
-        self.canvas, self.rng, self.palette, self.sun, self.frame = canvas, rng, palette, sun, frame
+    def __init__(self, canvas: Canvas, frame: Frame, bounds: Rect) -> None:
+        self.canvas, self.frame = canvas, frame
+        self.rng, self.palette = canvas.rng, canvas.palette
+        rng = self.rng
         self.width = rng.uniform(6.0, 9.5)
         self.walk = rng.choice([0.0, rng.uniform(1.4, 2.6)], p=(0.3, 0.7))
         u0, v0, u1, v1 = bounds
@@ -44,7 +41,7 @@ class Town:
     def build(self, mixture: tuple[float, float, float, float] = (0.62, 0.14, 0.14, 0.10)) -> None:
         """Draw the streets and blocks; `mixture` are the shares of houses, flats, halls and parks."""
         self._streets()
-        margin = self.width / 2 + self.walk + 0.5
+        margin = self.width / 2 + self.walk - 0.3
         for u0, u1 in zip(self.us[:-1], self.us[1:], strict=True):
             for v0, v1 in zip(self.vs[:-1], self.vs[1:], strict=True):
                 rect = (u0 + margin, v0 + margin, u1 - margin, v1 - margin)
@@ -62,12 +59,12 @@ class Town:
                 self.canvas.stroke(line, self.width + 2 * self.walk, Material.CONCRETE, self.palette.concrete)
         share = self.rng.uniform(0.0, 0.5)
         for line in lines:
-            surface(self.canvas, self.rng, line, self.width, color)
+            surface(self.canvas, line, self.width, color)
         for line in lines:
             if self.rng.random() < 0.6:
-                markings(self.canvas, self.rng, line, self.width, color, edges=False)
-            kerb_parking(self.canvas, self.rng, line, self.width, share)
-            traffic(self.canvas, self.rng, line, self.width, spacing=45)
+                markings(self.canvas, line, self.width, color, edges=False)
+            kerb_parking(self.canvas, line, self.width, share)
+            traffic(self.canvas, line, self.width, spacing=45)
             self._street_trees(line)
         self._crossings(color)
 
@@ -86,7 +83,12 @@ class Town:
                 self.canvas.fill(square(self.frame, u, v, self.width - 0.4), Material.ASPHALT, color)
                 if striped:
                     away = self.width / 2 + 2.2
-                    for du, dv, angle in ((away, 0, 0.0), (-away, 0, 0.0), (0, away, np.pi / 2), (0, -away, np.pi / 2)):
+                    for du, dv, angle in (
+                        (away, 0, 0.0),
+                        (-away, 0, 0.0),
+                        (0, away, np.pi / 2),
+                        (0, -away, np.pi / 2),
+                    ):
                         zebra(self.canvas, self.frame, u + du, v + dv, angle, self.width, color)
 
     def _street_trees(self, line: np.ndarray) -> None:
@@ -115,12 +117,12 @@ class Town:
         middle = (v0 + v1) / 2
         pitch = self.rng.uniform(13, 24)
         uniform = self.rng.random() < 0.5
-        depth, setback = self.rng.uniform(8, 11), self.rng.uniform(3, 7)
+        depth, setback = self.rng.uniform(8.5, 12.5), self.rng.uniform(3, 6)
         for front, back in ((v0, middle), (v1, middle)):
             count = max(1, round((u1 - u0) / pitch))
             edges = np.linspace(u0, u1, count + 1)
             for a, b in zip(edges[:-1], edges[1:], strict=True):
-                style = (depth, setback) if uniform else (self.rng.uniform(7, 12), self.rng.uniform(2.5, 8))
+                style = (depth, setback) if uniform else (self.rng.uniform(7.5, 13), self.rng.uniform(2.5, 7))
                 self._lot((a, front, b, back), *style)
 
     def _lot(self, rect: Rect, depth: float, setback: float) -> None:
@@ -129,16 +131,16 @@ class Town:
         if not self.canvas.visible(self.frame.world(span(*rect, 2)), 4):
             return
         self._lawn((u0, front, u1, back))
-        wide = min((u1 - u0) * self.rng.uniform(0.5, 0.78), 16)
+        wide = min((u1 - u0) * self.rng.uniform(0.56, 0.82), 18)
         u = (u0 + u1) / 2 + self.rng.uniform(-0.1, 0.1) * (u1 - u0)
         v = front + side * (setback + depth / 2)
         if self.rng.random() < 0.75:
             self._driveway(u0 + 2.2, front - side * 1.0, v, side)
         turn = np.pi / 2 if self.rng.random() < 0.2 and depth > wide * 0.6 else 0.0
-        house(self.canvas, self.rng, self.sun, self.frame.pose(u + 1, v, turn), (wide, depth))
+        house(self.canvas, self.frame.pose(u + 1, v, turn), (wide, depth))
         if self.rng.random() < 0.3:
             shed = self.frame.pose(u1 - 3, back - side * 3, self.rng.normal(0, 0.1))
-            roof(self.canvas, self.rng, self.sun, shed, (4, 3), "gable", pick(self.rng, ROOFS), 0.3, 2.4)
+            roof(self.canvas, shed, (4, 3), Look("gable", pick(self.rng, ROOFS), 0.3, 2.4))
         for _ in range(self.rng.poisson(2.2)):
             x, y = self.frame.world(self.rng.uniform((u0, min(v, back)), (u1, max(v, back)), (1, 2)))[0]
             self._tree(x, y, self.rng.uniform(1.0, 3.4))
@@ -156,26 +158,28 @@ class Town:
         u0, v0, u1, v1 = rect
         self._lawn(rect)
         lane = v0 + 17.5
-        car_park(self.canvas, self.rng, self.palette, self.frame, (u0 + 2, v0 + 0.5, u1 - 2, lane), self.rng.uniform(0.3, 0.9))
+        car_park(self.canvas, self.frame, (u0 + 2, v0 + 0.5, u1 - 2, lane), self.rng.uniform(0.3, 0.9))
         count = max(1, int((u1 - u0) / self.rng.uniform(26, 48)))
         pitch, storey = (u1 - u0) / count, self.rng.uniform(9, 18)
         style, color = self.rng.choice(["flat", "hip", "gable"]), pick(self.rng, ROOFS)
         for index in range(count):
             pose = self.frame.pose(u0 + (index + 0.5) * pitch, (lane + v1) / 2 + 1)
             size = (0.78 * pitch, min(14.0, 0.7 * (v1 - lane)))
-            roof(self.canvas, self.rng, self.sun, pose, size, style, color, 0.45, storey)
+            roof(self.canvas, pose, size, Look(style, color, 0.45, storey))
         self._garden(rect, 14)
 
     def _halls(self, rect: Rect) -> None:
         """Halls on a paved yard with lorries and parked cars."""
         u0, v0, u1, v1 = rect
         yard = self.palette.concrete if self.rng.random() < 0.5 else self.palette.asphalt
-        self.canvas.fill(self.frame.world(span(*rect, 6)), Material.CONCRETE, yard * self.rng.uniform(0.9, 1.1))
-        cut = u0 + (u1 - u0) * self.rng.uniform(0.5, 0.7)
-        depth = (v1 - v0) * self.rng.uniform(0.55, 0.75)
+        self.canvas.fill(
+            self.frame.world(span(*rect, 6)), Material.CONCRETE, yard * self.rng.uniform(0.9, 1.1)
+        )
+        cut = u0 + (u1 - u0) * self.rng.uniform(0.55, 0.85)
+        depth = (v1 - v0) * self.rng.uniform(0.55, 0.85)
         pose = self.frame.pose((u0 + cut) / 2, v1 - depth / 2 - 2)
-        hall(self.canvas, self.rng, self.sun, pose, (cut - u0 - 5, depth))
-        car_park(self.canvas, self.rng, self.palette, self.frame, (cut + 2, v0 + 2, u1 - 2, v1 - 2), self.rng.uniform(0.2, 0.9))
+        hall(self.canvas, pose, (cut - u0 - 5, depth))
+        car_park(self.canvas, self.frame, (cut + 2, v0 + 2, u1 - 2, v1 - 2), self.rng.uniform(0.2, 0.9))
         for u in np.arange(u0 + 6, cut - 6, 4.2):
             if self.rng.random() < 0.4:
                 spot = self.frame.pose(u, v1 - depth - 11, np.pi / 2 + self.rng.normal(0, 0.03))
@@ -185,7 +189,9 @@ class Town:
         """Grass with a path and groups of trees."""
         u0, v0, u1, v1 = rect
         self._lawn(rect)
-        path = self.frame.world(np.linspace((u0, self.rng.uniform(v0, v1)), (u1, self.rng.uniform(v0, v1)), 24))
+        path = self.frame.world(
+            np.linspace((u0, self.rng.uniform(v0, v1)), (u1, self.rng.uniform(v0, v1)), 24)
+        )
         self.canvas.stroke(path, 2.2, Material.DIRT, self.palette.dirt)
         self._garden(rect, 45)
 

@@ -7,26 +7,20 @@ import numpy as np
 
 from .canvas import SCALE, Canvas
 from .classes import Material
-from .geometry import Frame, Pose, blob, curve, offset, ribbon, rotate
+from .geometry import Frame, Point, Pose, at, blob, curve, offset, ribbon, rotate
 from .noise import fractal, noise
 from .palette import Palette, mix
 
 
-def river(
-    canvas: Canvas,
-    rng: np.random.Generator,
-    palette: Palette,
-    width: float,
-    angle: float,
-    through: tuple[float, float] | None = None,
-) -> np.ndarray:
+def river(canvas: Canvas, width: float, angle: float, through: Point | None = None) -> np.ndarray:
     """Draw a river of about `width` metres across the scene; returns its centre line (N, 2).
 
     It runs about along `angle`, close to the point `through` or, without one, freely past the centre.
     """
-    reach, bend = canvas.reach + width, 8.0 if through else 0.25 * canvas.half
-    x, y = through or rng.uniform(-0.35, 0.35, 2) * canvas.half
-    line = Frame(x, y, angle).world(curve(rng, (-reach, 0), (reach, 0), bend, 120))
+    rng, palette = canvas.rng, canvas.palette
+    reach, bend = canvas.reach + width, 0.25 * canvas.half if through is None else 8.0
+    origin = rng.uniform(-0.35, 0.35, 2) * canvas.half if through is None else through
+    line = Frame(origin, angle).world(curve(rng, (-reach, 0), (reach, 0), bend, 120))
     banks = [width * (0.5 + 0.12 * _wander(rng, 120)) for _ in range(2)]
     for grow, material, color in _shores(rng, palette, rng.uniform(1.5, 8.0)):
         ragged = [np.clip(b + grow * (1 + 0.5 * _wander(rng, 120)), 0.5, None) for b in banks]
@@ -35,8 +29,9 @@ def river(
     return line
 
 
-def lake(canvas: Canvas, rng: np.random.Generator, palette: Palette, x: float, y: float, radius: float) -> None:
+def lake(canvas: Canvas, x: float, y: float, radius: float) -> None:
     """Draw a lake or pond with its shore."""
+    rng, palette = canvas.rng, canvas.palette
     outline = blob(rng, x, y, radius)
     closed = np.concatenate([outline, outline[:1]])
     for grow, material, color in _shores(rng, palette, rng.uniform(0.8, 4.0)):
@@ -44,8 +39,9 @@ def lake(canvas: Canvas, rng: np.random.Generator, palette: Palette, x: float, y
     canvas.fill(outline, Material.WATER, palette.water)
 
 
-def coast(canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Frame) -> np.ndarray:
-    """Draw open water at v < 0 of the frame with a beach; returns the shore line (N, 2)."""
+def coast(canvas: Canvas, frame: Frame) -> None:
+    """Draw open water at v < 0 of the frame with a beach and surf."""
+    rng, palette = canvas.rng, canvas.palette
     reach = canvas.reach * 1.3
     line = curve(rng, (-reach, 0), (reach, 0), 0.12 * canvas.half, 160)
     line[:, 1] += 1.2 * _wander(rng, 160)
@@ -57,11 +53,11 @@ def coast(canvas: Canvas, rng: np.random.Generator, palette: Palette, frame: Fra
     for shift in np.cumsum(rng.uniform(0.3, 4.0, rng.integers(1, 4))):
         wave = line - np.stack([0 * shift * line[:, 0], shift + 0.8 * _wander(rng, 160)], 1)
         canvas.stroke(frame.world(wave), rng.uniform(0.3, 1.2), Material.FOAM, surf)
-    return frame.world(line)
 
 
-def deepen(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
+def deepen(canvas: Canvas) -> None:
     """Blend the water near its shores towards shallow water and vary it slowly elsewhere."""
+    rng, palette = canvas.rng, canvas.palette
     water = (canvas.material[::SCALE, ::SCALE] == Material.WATER).astype(np.uint8)
     if not water.any():
         return
@@ -76,26 +72,33 @@ def deepen(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     canvas.color[:] = cv2.copyTo(color, (canvas.material == Material.WATER).astype(np.uint8), canvas.color)
 
 
-def trail_wake(canvas: Canvas, rng: np.random.Generator, pose: Pose, long: float) -> None:
+def trail_wake(canvas: Canvas, pose: Pose, long: float) -> None:
     """Trail foam behind a ship of `long` metres: churned water and two diverging bow waves."""
+    rng = canvas.rng
     reach = long * rng.uniform(1.5, 4.0)
-    ends = np.array([(long / 2, 0), (-reach, -0.6 * reach), (-reach, 0.6 * reach)])
-    low, high = (np.clip(canvas.pixels(f(rotate(ends, pose.angle), 0) + pose[:2]), 0, SCALE * canvas.size) for f in (np.min, np.max))
-    (x0, y0), (x1, y1) = low.astype(int), high.astype(int)
-    if x1 - x0 < 2 or y1 - y0 < 2:
+    ends = at(pose, np.array([(long / 2, 0), (-reach, -0.6 * reach), (-reach, 0.6 * reach)]))
+    corners = np.clip(canvas.pixels(np.array([ends.min(0), ends.max(0)])), 0, SCALE * canvas.size)
+    (x0, y0), (x1, y1) = corners.astype(int)
+    side = max(x1 - x0, y1 - y0)
+    if min(x1 - x0, y1 - y0) < 2:
         return
     x, y = np.meshgrid(np.arange(x0, x1), np.arange(y0, y1))
     metres = (np.stack([x, y], -1) - (canvas.size - 1)) * (canvas.gsd / SCALE) - pose[:2]
     u, v = np.moveaxis(rotate(metres, -pose.angle), -1, 0)
-    back = np.clip(0.45 * long - u, 1e-3, None)  # metres behind the bow
-    fade = np.exp(-1.6 * back / reach) * (u < 0.45 * long)
-    core = np.exp(-((v / (0.07 * long + 0.03 * back)) ** 2)) * np.clip((back - 0.8 * long) / (0.2 * long), 0, 1)
-    arms = np.exp(-(((np.abs(v) - 0.08 * long - 0.2 * back) / (0.02 * long + 0.035 * back)) ** 2))
-    side = max(x1 - x0, y1 - y0)
-    rough = 0.75 + 0.4 * noise(rng, side, 4 / canvas.gsd)[: y1 - y0, : x1 - x0] + 0.3 * noise(rng, side, 2.0)[: y1 - y0, : x1 - x0]
-    foam = np.clip((core + 0.8 * arms) * fade * rough, 0, 0.85) * (canvas.material[y0:y1, x0:x1] == Material.WATER)
+    rough = 0.4 * noise(rng, side, 4 / canvas.gsd) + 0.3 * noise(rng, side, 2.0)
+    foam = _wake(0.45 * long - u, v, long, reach) * (0.75 + rough[: y1 - y0, : x1 - x0])
+    foam *= canvas.material[y0:y1, x0:x1] == Material.WATER
     area = canvas.color[y0:y1, x0:x1]
-    area[:] = mix(area, np.array((224, 228, 226)), foam[..., None]).astype(np.uint8)
+    area[:] = mix(area, np.array((224, 228, 226)), np.clip(foam, 0, 0.85)[..., None]).astype(np.uint8)
+
+
+def _wake(back: np.ndarray, v: np.ndarray, long: float, reach: float) -> np.ndarray:
+    """Foam strength at `back` metres behind the bow and `v` metres beside the course."""
+    fade = np.exp(-1.6 * back / reach) * (back > 0)
+    core = np.exp(-((v / (0.07 * long + 0.03 * np.abs(back))) ** 2))
+    core *= np.clip((back - 0.8 * long) / (0.2 * long), 0, 1)
+    arms = np.exp(-(((np.abs(v) - 0.08 * long - 0.2 * back) / (0.02 * long + 0.035 * np.abs(back))) ** 2))
+    return (core + 0.8 * arms) * fade
 
 
 def _wander(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -114,7 +117,11 @@ def _shores(
     reeds = mix(palette.grass, palette.species[0], rng.uniform(0.2, 0.8)) * rng.uniform(0.75, 1.0)
     sand = mix(palette.sand, palette.grass, rng.uniform(0, 0.4))
     mud = mix(sand, palette.water, 0.45)
-    strips = [(width, Material.GRASS, reeds), (0.6 * width, Material.SOIL, sand), (0.2 * width, Material.SOIL, mud)]
+    strips = [
+        (width, Material.GRASS, reeds),
+        (0.6 * width, Material.SOIL, sand),
+        (0.2 * width, Material.SOIL, mud),
+    ]
     return strips if rng.random() < 0.7 else strips[:1]
 
 

@@ -2,14 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mmengine.hooks import Hook
 from torch import nn
 
 from s5.engine.checkpoint import save_atomic
-from s5.engine.runner import S5Runner, unwrap
 from s5.engine.checkpoint_files import RESUMABLE, backbone_file, best_file, resumable_checkpoints, whole_file
+from s5.engine.runner import S5Runner, unwrap
+from s5.models.segmentation_model import SegmentationModel
+from s5.models.segmentor import Segmentor
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,9 @@ class CheckpointHook(Hook):
 
     priority = "VERY_LOW"
 
-    def __init__(self, interval: int, keep: int, backbone: str, meta: dict[str, Any], metric: str = "mIoU") -> None:
+    def __init__(
+        self, interval: int, keep: int, backbone: str, meta: dict[str, Any], metric: str = "mIoU"
+    ) -> None:
         self.interval = interval
         self.keep = keep
         self.backbone = backbone
@@ -52,7 +56,7 @@ class CheckpointHook(Hook):
             runner.message_hub.update_info("best_score", score)
             if runner.rank == 0:
                 path = best_file(Path(runner.work_dir), self.backbone)
-                save_atomic(self._weights(unwrap(runner.model).segmentor, runner.iter, score), path)
+                save_atomic(self._weights(segmentor_of(runner), runner.iter, score), path)
                 logger.info("best %s so far: %.2f, saved to %s", self.metric, score, path)
 
     def save(self, runner: S5Runner, done: int) -> None:
@@ -62,7 +66,7 @@ class CheckpointHook(Hook):
         runner.save_resumable(path, done)
         if runner.rank != 0:
             return
-        segmentor = unwrap(runner.model).segmentor
+        segmentor = segmentor_of(runner)
         save_atomic(self._weights(segmentor, done), whole_file(work_dir, self.backbone))
         save_atomic(self._weights(segmentor.backbone, done), backbone_file(work_dir, self.backbone))
         logger.info("saved %s", path)
@@ -74,3 +78,8 @@ class CheckpointHook(Hook):
         if score is not None:
             meta[self.metric] = score
         return {"state_dict": {k: v.cpu() for k, v in module.state_dict().items()}, "meta": meta}
+
+
+def segmentor_of(runner: S5Runner) -> Segmentor:
+    """The network in the runner's model."""
+    return cast(SegmentationModel, unwrap(runner.model)).segmentor

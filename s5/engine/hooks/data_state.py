@@ -44,8 +44,8 @@ class DataStateHook(Hook):
         state = checkpoint["data"]
         if state["world_size"] != runner.world_size:
             logger.warning(
-                "resuming with %d processes a run of %d: the data goes on at image %s of its sources, the batch of "
-                "one step is now %d images",
+                "resuming with %d processes a run of %d: the data goes on at image %s of its sources, "
+                "the batch of one step is now %d images",
                 runner.world_size,
                 state["world_size"],
                 state["consumed"],
@@ -69,6 +69,6 @@ class DataStateHook(Hook):
         share = len(self._known) / self.unlabeled
         if share > self.max_unreadable:
             raise DataError(
-                f"{len(self._known)} of {self.unlabeled} unlabeled images ({share:.2%}) cannot be read, more than "
-                f"data.unlabeled.max_unreadable = {self.max_unreadable:.2%}; they are listed in {path}"
+                f"{len(self._known)} of {self.unlabeled} unlabeled images ({share:.2%}) cannot be read, more "
+                f"than data.unlabeled.max_unreadable = {self.max_unreadable:.2%}; they are listed in {path}"
             )

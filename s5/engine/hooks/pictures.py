@@ -1,7 +1,7 @@
 """Pictures of what the network sees and says, at every validation."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from s5.data.image_io import write_image
 from s5.data.labels import LabelTable
 from s5.engine.runner import unwrap
+from s5.models.fixmatch import FixMatch
 
 CELL = 320  # largest side of one picture of a sheet, pixels
 GAP = 4
@@ -46,7 +47,7 @@ class PicturesHook(Hook):
         """Draw the views of the newest training batch."""
         if runner.rank != 0 or self._batch is None or "views" not in self._batch:
             return
-        model = unwrap(runner.model)
+        model = cast(FixMatch, unwrap(runner.model))
         views = {name: value.cpu() for name, value in model.preview(self._batch, self.count).items()}
         rows = [
             [_rgb(weak), _rgb(strong), self._color(pseudo), self._color(prediction)]
@@ -62,7 +63,9 @@ class PicturesHook(Hook):
         """Collect the first validation images."""
         if runner.rank != 0 or data_batch is None:
             return
-        for image, label, prediction in zip(data_batch["images"], data_batch["labels"], outputs or [], strict=True):
+        for image, label, prediction in zip(
+            data_batch["images"], data_batch["labels"], outputs or [], strict=True
+        ):
             if len(self._rows) < self.count:
                 photo = image.permute(1, 2, 0).contiguous().numpy()
                 self._rows.append([photo, self._color(label), self._color(prediction.cpu())])

@@ -1,19 +1,19 @@
 """Lets the teacher follow, and logs which classes the confident pseudo-labels have."""
 
 import logging
+from typing import cast
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s5.engine.runner import unwrap
-
 from s5.models.fixmatch import FixMatch
 
 logger = logging.getLogger(__name__)
 
 
 class PseudoLabelHook(Hook):
-    """Updates an EMA teacher after every step; every ``interval`` steps logs the class shares of pseudo-labels.
+    """Updates an EMA teacher after every step, and logs the class shares of pseudo-labels.
 
     Args:
         classes: names of the classes.
@@ -30,7 +30,7 @@ class PseudoLabelHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Follow, and now and then log."""
-        model: FixMatch = unwrap(runner.model)
+        model = cast(FixMatch, unwrap(runner.model))
         model.after_step()
         if not self.every_n_train_iters(runner, self.interval):
             return

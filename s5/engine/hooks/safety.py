@@ -27,8 +27,8 @@ class NonFiniteLossError(RuntimeError):
 class SafetyHook(Hook):
     """Checks every step, in agreement of all processes, whether to go on.
 
-    SIGINT and SIGTERM let the step finish, save a checkpoint and leave the loop; a second signal more than three
-    seconds later stops at once. A non-finite loss raises on all processes before anything is saved.
+    SIGINT and SIGTERM let the step finish, save a checkpoint and leave the loop; a second signal more than
+    three seconds later stops at once. A non-finite loss raises on all processes before anything is saved.
     """
 
     priority = "VERY_HIGH"
@@ -45,16 +45,23 @@ class SafetyHook(Hook):
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
+    ) -> None:
         """Key the random numbers of the step (dropout, drop path) by seed, step and process.
 
-        So nothing random has to be stored in checkpoints, and a resumed run draws what the uninterrupted one would.
+        So nothing random has to be stored in checkpoints, and a resumed run draws what the uninterrupted one
+        would.
         """
         key = (runner.seed * 1_000_003 + runner.iter) * 65_537 + runner.rank
         torch.manual_seed(key % 2**63)
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None, outputs: dict | None = None
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict[str, Any] | None = None,
+        outputs: dict | None = None,
     ) -> None:
         """Agree on stopping."""
         loss = (outputs or {})["loss"]
@@ -62,13 +69,15 @@ class SafetyHook(Hook):
         any_bad, stop = _any_process(bad, self.received or 0, loss.device)
         if bad:
             names = ", ".join((data_batch or {})["names"])
-            logger.error("rank %d: loss %s at iteration %d, samples: %s", runner.rank, loss, runner.iter + 1, names)
+            logger.error(
+                "rank %d: loss %s at iteration %d, samples: %s", runner.rank, loss, runner.iter + 1, names
+            )
         if any_bad:
             last = latest_checkpoint(Path(runner.work_dir))
             raise NonFiniteLossError(
                 f"non-finite loss at iteration {runner.iter + 1}; the samples are named in the log. "
-                f"Last good checkpoint: {last or 'none yet'}. Look at the samples, lower the learning rate, or use "
-                f"precision bf16 or fp32."
+                f"Last good checkpoint: {last or 'none yet'}. Look at the samples, lower the learning rate, "
+                f"or use precision bf16 or fp32."
             )
         if stop:
             self.stopped_by = signal.Signals(stop)

@@ -25,7 +25,7 @@ class SummaryHook(Hook):
             path.write_text(text + "\n", encoding="utf-8")
 
     def after_train(self, runner: Runner) -> None:
-        """Validate the final weights if they were not: a run killed in its last validation is resumed at its end."""
+        """Validate the final weights if a run was killed in its last validation and resumed at its end."""
         validated = runner.message_hub.get_info("validated_iter", None)
         if validated != runner.iter and not runner.train_loop.stop_training:
             runner.val_loop.run()

@@ -25,7 +25,11 @@ class ThroughputHook(Hook):
         self.window = window
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None, outputs: dict | None = None
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict[str, Any] | None = None,
+        outputs: dict | None = None,
     ) -> None:
         """Derive the figures from the timer's."""
         hub = runner.message_hub

@@ -1,0 +1,1 @@
+"""Measurements of S5 against the plain way of doing the same; see README.md."""

@@ -1,0 +1,27 @@
+"""All measurements: ``python -m benchmarks`` prints the tables that ``docs/benchmarks.md`` records."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import loader, s4p_step
+
+BENCHMARKS = {"loader": loader, "step": s4p_step}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the chosen benchmarks one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=BENCHMARKS, help="one of them; default: all")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for benchmark in BENCHMARKS.values():
+        benchmark.add_arguments(parser)
+    args = parser.parse_args(argv)
+    for name in [args.only] if args.only else BENCHMARKS:
+        print(f"{BENCHMARKS[name].run(args)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

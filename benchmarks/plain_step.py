@@ -1,0 +1,63 @@
+"""The plain S4P step: what S5's step computes, in the way of the published implementation.
+
+Attention in separate matrix products with a softmax between, the weak pass in float32 outside autocast over the
+unlabeled images and over their CutMix partners (which come from a second pass over the loader), and an
+unfused optimizer.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from s5.models.precision import autocast
+from s5.models.segmentor import Segmentor
+from s5.ops.cutmix import cutmix
+from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
+
+
+class PlainStep:
+    """One optimizer step on normalised float images that the loader has augmented already."""
+
+    def __init__(self, segmentor: Segmentor, dtype: torch.dtype | None, conf_thresh: float = 0.95) -> None:
+        """Takes a segmentor whose attention is unfused; ``dtype`` is the autocast type of the pass with gradient."""
+        self.segmentor, self.dtype, self.conf_thresh = segmentor, dtype, conf_thresh
+        parameters = [p for p in segmentor.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01)
+        self.device = next(segmentor.parameters()).device
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """Trains on ``labeled``, ``labels``, ``weak``, ``weak_mix``, ``strong``, ``strong_mix``, ``boxes``."""
+        own, other = self.predict(batch["weak"]), self.predict(batch["weak_mix"])
+        boxes = batch["boxes"]
+        strong = paste(batch["strong"], batch["strong_mix"], boxes)
+        conf, pseudo = (paste(x, mix, boxes) for x, mix in zip(own, other, strict=True))
+        self.segmentor.train()
+        with autocast(self.device, self.dtype):
+            logits = self.segmentor(torch.cat([batch["labeled"], strong]))
+        logits_s, logits_u = logits.tensor_split([len(batch["labels"])])
+        valid = torch.ones_like(pseudo, dtype=torch.bool)
+        loss_u = pseudo_label_loss(logits_u, pseudo, conf, valid, self.conf_thresh)
+        loss = (pixel_cross_entropy(logits_s, batch["labels"]) + loss_u) / 2
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Confidence and pseudo-label (B, H, W), in float32."""
+        self.segmentor.eval()
+        conf, pseudo = self.segmentor(images).softmax(1).max(1)
+        return conf, pseudo
+
+
+def paste(x: Tensor, mix: Tensor, boxes: Tensor) -> Tensor:
+    """CutMix with partners that stand in a second batch."""
+    partner = torch.arange(len(x), 2 * len(x), device=x.device)
+    return cutmix(torch.cat([x, mix]), boxes.repeat(2, 1), torch.cat([partner, partner - len(x)]))[: len(x)]
+
+
+def unfuse_attention(segmentor: nn.Module) -> None:
+    """Makes timm's attention materialise its weights."""
+    for module in segmentor.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False

@@ -1,0 +1,52 @@
+"""Timing two ways of doing the same fairly, and printing the result."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+
+def interleaved(
+    tasks: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Runs all tasks in turn, round after round, so that other load on the machine hits all of them.
+
+    Args:
+        tasks: What to time, by name.
+        repeats: Rounds that count; one more comes first.
+        clock: ``time.process_time`` for work in a single thread: other processes then do not count.
+
+    Returns:
+        Median seconds of each task.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats + 1):
+        for name, task in tasks.items():
+            start = clock()
+            task()
+            seconds[name].append(clock() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def device_name(device: str) -> str:
+    """Name of the device that the figures belong to."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    name = models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()
+    return f"{name}, {len(models) or 'some'} cores"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Formats a table in Markdown; numbers with three significant digits."""
+    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [list(header), ["-" * width for width in widths], *cells]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)

@@ -1,0 +1,173 @@
+"""Write scenes to disk as a data set of labeled, unlabeled and validation images with split files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from s5.data.errors import DataError
+from s5.data.image_io import write_bytes, write_image, write_mask
+from s5.data.prepare.parallel import run_parallel
+from s5.data.progress import Progress
+from s5.data.splits import format_line, write_split
+
+from .boxes import dota_lines
+from .scene import generate_scene
+
+logger = logging.getLogger(__name__)
+
+GENERATOR = 1
+"""Version of the scenes; to be raised whenever the same seed and index give another picture."""
+
+MANIFEST = "scenes.json"
+MOST = 1_000_000  # scenes in one part
+
+
+class Part(NamedTuple):
+    """One part of the data set: where it lies and the first scene index it takes."""
+
+    folder: str
+    split: str
+    first: int
+    labels: bool
+
+
+PARTS = {
+    "labeled": Part("labeled/scenes/train", "splits/labeled/labeled.txt", 0, True),
+    "unlabeled": Part("unlabeled/scenes", "splits/unlabeled/scenes.txt", MOST, False),
+    "val": Part("labeled/scenes/val", "splits/val.txt", 2 * MOST, True),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate: numbers of scenes, image side in pixels, and the seed of the world."""
+
+    labeled: int = 40
+    unlabeled: int = 200
+    val: int = 40
+    size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be served."""
+        for name in PARTS:
+            if not 0 <= getattr(self, name) <= MOST:
+                raise DataError(
+                    f"{name}={getattr(self, name)}: a number of scenes from 0 to {MOST} is needed"
+                )
+        if self.size < 32:
+            raise DataError(f"size={self.size}: scenes have at least 32 pixels a side")
+
+
+class Files(NamedTuple):
+    """The files of one scene, relative to the data root; unlabeled scenes have an image only."""
+
+    image: str
+    mask: str | None = None
+    boxes: str | None = None
+
+    def complete(self, root: Path) -> bool:
+        """Whether all of them exist under `root`."""
+        return all((root / path).is_file() for path in self if path)
+
+
+def scene_files(part: str, number: int) -> Files:
+    """Return where scene `number` of a part lies."""
+    folder, labels = PARTS[part].folder, PARTS[part].labels
+    if not labels:
+        return Files(f"{folder}/{number:06d}.jpg")
+    return Files(*(f"{folder}/{kind}/{number:06d}.{end}" for kind, end in _KINDS))
+
+
+_KINDS = (("images", "png"), ("masks", "png"), ("labelTxt", "txt"))
+
+
+def write_dataset(root: Path, request: Request, workers: int = 1, overwrite: bool = False) -> tuple[int, int]:
+    """Generate what is not there yet; may be interrupted at any point and called again.
+
+    Args:
+        root: The data root; made if missing.
+        request: What to generate.
+        workers: Number of processes; the result does not depend on it.
+        overwrite: Replace scenes that were generated for another request.
+
+    Returns:
+        Numbers of scenes written now and found from before.
+
+    Raises:
+        DataError: `root` holds scenes of another request or other files where the scenes belong.
+        OSError: `root` cannot be written.
+    """
+    _claim(root, request, overwrite)
+    items = [(part, number) for part in PARTS for number in range(getattr(request, part))]
+    todo = [item for item in items if not scene_files(*item).complete(root)]
+    results = run_parallel(partial(_write_scene, root, request), todo, min(workers, len(todo)))
+    with Progress(len(todo), "generating", "scenes", logger) as progress, closing(results):
+        for _ in results:
+            progress.update()
+    for name, part in PARTS.items():
+        lines = [format_line(*scene_files(name, number)[:2]) for number in range(getattr(request, name))]
+        if lines:
+            write_split(root / part.split, lines)
+    return len(todo), len(items) - len(todo)
+
+
+def _write_scene(root: Path, request: Request, item: tuple[str, int]) -> None:
+    part, number = item
+    files = scene_files(part, number)
+    scene = generate_scene(request.seed, PARTS[part].first + number, request.size)
+    write_image(root / files.image, scene.image, quality=92)
+    if files.mask and files.boxes:
+        write_mask(root / files.mask, scene.mask)
+        write_bytes(root / files.boxes, dota_lines(scene.boxes, request.size).encode())
+
+
+def _claim(root: Path, request: Request, overwrite: bool) -> None:
+    """Record the request in `root`, or refuse where that would mix or overwrite other files."""
+    manifest, wanted = root / MANIFEST, {"generator": GENERATOR, **asdict(request)}
+    places = [root / place for part in PARTS.values() for place in (part.folder, part.split)]
+    if manifest.is_file():
+        found = _read_manifest(manifest)
+        if found == wanted:
+            return
+        if not overwrite:
+            change = ", ".join(
+                f"{k}={found.get(k)} (asked: {v})" for k, v in wanted.items() if found.get(k) != v
+            )
+            raise DataError(
+                f"{manifest}: the scenes here have {change}. "
+                "Pass --overwrite to replace them, or another --out"
+            )
+        logger.info("replacing the scenes in %s, which were generated with other parameters", root)
+        manifest.unlink()
+        _remove(places)
+    taken = [str(place) for place in places if place.exists()]
+    if taken:
+        raise DataError(
+            f"{taken[0]} exists but was not written by this command; choose another --out than {root}"
+        )
+    write_bytes(manifest, (json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _read_manifest(path: Path) -> dict[str, int]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not the list of parameters this command writes ({error}); choose another --out"
+        ) from error
+
+
+def _remove(places: list[Path]) -> None:
+    for place in places:
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)

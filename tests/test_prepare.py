@@ -1,0 +1,407 @@
+"""Preparing data: windows, journal, workers, iSAID, unlabeled pools, and runs that are killed half-way."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from s5.data.check import check_split
+from s5.data.image_io import read_image, read_mask, write_image
+from s5.data.labels import get_table
+from s5.data.prepare.__main__ import main
+from s5.data.prepare.journal import Entry, Journal, Patch, PrepareError
+from s5.data.prepare.parallel import run_parallel
+from s5.data.prepare.patches import Window, windows
+from s5.data.splits import Split
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def tree(folder):
+    """Content of every file below a folder, the journals' order aside."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: b"" if name.endswith(".jsonl") else data for name, data in files.items()}
+
+
+# --- windows
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 64), (65, 64), (100, 200), (30, 100), (10, 20), (128, 128)]
+)
+@pytest.mark.parametrize("overlap", [0, 16, 63])
+def test_windows_cover_the_image_once_over(height, width, overlap):
+    covered = np.zeros((height, width), int)
+    found = windows(height, width, 64, overlap)
+    for window in found:
+        assert (window.height, window.width) == (min(64, height), min(64, width))
+        assert min(window.top, window.left) >= 0
+        assert window.top + window.height <= height and window.left + window.width <= width
+        window.of(covered)[...] += 1
+    assert covered.min() >= 1
+    assert len(set(found)) == len(found)
+
+
+def test_windows_in_detail():
+    assert [w.left for w in windows(64, 130, 64)] == [0, 64, 66]
+    assert [w.left for w in windows(64, 130, 64, 32)] == [0, 32, 64, 66]
+    assert windows(10, 20, 64) == [Window(0, 0, 10, 20)]
+    assert Window(512, 0, 512, 300).name("P0000") == "P0000_512_1024_0_300"
+
+
+# --- journal and workers
+
+
+def test_journal_survives_a_cut_off_line(tmp_path):
+    path = tmp_path / "pool" / "journal.jsonl"
+    entry = Entry("a.png", "all", 12, (Patch("x.png"), Patch("y.png", "m.png")))
+    with Journal(path, {"size": 64}) as journal:
+        journal.add(entry)
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"source": "b.png", "gro')
+    with Journal(path, {"size": 64}) as journal:
+        assert journal.entries == {"a.png": entry}
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:10])  # killed while writing the first line
+    with Journal(path, {"size": 64}) as journal:
+        assert journal.entries == {}
+
+
+def test_journal_refuses_other_parameters(tmp_path):
+    with Journal(tmp_path / "journal.jsonl", {"size": 64, "overlap": 0}):
+        pass
+    with pytest.raises(PrepareError, match=r"size was 64, is 32.*--name, or delete the folder"):
+        Journal(tmp_path / "journal.jsonl", {"size": 32, "overlap": 0})
+
+
+def test_journal_is_for_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("s5.data.prepare.journal._LOCK_SECONDS", 0.2)
+    with Journal(tmp_path / "journal.jsonl", {}), pytest.raises(PrepareError, match="another run"):
+        Journal(tmp_path / "journal.jsonl", {})
+
+
+def double_or_die(item):
+    if item < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * item
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_run_parallel(workers):
+    assert sorted(run_parallel(double_or_die, range(20), workers)) == [(i, 2 * i) for i in range(20)]
+
+
+def test_killed_worker_is_reported():
+    with pytest.raises(PrepareError, match=r"killed.*-1.*--workers"):
+        list(run_parallel(double_or_die, [1, 2, -1, 3], 2))
+
+
+# --- unlabeled pools
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """A tree with every kind of file that a pool may hold."""
+    src = tmp_path / "src"
+    write_image(src / "small.png", noise(33, 40))
+    write_image(src / "city one" / "a b.jpg", noise(64, 64))
+    write_image(src / "city one" / "big.png", noise(100, 150))
+    write_image(src / "twin.jpg", noise(40, 40, 1))
+    write_image(src / "twin.png", noise(40, 40, 2))
+    write_image(src / "grey.png", noise(40, 40)[..., 0])
+    write_image(src / "tiny.png", noise(10, 90))
+    write_image(src / "wide.BMP", noise(40, 100))
+    (src / "broken.jpg").write_bytes((src / "twin.jpg").read_bytes()[:-300])
+    (src / "notes.txt").write_text("no image")
+    (src / ".hidden.png").write_bytes(b"no image either")
+    return src
+
+
+def run_unlabeled(src, out, *more, name="pool"):
+    return main(["unlabeled", "--src", str(src), "--out", str(out), "--name", name, "--size", "64", *more])
+
+
+def test_unlabeled_pool(pool, tmp_path, capsys):
+    out = tmp_path / "root"
+    assert run_unlabeled(pool, out, "--workers", "2") == 0
+    text = capsys.readouterr().out
+    assert "8 source files cut into 13 patches, 0 finished before" in text
+    assert "1 of them gave no patch" in text and "broken.jpg: truncated" in text
+    split = Split("splits/unlabeled/pool.txt", out)
+    assert len(split) == 13 and check_split(split).ok
+    names = [split.name(i) for i in range(len(split))]
+    assert "unlabeled/pool/city_one/big_36_100_86_150.jpg" in names
+    # Plain images that fit are the same bytes under the same name.
+    for name, source in (("city_one/a_b.jpg", "city one/a b.jpg"), ("small.png", "small.png")):
+        assert f"unlabeled/pool/{name}" in names
+        assert (out / "unlabeled/pool" / name).read_bytes() == (pool / source).read_bytes()
+    assert sum("twin-" in name for name in names) == 2
+    assert "unlabeled/pool/grey.jpg" in names
+    assert "broken.jpg" in (out / "unlabeled/pool/unusable.txt").read_text()
+
+
+def test_patches_hold_the_right_pixels(pool, tmp_path):
+    assert run_unlabeled(pool, tmp_path / "root", "--format", "png", "--overlap", "8") == 0
+    image = read_image(pool / "city one" / "big.png")
+    found = sorted((tmp_path / "root/unlabeled/pool/city_one").glob("big_*.png"))
+    assert len(found) == 6
+    for path in found:
+        top, bottom, left, right = map(int, path.stem.split("_")[1:])
+        assert np.array_equal(read_image(path), image[top:bottom, left:right])
+
+
+def test_second_run_does_nothing(pool, tmp_path, capsys):
+    out = tmp_path / "root"
+    run_unlabeled(pool, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*g")}
+    split = (out / "splits/unlabeled/pool.txt").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run_unlabeled(pool, out) == 0
+    assert "nothing to do: 8 source files were finished before" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*g")} == before
+    assert (out / "splits/unlabeled/pool.txt").stat().st_mtime_ns == split
+
+
+def test_new_changed_and_lost_files_are_made_up_for(pool, tmp_path, capsys):
+    out = tmp_path / "root"
+    run_unlabeled(pool, out)
+    write_image(pool / "new.png", noise(50, 50, 5))
+    write_image(pool / "small.png", noise(34, 41, 6))
+    os.remove(out / "unlabeled/pool/city_one/a_b.jpg")
+    write_image(pool / "broken.jpg", noise(40, 40))
+    capsys.readouterr()
+    assert run_unlabeled(pool, out) == 0
+    assert "4 source files cut into 4 patches, 6 finished before" in capsys.readouterr().out
+    assert len(Split("splits/unlabeled/pool.txt", out)) == 15
+    assert read_image(out / "unlabeled/pool/small.png").shape == (34, 41, 3)
+    assert not (out / "unlabeled/pool/unusable.txt").exists()
+
+
+def test_other_parameters_need_another_place(pool, tmp_path, capsys):
+    out = tmp_path / "root"
+    run_unlabeled(pool, out)
+    assert run_unlabeled(pool, out, "--format", "png") == 1
+    error = capsys.readouterr().err
+    assert "format was 'jpg', is 'png'" in error and "delete the folder" in error
+
+
+def test_a_foreign_list_is_kept_aside(pool, tmp_path):
+    out = tmp_path / "root"
+    (out / "splits/unlabeled").mkdir(parents=True)
+    (out / "splits/unlabeled/pool.txt").write_text("unlabeled/elsewhere/a.jpg\n")
+    run_unlabeled(pool, out)
+    assert (out / "splits/unlabeled/pool.txt.old1").read_text() == "unlabeled/elsewhere/a.jpg\n"
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_tiff_is_cut_by_windows_with_one_stretch(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    ramp = np.linspace(100, 4000, 96 * 160).reshape(96, 160).astype(np.uint16)
+    (tmp_path / "src").mkdir()
+    with rasterio.open(
+        tmp_path / "src/a.tif", "w", "GTiff", count=4, height=96, width=160, dtype="uint16"
+    ) as file:
+        file.write(np.stack([ramp, ramp, ramp, ramp * 0]))
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root", "--format", "png") == 0
+    whole = read_image(tmp_path / "src/a.tif")
+    for path in (tmp_path / "root/unlabeled/pool").glob("*.png"):
+        top, bottom, left, right = map(int, path.stem.split("_")[1:])
+        assert np.array_equal(read_image(path), whole[top:bottom, left:right])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--src", "nowhere"], "no images below nowhere (no such folder)"),
+        (["--name", "a/b"], "--name must consist"),
+        (["--overlap", "64"], "--overlap from 0 to below --size, got 64 and 64"),
+    ],
+)
+def test_unlabeled_with_bad_arguments(pool, tmp_path, capsys, arguments, message):
+    assert run_unlabeled(pool, tmp_path / "root", *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_source_without_images_says_what_is_there(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/part1.zip").touch()
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root") == 1
+    assert "found: 1 .zip" in capsys.readouterr().err
+
+
+def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "root"
+    written = []
+
+    def full_after_two(path, array):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        write_image(path, array)
+
+    monkeypatch.setattr("s5.data.prepare.unlabeled.write_image", full_after_two)
+    assert run_unlabeled(pool, out, "--workers", "1") == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "run the same command again" in error
+    monkeypatch.undo()
+    assert run_unlabeled(pool, out, "--workers", "1") == 0
+    assert len(Split("splits/unlabeled/pool.txt", out)) == 13
+
+
+# --- interruptions
+
+
+def start_and_wait_for(arguments, journal, entries):
+    """Start the command in a process of its own; return when the journal has ``entries`` entries."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s5.data.prepare", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") > entries:
+            return process
+        time.sleep(0.005)
+    raise AssertionError(f"ended early or never began: {process.communicate()[1]}")
+
+
+def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    src, out, total = tmp_path / "src", tmp_path / "root", 120
+    for i in range(total):
+        write_image(src / f"{i:03d}.png", noise(256, 256, i))
+    journal = out / "unlabeled/pool/prepare_journal.jsonl"
+    arguments = ["unlabeled", "--src", str(src), "--out", str(out), "--name", "pool", "--size", "32"]
+    arguments += ["--format", "png", "--workers", "2"]
+
+    process = start_and_wait_for(arguments, journal, 3)
+    process.send_signal(signal.SIGINT)
+    assert "run the same command again" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    interrupted = journal.read_bytes().count(b"\n") - 1
+    assert 3 <= interrupted < total
+
+    process = start_and_wait_for(arguments, journal, interrupted + 3)
+    process.kill()
+    process.communicate(timeout=30)
+    killed = len([line for line in journal.read_bytes().splitlines(True) if line.endswith(b"\n")]) - 1
+    assert interrupted + 3 <= killed < total
+
+    assert main(arguments) == 0
+    before = int(capsys.readouterr().out.split("patches, ")[1].split(" ")[0])
+    assert before == killed, "what was finished is not done again"
+    assert len(Split("splits/unlabeled/pool.txt", out)) == total * 64
+    assert main([str(tmp_path / "anew") if word == str(out) else word for word in arguments]) == 0
+    assert tree(out) == tree(tmp_path / "anew"), "the result is that of an undisturbed run"
+
+
+# --- iSAID
+
+
+def make_isaid(src, masks="Semantic_masks/images", images="images"):
+    """Two training images, one validation image, as shipped; returns their class ids by name."""
+    table = get_table("isaid")
+    truth = {}
+    for i, (group, name, size) in enumerate(
+        [("train", "P0000", (100, 140)), ("train", "P0001", (40, 50)), ("val", "P0003", (64, 64))]
+    ):
+        ids = np.random.default_rng(i).integers(0, 16, (size[0] // 10 + 1, size[1] // 10 + 1), np.uint8)
+        truth[name] = np.kron(ids, np.ones((10, 10), np.uint8))[: size[0], : size[1]]
+        write_image(src / group / images / f"{name}.png", noise(*size, i))
+        colors = table.colorize(truth[name])
+        write_image(src / group / masks / f"{name}_instance_color_RGB.png", colors)
+    return truth
+
+
+def run_isaid(src, out, *more):
+    return main(["isaid", "--src", str(src), "--out", str(out), "--size", "64", *more])
+
+
+@pytest.mark.parametrize(
+    ("masks", "images"),
+    [
+        ("Semantic_masks/images", "images"),
+        ("Semantic_masks/images/images", "images/images"),
+        ("images", "images"),
+    ],
+)
+def test_isaid(tmp_path, capsys, masks, images):
+    src, out = tmp_path / "my iSAID", tmp_path / "root"
+    truth = make_isaid(src, masks, images)
+    write_image(src / "train/Instance_masks/images/P0000_instance_id_RGB.png", noise(100, 140))
+    assert run_isaid(src, out, "--workers", "2") == 0
+    assert "3 source files cut into 8 patches" in capsys.readouterr().out
+    train, val = Split("splits/labeled/labeled.txt", out), Split("splits/val.txt", out)
+    assert (len(train), len(val)) == (7, 1)
+    assert check_split(train, get_table("isaid")).ok and check_split(val, get_table("isaid")).ok
+    assert val.name(0) == "labeled/iSAID/val/images/P0003_0_64_0_64.png"
+    sample = train.sample(5)
+    assert sample.name == "labeled/iSAID/train/images/P0000_36_100_76_140.png"
+    assert sample.mask == out / "labeled/iSAID/train/masks/P0000_36_100_76_140.png"
+    assert np.array_equal(read_mask(sample.mask), truth["P0000"][36:100, 76:140])
+    source = read_image(src / "train" / images / "P0000.png")
+    assert np.array_equal(read_image(sample.image), source[36:100, 76:140])
+    assert read_image(train.sample(6).image).shape == (40, 50, 3), "small images stay as they are"
+    assert run_isaid(src, out) == 0
+    assert "nothing to do: 3" in capsys.readouterr().out
+
+
+def test_isaid_images_behind_a_link(tmp_path):
+    src = tmp_path / "isaid"
+    make_isaid(src)
+    for group in ("train", "val"):
+        (src / group / "images").rename(tmp_path / f"dota_{group}")
+        (src / group / "images").symlink_to(tmp_path / f"dota_{group}")
+    assert run_isaid(src, tmp_path / "root") == 0
+
+
+def test_isaid_that_is_not_there_says_what_is_expected(tmp_path, capsys):
+    src = tmp_path / "isaid"
+    make_isaid(src)
+    os.remove(src / "val/images/P0003.png")
+    (src / "val/images/part1.zip").touch()
+    assert run_isaid(src, tmp_path / "root") == 1
+    error = capsys.readouterr().err
+    assert "val: 0 images and 1 masks, 0 pairs" in error and "train:" not in error
+    assert "val/images/part1.zip" in error
+    assert (
+        f"expected below {src}" in error and "val/Semantic_masks/images/P0003_instance_color_RGB.png" in error
+    )
+    assert "captain-whu.github.io/iSAID" in error and "captain-whu.github.io/DOTA" in error
+
+
+def test_isaid_sources_that_do_not_fit_are_listed(tmp_path, capsys):
+    src, out = tmp_path / "isaid", tmp_path / "root"
+    make_isaid(src)
+    masks = src / "train/Semantic_masks/images"
+    write_image(src / "train/images/P0100.png", noise(40, 40))
+    write_image(src / "train/images/P0101.png", noise(40, 40))
+    write_image(masks / "P0101_instance_color_RGB.png", noise(40, 41) * 0)
+    write_image(src / "train/images/P0102.png", noise(40, 40))
+    strange = noise(40, 40) * 0
+    strange[:2] = (9, 9, 9)
+    write_image(masks / "P0102_instance_color_RGB.png", strange)
+    assert run_isaid(src, out) == 0
+    text = capsys.readouterr().out
+    assert "3 source files could not be used" in text
+    assert "P0100_instance_color_RGB.png: file not found" in text
+    assert "40x41 pixels for an image of 40x40" in text
+    assert "colour RGB (9, 9, 9) (80 pixels)" in text
+    assert len((out / "labeled/iSAID/unusable.txt").read_text().splitlines()) == 3
+    assert len(Split("splits/labeled/labeled.txt", out)) == 7
+
+
+def test_real_pool(shared, tmp_path):
+    out = tmp_path / "root"
+    source = shared / "data/seg/epfl_roads/unlabeled"
+    arguments = ["unlabeled", "--src", str(source), "--out", str(out), "--name", "epfl", "--size", "304"]
+    assert main(arguments) == 0
+    split = Split("splits/unlabeled/epfl.txt", out)
+    assert len(split) == 4 * len(list(source.iterdir()))

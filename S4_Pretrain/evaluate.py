@@ -1,7 +1,7 @@
 """Scores a checkpoint of S4P (or a published one) on a labeled split.
 
-    python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --backbone vit_b --cfg-options
-    data_root=/data/S5 torchrun --nproc_per_node 8 evaluate.py ...      the same numbers, sooner
+    python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --cfg-options data_root=/data/S5
+    torchrun --nproc_per_node 8 evaluate.py ...                                   the same numbers, sooner
 
 Prints the scores of every class and writes them, with pictures, to the work folder.
 """

@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         randomness={"seed": cfg.seed},
         cfg={"sync_bn": cfg.sync_bn},
     )
-    runner.train()
+    with safety:
+        runner.train()
     if safety.stopped_by is not None:
         logger.info("stopped by %s at iteration %d; go on with --resume", safety.stopped_by.name, runner.iter)
         return 128 + safety.stopped_by

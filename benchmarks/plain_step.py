@@ -1,6 +1,6 @@
 """The plain S4P step: what S5's step computes, in the way of the published implementation.
 
-Attention in separate matrix products with a softmax between, the weak pass in float32 outside autocast over the
+Attention by ``nn.MultiheadAttention``, which is not fused as it returns its weights; the weak pass in float32 outside autocast over the
 unlabeled images and over their CutMix partners (which come from a second pass over the loader), and an
 unfused optimizer.
 """
@@ -56,8 +56,21 @@ def paste(x: Tensor, mix: Tensor, boxes: Tensor) -> Tensor:
     return cutmix(torch.cat([x, mix]), boxes.repeat(2, 1), torch.cat([partner, partner - len(x)]))[: len(x)]
 
 
-def unfuse_attention(segmentor: nn.Module) -> None:
-    """Makes timm's attention materialise its weights."""
-    for module in segmentor.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+class PlainAttention(nn.Module):
+    """Self-attention of ``nn.MultiheadAttention`` in its default mode, which makes the attention weights."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Builds the layer."""
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps tokens (B, N, C)."""
+        return self.attn(tokens, tokens, tokens)[0]
+
+
+def use_plain_attention(segmentor: Segmentor) -> None:
+    """Replaces the fused attention of all blocks."""
+    variant = segmentor.backbone.variant
+    for block in segmentor.backbone.blocks:
+        block.attn = PlainAttention(variant.width, variant.heads)

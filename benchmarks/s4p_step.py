@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.plain_step import PlainStep, unfuse_attention
+from benchmarks.plain_step import PlainStep, use_plain_attention
 from benchmarks.timing import device_name, markdown_table
 from s5.data.draws import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric
 from s5.engine.optim import build_optim_wrapper, param_groups
@@ -38,9 +38,9 @@ HEADER = ("step", "seconds", "images/s", "peak memory, GB")
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Callable[[], object]:
     """Builds the plain step and its batch."""
-    segmentor = build_segmentor(args.backbone, {"task": NUM_CLASSES}, args.size).to(args.device)
-    unfuse_attention(segmentor)
-    step = PlainStep(segmentor, dtype)
+    segmentor = build_segmentor(args.backbone, {"task": NUM_CLASSES}, args.size)
+    use_plain_attention(segmentor)
+    step = PlainStep(segmentor.to(args.device), dtype)
     shape = (args.batch, 3, args.size, args.size)
     names = ("labeled", "weak", "weak_mix", "strong", "strong_mix")
     batch = {name: torch.randn(shape, device=args.device) for name in names}

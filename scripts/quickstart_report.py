@@ -77,12 +77,13 @@ def majority_scores(split: Split, table: LabelTable) -> tuple[str, dict[str, flo
 def markdown_table(columns: dict[str, dict[str, float]], rows: list[str]) -> list[str]:
     """Lines of a table that reads well both raw and rendered."""
     first = max(map(len, rows))
+    widths = {title: max(len(title), len("absent")) for title in columns}
     lines = [
-        f"| {'':<{first}} | " + " | ".join(columns) + " |",
-        f"| {'-' * first} | " + " | ".join(f"{'-' * (len(title) - 1)}:" for title in columns) + " |",
+        f"| {'':<{first}} | " + " | ".join(f"{title:>{width}}" for title, width in widths.items()) + " |",
+        f"| {'-' * first} | " + " | ".join(f"{'-' * (width - 1)}:" for width in widths.values()) + " |",
     ]
     for row in rows:
-        cells = (f"{_number(values[row]):>{len(title)}}" for title, values in columns.items())
+        cells = (f"{_number(values[row]):>{widths[title]}}" for title, values in columns.items())
         lines.append(f"| {row:<{first}} | " + " | ".join(cells) + " |")
     return lines
 

@@ -126,5 +126,6 @@ def _kill_workers_at_exit() -> None:
 
 
 def _kill_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report the workers as failed
     for child in multiprocessing.active_children():
         child.kill()

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,11 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 from torch import nn
 
-from s5.engine.checkpoint import read_checkpoint, save_atomic
+from s5.engine.checkpoint import CheckpointError, read_checkpoint, save_atomic
 from s5.engine.launch import LOG_FILE, Launch
 from s5.ops import mmcv_ext
+
+RESUMABLE_PARTS = {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}
 
 
 class S5Runner(Runner):
@@ -87,7 +90,12 @@ class S5Runner(Runner):
             CheckpointError: unwritable folder or full disk; earlier checkpoints stay as they are.
         """
         checkpoint = {
-            "meta": {"epoch": 0, "iter": iteration, "seed": self.seed},
+            "meta": {
+                "epoch": 0,
+                "iter": iteration,
+                "seed": self.seed,
+                "dataset_meta": self.train_dataloader.dataset.metainfo,
+            },
             "state_dict": _to_cpu(unwrap(self.model).state_dict()),
             "message_hub": self.message_hub.state_dict(),
             "optimizer": _to_cpu(self.optim_wrapper.state_dict()),
@@ -101,14 +109,48 @@ class S5Runner(Runner):
         """Read a resumable checkpoint of this very model, without executing anything in it.
 
         Raises:
-            CheckpointError: missing, truncated, not a checkpoint of this run's architecture.
+            CheckpointError: missing, truncated, not resumable, of another model or learning-rate schedule.
         """
         checkpoint = read_checkpoint(filename)
+        problem = self._why_not(checkpoint)
+        if problem is not None:
+            raise CheckpointError(f"cannot resume from {filename}: {problem}")
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         unwrap(self.model).load_state_dict(checkpoint["state_dict"], strict=True)
         self._has_loaded = True
         logging.getLogger(__name__).info("resumed from %s", filename)
         return checkpoint
+
+    def _why_not(self, checkpoint: dict[str, Any]) -> str | None:
+        """What speaks against resuming from a checkpoint."""
+        lacking = RESUMABLE_PARTS - checkpoint.keys()
+        if lacking:
+            return (
+                f"it has no {', '.join(sorted(lacking))}. Checkpoints to resume from are named "
+                f"iter_<number>.pth; to start from weights alone, use --init"
+            )
+        ours, theirs = unwrap(self.model).state_dict(), checkpoint["state_dict"]
+        shapes = {
+            name: tuple(
+                tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (theirs, ours)
+            )
+            for name in {**ours, **theirs}
+        }
+        different = [name for name, (there, here) in shapes.items() if there != here]
+        if different:
+            there, here = shapes[different[0]]
+            return (
+                f"it is of another model: {len(different)} tensors differ, the first {different[0]} "
+                f"({there}, here {here}). Use the backbone, classes and options that it was written with"
+            )
+        if _schedules(checkpoint["param_schedulers"]) != _schedules(
+            s.state_dict() for s in self.param_schedulers
+        ):
+            return (
+                "it has another learning-rate schedule. To go on, set learning rate, layer decay, warm-up "
+                "and number of iterations as they were; for another one, start from its weights with --init"
+            )
+        return None
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume through host memory, so that a checkpoint never takes the device's."""
@@ -128,6 +170,12 @@ def log_options(interval: int) -> dict[str, Any]:
         "default_hooks": {"logger": log, "checkpoint": None},
         "log_processor": {"by_epoch": False, "window_size": interval, "mean_pattern": means},
     }
+
+
+def _schedules(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings of learning-rate schedulers, without how far they have come."""
+    progress = ("last_step", "_global_step", "_last_value")
+    return [{key: value for key, value in state.items() if key not in progress} for state in states]
 
 
 def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:

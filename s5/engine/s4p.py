@@ -19,6 +19,7 @@ from s5.engine.hooks import (
     ProgressHook,
     PseudoLabelHook,
     SafetyHook,
+    SharedBuffersHook,
     SummaryHook,
     ThroughputHook,
 )
@@ -118,6 +119,7 @@ def build_hooks(
             backbone,
             weights_meta(cfg, backbone, table),
         ),
+        SharedBuffersHook(),
         SummaryHook(),
         PicturesHook(table),
         ProgressHook(),

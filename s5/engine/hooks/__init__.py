@@ -6,6 +6,7 @@ from s5.engine.hooks.pictures import PicturesHook
 from s5.engine.hooks.progress import ProgressHook
 from s5.engine.hooks.pseudo_labels import PseudoLabelHook
 from s5.engine.hooks.safety import NonFiniteLossError, SafetyHook
+from s5.engine.hooks.shared_buffers import SharedBuffersHook
 from s5.engine.hooks.summary import SummaryHook
 from s5.engine.hooks.throughput import ThroughputHook
 
@@ -17,6 +18,7 @@ __all__ = [
     "ProgressHook",
     "PseudoLabelHook",
     "SafetyHook",
+    "SharedBuffersHook",
     "SummaryHook",
     "ThroughputHook",
 ]

@@ -53,17 +53,26 @@ class DataStateHook(Hook):
             )
         self.sampler.resume_at(checkpoint["meta"]["iter"], state["consumed"])
 
+    def before_train(self, runner: Runner) -> None:
+        """Forget the list of an earlier attempt, whose files may have been repaired."""
+        if runner.rank == 0 and runner.iter == 0:
+            (Path(runner.work_dir) / UNREADABLE_FILE).unlink(missing_ok=True)
+
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Log newly found unreadable files and count them."""
-        new = {name: reason for name, reason in (data_batch or {})["skipped"] if name not in self._known}
-        if not new:
+        skipped = dict((data_batch or {})["skipped"])
+        if skipped.keys() <= self._known:
             return
         path = Path(runner.work_dir) / UNREADABLE_FILE
-        with path.open("a", encoding="utf-8") as file:
+        # All processes write it, and before a resume others did; names that are not UTF-8 stay as they are.
+        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+            file.seek(0)
+            self._known |= {line.split("\t")[0] for line in file}
+            new = {name: reason for name, reason in skipped.items() if name not in self._known}
             file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
-        self._known |= {line.split("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()}
+        self._known |= new.keys()
         for name, reason in new.items():
             logger.warning("skipped unreadable image %s: %s", name, reason)
         share = len(self._known) / self.unlabeled

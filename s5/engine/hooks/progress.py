@@ -1,5 +1,6 @@
 """A progress bar on a terminal; elsewhere the plain log lines suffice."""
 
+import logging
 import sys
 
 from mmengine.hooks import Hook
@@ -19,7 +20,7 @@ class ProgressHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Open the bar."""
         if runner.rank == 0 and sys.stdout.isatty():
-            self._redirect = logging_redirect_tqdm(loggers=[runner.logger])
+            self._redirect = logging_redirect_tqdm(loggers=[runner.logger, logging.getLogger("s5")])
             self._redirect.__enter__()
             self._bar = tqdm(total=runner.max_iters, initial=runner.iter, unit="it", dynamic_ncols=True)
 

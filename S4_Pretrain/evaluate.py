@@ -16,14 +16,13 @@ from mmengine.evaluator import Evaluator
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint import load_weights
-from s5.engine.command import run_command
+from s5.engine.command import command_parser, run_command
 from s5.engine.config import load_config
 from s5.engine.hooks import PicturesHook, SummaryHook
 from s5.engine.log_backends import build_visualizer
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.s4p_config import S4PConfig
-from s5.models.variants import VARIANTS
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,18 +31,10 @@ logger = logging.getLogger("s5.evaluate")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
     parser.add_argument("checkpoint", type=Path, help="whole model: <backbone>_s4p_upernet.pth")
-    parser.add_argument("--config", default=str(HERE / "configs/pretrain.yaml"), help="YAML configuration")
-    parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
-    )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration"
     )
     return parser.parse_args(argv)
 

@@ -20,7 +20,7 @@ from mmengine.evaluator import Evaluator
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint_files import find_resume
-from s5.engine.command import run_command
+from s5.engine.command import command_parser, run_command
 from s5.engine.config import load_config, save_config
 from s5.engine.init_weights import initialise
 from s5.engine.log_backends import build_visualizer
@@ -28,7 +28,6 @@ from s5.engine.metrics import SegmentationMetric
 from s5.engine.optim import build_optim_wrapper, cosine_schedule, param_groups
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.s4p_config import S4PConfig
-from s5.models.variants import VARIANTS
 
 HERE = Path(__file__).resolve().parent
 
@@ -37,22 +36,14 @@ logger = logging.getLogger("s5.train")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default=str(HERE / "configs/pretrain.yaml"), help="YAML configuration")
-    parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
+    parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
     parser.add_argument("--init", default="mae", help="none, mae, timm, or the path of a checkpoint")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: work_dirs/s4p_<backbone>)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
         "--resume",
         nargs="?",
         const="latest",
         help="go on from the latest checkpoint of the work folder, or from PATH",
-    )
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration"
     )
     return parser.parse_args(argv)
 
@@ -69,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     resume_from = find_resume(args.resume, work_dir)
 
     table = get_table(cfg.data.labels)
-    s4p.check_data(cfg, table, work_dir, place)
     data = s4p.build_training_data(cfg, table, place)
     val_loader = s4p.build_val_loader(cfg, table)
+    s4p.check_data(cfg, table, work_dir, place)
 
     torch.manual_seed(cfg.seed)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)

@@ -49,6 +49,7 @@ class Pipelines:
         random.seed(0)
         torch.manual_seed(0)
         paths = [self.root / name for name in self.images]
+        samples: Sequence[tuple[torch.Tensor, ...]]
         if source:
             samples = [plain_unlabeled(path, self.crop) for path in paths]
         else:

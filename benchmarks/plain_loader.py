@@ -1,7 +1,7 @@
 """The plain input pipeline: per sample and on the whole image, with Pillow and torchvision, as is customary.
 
-Decode with Pillow, resize the whole image, crop, flip; for unlabeled images two strong views (of which FixMatch
-uses one), each with torchvision's jitter and grayscale and Pillow's blur; then tensors, normalised.
+Decode with Pillow, resize the whole image, crop, flip; for unlabeled images two strong views (of which
+FixMatch uses one), each with torchvision's jitter and grayscale and Pillow's blur; then tensors, normalised.
 """
 
 import random

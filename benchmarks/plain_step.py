@@ -1,8 +1,8 @@
 """The plain S4P step: what S5's step computes, in the way of the published implementation.
 
-Attention by ``nn.MultiheadAttention``, which is not fused as it returns its weights; the weak pass in float32 outside autocast over the
-unlabeled images and over their CutMix partners (which come from a second pass over the loader), and an
-unfused optimizer.
+Attention by ``nn.MultiheadAttention``, which is not fused as it returns its weights; the weak pass in float32
+outside autocast over the unlabeled images and over their CutMix partners (which come from a second pass over
+the loader); an unfused optimizer.
 """
 
 import torch
@@ -18,14 +18,14 @@ class PlainStep:
     """One optimizer step on normalised float images that the loader has augmented already."""
 
     def __init__(self, segmentor: Segmentor, dtype: torch.dtype | None, conf_thresh: float = 0.95) -> None:
-        """Takes a segmentor whose attention is unfused; ``dtype`` is the autocast type of the pass with gradient."""
+        """Takes a segmentor of unfused attention and the autocast type of the pass with gradient."""
         self.segmentor, self.dtype, self.conf_thresh = segmentor, dtype, conf_thresh
         parameters = [p for p in segmentor.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01)
         self.device = next(segmentor.parameters()).device
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """Trains on ``labeled``, ``labels``, ``weak``, ``weak_mix``, ``strong``, ``strong_mix``, ``boxes``."""
+        """Trains on ``labeled``, ``labels``, ``weak``, ``strong``, their ``*_mix`` partners and ``boxes``."""
         own, other = self.predict(batch["weak"]), self.predict(batch["weak_mix"])
         boxes = batch["boxes"]
         strong = paste(batch["strong"], batch["strong_mix"], boxes)

@@ -10,7 +10,12 @@ from PIL import Image
 
 NUM_CLASSES = 16
 JPEG_QUALITY = 92
-OCTAVES = ((1, 5.0), (3, 14.0), (16, 18.0), (70, 25.0))  # standard deviation in pixels, contrast in grey levels
+OCTAVES = (
+    (1, 5.0),
+    (3, 14.0),
+    (16, 18.0),
+    (70, 25.0),
+)  # standard deviation in pixels, contrast in grey levels
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Sources:
 
 
 def write_sources(root: Path, count: int, size: int) -> Sources:
-    """Writes ``count`` images of ``size`` pixels as JPEG, as PNG of OpenCV and as PNG of Pillow, with masks."""
+    """Writes ``count`` images as JPEG, as PNG of OpenCV and as PNG of Pillow, with their masks."""
     names: dict[str, list[str]] = {"JPEG": [], "PNG": [], "PNG, Pillow": []}
     masks = []
     for index in range(count):

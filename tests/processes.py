@@ -4,6 +4,7 @@ A server process imports once what the scripts import, and forks for every start
 its own and runs the script as ``python script.py`` would, up to the exit handlers of the interpreter.
 """
 
+import atexit
 import json
 import os
 import runpy
@@ -122,16 +123,21 @@ class _Server:
             text=True,
             start_new_session=True,
         )
+        atexit.register(self._end)
 
     def ask(self, request: dict) -> int | None:
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
+    def _end(self) -> None:
+        self._process.stdin.close()  # the end of its requests, as when this process is killed
+        self._process.wait(10)
+
 
 @cache
 def _server() -> _Server:
-    return _Server()  # ends with the test process, whose end closes the pipe
+    return _Server()
 
 
 def _serve() -> list[str] | None:

@@ -1,7 +1,6 @@
 """FixMatch on a tiny network: the objective, its corner cases, and what never gets a gradient."""
 
 import numpy as np
-import pytest
 import torch
 
 from s5.data.collate import FixMatchCollate

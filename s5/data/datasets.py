@@ -68,8 +68,8 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
     mask = read_mask(sample.mask)
     if image.shape[:2] != mask.shape:
         raise DataError(
-            f"{sample.mask}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for an image of "
-            f"{image.shape[1]}x{image.shape[0]} ({sample.image}); they must be equal"
+            f"{sample.mask}: mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
+            f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}; they must be equal"
         )
     return image, table.encode(mask, sample.mask)
 

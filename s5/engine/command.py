@@ -1,15 +1,46 @@
-"""The outermost layer of a command: errors a user can act on are printed without a traceback."""
+"""The outermost layer of a command: its common options, and errors without a traceback."""
 
+import argparse
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from s5.data.errors import DataError
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
 from s5.engine.hooks.safety import NonFiniteLossError
 from s5.engine.launch import LaunchError, finish
+from s5.models.variants import VARIANTS
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, LaunchError, NonFiniteLossError)
+
+# What PyTorch puts before the message of an error in a loader worker.
+FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
+
+
+def command_parser(description: str, config: Path) -> argparse.ArgumentParser:
+    """A parser with the options that all commands of a tree share.
+
+    Args:
+        description: the module's docstring.
+        config: default configuration.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=str(config), help="YAML configuration")
+    parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override configuration; may be given more than once",
+    )
+    return parser
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -17,7 +48,7 @@ def run_command(main: Callable[[], int]) -> int:
     try:
         return main()
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
         return 1
     finally:
         finish()

@@ -12,6 +12,7 @@ from s5.data.build import TrainingData, fixmatch_loader, resolve_split, validati
 from s5.data.check import require_clean
 from s5.data.datasets import LabeledImages, UnlabeledImages, WeakAugmentation
 from s5.data.labels import LabelTable
+from s5.engine.config import ConfigError
 from s5.engine.hooks import (
     CheckpointHook,
     DataStateHook,
@@ -50,7 +51,14 @@ def check_data(cfg: S4PConfig, table: LabelTable, work_dir: Path, launch: Launch
 
 
 def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.device) -> FixMatch:
-    """The network, and FixMatch around it."""
+    """The network, and FixMatch around it.
+
+    Raises:
+        ConfigError: fp16 was asked for and the device is a CPU.
+    """
+    dtype = resolve_precision(cfg.precision, device)
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
     segmentor = build_segmentor(
         backbone,
         {TASK: num_classes},
@@ -65,7 +73,7 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
     return FixMatch(
         segmentor,
         Inference(cfg.data.val.mode, cfg.data.val.crop, cfg.data.val.stride),
-        resolve_precision(cfg.precision, device),
+        dtype,
         cfg.fixmatch.conf_thresh,
         cfg.fixmatch.lambda_u,
         cfg.fixmatch.ema_decay if cfg.fixmatch.pseudo_labels == "ema" else None,

@@ -74,10 +74,10 @@ def luma(images: Tensor) -> Tensor:
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue of the HSV model by a shift per image (B,) in turns; value and saturation stay.
 
-    HSV is piecewise linear, so the way there and back shortens to one formula without branches (which are slow
-    on a CPU). In sixths of a turn, the hue is 1 + (G + B - R - m) / C away from red, on the side of green where
-    G > B; M, m and C are the largest, the smallest and the range of the channels. A channel whose own hue is d
-    away from the new hue becomes M - C clip(d - 1, 0, 1).
+    HSV is piecewise linear, so the way there and back shortens to one formula without branches, which are
+    slow on a CPU. In sixths of a turn, the hue is 1 + (G + B - R - m) / C away from red, on the side of green
+    where G > B; M, m and C are the largest, the smallest and the range of the channels. A channel whose own
+    hue is d away from the new hue becomes M - C clip(d - 1, 0, 1).
     """
     red, green, blue = images.split(1, 1)
     largest = torch.maximum(torch.maximum(red, green), blue)

@@ -5,6 +5,7 @@ its own and runs the script as ``python script.py`` would, up to the exit handle
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -12,10 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from s4p_runs import REPO, environment, script
@@ -144,6 +148,7 @@ def _serve() -> list[str] | None:
     """Answer requests; returns arguments in a fork that is to run a script, None in the server at the end."""
     for path in SCRIPTS.values():
         runpy.run_path(str(path), run_name="preload")
+    gc.freeze()  # what the forks share stays shared
     children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
@@ -178,7 +183,28 @@ def _exit_code(pid: int, children: set[int]) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
+def _run(path: str) -> NoReturn:
+    """Run a script and leave as the interpreter does, but for the taking apart of all modules.
+
+    In a fork that takes a second, as every object is copied to be counted down.
+    """
+    code = 1
+    try:
+        runpy.run_path(path, run_name="__main__")
+        code = 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     arguments = _serve()
-    if arguments is not None:
-        runpy.run_path(arguments[0], run_name="__main__")
+    if arguments is None:
+        os._exit(0)
+    _run(arguments[0])

@@ -90,14 +90,19 @@ def test_precision_names():
         resolve_precision("int8", "cpu")
 
 
-@pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, None)])
-def test_automatic_precision_on_cpu_follows_amx(monkeypatch, amx, dtype):
+@pytest.mark.parametrize(
+    ("amx", "avx512", "dtype"),
+    [(True, False, torch.bfloat16), (False, True, torch.bfloat16), (False, False, None)],
+)
+def test_automatic_precision_on_cpu_follows_its_instructions(monkeypatch, amx, avx512, dtype):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     assert resolve_precision("auto", "cpu") == dtype
 
 
-def test_precision_without_the_amx_query_is_float32(monkeypatch):
+def test_precision_without_the_queries_is_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
     assert resolve_precision("auto", "cpu") is None
 
 

@@ -1,8 +1,8 @@
 """Read and write images and masks as numpy arrays.
 
-The format is taken from the first bytes of a file, not from its name. JPEG, PNG, BMP and WebP are decoded by
-OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; TIFF by rasterio, which
-is imported only when a TIFF is met. Rules that hold for every format:
+The format is taken from the first bytes of a file, not from its name. JPEG, BMP and WebP are decoded by
+OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; PNG and TIFF by rasterio.
+Rules that hold for every format:
 
 - images are uint8 (H, W, 3) RGB; one channel is repeated, of four or more the first three are kept;
 - 16-bit and float images are stretched linearly from their 0.5..99.5 percentile, taken over all bands, to
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from s5.data import geotiff
+from s5.data import geotiff, png
 from s5.data.errors import ImageError
 from s5.data.image_formats import detect_format, is_complete
 from s5.data.intensity import stretch, stretch_limits
@@ -42,6 +42,8 @@ _QUALITY = {
     ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
     ".webp": cv2.IMWRITE_WEBP_QUALITY,
 }
+# Row filters make label images larger and slower to read.
+_FAST_TO_READ = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 3]
 _RESTORE = "Restore it from its source, or take it out of the split"
 
 
@@ -68,6 +70,9 @@ def read_image(path: str | Path) -> np.ndarray:
     kind, data = _read_file(path)
     if kind == "tiff":
         return geotiff.read_rgb(path)
+    if kind == "png" and png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA)):
+        image = png.decode_png(data, path)
+        return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     deep = kind == "png" and data[24] == 16
     image = _decode(data, _COLOR | cv2.IMREAD_ANYDEPTH if deep else _COLOR, path)
     return stretch(image, *stretch_limits(image)) if deep else image
@@ -89,7 +94,9 @@ def read_mask(path: str | Path) -> np.ndarray:
         return _as_mask(geotiff.read_raw(path), path)
     if kind in ("jpeg", "webp"):
         raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
-    if kind == "png" and (data[25] == 3 or data[24] < 8):
+    if kind == "png" and png.is_plain(data, (png.GREY, png.PALETTE)):
+        return png.decode_png(data, path)
+    if kind == "png" and data[24] < 8:
         return _read_packed_png(data, path)
     return _as_mask(_decode(data, cv2.IMREAD_UNCHANGED, path), path)
 
@@ -135,7 +142,10 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write raw values, uint8 (H, W), as a grey PNG, whole or not at all."""
     if Path(path).suffix.lower() != ".png":
         raise ImageError(path, "masks are written as PNG, which keeps their values", "Name it .png")
-    write_image(path, mask)
+    done, encoded = cv2.imencode(".png", mask, _FAST_TO_READ)
+    if not done:
+        raise ImageError(path, f"an array of shape {mask.shape} and type {mask.dtype} cannot be encoded")
+    write_bytes(path, encoded.tobytes())
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -195,7 +205,7 @@ def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
 
 
 def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
-    """Palette indices, and 1-, 2- and 4-bit values, which OpenCV would turn into colours or spread to 255."""
+    """Values and palette indices of 1, 2 and 4 bits, which OpenCV would spread to 255 or turn into colours."""
     try:
         with _PILLOW["png"](io.BytesIO(data)) as image:
             mask = np.asarray(image)

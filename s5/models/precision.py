@@ -5,8 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from s5.ops.cpu_linear import ConvolutionLinear, mkl_is_slow
+
 logger = logging.getLogger(__name__)
 
+CPU_BF16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -15,7 +18,7 @@ def resolve_precision(name: str, device: torch.device | str) -> torch.dtype | No
 
     Args:
         name: ``auto`` takes bfloat16 where the device computes in it (CUDA GPUs from Ampere on, CPUs
-            with AMX), else float16 on CUDA, else float32; ``bf16``, ``fp16``, ``fp32`` are taken as
+            with AMX or AVX512-BF16), else float16 on CUDA, else float32; ``bf16``, ``fp16``, ``fp32`` are taken as
             they are.
         device: Where the model runs.
 
@@ -43,13 +46,14 @@ def has_bf16(device: torch.device) -> bool:
     """Tell whether a device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Private in torch, and the only way it tells; a version without it counts as a CPU without AMX.
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and amx is not None and amx()
+    # Private in torch, and the only way it tells; a version without them counts as a CPU without bf16.
+    tells = [getattr(torch.cpu, name, None) for name in CPU_BF16]
+    return device.type == "cpu" and any(tell is not None and tell() for tell in tells)
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Context for a forward pass in the type `resolve_precision` chose."""
-    if dtype is None:
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype)
+    """Context for a forward pass in the type `resolve_precision` chose, by the fastest way to it."""
+    device = torch.device(device)
+    if dtype is not None:
+        return torch.autocast(device.type, dtype)
+    return ConvolutionLinear() if device.type == "cpu" and mkl_is_slow() else nullcontext()

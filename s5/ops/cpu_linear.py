@@ -1,0 +1,56 @@
+"""Linear layers through oneDNN on CPUs where PyTorch's own way is slow.
+
+PyTorch computes float32 linear layers with MKL, which takes slower kernels on processors that are not Intel's, and
+convolutions with oneDNN, which does not. A linear layer is a 1x1 convolution, so there it is computed as one: the
+same sums in another order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+MIN_WIDTH = 64  # narrower layers are not worth it
+
+
+class ConvolutionLinear(TorchFunctionMode):
+    """Inside ``with ConvolutionLinear():`` every float32 `F.linear` on a CPU is a 1x1 convolution."""
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the function returns
+        """Run ``func``, or the convolution in its place."""
+        if func is F.linear and _suits(args[0], args[1]):
+            return linear_by_convolution(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The linear layer of ``x`` (..., C_in) with ``weight`` (C_out, C_in), computed as a 1x1 convolution."""
+    rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, rows, 1), channels last
+    out = F.conv2d(rows, weight[:, :, None, None], bias)  # (1, C_out, rows, 1)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+
+
+@cache
+def mkl_is_slow() -> bool:
+    """Whether this is a CPU on which oneDNN beats MKL, and PyTorch convolves with oneDNN."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "AuthenticAMD" in info.read_text(encoding="utf-8")
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    # With one thread PyTorch convolves few images without oneDNN.
+    wide = min(weight.shape) >= MIN_WIDTH and x.dtype == torch.float32 and x.device.type == "cpu"
+    return wide and torch.get_num_threads() > 1

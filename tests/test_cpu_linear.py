@@ -1,0 +1,41 @@
+"""Linear layers as convolutions: the same numbers and gradients, for every shape of input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s5.models.vit import ViT
+from s5.ops.cpu_linear import ConvolutionLinear, linear_by_convolution
+
+
+@pytest.mark.parametrize("shape", [(5, 96), (2, 7, 96), (2, 3, 4, 96)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_the_linear_layer(shape: tuple[int, ...], bias: bool) -> None:
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(64, 96, requires_grad=True)
+    offset = torch.randn(64, requires_grad=True) if bias else None
+    inputs = [x, weight, *([offset] if bias else [])]
+    ours, theirs = linear_by_convolution(x, weight, offset), F.linear(x, weight, offset)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    upstream = torch.randn_like(theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-4)
+
+
+def test_backbone_is_the_same_inside_the_mode() -> None:
+    vit = ViT("vit_t", 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vit(images)
+        with ConvolutionLinear():
+            ours = vit(images)
+    for mine, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_mode_ends() -> None:
+    with ConvolutionLinear():
+        pass
+    x, weight = torch.randn(4, 64), torch.randn(64, 64)
+    assert torch.equal(F.linear(x, weight), x @ weight.T)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     if resume_from is None:
-        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths)
+        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, args.allow_pickle)
         model.restart_teacher()
 
     groups = param_groups(model.segmentor, cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.layer_decay)

@@ -18,7 +18,9 @@ def test_equals_the_linear_layer(shape: tuple[int, ...], bias: bool) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     upstream = torch.randn_like(theirs)
     for mine, other in zip(
-        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+        torch.autograd.grad(ours, inputs, upstream),
+        torch.autograd.grad(theirs, inputs, upstream),
+        strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-4)
 

@@ -1,8 +1,8 @@
 """Read and write images and masks as numpy arrays.
 
 The format is taken from the first bytes of a file, not from its name. JPEG, BMP and WebP are decoded by
-OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; PNG and TIFF by rasterio.
-Rules that hold for every format:
+OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; PNG and TIFF by
+rasterio. Rules that hold for every format:
 
 - images are uint8 (H, W, 3) RGB; one channel is repeated, of four or more the first three are kept;
 - 16-bit and float images are stretched linearly from their 0.5..99.5 percentile, taken over all bands, to
@@ -205,7 +205,7 @@ def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
 
 
 def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
-    """Values and palette indices of 1, 2 and 4 bits, which OpenCV would spread to 255 or turn into colours."""
+    """Values and palette indices of 1, 2 and 4 bits; OpenCV spreads them or makes colours of them."""
     try:
         with _PILLOW["png"](io.BytesIO(data)) as image:
             mask = np.asarray(image)

@@ -1,4 +1,4 @@
-"""Decode 8-bit PNG through GDAL (rasterio), which inflates a whole image at once and takes half of OpenCV's time."""
+"""Decode 8-bit PNG through GDAL (rasterio), which takes half of OpenCV's time."""
 
 import warnings
 from pathlib import Path

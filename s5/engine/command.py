@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,15 +41,23 @@ def command_parser(description: str, config: Path) -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override configuration; may be given more than once",
     )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read legacy checkpoints that hold more than data; such a file can execute any code",
+    )
     return parser
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run ``main`` and return its exit code, 1 after an error that its message explains."""
+    """Run ``main`` and return its exit code: 1 after an error that its message explains, 130 after Ctrl-C."""
     try:
         return main()
     except USER_ERRORS as error:
         print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         finish()

@@ -24,7 +24,11 @@ WHERE_TO_GET = (
 
 
 def initialise(
-    segmentor: Segmentor, backbone: str, init: str, init_paths: Mapping[str, Mapping[str, Path]]
+    segmentor: Segmentor,
+    backbone: str,
+    init: str,
+    init_paths: Mapping[str, Mapping[str, Path]],
+    allow_pickle: bool = False,
 ) -> None:
     """Load the initial weights into ``segmentor``.
 
@@ -33,6 +37,7 @@ def initialise(
         backbone: its name, ``vit_b`` ...
         init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
         init_paths: paths by row and backbone.
+        allow_pickle: unpickle a legacy file without restrictions; it may execute code.
 
     Raises:
         CheckpointError: the file is missing (says where it is to be had) or does not fit.
@@ -54,7 +59,7 @@ def initialise(
     if not path.is_file():
         hint = f" {WHERE_TO_GET}; then set init_paths.mae.{backbone}." if init == "mae" else ""
         raise CheckpointError(f"init {init!r}: no file at {path.absolute()}.{hint}")
-    load_weights(segmentor, path)
+    load_weights(segmentor, path, allow_pickle=allow_pickle)
 
 
 def _timm_state(backbone: str) -> dict:

@@ -77,12 +77,23 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
         cfg.fixmatch.conf_thresh,
         cfg.fixmatch.lambda_u,
         cfg.fixmatch.ema_decay if cfg.fixmatch.pseudo_labels == "ema" else None,
+        cfg.fixmatch.strong.blur_sigma[1],
     )
 
 
 def build_training_data(cfg: S4PConfig, table: LabelTable, launch: Launch) -> TrainingData:
-    """Labeled and, unless their batch size is 0, unlabeled images in one batch."""
+    """Labeled and, unless their batch size is 0, unlabeled images in one batch.
+
+    Raises:
+        ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+    """
     data = cfg.data
+    synchronised = cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
+    if data.labeled.batch_size + data.unlabeled.batch_size < 2 and not synchronised:
+        raise ConfigError(
+            f"data.labeled.batch_size = {data.labeled.batch_size} without unlabeled images: batch norm needs at "
+            f"least two images in a step"
+        )
     weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
     labeled = LabeledImages(resolve_split(cfg.data_root, data.labeled.split), table, weak)
     unlabeled = None

@@ -51,7 +51,7 @@ class DataConfig(Section):
     labeled: LabeledConfig
     unlabeled: UnlabeledConfig
     val: ValConfig
-    crop: Positive = 512
+    crop: Annotated[int, Field(ge=32, multiple_of=16)] = 512  # patches of 16 pixels, of which two a side
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
     flip: bool = True
     rotate: bool = True

@@ -50,6 +50,7 @@ class FixMatch(SegmentationModel):
         conf_thresh: pseudo-labels below this confidence are not trained on (τ).
         lambda_u: weight of the unlabeled loss; the sum is divided by ``1 + lambda_u``.
         ema_decay: decay of an EMA teacher that makes the pseudo-labels; None takes the current weights.
+        max_blur_sigma: largest sigma of the blur in pixels; sets the width of its kernel.
     """
 
     pseudo_counts: Tensor
@@ -62,10 +63,12 @@ class FixMatch(SegmentationModel):
         conf_thresh: float = 0.95,
         lambda_u: float = 1.0,
         ema_decay: float | None = None,
+        max_blur_sigma: float = 2.0,
     ) -> None:
         super().__init__(segmentor, inference, dtype)
         self.conf_thresh = conf_thresh
         self.lambda_u = lambda_u
+        self.max_blur_sigma = max_blur_sigma
         self.teacher = None if ema_decay is None else EmaTeacher(segmentor, ema_decay)
         (head,) = segmentor.heads.values()
         num_classes = cast(SegHead, head).num_classes
@@ -158,10 +161,8 @@ class FixMatch(SegmentationModel):
         for photometric, boxes, partner in zip(
             views["photometric"], views["boxes"], views["partner"], strict=True
         ):
-            mixed = (
-                cutmix(x, boxes, partner)
-                for x in (apply_photometric(weak.images, photometric), weak.pseudo, weak.conf, weak.valid)
-            )
+            changed = apply_photometric(weak.images, photometric, self.max_blur_sigma)
+            mixed = (cutmix(x, boxes, partner) for x in (changed, weak.pseudo, weak.conf, weak.valid))
             result.append(StrongView(*mixed))
         return result
 

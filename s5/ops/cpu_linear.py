@@ -1,8 +1,8 @@
 """Linear layers through oneDNN on CPUs where PyTorch's own way is slow.
 
-PyTorch computes float32 linear layers with MKL, which takes slower kernels on processors that are not Intel's, and
-convolutions with oneDNN, which does not. A linear layer is a 1x1 convolution, so there it is computed as one: the
-same sums in another order.
+PyTorch computes float32 linear layers with MKL, which takes slower kernels on processors that are not
+Intel's, and convolutions with oneDNN, which does not. A linear layer is a 1x1 convolution, so there it is
+computed as one: the same sums in another order.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -36,8 +36,9 @@ def test_timm_weights_reach_the_backbone(segmentor: Segmentor, monkeypatch: pyte
     assert torch.equal(segmentor.backbone.blocks[3].mlp.fc1.weight, made[0].blocks[3].mlp.fc1.weight)
 
 
-def test_timm_without_a_network_says_the_way_out(segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch) ->
-None:
+def test_timm_without_a_network_says_the_way_out(
+    segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(*args: object, **options: object) -> None:
         raise OSError("name resolution failed")
 

@@ -93,7 +93,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     write_splits(args.data, args.out)
-    results = {method: [run(args, method, seed) for seed in range(args.seeds)] for method in METHODS}
+    results: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    for seed in range(args.seeds):
+        for method, runs in results.items():
+            runs.append(run(args, method, seed))
     text = report(args, results)
     (args.out / "report.md").write_text(text, encoding="utf-8")
     print(text)

@@ -18,7 +18,7 @@ from s5.engine.hooks import NonFiniteLossError, SafetyHook
 from s5.engine.hooks import safety as safety_module
 from s5.models.fixmatch import FixMatch
 
-STEPS = 8
+STEPS = 10
 OPTIONS = {
     "data.crop": 32,
     "schedule.total_iters": STEPS,
@@ -81,7 +81,7 @@ def test_kills_at_random_moments(root: Path, whole: Path, tmp_path: Path) -> Non
     kills = 0
     while True:
         process = train(root, work_dir, *(["--resume"] if kills else []))
-        time.sleep(rng.uniform(0.1, 0.4) * (3 + kills))  # ever later: at last one run comes to its end
+        time.sleep(rng.uniform(0.1, 0.4) * (1.5 + kills))  # ever later: at last one run comes to its end
         if process.poll() is not None:
             break
         process.send(signal.SIGKILL)

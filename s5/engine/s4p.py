@@ -91,8 +91,8 @@ def build_training_data(cfg: S4PConfig, table: LabelTable, launch: Launch) -> Tr
     synchronised = cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
     if data.labeled.batch_size + data.unlabeled.batch_size < 2 and not synchronised:
         raise ConfigError(
-            f"data.labeled.batch_size = {data.labeled.batch_size} without unlabeled images: batch norm needs at "
-            f"least two images in a step"
+            f"data.labeled.batch_size = {data.labeled.batch_size} without unlabeled images: batch norm needs "
+            f"at least two images in a step"
         )
     weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
     labeled = LabeledImages(resolve_split(cfg.data_root, data.labeled.split), table, weak)

@@ -1,6 +1,6 @@
 """S4P against supervised-only training at equal steps, on real tiles, several seeds.
 
-    python scripts/real_images.py --data ../shared/data [--seeds 3] [--iters 1500]
+    python scripts/real_images.py --data ../shared/data [--seeds 3] [--iters 500]
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
 Runs that are finished are kept, interrupted ones go on. Writes `report.md` with means and standard
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with seg/dubai and unlabeled/rsscn7")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/real_images"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iters", type=int, default=1500)
+    parser.add_argument("--iters", type=int, default=500)
     parser.add_argument("--backbone", default="vit_t")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -16,8 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Small tensors gain nothing from many threads, and one count everywhere keeps float sums reproducible.
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # Small tensors lose time to a second thread, and one count everywhere keeps float sums reproducible.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

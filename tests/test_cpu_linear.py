@@ -1,10 +1,13 @@
 """Linear layers as convolutions: the same numbers and gradients, for every shape of input."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from s5.models.vit import ViT
+from s5.ops import cpu_linear
 from s5.ops.cpu_linear import ConvolutionLinear, linear_by_convolution
 
 
@@ -25,13 +28,27 @@ def test_equals_the_linear_layer(shape: tuple[int, ...], bias: bool) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-4)
 
 
-def test_backbone_is_the_same_inside_the_mode() -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """With one thread the mode changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_backbone_is_the_same_inside_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = cpu_linear.linear_by_convolution
+    monkeypatch.setattr(cpu_linear, "linear_by_convolution", lambda *args: calls.append(1) or original(*args))
     vit = ViT("vit_t", 32).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = vit(images)
         with ConvolutionLinear():
             ours = vit(images)
+    assert len(calls) == 4 * 12  # qkv, projection and two of the FFN in every block
     for mine, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 

@@ -42,8 +42,8 @@ class SegmentationModel(BaseModel):
     Args:
         segmentor: the network; images in, logits out.
         inference: how validation images are predicted.
-        dtype: autocast type of the matrix work (see :func:`s5.models.precision.resolve_precision`), None =
-        float32.
+        dtype: autocast type of the matrix work (see :func:`s5.models.precision.resolve_precision`);
+            None is float32.
     """
 
     def __init__(self, segmentor: Segmentor, inference: Inference, dtype: torch.dtype | None = None) -> None:

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     table = get_table(cfg.data.labels)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
-    load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle)
+    load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle).require_heads()
     runner = S5Runner(
         launch=place,
         model=model,

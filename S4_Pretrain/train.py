@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     place = launch.start(args.device)
     work_dir = launch.make_work_dir(args.work_dir or Path("work_dirs") / f"s4p_{args.backbone}", place)
     launch.setup_logging(work_dir, place)
+    resume_from = find_resume(args.resume, work_dir, place)
     if place.is_main:
         save_config(cfg, work_dir / "config.yaml")
-    resume_from = find_resume(args.resume, work_dir)
 
     table = get_table(cfg.data.labels)
     data = s4p.build_training_data(cfg, table, place)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     if resume_from is None:
-        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, args.allow_pickle)
+        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent, args.allow_pickle)
         model.restart_teacher()
 
     groups = param_groups(model.segmentor, cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.layer_decay)

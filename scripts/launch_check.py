@@ -1,6 +1,6 @@
 """What a launcher checks before it starts the processes, so that the user reads one message and not eight.
 
-python scripts/launch_check.py --port 12345 --gpus 8
+Usage: python scripts/launch_check.py --port 12345 --gpus 8
 
 Exits with 1 and a message when this machine shows fewer GPUs than asked for, or the port is taken.
 """

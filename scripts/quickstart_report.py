@@ -1,6 +1,6 @@
 """Puts the quickstart's runs side by side in a table, on the console and in ``summary.md``.
 
-python scripts/quickstart_report.py work_dirs/quickstart
+Usage: python scripts/quickstart_report.py work_dirs/quickstart
 """
 
 import argparse

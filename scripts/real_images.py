@@ -1,6 +1,6 @@
 """S4P against supervised-only training at equal steps, on real tiles, several seeds.
 
-    python scripts/real_images.py --data ../shared/data [--seeds 3] [--iters 500]
+    python scripts/real_images.py --data DATA [--seeds 3] [--iters 500]
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
 Runs that are finished are kept, interrupted ones go on. Writes `report.md` with means and standard
@@ -44,9 +44,9 @@ def write_splits(data: Path, out: Path) -> None:
 
 def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float]:
     """Train one model, or take the result of a finished run."""
-    work_dir = args.out / f"{method.lower()}_{seed}"
+    work_dir = args.out / f"{args.backbone}_{args.iters}" / f"{method.lower()}_{seed}"
     metrics = work_dir / "final_metrics.json"
-    if not metrics.exists() or json.loads(metrics.read_text())["iteration"] < args.iters:
+    if not metrics.exists() or json.loads(metrics.read_text())["iteration"] != args.iters:
         splits = [
             f"data.{name}.split={args.out.resolve() / name}.txt" for name in ("labeled", "unlabeled", "val")
         ]

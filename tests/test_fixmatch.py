@@ -165,7 +165,8 @@ def test_ema_teacher_labels_and_follows() -> None:
 def test_histogram_counts_confident_valid_pixels() -> None:
     model = make_model(conf_thresh=0.0).eval()
     step(model, make_batch())
-    assert model.pseudo_counts.sum() == 3 * SIZE * SIZE
+    assert model.take_pseudo_counts().sum() == 3 * SIZE * SIZE
+    assert model.take_pseudo_counts() is None
 
 
 def test_supervised_only_batch() -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from test_fixmatch import make_batch, make_model, step
 
+from s5.engine.optim import build_optim_wrapper, param_groups
+
 pytestmark = pytest.mark.gpu
 
 
@@ -39,3 +41,15 @@ def test_views_and_losses_do_not_wait_for_the_device() -> None:
         step(model, batch)["loss"].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_fp16_step_with_loss_scaling_gives_every_parameter_a_gradient() -> None:
+    model = make_model(conf_thresh=0.0, dtype=torch.float16).train().cuda()
+    wrapper = build_optim_wrapper(
+        param_groups(model.segmentor, 1e-4, 0.01), 1e-4, (0.9, 0.999), torch.float16
+    )
+    with wrapper.optim_context(model):
+        loss = step(model, on_gpu(make_batch()))["loss"]
+    assert loss.dtype == torch.float32
+    wrapper.loss_scaler.scale(loss).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

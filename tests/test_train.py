@@ -8,7 +8,7 @@ import pytest
 import torch
 from s4p_runs import arguments, losses, options, script, write_dataset
 
-from s5.engine.checkpoint import load_weights, read_checkpoint
+from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint
 from s5.models.segmentor import build_segmentor
 
 
@@ -150,3 +150,16 @@ def test_stored_pseudo_labels(root: Path, tmp_path: Path) -> None:
     (root / "splits/unlabeled/stored.txt").write_text(lines)
     changes = {"fixmatch.pseudo_labels": "stored", "data.unlabeled.split": "splits/unlabeled/stored.txt"}
     assert script().main(arguments(root, tmp_path / "run", **{"schedule.total_iters": 2}, **changes)) == 0
+
+
+def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, finished: Path) -> None:
+    args = ["--backbone", "vit_t", "--device", "cpu", *options(root)]
+    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no fitting decoder.*whole model"):
+        script("evaluate").main([str(finished / "vit_t_s4p.pth"), *args])
+
+
+def test_a_refused_run_leaves_the_configuration_of_the_first(root: Path, finished: Path) -> None:
+    before = (finished / "config.yaml").read_text()
+    with pytest.raises(RuntimeError, match="already holds a run"):
+        script().main(arguments(root, finished, **{"optim.lr": 1e-3}))
+    assert (finished / "config.yaml").read_text() == before

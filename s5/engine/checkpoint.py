@@ -10,6 +10,7 @@ from torch import nn
 from s5.engine.checkpoint_io import read_checkpoint, save_atomic
 from s5.models.adapt import CheckpointError, StateDict, fit_positions, split_experts
 from s5.models.convert import Weights, convert
+from s5.models.variants import VARIANTS
 from s5.models.vit import ViT
 
 __all__ = ["CheckpointError", "LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MIN_BACKBONE_SHARE = 0.9
 NAMES_SHOWN = 6
+UNUSED_CLASSIFIER = "decode_head.conv_seg"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,20 @@ class LoadReport:
     misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     notes: tuple[str, ...]
     backbone_share: float
+
+    def require_heads(self) -> None:
+        """Insist that the heads were loaded too, as evaluation needs it.
+
+        Raises:
+            CheckpointError: part of a head is missing or of another shape.
+        """
+        names = (*self.missing, *(name for name, *_ in self.misshaped))
+        lost = [name for name in names if name.startswith("heads.") and UNUSED_CLASSIFIER not in name]
+        if lost:
+            raise CheckpointError(
+                f"{self.source} has no fitting decoder or classifier ({len(lost)} tensors, the first "
+                f"{lost[0]}): give the file of the whole model, and the configuration it was trained with"
+            )
 
     def table(self) -> str:
         """Format the report as a table, long lists of names shortened."""
@@ -126,8 +142,15 @@ def _check_architecture(weights: Weights, backbone: ViT) -> None:
         form = "width {}, depth {}, patch {}"
         raise CheckpointError(
             f"weights of another architecture: {form.format(*theirs)} in the checkpoint, "
-            f"{form.format(*ours)} in {variant.name}"
+            f"{form.format(*ours)} in {variant.name}{_name_of(*theirs)}"
         )
+
+
+def _name_of(width: int, depth: int, patch: int) -> str:
+    for name, variant in VARIANTS.items():
+        if (variant.width, variant.depth, variant.patch) == (width, depth, patch):
+            return f". The checkpoint is {name}: use --backbone {name}"
+    return f". No backbone of this package has that form; there are {', '.join(VARIANTS)}"
 
 
 def _fit_backbone(weights: Weights, backbone: ViT) -> tuple[StateDict, list[str]]:

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from s5.engine.launch import LaunchError
+from s5.engine.launch import Launch, LaunchError, same_everywhere
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +41,28 @@ def best_file(work_dir: Path, backbone: str) -> Path:
     return work_dir / f"{backbone}_s4p_upernet_best.pth"
 
 
-def find_resume(resume: str | None, work_dir: Path) -> Path | None:
+def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | None:
     """The checkpoint that ``--resume [PATH]`` means, or None to start anew.
 
     Args:
         resume: None without ``--resume``, ``latest``, or a path.
-        work_dir: output folder of the run.
+        work_dir: output folder of the run, the same for all nodes.
+        launch: the processes, which must all see the same checkpoint.
 
     Raises:
-        LaunchError: the path does not exist, or a run would overwrite the checkpoints of another.
+        LaunchError: the path does not exist, a run would overwrite the checkpoints of another, or the nodes
+            do not share the work folder.
     """
+    found = _find(resume, work_dir)
+    if not same_everywhere(None if found is None else found.name, launch):
+        raise LaunchError(
+            f"{work_dir}: the processes see different checkpoints (this one {found}); the work folder must "
+            f"be on a disk that all nodes share"
+        )
+    return found
+
+
+def _find(resume: str | None, work_dir: Path) -> Path | None:
     latest = latest_checkpoint(work_dir)
     if resume is None:
         if latest is not None:

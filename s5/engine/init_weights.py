@@ -28,6 +28,7 @@ def initialise(
     backbone: str,
     init: str,
     init_paths: Mapping[str, Mapping[str, Path]],
+    base: Path,
     allow_pickle: bool = False,
 ) -> None:
     """Load the initial weights into ``segmentor``.
@@ -37,6 +38,7 @@ def initialise(
         backbone: its name, ``vit_b`` ...
         init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
         init_paths: paths by row and backbone.
+        base: folder that relative paths of ``init_paths`` start from.
         allow_pickle: unpickle a legacy file without restrictions; it may execute code.
 
     Raises:
@@ -53,12 +55,16 @@ def initialise(
         listed = init_paths.get(init, {}).get(backbone)
         if listed is None:
             raise CheckpointError(
-                f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}"
+                f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}; set "
+                f"init_paths.{init}.{backbone}, or use none, timm, or the path of a checkpoint"
             )
-        path = listed
-    if not path.is_file():
-        hint = f" {WHERE_TO_GET}; then set init_paths.mae.{backbone}." if init == "mae" else ""
-        raise CheckpointError(f"init {init!r}: no file at {path.absolute()}.{hint}")
+        path = base / listed.expanduser()
+    path = path.expanduser()
+    if not path.is_file() and not path.with_name(path.name + ".pth").is_file():
+        rows = ", ".join(dict.fromkeys(("none", "mae", "timm", *init_paths)))
+        known = f"INIT is {rows}, or the path of a checkpoint"
+        hint = f"{WHERE_TO_GET}; then set init_paths.mae.{backbone}" if init == "mae" else known
+        raise CheckpointError(f"init {init!r}: no file at {path.absolute()}. {hint}.")
     load_weights(segmentor, path, allow_pickle=allow_pickle)
 
 

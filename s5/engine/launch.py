@@ -146,3 +146,12 @@ def main_process_first(launch: Launch) -> Iterator[bool]:
             ok_everywhere = bool(flag.item())
     if launch.world_size > 1 and not ok_everywhere:
         raise LaunchError("the main process stopped; its message is in the log")
+
+
+def same_everywhere(value: str | None, launch: Launch) -> bool:
+    """Whether all processes have the same value."""
+    if launch.world_size == 1:
+        return True
+    values: list[str | None] = [None] * launch.world_size
+    dist.all_gather_object(values, value)
+    return len(set(values)) == 1

@@ -1,6 +1,7 @@
 """Optimizer groups and learning-rate schedule."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,6 +40,18 @@ def param_groups(
     return list(groups.values())
 
 
+class ScaledOptimWrapper(AmpOptimWrapper):
+    """Loss scaling alone: the model opens autocast itself, around its matrix work and no more.
+
+    An outer autocast would put the losses into fp16, and share its cache of cast weights between the pass
+    without gradient and the one with.
+    """
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager:
+        """The context of a wrapper without autocast."""
+        return OptimWrapper.optim_context(self, model)
+
+
 def build_optim_wrapper(
     groups: list[dict[str, Any]],
     lr: float,
@@ -50,7 +63,7 @@ def build_optim_wrapper(
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     clip = None if clip_grad is None else {"max_norm": clip_grad}
     if dtype is torch.float16:
-        return AmpOptimWrapper(optimizer=optimizer, dtype="float16", clip_grad=clip)
+        return ScaledOptimWrapper(optimizer=optimizer, dtype="float16", clip_grad=clip)
     return OptimWrapper(optimizer=optimizer, clip_grad=clip)
 
 

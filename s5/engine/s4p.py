@@ -131,7 +131,7 @@ def build_hooks(
     schedule = cfg.schedule
     hooks: list[Hook] = [
         safety,
-        ThroughputHook(data.sampler.batch_size * launch.world_size, schedule.log_interval),
+        ThroughputHook(data.sampler.batch_size * launch.world_size, schedule.log_interval, launch.device),
         CheckpointHook(
             schedule.checkpoint_interval,
             schedule.keep_checkpoints,

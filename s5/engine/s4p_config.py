@@ -1,5 +1,6 @@
 """The configuration of S4P pre-training, ``S4_Pretrain/configs/pretrain.yaml``."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ class ModelConfig(Section):
     """The network around the backbone that the command names."""
 
     decoder_channels: Positive = 256
-    drop_path: Share = 0.1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation_checkpointing: bool = False
     compile: bool = False
 
@@ -90,6 +91,14 @@ class StrongConfig(Section):
     )
     cutmix_p: Share = StrongAugmentation.cutmix_p
 
+    @model_validator(mode="after")
+    def _sigma_ordered(self) -> "StrongConfig":
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise ValueError(
+                f"blur_sigma {self.blur_sigma}: the first value must not be larger than the second"
+            )
+        return self
+
     def augmentation(self) -> StrongAugmentation:
         """The ranges without the number of views."""
         return StrongAugmentation(**self.model_dump(exclude={"views"}))
@@ -109,7 +118,7 @@ class OptimConfig(Section):
     """AdamW with a cosine schedule to zero."""
 
     lr: Annotated[float, Field(gt=0)] = 5e-5
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     warmup_iters: Annotated[int, Field(ge=0)] = 0
@@ -146,5 +155,15 @@ class S4PConfig(Section):
             raise ValueError(
                 f"optim.warmup_iters {self.optim.warmup_iters} must be smaller than schedule.total_iters "
                 f"{self.schedule.total_iters}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _blur_fits(self) -> "S4PConfig":
+        reach = math.ceil(3 * self.fixmatch.strong.blur_sigma[1])
+        if reach >= self.data.crop:
+            raise ValueError(
+                f"fixmatch.strong.blur_sigma {self.fixmatch.strong.blur_sigma[1]} reaches {reach} pixels, "
+                f"more than data.crop {self.data.crop} has"
             )
         return self

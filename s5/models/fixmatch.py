@@ -53,8 +53,6 @@ class FixMatch(SegmentationModel):
         max_blur_sigma: largest sigma of the blur in pixels; sets the width of its kernel.
     """
 
-    pseudo_counts: Tensor
-
     def __init__(
         self,
         segmentor: Segmentor,
@@ -72,7 +70,9 @@ class FixMatch(SegmentationModel):
         self.teacher = None if ema_decay is None else EmaTeacher(segmentor, ema_decay)
         (head,) = segmentor.heads.values()
         num_classes = cast(SegHead, head).num_classes
-        self.register_buffer("pseudo_counts", torch.zeros(num_classes), persistent=False)
+        self.num_classes = num_classes
+        # Not a buffer: DistributedDataParallel would overwrite it with the main process's.
+        self._pseudo_counts: Tensor | None = None
 
     def forward(  # type: ignore[override]
         self, images: Tensor | Sequence[Tensor], mode: str = "loss", **batch: Any
@@ -87,6 +87,11 @@ class FixMatch(SegmentationModel):
         """What has to happen after every optimizer step (a hook calls it): the teacher follows."""
         if self.teacher is not None:
             self.teacher.update(self.segmentor)
+
+    def take_pseudo_counts(self) -> Tensor | None:
+        """Confident pseudo-label pixels by class (K,) int64 since the last call; None without any step."""
+        counts, self._pseudo_counts = self._pseudo_counts, None
+        return counts
 
     def restart_teacher(self) -> None:
         """Let the teacher begin again from the current weights, after initial weights were loaded."""
@@ -184,7 +189,9 @@ class FixMatch(SegmentationModel):
 
     def _count(self, pseudo: Tensor, confident: Tensor) -> None:
         # scatter_add, unlike bincount, does not wait for the device
-        self.pseudo_counts.scatter_add_(0, pseudo.flatten(), confident.flatten().float())
+        if self._pseudo_counts is None:
+            self._pseudo_counts = torch.zeros(self.num_classes, dtype=torch.int64, device=pseudo.device)
+        self._pseudo_counts.scatter_add_(0, pseudo.flatten(), confident.flatten().long())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 from typing import cast
 
+import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -34,8 +35,12 @@ class PseudoLabelHook(Hook):
         model.after_step()
         if not self.every_n_train_iters(runner, self.interval):
             return
-        counts = model.pseudo_counts.tolist()
-        model.pseudo_counts.zero_()
+        taken = model.take_pseudo_counts()
+        if taken is None:
+            return
+        if dist.is_initialized():
+            dist.all_reduce(taken)
+        counts = taken.tolist()
         total = sum(counts)
         if total == 0:
             return

@@ -120,7 +120,8 @@ class SafetyHook(Hook):
         if self.received is None:
             self._received_at = time.monotonic()
             logger.warning(
-                "%s: finishing this step, then saving; again to stop at once", signal.Signals(number).name
+                "%s: finishing this step or validation, then saving; again to stop at once",
+                signal.Signals(number).name,
             )
         self.received = number
 

@@ -16,12 +16,15 @@ class ThroughputHook(Hook):
     Args:
         batch_size: images per step over all processes.
         window: iterations to average over.
+        device: device of the model.
     """
 
     priority = "NORMAL"  # with IterTimerHook, which was registered first, and before LoggerHook
 
-    def __init__(self, batch_size: int, window: int) -> None:
+    def __init__(self, batch_size: int, window: int, device: torch.device) -> None:
         self.batch_size = batch_size
+        self.device = device
+        self._peak = 0  # mmengine resets the allocator's at every log line
         self.window = window
 
     def after_train_iter(
@@ -37,11 +40,12 @@ class ThroughputHook(Hook):
         wait = hub.get_scalar("train/data_time").mean(self.window)
         hub.update_scalar("train/images_per_s", self.batch_size / step)
         hub.update_scalar("train/data_wait", wait / step)
-        hub.update_scalar("train/peak_memory_gib", peak_memory() / 2**30)
+        self._peak = max(self._peak, peak_memory(self.device))
+        hub.update_scalar("train/peak_memory_gib", self._peak / 2**30)
 
 
-def peak_memory() -> int:
-    """Peak memory of this process in bytes: of the GPU if one is in use, else resident."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: torch.device) -> int:
+    """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

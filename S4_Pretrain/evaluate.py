@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmengine.evaluator import Evaluator
 
+from s5.data.build import stop_workers
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint import load_weights
@@ -50,11 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     table = get_table(cfg.data.labels)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle).require_heads()
+    loader = s4p.build_val_loader(cfg, table)
     runner = S5Runner(
         launch=place,
         model=model,
         work_dir=str(work_dir),
-        val_dataloader=s4p.build_val_loader(cfg, table),
+        val_dataloader=loader,
         val_cfg={},
         val_evaluator=Evaluator(SegmentationMetric(table)),
         custom_hooks=[SummaryHook(), PicturesHook(table, count=16)],
@@ -62,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         visualizer=build_visualizer(work_dir, f"evaluate_{args.backbone}"),
     )
     runner.val()
+    stop_workers(loader)
     logger.info("scores and pictures are in %s", work_dir)
     return 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from mmengine.evaluator import Evaluator
 
+from s5.data.build import stop_workers
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint_files import find_resume
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     with safety:
         runner.train()
+    stop_workers(data.loader, val_loader)
     if safety.stopped_by is not None:
         logger.info("stopped by %s at iteration %d; go on with --resume", safety.stopped_by.name, runner.iter)
         return 128 + safety.stopped_by

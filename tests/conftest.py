@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    logging.getLogger("s5").propagate = True  # a run in an earlier test has taken the log over
 
 
 @pytest.fixture(scope="session")

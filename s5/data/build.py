@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from s5.data.collate import FixMatchCollate, collate_validation
 from s5.data.datasets import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
@@ -96,6 +97,14 @@ def validation_loader(split: Split, table: LabelTable, workers: int) -> DataLoad
 def resolve_split(root: Path, split: Path) -> Split:
     """A split file by its path, relative to ``root`` unless absolute."""
     return Split(split if split.is_absolute() else root / split, root)
+
+
+def stop_workers(*loaders: DataLoader) -> None:
+    """End the loaders' processes. Left to the garbage collector, each would be waited for some seconds."""
+    for loader in loaders:
+        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public way
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
 
 def _worker_options(workers: int) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from rasterio.io import MemoryFile
 
 from s5.data.errors import ImageError
 
+# For the whole process: a filter around every call would not be safe in threads.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # colour types of the PNG specification
 
 
@@ -28,10 +31,8 @@ def decode_png(data: bytes, path: str | Path) -> np.ndarray:
         ImageError: the data are damaged.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(data) as file, file.open(driver="PNG") as dataset:
-                bands = dataset.read()  # (bands, H, W)
+        with MemoryFile(data) as file, file.open(driver="PNG") as dataset:
+            bands = dataset.read()  # (bands, H, W)
     except RasterioError as error:
         hint = "Restore it from its source, or take it out of the split"
         raise ImageError(path, f"cannot be decoded ({error})", hint) from error

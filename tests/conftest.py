@@ -33,7 +33,9 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    logging.getLogger("s5").propagate = True  # a run in an earlier test has taken the log over
+    log = logging.getLogger("s5")  # a run in an earlier test may have taken it over
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -262,7 +262,11 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
 def start_and_wait_for(arguments, journal, entries):
     """Start the command in a process of its own; return when the journal has ``entries`` entries."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "s5.data.prepare", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "s5.data.prepare", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
@@ -274,7 +278,7 @@ def start_and_wait_for(arguments, journal, entries):
 
 def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(repository))
-    src, out, total = tmp_path / "src", tmp_path / "root", 400
+    src, out, total = tmp_path / "src", tmp_path / "root", 120
     for i in range(total):
         write_image(src / f"{i:03d}.png", noise(256, 256, i))
     journal = out / "unlabeled/pool/prepare_journal.jsonl"

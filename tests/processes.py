@@ -136,7 +136,7 @@ class _Server:
 
     def _end(self) -> None:
         self._process.stdin.close()  # the end of its requests, as when this process is killed
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
 
 
 @cache

@@ -98,8 +98,17 @@ def start(args: list[str], processes: int = 1, port: int = 29511) -> subprocess.
 
 def losses(work_dir: Path) -> dict[int, tuple[float, float, float]]:
     """Logged (loss, loss_s, loss_u) by iteration; a later record of an iteration replaces an earlier one."""
-    records = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
-    return {r["step"]: (r["loss"], r["loss_s"], r["loss_u"]) for r in records if "loss" in r}
+    return {r["step"]: (r["loss"], r["loss_s"], r["loss_u"]) for r in records(work_dir) if "loss" in r}
+
+
+def validations(work_dir: Path) -> dict[int, float]:
+    """Logged mIoU by iteration."""
+    return {r["step"]: r["mIoU"] for r in records(work_dir) if "mIoU" in r}
+
+
+def records(work_dir: Path) -> list[dict]:
+    """All records of the log."""
+    return [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
 
 
 def _write(path: Path, image: np.ndarray) -> None:

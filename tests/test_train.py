@@ -6,9 +6,10 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from s4p_runs import arguments, losses, options, script, write_dataset
+from s4p_runs import arguments, losses, options, script, validations, write_dataset
 
 from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint
+from s5.engine.hooks import checkpoints
 from s5.models.segmentor import build_segmentor
 
 
@@ -93,6 +94,35 @@ def test_finished_run_can_be_resumed_and_validates_again(root: Path, finished: P
     assert script().main(arguments(root, work_dir, "--resume")) == 0
     ours, theirs = (json.loads((d / "final_metrics.json").read_text()) for d in (work_dir, finished))
     assert ours == theirs
+
+
+def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> None:
+    """A checkpoint is written before the validation of its step; the best weights must not depend on a kill."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    changes = {"schedule.val_interval": 2, "schedule.keep_checkpoints": 9}
+    assert script().main(arguments(root, whole, **changes)) == 0
+    resumed.mkdir()
+    (resumed / "iter_2.pth").write_bytes((whole / "iter_2.pth").read_bytes())
+    assert script().main(arguments(root, resumed, "--resume", **changes)) == 0
+    assert validations(resumed) == validations(whole)
+    assert sorted(validations(whole)) == [2, 4, 6]
+    ours, theirs = (read_checkpoint(run / "vit_t_s4p_upernet_best.pth")["meta"] for run in (resumed, whole))
+    assert ours == theirs
+
+
+def test_weights_are_written_before_the_checkpoint(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run killed between the two does not go on from a checkpoint whose weights are missing."""
+    original, written = checkpoints.save_atomic, []
+
+    def save(content: dict, path: Path) -> None:
+        original(content, path)
+        written.append(path.name)
+
+    monkeypatch.setattr(checkpoints, "save_atomic", save)
+    assert script().main(arguments(root, tmp_path / "run", **{"schedule.total_iters": 2})) == 0
+    assert written[:3] == ["vit_t_s4p_upernet.pth", "vit_t_s4p.pth", "iter_2.pth"]
 
 
 def test_a_second_run_does_not_overwrite_the_first(root: Path, finished: Path) -> None:

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 from torch import nn
 
-from s5.engine.checkpoint import CheckpointError, read_checkpoint, save_atomic
+from s5.engine.checkpoint import CheckpointError, read_checkpoint
 from s5.engine.launch import LOG_FILE, Launch
 from s5.ops import mmcv_ext
 
@@ -83,11 +83,10 @@ class S5Runner(Runner):
             gradient_as_bucket_view=True,
         )
 
-    def save_resumable(self, path: Path, iteration: int) -> None:
-        """Write everything that ``resume`` needs to go on after ``iteration`` steps, whole or not at all.
+    def resumable_state(self, iteration: int) -> dict[str, Any]:
+        """Everything that ``resume`` needs to go on after ``iteration`` steps, as the hooks complete it.
 
-        Raises:
-            CheckpointError: unwritable folder or full disk; earlier checkpoints stay as they are.
+        All processes have to call it: hooks agree here on refusing weights that are not finite.
         """
         checkpoint = {
             "meta": {
@@ -102,8 +101,7 @@ class S5Runner(Runner):
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers],
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        if self.launch.is_main:
-            save_atomic(checkpoint, path)
+        return checkpoint
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a resumable checkpoint of this very model, without executing anything in it.

@@ -60,15 +60,19 @@ class CheckpointHook(Hook):
                 logger.info("best %s so far: %.2f, saved to %s", self.metric, score, path)
 
     def save(self, runner: S5Runner, done: int) -> None:
-        """Write the resumable checkpoint of iteration ``done`` and the weights, then remove the oldest."""
-        work_dir = Path(runner.work_dir)
-        path = work_dir / RESUMABLE.format(done)
-        runner.save_resumable(path, done)
+        """Write the weights, then the resumable checkpoint of iteration ``done``, then remove the oldest.
+
+        In this order a run killed in between goes on from the checkpoint before, and writes the weights again.
+        """
+        state = runner.resumable_state(done)
         if runner.rank != 0:
             return
+        work_dir = Path(runner.work_dir)
         segmentor = segmentor_of(runner)
         save_atomic(self._weights(segmentor, done), whole_file(work_dir, self.backbone))
         save_atomic(self._weights(segmentor.backbone, done), backbone_file(work_dir, self.backbone))
+        path = work_dir / RESUMABLE.format(done)
+        save_atomic(state, path)
         logger.info("saved %s", path)
         for old in resumable_checkpoints(work_dir)[: -self.keep]:
             old.unlink()

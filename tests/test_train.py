@@ -97,7 +97,7 @@ def test_finished_run_can_be_resumed_and_validates_again(root: Path, finished: P
 
 
 def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> None:
-    """A checkpoint is written before the validation of its step; the best weights must not depend on a kill."""
+    """A checkpoint is written before the validation of its step; a kill must not change the best weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     changes = {"schedule.val_interval": 2, "schedule.keep_checkpoints": 9}
     assert script().main(arguments(root, whole, **changes)) == 0

@@ -62,7 +62,7 @@ class CheckpointHook(Hook):
     def save(self, runner: S5Runner, done: int) -> None:
         """Write the weights, then the resumable checkpoint of iteration ``done``, then remove the oldest.
 
-        In this order a run killed in between goes on from the checkpoint before, and writes the weights again.
+        In this order a run killed in between goes on from the checkpoint before and writes the weights again.
         """
         state = runner.resumable_state(done)
         if runner.rank != 0:

@@ -26,8 +26,8 @@ class SummaryHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Validate first where the checkpoint to go on from was written just before a validation.
 
-        Whether the run was killed in that validation or later, its scores and the choice of the best weights are
-        not in the checkpoint.
+        Whether the run was killed in that validation or later, its scores and the choice of the best weights
+        are not in the checkpoint.
         """
         loop = runner.train_loop
         if loop.iter and (loop.iter % loop.val_interval == 0 or loop.iter == loop.max_iters):

@@ -51,15 +51,15 @@ def main(argv: list[str] | None = None) -> int:
     table = get_table(cfg.data.labels)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle).require_heads()
-    loader = s4p.build_val_loader(cfg, table)
+    loader = s4p.build_val_loader(cfg, table, place)
     runner = S5Runner(
         launch=place,
         model=model,
         work_dir=str(work_dir),
         val_dataloader=loader,
         val_cfg={},
-        val_evaluator=Evaluator(SegmentationMetric(table)),
-        custom_hooks=[SummaryHook(), PicturesHook(table, count=16)],
+        val_evaluator=Evaluator(SegmentationMetric(table, s4p.TASK)),
+        custom_hooks=[SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)],
         **log_options(cfg.schedule.log_interval),
         visualizer=build_visualizer(work_dir, f"evaluate_{args.backbone}"),
     )

@@ -23,7 +23,7 @@ from s5.data.draws import StrongAugmentation, derangement, draw_cutmix_box, draw
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.models.fixmatch import FixMatch
 from s5.models.precision import has_bf16
-from s5.models.segmentation_model import Inference
+from s5.models.inference import Inference
 from s5.models.segmentor import build_segmentor
 
 NUM_CLASSES = 16
@@ -57,7 +57,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Callable[
 def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Callable[[], object]:
     """Builds S5's step and its batch: uint8 images and draws, augmented within the step."""
     segmentor = build_segmentor(args.backbone, {"task": NUM_CLASSES}, args.size)
-    model = FixMatch(segmentor, Inference(), dtype).to(args.device).train()
+    model = FixMatch(segmentor, {"s4p": Inference()}, dtype).to(args.device).train()
     optimizer = build_optim_wrapper(param_groups(segmentor, 5e-5, 0.01), 5e-5, (0.9, 0.999), dtype)
     square = (args.size, args.size)
     batch: dict[str, Any] = {

@@ -24,7 +24,11 @@ from typing import NoReturn
 import torch
 from s4p_runs import REPO, environment, script
 
-SCRIPTS = {name: REPO / "S4_Pretrain" / f"{name}.py" for name in ("train", "evaluate")}
+SCRIPTS = {
+    "train": REPO / "S4_Pretrain/train.py",
+    "evaluate": REPO / "S4_Pretrain/evaluate.py",
+    "md_finetune": REPO / "Semantic_Segmentation/md_finetune.py",
+}
 PATIENCE = 60.0  # seconds that anything may take on a busy machine; more is a hang
 
 

@@ -72,7 +72,12 @@ def arguments(root: Path, work_dir: Path, *extra: str, **changes: object) -> lis
 
 def script(name: str = "train") -> ModuleType:
     """An entry script of the tree as a module."""
-    spec = importlib.util.spec_from_file_location(f"s4p_{name}", REPO / "S4_Pretrain" / f"{name}.py")
+    return load_script(REPO / "S4_Pretrain" / f"{name}.py")
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script, which is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

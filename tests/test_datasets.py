@@ -8,7 +8,7 @@ import pytest
 import torch
 from s4p_runs import write_dataset
 
-from s5.data.build import fixmatch_loader, resolve_split, validation_loader
+from s5.data.build import Placement, fixmatch_loader, resolve_split, tasks_loader, validation_loader
 from s5.data.collate import FixMatchCollate
 from s5.data.datasets import (
     MAX_SUBSTITUTES,
@@ -20,8 +20,8 @@ from s5.data.datasets import (
     read_labeled,
 )
 from s5.data.draws import StrongAugmentation, sample_rng
-from s5.data.errors import DataError
-from s5.data.labels import LabelTable, get_table
+from s5.data.errors import DataError, ImageError
+from s5.data.labels import get_table
 from s5.data.sampler import Draw
 from s5.data.splits import Split
 
@@ -181,13 +181,14 @@ def test_labeled_line_without_a_fitting_mask(tmp_path: Path, line: str, message:
 
 # -- batches
 
+ALONE = Placement(rank=0, world_size=1, workers=0, pin_memory=False)
+
 
 def loader(
     root: Path, labeled: int = 2, unlabeled: int = 3, **options: object
 ) -> torch.utils.data.DataLoader:
     one, other = sources(root, **options)
-    numbers = {"seed": 3, "rank": 0, "world_size": 1, "workers": 0, "pin_memory": False}
-    return fixmatch_loader(one, labeled, other if unlabeled else None, unlabeled, **numbers).loader
+    return fixmatch_loader(one, labeled, other if unlabeled else None, unlabeled, 3, ALONE).loader
 
 
 def test_batch_is_labeled_first(root: Path) -> None:
@@ -250,7 +251,8 @@ def test_stored_labels_are_in_the_batch(tmp_path: Path) -> None:
 
 def test_validation_gives_whole_images_in_order(root: Path) -> None:
     split = resolve_split(root, Path("splits/val.txt"))
-    batches = list(validation_loader(split, TABLE, workers=0))
+    batches = list(validation_loader([ValidationImages(split, TABLE, "mine")], ALONE))
+    assert {task for batch in batches for task in batch["tasks"]} == {"mine"}
     assert [name for batch in batches for name in batch["names"]] == [split.name(i) for i in range(3)]
     for i, batch in enumerate(batches):
         image, label = read_labeled(split.sample(i), TABLE)
@@ -258,9 +260,31 @@ def test_validation_gives_whole_images_in_order(root: Path) -> None:
         assert torch.equal(batch["labels"][0], torch.from_numpy(label))
 
 
-def test_datasets_say_what_their_classes_are(root: Path) -> None:
-    dataset: LabelTable = ValidationImages(Split("splits/val.txt", root), TABLE, {"classes": TABLE.classes})
-    assert len(dataset) == 3 and dataset.metainfo["classes"] == ("ground", "water", "roof")
+def test_batch_of_several_tasks_is_ordered_by_task(root: Path) -> None:
+    """A task that has not started is not loaded: its broken images do not matter before its epoch."""
+    one, _ = sources(root)
+    (root / "splits/broken.txt").write_text("gone/a.png gone/a_mask.png\n" * 3)
+    broken = LabeledImages(Split("splits/broken.txt", root), TABLE, WeakAugmentation(64), "broken")
+    data = tasks_loader([broken, one], [1, 2], [1, 0], seed=0, placement=ALONE, epoch_steps=2)
+    batches = iter(data.loader)
+    for _ in range(2):
+        batch = next(batches)
+        assert batch["counts"] == [0, 2] and len(batch["names"]) == 2
+        assert batch["images"].shape == (2, 3, 64, 64) and batch["labels"].shape == (2, 64, 64)
+    with pytest.raises(ImageError, match=r"gone/a.png"):
+        next(batches)
+    both = tasks_loader([one, one], [1, 2], [0, 0], seed=0, placement=ALONE)
+    assert next(iter(both.loader))["counts"] == [1, 2]
+    assert both.sampler.epoch_steps == len(one)
+
+
+def test_validation_of_several_tasks_skips_inactive_ones(root: Path) -> None:
+    images = [ValidationImages(Split("splits/val.txt", root), TABLE, task) for task in ("a", "b")]
+    parts = [validation_loader(images, ALONE._replace(rank=rank, world_size=2)) for rank in range(2)]
+    seen = [(batch["tasks"][0], batch["names"][0]) for part in parts for batch in part]
+    assert len(seen) == len(set(seen)) == 6
+    parts[0].sampler.active = {"b"}
+    assert [batch["tasks"] for batch in parts[0]] == [["b"], ["b"]]
 
 
 def test_split_paths_are_relative_to_the_root_or_absolute(root: Path, tmp_path: Path) -> None:

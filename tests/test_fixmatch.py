@@ -5,7 +5,7 @@ import torch
 
 from s5.data.collate import FixMatchCollate
 from s5.models.fixmatch import FixMatch
-from s5.models.segmentation_model import Inference
+from s5.models.inference import Inference
 from s5.models.segmentor import build_segmentor
 from s5.models.variants import Variant
 
@@ -15,7 +15,7 @@ TINY = Variant("tiny", width=32, depth=4, heads=2, out_blocks=(0, 1, 2, 3))
 
 def make_model(**options) -> FixMatch:
     torch.manual_seed(0)
-    return FixMatch(build_segmentor(TINY, {"s4p": CLASSES}, SIZE, channels=16), Inference(), **options)
+    return FixMatch(build_segmentor(TINY, {"s4p": CLASSES}, SIZE, channels=16), {"s4p": Inference()}, **options)
 
 
 def make_batch(labeled: int = 2, unlabeled: int = 3, views: int = 1, padding: bool = False) -> dict:

@@ -1,40 +1,57 @@
-"""Whole-image and sliding-window prediction."""
+"""Prediction in one pass, resized and in sliding windows."""
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
 
-from s5.models.inference import predict_slide, predict_whole, slide_bands, window_starts
-from s5.models.segmentor import build_segmentor
-from s5.models.variants import Variant
+from s5.models.inference import (
+    Inference,
+    Rows,
+    most_probable,
+    predict_bands,
+    resize,
+    rows_of,
+    to_unit,
+    window_starts,
+)
 
-
-class Pointwise(nn.Module):
-    """Logits depend on the pixel alone, so that windows and whole image must agree."""
-
-    def __init__(self, classes=5):
-        super().__init__()
-        self.conv = nn.Conv2d(3, classes, 1)
-        self.windows = []
-
-    def forward(self, images, task=None):
-        self.windows.append(tuple(images.shape))
-        return self.conv(images)
+WEIGHT = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 4
 
 
-class WindowNumber(nn.Module):
+class Pointwise:
+    """Probabilities depend on the pixel alone, so that windows and whole image must agree."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, images):
+        self.batches.append(tuple(images.shape))
+        return F.conv2d(to_unit(images), WEIGHT).softmax(1)
+
+
+class WindowNumber:
     """Every window is sure of another class: the averages show which windows cover a pixel."""
 
     def __init__(self, classes):
-        super().__init__()
-        self.classes = nn.Parameter(torch.eye(classes) * 100)
+        self.classes = torch.eye(classes)
         self.calls = 0
 
-    def forward(self, images, task=None):
+    def __call__(self, images):
         numbers = torch.arange(self.calls, self.calls + len(images))
         self.calls += len(images)
         return self.classes[numbers][:, :, None, None].expand(-1, -1, *images.shape[-2:])
+
+
+def random_image(height, width):
+    return torch.randint(256, (3, height, width), dtype=torch.uint8)
+
+
+def slide(network, image, crop, stride, batch_size=4):
+    bands = list(
+        predict_bands(network, rows_of(image), Inference("slide_window", crop, stride), batch_size=batch_size)
+    )
+    assert [top for top, _ in bands] == [0, *torch.tensor([b.shape[1] for _, b in bands]).cumsum(0)[:-1]]
+    return torch.cat([band for _, band in bands], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -45,81 +62,101 @@ def test_windows_cover_all_once_and_stay_inside(length, crop, stride, starts):
     assert window_starts(length, crop, stride) == starts
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize(("height", "width"), [(70, 95), (16, 40), (10, 12), (33, 16)])
-def test_windows_agree_with_the_whole_image(height, width, batch_size):
-    model = Pointwise()
-    image = torch.randn(3, height, width)
-    whole = predict_whole(model, image[None])
-    slide = predict_slide(model, image, crop=16, stride=9, batch_size=batch_size)
-    assert slide.labels.shape == slide.confidence.shape == (height, width)
-    assert slide.labels.dtype == torch.uint8
-    assert torch.equal(slide.labels, whole.labels[0])
-    torch.testing.assert_close(slide.confidence, whole.confidence[0])
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize(("height", "width"), [(70, 95), (16, 40), (10, 12), (33, 16), (9, 100), (1, 1)])
+@pytest.mark.parametrize("stride", [1, 9, 16])
+def test_windows_agree_with_the_whole_image(height, width, stride, batch_size):
+    if stride == 1 and height * width > 700:
+        height, width = 20, 23
+    image = random_image(height, width)
+    (_, whole), *rest = predict_bands(Pointwise(), rows_of(image), Inference("original"))
+    assert not rest
+    probabilities = slide(Pointwise(), image, 16, stride, batch_size)
+    assert probabilities.shape == (5, height, width) and probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities, whole)
+    torch.testing.assert_close(whole, Pointwise()(image[None])[0])
 
 
-def test_every_window_is_computed_once_in_batches():
-    model = Pointwise()
-    predict_slide(model, torch.randn(3, 40, 50), crop=16, stride=12, batch_size=3)
-    rows, columns = len(window_starts(40, 16, 12)), len(window_starts(50, 16, 12))
-    assert sum(shape[0] for shape in model.windows) == rows * columns
-    assert {shape[1:] for shape in model.windows} == {(3, 16, 16)}
-    assert max(shape[0] for shape in model.windows) == 3
+def test_every_window_is_computed_once_in_full_batches():
+    network = Pointwise()
+    slide(network, random_image(40, 50), crop=16, stride=12, batch_size=7)
+    windows = len(window_starts(40, 16, 12)) * len(window_starts(50, 16, 12))
+    assert windows == 12
+    assert network.batches == [(7, 3, 16, 16), (5, 3, 16, 16)]  # over the ends of rows of windows
 
 
 def test_overlaps_are_averaged_with_equal_weights():
-    bands = list(slide_bands(WindowNumber(4), torch.zeros(3, 6, 6), crop=4, stride=2, batch_size=1))
-    assert [top for top, _ in bands] == [0, 2]
-    probabilities = torch.cat([band for _, band in bands], dim=1)
+    probabilities = slide(WindowNumber(4), random_image(6, 6), crop=4, stride=2, batch_size=1)
     expected = torch.zeros(4, 6, 6)
     for number, (top, left) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
         expected[number, top : top + 4, left : left + 4] = 1
     torch.testing.assert_close(probabilities, expected / expected.sum(0))
 
 
-def test_three_overlapping_rows_of_windows_are_averaged():
-    bands = slide_bands(WindowNumber(5), torch.zeros(3, 8, 4), crop=4, stride=1)
-    probabilities = torch.cat([band for _, band in bands], dim=1)
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_five_overlapping_rows_of_windows_are_averaged(batch_size):
+    probabilities = slide(WindowNumber(5), random_image(8, 4), crop=4, stride=1, batch_size=batch_size)
     expected = torch.zeros(5, 8, 4)
     for number in range(5):
         expected[number, number : number + 4] = 1
     torch.testing.assert_close(probabilities, expected / expected.sum(0))
 
 
-def test_only_the_rows_of_one_window_are_held():
-    heights = [
-        band.shape[1] for _, band in slide_bands(Pointwise(), torch.randn(3, 200, 20), crop=16, stride=8)
-    ]
-    assert sum(heights) == 200
-    assert max(heights) <= 16
+def test_only_the_rows_of_one_window_are_read_and_held():
+    image = random_image(200, 20)
+    read = []
+
+    def read_rows(top, bottom):
+        read.append((top, bottom))
+        return image[:, top:bottom]
+
+    rows = Rows(200, 20, read_rows)
+    heights = []
+    for top, band in predict_bands(Pointwise(), rows, Inference("slide_window", 16, 8), batch_size=2):
+        heights.append(band.shape[1])
+        assert band.untyped_storage().nbytes() <= 5 * 16 * 20 * 4
+        assert read[-1][1] <= top + 16 + 8
+    assert sum(heights) == 200 and max(heights) <= 16
+    assert all(bottom - top == 16 for top, bottom in read)
 
 
-def test_uint8_images_are_normalised_window_by_window():
-    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+def test_resizing_predicts_a_square_and_resizes_the_probabilities_back():
+    image = random_image(45, 30)
+    network = Pointwise()
+    ((top, found),) = predict_bands(network, rows_of(image), Inference("resize", 32))
+    assert top == 0 and network.batches == [(1, 3, 32, 32)]
+    small = F.interpolate(image[None] / 255, size=(32, 32), mode="bilinear")
+    expected = F.interpolate(F.conv2d(small, WEIGHT).softmax(1), size=(45, 30), mode="bilinear")[0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(0), torch.ones(45, 30))
 
-    def prepare(windows):
-        assert windows.dtype == torch.uint8
-        return windows.float() / 255
 
-    model = Pointwise()
-    slide = predict_slide(model, image, crop=16, prepare=prepare)
-    whole = predict_whole(model, torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
-    assert torch.equal(slide.labels, whole.labels[0])
-    with pytest.raises(ValueError, match="image is torch.uint8"):
-        predict_slide(model, image, crop=16)
+def test_resizing_to_the_same_size_changes_nothing():
+    image = random_image(24, 24)
+    ((_, resized),) = predict_bands(Pointwise(), rows_of(image), Inference("resize", 24))
+    ((_, original),) = predict_bands(Pointwise(), rows_of(image), Inference("original"))
+    torch.testing.assert_close(resized, original)
+    maps = torch.rand(1, 2, 5, 7)
+    assert torch.equal(resize(maps, (5, 7)), maps)
+
+
+def test_no_gradient_is_recorded():
+    weight = WEIGHT.clone().requires_grad_()
+    bands = predict_bands(
+        lambda images: F.conv2d(to_unit(images), weight), rows_of(random_image(8, 8)), Inference()
+    )
+    assert not next(bands)[1].requires_grad
 
 
 @pytest.mark.parametrize("stride", [0, 17])
 def test_a_stride_that_leaves_gaps_is_an_error_with_the_value(stride):
     with pytest.raises(ValueError, match=f"between 1 and the crop of 16 pixels, got {stride}"):
-        predict_slide(Pointwise(), torch.zeros(3, 40, 40), crop=16, stride=stride)
+        Inference("slide_window", crop=16, stride=stride)
 
 
-def test_an_image_of_one_window_equals_the_whole_image_through_the_model():
-    model = build_segmentor(Variant("tiny", 32, 4, 4, (0, 1, 2, 3)), {"a": 3, "b": 4}, 64, channels=8).eval()
-    image = torch.randn(3, 50, 61)
-    whole = predict_whole(model, image[None], "b")
-    slide = predict_slide(model, image, crop=64, task="b")
-    assert torch.equal(slide.labels, whole.labels[0])
-    assert not slide.confidence.requires_grad
-    assert int(whole.labels.max()) < 4
+def test_tasks_one_after_the_other_are_told_apart():
+    band = torch.rand(5, 6, 7)
+    first, second = most_probable(band, [2, 3])
+    assert first.dtype == torch.uint8
+    assert torch.equal(first.long(), band[:2].argmax(0))
+    assert torch.equal(second.long(), band[2:].argmax(0))

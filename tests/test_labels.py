@@ -104,7 +104,7 @@ def test_inline_table_defaults():
         ({"palette": [[0, 0, 999]] * 5}, "three numbers"),
         ({"palette": [[1, 2, 3]] * 5}, "same colour"),
         ({"background": 5}, "background 5"),
-        ({"classes": []}, "needs 1 to"),
+        ({"classes": []}, "needs 2 to"),
         ({"classes": ["a", "a"]}, "same name"),
     ],
 )

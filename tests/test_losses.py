@@ -1,12 +1,13 @@
 """Losses against the published values and at their edges."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
+from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy, pseudo_label_loss
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,44 @@ def test_uint8_labels() -> None:
     logits, labels, _, _ = random_case()
     labels[0, :4] = 255
     assert torch.equal(pixel_cross_entropy(logits, labels.byte()), pixel_cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("loss", [focal_loss, dice_loss])
+def test_ignored_pixels_count_nowhere(loss: Callable) -> None:
+    logits, labels, _, valid = random_case()
+    masked = torch.where(valid, labels, 255)
+    changed = torch.where(valid.unsqueeze(1), logits, logits.detach() * 3 + 1)
+    assert loss(logits, masked).item() == pytest.approx(loss(changed, masked).item(), rel=1e-6)
+    assert loss(logits, masked).item() != pytest.approx(loss(logits, labels).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [focal_loss, dice_loss])
+def test_without_a_labeled_pixel_a_loss_is_zero_with_gradient(loss: Callable) -> None:
+    logits, labels, *_ = random_case()
+    value = loss(logits, torch.full_like(labels, 255))
+    value.backward()
+    assert value.item() == 0 and not logits.grad.any()
+
+
+def test_focal_loss_by_its_formula() -> None:
+    logits, labels, *_ = random_case()
+    p = logits.softmax(1).gather(1, labels.unsqueeze(1))
+    assert focal_loss(logits, labels).item() == pytest.approx(
+        (-((1 - p) ** 2) * p.log()).mean().item(), rel=1e-5
+    )
+    assert focal_loss(logits, labels, gamma=0).item() == pytest.approx(
+        pixel_cross_entropy(logits, labels).item(), rel=1e-6
+    )
+
+
+def test_dice_loss_by_its_formula() -> None:
+    """Class 4 does not occur, and so is not averaged in."""
+    logits, labels, *_ = random_case()
+    labels = labels.clamp(max=3)
+    p, expected = logits.softmax(1), []
+    for k in range(4):
+        t = (labels == k).float()
+        expected.append(1 - (2 * (p[:, k] * t).sum() + 1) / ((p[:, k] ** 2).sum() + t.sum() + 1))
+    assert dice_loss(logits, labels).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    perfect = torch.nn.functional.one_hot(labels, 5).permute(0, 3, 1, 2) * 100.0
+    assert dice_loss(perfect, labels).item() == pytest.approx(0, abs=1e-5)

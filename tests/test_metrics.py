@@ -30,9 +30,8 @@ def images(seed: int, count: int, absent: tuple[int, ...] = ()) -> tuple[list[np
 
 
 def process(metric: SegmentationMetric, predictions: list[np.ndarray], labels: list[np.ndarray]) -> None:
-    metric.process(
-        {"labels": [torch.from_numpy(x) for x in labels]}, [torch.from_numpy(x) for x in predictions]
-    )
+    batch = {"labels": [torch.from_numpy(x) for x in labels], "tasks": ["coast"] * len(labels)}
+    metric.process(batch, [torch.from_numpy(x) for x in predictions])
 
 
 def counted(predictions: list[np.ndarray], labels: list[np.ndarray], background: int = 0) -> dict[str, float]:
@@ -63,7 +62,7 @@ def counted(predictions: list[np.ndarray], labels: list[np.ndarray], background:
 @pytest.mark.parametrize("absent", [(), (2,), (1, 3)])
 def test_equals_counting(absent: tuple[int, ...]) -> None:
     predictions, labels = images(0, 5, absent)
-    metric = SegmentationMetric(TABLE)
+    metric = SegmentationMetric(TABLE, "coast")
     process(metric, predictions[:3], labels[:3])
     process(metric, predictions[3:], labels[3:])
     found, expected = metric.evaluate(5), counted(predictions, labels)
@@ -71,10 +70,28 @@ def test_equals_counting(absent: tuple[int, ...]) -> None:
     assert all(math.isnan(found[f"IoU.{NAMES[c]}"]) for c in absent)
 
 
+def test_every_task_has_its_own_scores() -> None:
+    first, second = images(0, 2), images(1, 3)
+    batch = {
+        "labels": [torch.from_numpy(x) for x in first[1] + second[1]],
+        "tasks": ["coast"] * 2 + ["inland"] * 3,
+    }
+    expected = {"coast": counted(*first), "inland": counted(*second)}
+    found = {}
+    for task in expected:
+        metric = SegmentationMetric(TABLE, task, prefix=task)
+        metric.process(batch, [torch.from_numpy(x) for x in first[0] + second[0]])
+        found |= metric.evaluate(5)
+        assert int(metric.matrix.sum()) == sum((x != 255).sum() for x in (first, second)[task == "inland"][1])
+    for task, scores in expected.items():
+        assert {name: found[f"{task}/{name}"] for name in scores} == pytest.approx(scores)
+    assert not [name for name in found if "/" not in name]
+
+
 def test_class_that_is_only_predicted_counts_as_zero() -> None:
     predictions, labels = images(0, 2, absent=(2,))
     predictions[0][0, 0], labels[0][0, 0] = 2, 0
-    metric = SegmentationMetric(TABLE)
+    metric = SegmentationMetric(TABLE, "coast")
     process(metric, predictions, labels)
     found = metric.evaluate(2)
     assert found["IoU.reef"] == 0
@@ -86,14 +103,14 @@ def test_ignored_pixels_count_nowhere() -> None:
     changed = [np.where(label == 255, (p + 1) % 4, p) for p, label in zip(predictions, labels, strict=True)]
     results = []
     for version in (predictions, changed):
-        metric = SegmentationMetric(TABLE)
+        metric = SegmentationMetric(TABLE, "coast")
         process(metric, version, labels)
         results.append(metric.evaluate(3))
     assert results[0] == results[1]
 
 
 def test_every_evaluation_starts_anew() -> None:
-    metric = SegmentationMetric(TABLE)
+    metric = SegmentationMetric(TABLE, "coast")
     process(metric, *images(1, 2))
     metric.evaluate(2)
     second = images(2, 2)
@@ -102,12 +119,12 @@ def test_every_evaluation_starts_anew() -> None:
 
 
 def test_nothing_processed_gives_no_number() -> None:
-    found = SegmentationMetric(TABLE).evaluate(0)
+    found = SegmentationMetric(TABLE, "coast").evaluate(0)
     assert math.isnan(found["mIoU"]) and math.isnan(found["aAcc"]) and math.isnan(found["F1.sand"])
 
 
 def test_table_without_background_has_no_such_scores() -> None:
-    metric = SegmentationMetric(get_table({"name": "coast", "classes": NAMES}))
+    metric = SegmentationMetric(get_table({"name": "coast", "classes": NAMES}), "coast")
     process(metric, *images(0, 1))
     assert not [name for name in metric.evaluate(1) if "background" in name]
 
@@ -115,7 +132,7 @@ def test_table_without_background_has_no_such_scores() -> None:
 def test_logs_a_row_per_class(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("s5"), "propagate", True)
     predictions, labels = images(0, 3)
-    metric = SegmentationMetric(TABLE)
+    metric = SegmentationMetric(TABLE, "coast")
     process(metric, predictions, labels)
     with caplog.at_level(logging.INFO, logger="s5"):
         metric.evaluate(3)
@@ -132,7 +149,7 @@ def test_many_classes() -> None:
     table = LabelTable(
         "many", tuple(f"c{i}" for i in range(200)), tuple(range(200)), tuple((i, 0, 0) for i in range(200))
     )
-    metric = SegmentationMetric(table)
+    metric = SegmentationMetric(table, "coast")
     label = np.arange(200, dtype=np.uint8).reshape(10, 20)
     process(metric, [label], [label])
     assert metric.evaluate(1)["mIoU"] == 100

@@ -52,3 +52,27 @@ def test_resume_with_other_number_of_processes_goes_on_in_the_order() -> None:
 def test_too_few_images_names_numbers_and_way_out() -> None:
     with pytest.raises(DataError, match=r"labeled: 5 images.*3 per process x 2.*6.*[Ll]ower the batch size"):
         MultiSourceSampler([5], [3], world_size=2, names=["labeled"])
+
+
+def test_source_that_starts_later_is_none_before_and_begins_at_its_first_image() -> None:
+    late = MultiSourceSampler([6, 6], [2, 1], seed=3, world_size=2, starts=[0, 4])
+    always = MultiSourceSampler([6, 6], [2, 1], seed=3, world_size=2)
+    for step in range(4):
+        assert late.batch(step) == [*always.batch(step)[:2], None]
+    for step in range(4, 9):
+        assert late.batch(step)[:2] == always.batch(step)[:2]
+        assert late.batch(step)[2] == always.batch(step - 4)[2]
+    assert late.consumed(3) == [12, 0] and late.consumed(6) == [24, 4]
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_late_start_survives_a_resume_with_other_processes(stop: int) -> None:
+    first = MultiSourceSampler([50, 50], [2, 1], seed=3, world_size=2, starts=[0, 4])
+    resumed = MultiSourceSampler([50, 50], [2, 1], seed=3, world_size=1, starts=[0, 4])
+    resumed.resume_at(stop, first.consumed(stop))
+    assert resumed.consumed(stop) == first.consumed(stop)
+    draws = [resumed.batch(step)[2] for step in range(stop, 8)]
+    assert [draw is None for draw in draws] == [step < 4 for step in range(stop, 8)]
+    positions = [draw.position for draw in draws if draw is not None]
+    begin = 2 * max(stop - 4, 0)
+    assert positions == list(range(begin, begin + len(positions)))

@@ -14,6 +14,7 @@ import pytest
 
 SCRIPTS = ["scripts/env.sh", "scripts/launch.sh", "scripts/quickstart.sh", "scripts/test.sh", ".ci/run"]
 SCRIPTS += ["S4_Pretrain/scripts/train.sh", "S4_Pretrain/scripts/train.slurm"]
+SCRIPTS += ["Semantic_Segmentation/scripts/md_finetune.sh"]
 TRAIN = "S4_Pretrain/scripts/train.sh"
 NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "CPU_PROCESSES", "CONFIG", "WORK_DIR")
 

@@ -153,7 +153,7 @@ def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_p
         {"data.unlabeled.batch_size": 0},
         {"fixmatch.pseudo_labels": "ema"},
         {"fixmatch.strong.views": 2},
-        {"data.val.mode": "whole"},
+        {"data.val.mode": "original"},
         {"model.activation_checkpointing": "true"},
         {"optim.warmup_iters": 1, "optim.layer_decay": 0.9, "optim.clip_grad": 1.0},
         {"precision": "bf16"},

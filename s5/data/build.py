@@ -1,22 +1,21 @@
-"""Loaders of FixMatch training and of validation."""
+"""Loaders of training, with one or several sources, and of validation."""
 
 import atexit
 import multiprocessing
 import signal
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dataset import DefaultSampler
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from s5.data.collate import FixMatchCollate, collate_validation
+from s5.data.collate import FixMatchCollate, TasksCollate, collate_validation
 from s5.data.datasets import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
 from s5.data.image_io import init_worker
-from s5.data.labels import LabelTable
-from s5.data.sampler import MultiSourceSampler
+from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.splits import Split
 
 PREFETCH = 4  # batches per worker
@@ -30,17 +29,29 @@ class TrainingData(NamedTuple):
     unlabeled: int  # number of unlabeled images, 0 when there are none
 
 
+class Placement(NamedTuple):
+    """Which part of the data this process loads, and how.
+
+    Attributes:
+        rank: this process.
+        world_size: number of processes.
+        workers: loader processes.
+        pin_memory: page-locked batches, for copies to a GPU.
+    """
+
+    rank: int
+    world_size: int
+    workers: int
+    pin_memory: bool
+
+
 def fixmatch_loader(
     labeled: LabeledImages,
     labeled_batch: int,
     unlabeled: UnlabeledImages | None,
     unlabeled_batch: int,
-    *,
     seed: int,
-    rank: int,
-    world_size: int,
-    workers: int,
-    pin_memory: bool,
+    placement: Placement,
 ) -> TrainingData:
     """Endless loader of FixMatch batches, labeled images first.
 
@@ -50,47 +61,90 @@ def fixmatch_loader(
         unlabeled: unlabeled source, or None to train on labeled images alone.
         unlabeled_batch: unlabeled images per step and process.
         seed: seed of order and augmentation.
-        rank: this process.
-        world_size: number of processes.
-        workers: loader processes.
-        pin_memory: page-locked batches, for copies to a GPU.
+        placement: this process's part.
 
     Raises:
         DataError: a source has fewer images than one global step takes.
     """
-    sources: list[Source] = [labeled]
-    counts = [labeled_batch]
-    if unlabeled is not None:
-        sources.append(unlabeled)
-        counts.append(unlabeled_batch)
-    sampler = MultiSourceSampler(
-        [len(source) for source in sources],
-        counts,
-        seed,
-        rank,
-        world_size,
-        [source.name for source in sources],
-    )
-    table = labeled.table
-    dataset = MultiSourceDataset(sources, seed, {"classes": table.classes, "palette": table.palette})
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_size=sampler.batch_size,
-        sampler=sampler,
-        collate_fn=FixMatchCollate(seed),
-        drop_last=True,
-        pin_memory=pin_memory,
-        **_worker_options(workers),
-    )
+    sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
+    sizes = [labeled_batch, unlabeled_batch][: len(sources)]
+    sampler = _sampler(sources, sizes, seed, placement)
+    metainfo = {"classes": labeled.table.classes, "palette": labeled.table.palette}
+    loader = _loader(sources, sampler, FixMatchCollate(seed), metainfo, placement)
     return TrainingData(loader, sampler, 0 if unlabeled is None else len(unlabeled))
 
 
-def validation_loader(split: Split, table: LabelTable, workers: int) -> DataLoader:
-    """Loader of whole validation images, one a batch; every image is in exactly one process."""
-    dataset = ValidationImages(split, table, {"classes": table.classes, "palette": table.palette})
-    sampler = DefaultSampler(dataset, shuffle=False, round_up=False)
+def tasks_loader(
+    sources: Sequence[LabeledImages],
+    batch_sizes: Sequence[int],
+    start_epochs: Sequence[int],
+    seed: int,
+    placement: Placement,
+    epoch_steps: int | None = None,
+) -> TrainingData:
+    """Endless loader of batches of several tasks, ordered by task.
+
+    Args:
+        sources: labeled images of each task.
+        batch_sizes: images of each per step and process.
+        start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
+        seed: seed of order and augmentation.
+        placement: this process's part.
+        epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
+
+    Raises:
+        DataError: a task has fewer images than one global step takes.
+    """
+    sampler = _sampler(sources, batch_sizes, seed, placement)
+    steps = epoch_steps or sampler.epoch_steps
+    sampler.starts = [epoch * steps for epoch in start_epochs]
+    metainfo = {"tasks": {source.name: source.table.classes for source in sources}}
+    return TrainingData(
+        _loader(sources, sampler, TasksCollate(len(sources)), metainfo, placement), sampler, 0
+    )
+
+
+def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
+    """Loader of whole validation images of one or several tasks, one a batch.
+
+    Every image is in exactly one process. Its sampler is a :class:`~s5.data.sampler.ValidationSampler`.
+    """
+    lengths = {part.task: len(part) for part in images}
+    dataset: ConcatDataset = ConcatDataset(images)
+    # mmengine asks for it; colours are the hooks' concern
+    dataset.metainfo = {"tasks": {part.task: part.table.classes for part in images}}  # type: ignore[attr-defined]
     return DataLoader(
-        dataset, batch_size=1, sampler=sampler, collate_fn=collate_validation, **_worker_options(workers)
+        dataset,
+        batch_size=1,
+        sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
+        collate_fn=collate_validation,
+        **_worker_options(placement.workers),
+    )
+
+
+def _sampler(
+    sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
+) -> MultiSourceSampler:
+    lengths = [len(source) for source in sources]
+    names = [source.name for source in sources]
+    return MultiSourceSampler(lengths, batch_sizes, seed, placement.rank, placement.world_size, names)
+
+
+def _loader(
+    sources: Sequence[Source],
+    sampler: MultiSourceSampler,
+    collate: Callable[[list], dict[str, Any]],
+    metainfo: dict[str, Any],
+    placement: Placement,
+) -> DataLoader:
+    return DataLoader(
+        MultiSourceDataset(list(sources), sampler.seed, metainfo),
+        batch_size=sampler.batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        drop_last=True,
+        pin_memory=placement.pin_memory,
+        **_worker_options(placement.workers),
     )
 
 

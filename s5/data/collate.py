@@ -1,4 +1,4 @@
-"""Collation of labeled and unlabeled samples into the one batch that FixMatch trains on."""
+"""Collation of samples into the one batch of a step: of FixMatch, of several tasks, and of validation."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class FixMatchCollate:
         self.seed = seed
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch.
+        """The batch of labeled and unlabeled samples.
 
         Returns:
             ``images`` (L + U, 3, S, S) uint8 in channels-last memory, ``labels`` (L, S, S) uint8, ``names``
@@ -67,6 +67,34 @@ def _stack(samples: list[dict[str, Any]], key: str) -> torch.Tensor:
     return torch.from_numpy(np.stack([sample[key] for sample in samples]))
 
 
+class TasksCollate:
+    """Stacks labeled samples of several tasks, ordered by task.
+
+    Args:
+        tasks: number of tasks.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+
+    def __call__(self, samples: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """The batch; None stands for samples of tasks that have not started.
+
+        Returns:
+            ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``counts``:
+            images of each task, ``names`` (B), ``skipped``: an empty list.
+        """
+        present = [sample for sample in samples if sample is not None]
+        sources = [sample["source"] for sample in present]
+        return {
+            "images": _stack(present, "image").permute(0, 3, 1, 2),
+            "labels": _stack(present, "label"),
+            "counts": [sources.count(task) for task in range(self.tasks)],
+            "names": [sample["name"] for sample in present],
+            "skipped": [],
+        }
+
+
 def collate_validation(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Lists of ``images`` (3, H, W), ``labels`` (H, W) and ``names``: images may differ in size."""
+    """Lists of ``images`` (3, H, W), ``labels`` (H, W), ``names``, ``tasks``: images may differ in size."""
     return {key: [sample[key] for sample in samples] for key in samples[0]}

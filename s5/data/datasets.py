@@ -167,18 +167,19 @@ class MultiSourceDataset(Dataset):
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: Draw | None) -> dict[str, Any] | None:
+        if draw is None:
+            return None
         rng = sample_rng(self.seed, draw.source, draw.position)
         item = self.sources[draw.source].load(draw.item, rng)
         return {**item, "source": draw.source, "position": draw.position}
 
 
 class ValidationImages(Dataset):
-    """Whole validation images with their train ids."""
+    """Whole validation images of one task with their train ids."""
 
-    def __init__(self, split: Split, table: LabelTable, metainfo: dict[str, Any] | None = None) -> None:
-        self.split, self.table = split, table
-        self.metainfo = metainfo or {}
+    def __init__(self, split: Split, table: LabelTable, task: str) -> None:
+        self.split, self.table, self.task = split, table, task
 
     def __len__(self) -> int:
         return len(self.split)
@@ -190,4 +191,5 @@ class ValidationImages(Dataset):
             "images": torch.from_numpy(image).permute(2, 0, 1),
             "labels": torch.from_numpy(label),
             "names": sample.name,
+            "tasks": self.task,
         }

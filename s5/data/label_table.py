@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,6 +54,18 @@ class LabelTable:
     def num_classes(self) -> int:
         """Number of classes, background included, ignored pixels not."""
         return len(self.classes)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The table as plain data (for YAML, JSON, checkpoints); ``get_table`` reads it back equal."""
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "values": list(self.values),
+            "palette": [list(color) for color in self.palette],
+            "ignore": list(self.ignore_values),
+            "background": self.background,
+            "ignore_colors": [list(color) for color in self.ignore_colors],
+        }
 
     @cached_property
     def _lut(self) -> np.ndarray:
@@ -155,8 +168,8 @@ class LabelTable:
 def _problem(table: LabelTable) -> str:
     """What is wrong with a table; empty if nothing."""
     known = [*table.values, *table.ignore_values]
-    if not 1 <= len(table.classes) <= _UNKNOWN:
-        return f"needs 1 to {_UNKNOWN} classes, has {len(table.classes)}"
+    if not 2 <= len(table.classes) <= _UNKNOWN:
+        return f"needs 2 to {_UNKNOWN} classes, the background counted, has {len(table.classes)}"
     for what, got in (("values", table.values), ("palette", table.palette)):
         if len(got) != len(table.classes):
             return f"has {len(table.classes)} classes but {len(got)} {what}"

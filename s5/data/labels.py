@@ -3,12 +3,17 @@
 One row per data set in :data:`TABLES`; a user's own data set is a mapping in the YAML configuration, read by
 the same :func:`get_table`. To add a data set, add a ``_row`` with ``(class, RGB)`` pairs in the order of the
 train ids; give ``values`` when the masks do not simply count from 0.
+
+ISPRS Vaihingen and Potsdam have four tables each, of the same classes and colours: ``potsdam`` (5 classes,
+clutter is ignored, as scores are published) and ``potsdam_6`` read the masks that ``s5.data.prepare`` writes
+(0 to 4, clutter 5, eroded boundary 255); ``potsdam_mmseg`` and ``potsdam_mmseg_6`` read masks in the
+mmsegmentation convention, which are one higher (boundary 0, classes 1 to 5, clutter 6).
 """
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from s5.data.errors import LabelError
@@ -38,6 +43,42 @@ def _row(
     )
 
 
+# Colours of the ISPRS 2D semantic labelling contest; black marks the eroded boundary between objects.
+_ISPRS_CLASSES: tuple[tuple[str, RGB], ...] = (
+    ("impervious_surface", (255, 255, 255)),
+    ("building", (0, 0, 255)),
+    ("low_vegetation", (0, 255, 255)),
+    ("tree", (0, 255, 0)),
+    ("car", (255, 255, 0)),
+)
+_CLUTTER: tuple[str, RGB] = ("clutter", (255, 0, 0))
+_BOUNDARY: RGB = (0, 0, 0)
+
+# Colours of the authors' page (github.com/Junjue-Wang/LoveDA).
+_LOVEDA_CLASSES: tuple[tuple[str, RGB], ...] = (
+    ("background", (255, 255, 255)),
+    ("building", (255, 0, 0)),
+    ("road", (255, 255, 0)),
+    ("water", (0, 0, 255)),
+    ("barren", (159, 129, 183)),
+    ("forest", (0, 255, 0)),
+    ("agricultural", (255, 195, 128)),
+)
+
+
+def _isprs(name: str) -> tuple[LabelTable, ...]:
+    """The four tables of an ISPRS data set; see the module."""
+    five, six = _ISPRS_CLASSES, (*_ISPRS_CLASSES, _CLUTTER)
+    not_counted = (_CLUTTER[1], _BOUNDARY)
+    from_1_to_5, from_1_to_6 = tuple(range(1, 6)), tuple(range(1, 7))
+    return (
+        _row(name, *five, ignore_values=(5, IGNORE), ignore_colors=not_counted),
+        _row(f"{name}_6", *six, ignore_colors=(_BOUNDARY,)),
+        _row(f"{name}_mmseg", *five, values=from_1_to_5, ignore_values=(0, 6), ignore_colors=not_counted),
+        _row(f"{name}_mmseg_6", *six, values=from_1_to_6, ignore_values=(0,), ignore_colors=(_BOUNDARY,)),
+    )
+
+
 TABLES: dict[str, LabelTable] = {
     table.name: table
     for table in (
@@ -62,6 +103,25 @@ TABLES: dict[str, LabelTable] = {
             ("harbor", (0, 100, 155)),
             background=0,
         ),
+        *_isprs("vaihingen"),
+        *_isprs("potsdam"),
+        # As shipped: 0 is no-data. The other one is for masks that were shifted to train ids.
+        _row("loveda", *_LOVEDA_CLASSES, values=tuple(range(1, 8)), background=0, ignore_values=(0,)),
+        _row("loveda_train_ids", *_LOVEDA_CLASSES, background=0),
+        # Ids and colours of open-earth-map.org; pixels of no class are 0 and count as one.
+        _row(
+            "openearthmap",
+            ("background", (0, 0, 0)),
+            ("bareland", (128, 0, 0)),
+            ("rangeland", (0, 255, 36)),
+            ("developed_space", (148, 148, 148)),
+            ("road", (255, 255, 255)),
+            ("tree", (34, 97, 38)),
+            ("water", (0, 69, 255)),
+            ("agriculture_land", (75, 181, 73)),
+            ("building", (222, 31, 7)),
+            background=0,
+        ),
         # The embedded synthetic scenes (s5.data.scenes).
         _row(
             "scenes",
@@ -78,16 +138,21 @@ TABLES: dict[str, LabelTable] = {
 }
 """The label tables that are known by name."""
 
-_KEYS = ("name", "classes", "values", "palette", "ignore", "background")
+_KEYS = ("name", "classes", "values", "palette", "ignore", "background", "ignore_colors")
 
 
-def get_table(spec: str | Mapping[str, Any] | LabelTable) -> LabelTable:
+def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | None = None) -> LabelTable:
     """Find a label table by name, or build one from a mapping.
 
+    A mapping with one class is a binary task: the table has the classes background and that one, with the raw
+    values 0 and 1, or 0 and the one in ``values``.
+
     Args:
-        spec: a name in :data:`TABLES`, or a mapping with ``name`` and ``classes`` and, optionally, ``values``
+        spec: a name in :data:`TABLES`, or a mapping with ``classes`` and, optionally, ``name``, ``values``
             (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each class), ``ignore`` (raw
-            values to ignore; default ``[255]``) and ``background`` (train id).
+            values to ignore; default ``[255]``), ``background`` (train id) and ``ignore_colors`` (RGB colours
+            of a colour-coded mask that mean "ignore").
+        default_name: name of a table whose mapping has none; without it the mapping needs a name.
 
     Raises:
         LabelError: unknown name or key, or a table that contradicts itself.
@@ -101,6 +166,7 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable) -> LabelTable:
                 "A table of your own is a mapping with name and classes"
             )
         return TABLES[spec]
+    spec = _with_background({"name": default_name, **spec} if default_name else spec)
     unknown = sorted(set(spec) - set(_KEYS))
     missing = sorted({"name", "classes"} - set(spec))
     if unknown or missing:
@@ -111,10 +177,33 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable) -> LabelTable:
         name=str(spec["name"]),
         classes=classes,
         values=tuple(int(v) for v in spec.get("values", range(len(classes)))),
-        palette=tuple((int(r), int(g), int(b)) for r, g, b in spec.get("palette", _palette(len(classes)))),
+        palette=_colors(spec.get("palette", _palette(len(classes)))),
         ignore_values=tuple(int(v) for v in spec.get("ignore", (IGNORE,))),
         background=None if spec.get("background") is None else int(spec["background"]),
+        ignore_colors=_colors(spec.get("ignore_colors", ())),
     )
+
+
+def _with_background(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A mapping with one class as that of a binary task; any other as it is."""
+    classes = spec.get("classes", ())
+    if isinstance(classes, str):
+        raise LabelError(
+            f"label table {spec.get('name', '?')!r}: classes is a list, [{classes}] for one class"
+        )
+    if len(classes) != 1:
+        return spec
+    return {
+        "background": 0,
+        **spec,
+        "classes": ["background", *classes],
+        "values": [0, *spec.get("values", [1])],
+        "palette": [(0, 0, 0), *spec.get("palette", _palette(1))],
+    }
+
+
+def _colors(colors: Iterable[Sequence[int]]) -> tuple[RGB, ...]:
+    return tuple((int(r), int(g), int(b)) for r, g, b in colors)
 
 
 def _palette(n: int) -> list[RGB]:

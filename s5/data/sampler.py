@@ -6,7 +6,7 @@ sources that share one batch. Each source is shuffled and cycled on its own. The
 directly, which makes resuming exact and free of charge.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ class Draw(NamedTuple):
     position: int
 
 
-class MultiSourceSampler(Sampler[Draw]):
+class MultiSourceSampler(Sampler[Draw | None]):
     """Endless stream of draws; every ``sum(batch_sizes)`` of them form one batch, ordered by source.
 
     Args:
@@ -33,6 +33,7 @@ class MultiSourceSampler(Sampler[Draw]):
         rank: this process.
         world_size: number of processes; they share one global order and take disjoint parts of every step.
         names: names of the sources for error messages.
+        starts: first step of each source; before it None stands for its draws. Default: all start at 0.
 
     Raises:
         DataError: a source has fewer images than one global step takes.
@@ -46,12 +47,14 @@ class MultiSourceSampler(Sampler[Draw]):
         rank: int = 0,
         world_size: int = 1,
         names: Sequence[str] | None = None,
+        starts: Sequence[int] | None = None,
     ) -> None:
         self.lengths = list(lengths)
         self.batch_sizes = list(batch_sizes)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.starts = list(starts or [0] * len(self.lengths))
         names = names or [f"source {i}" for i in range(len(lengths))]
         for name, length, count in zip(names, lengths, batch_sizes, strict=True):
             if length < count * world_size:
@@ -70,12 +73,16 @@ class MultiSourceSampler(Sampler[Draw]):
         """Images per step and process, over all sources."""
         return sum(self.batch_sizes)
 
-    def __len__(self) -> int:
-        """Draws of this process until every image of the largest source was drawn once."""
-        steps = max(
+    @property
+    def epoch_steps(self) -> int:
+        """Steps until every image of the source that takes longest was drawn once."""
+        return max(
             length // (n * self.world_size) for length, n in zip(self.lengths, self.batch_sizes, strict=True)
         )
-        return steps * self.batch_size
+
+    def __len__(self) -> int:
+        """Draws of this process in :attr:`epoch_steps`."""
+        return self.epoch_steps * self.batch_size
 
     def skip(self, num_samples: int) -> None:
         """Advance by ``num_samples`` draws of this process without making them (on resume)."""
@@ -83,10 +90,9 @@ class MultiSourceSampler(Sampler[Draw]):
 
     def consumed(self, step: int) -> list[int]:
         """Images of every source that all processes together have drawn before ``step``."""
-        steps = step - self._first_step
         return [
-            start + steps * count * self.world_size
-            for start, count in zip(self._consumed, self.batch_sizes, strict=True)
+            before + (max(step, start) - max(self._first_step, start)) * count * self.world_size
+            for before, start, count in zip(self._consumed, self.starts, self.batch_sizes, strict=True)
         ]
 
     def resume_at(self, step: int, consumed: Sequence[int]) -> None:
@@ -101,17 +107,20 @@ class MultiSourceSampler(Sampler[Draw]):
         self._consumed = list(consumed)
         self._first_step = step
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[Draw | None]:
         step = self._next_step
         while True:
             yield from self.batch(step)
             step += 1
 
-    def batch(self, step: int) -> list[Draw]:
-        """The draws of this process in ``step``, ordered by source."""
-        draws = []
-        for source, (start, count) in enumerate(zip(self.consumed(step), self.batch_sizes, strict=True)):
-            first = start + self.rank * count
+    def batch(self, step: int) -> list[Draw | None]:
+        """The draws of this process in ``step``, ordered by source; None for sources not started."""
+        draws: list[Draw | None] = []
+        for source, (before, count) in enumerate(zip(self.consumed(step), self.batch_sizes, strict=True)):
+            if step < self.starts[source]:
+                draws += [None] * count
+                continue
+            first = before + self.rank * count
             draws += [
                 Draw(source, self._index_at(source, position), position)
                 for position in range(first, first + count)
@@ -125,3 +134,36 @@ class MultiSourceSampler(Sampler[Draw]):
             order = np.random.default_rng([self.seed, source, epoch]).permutation(self.lengths[source])
             self._orders[source] = cached = (epoch, order)
         return int(cached[1][offset])
+
+
+class ValidationSampler(Sampler[int]):
+    """The images of several data sets laid end to end, in order, each in exactly one process.
+
+    Args:
+        lengths: number of images of each data set, by its name.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, lengths: Mapping[str, int], rank: int = 0, world_size: int = 1) -> None:
+        self.lengths = dict(lengths)
+        self.rank = rank
+        self.world_size = world_size
+        self.active = set(lengths)
+        """Data sets that are gone through; the others cost nothing."""
+
+    def __len__(self) -> int:
+        """Images of this process."""
+        return len(self._indices())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices())
+
+    def _indices(self) -> list[int]:
+        indices: list[int] = []
+        first = 0
+        for name, length in self.lengths.items():
+            if name in self.active:
+                indices += range(first, first + length)
+            first += length
+        return indices[self.rank :: self.world_size]

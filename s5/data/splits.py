@@ -53,10 +53,30 @@ class Split:
     def __init__(self, path: str | Path, root: str | Path) -> None:
         self.root = Path(root).absolute()
         self.path = _find(Path(path), self.root)
-        text, offsets = _scan(self.path.read_bytes())
+        self._load(self.path.read_bytes())
+
+    @classmethod
+    def from_lines(cls, lines: Iterable[str], root: str | Path, path: str | Path) -> Split:
+        """A split that is not in a file.
+
+        Args:
+            lines: lines of :func:`format_line`.
+            root: folder that the paths in the lines are relative to.
+            path: what messages call the split.
+
+        Raises:
+            SplitError: there are no samples.
+        """
+        split = cls.__new__(cls)
+        split.root, split.path = Path(root).absolute(), Path(path)
+        split._load("\n".join(lines).encode(errors="surrogateescape"))
+        return split
+
+    def _load(self, data: bytes) -> None:
+        text, offsets = _scan(data)
         if len(offsets) == 0:
             raise SplitError(
-                f"{self.path}: no samples. Each line is 'image' or 'image mask', relative to {root}"
+                f"{self.path}: no samples. Each line is 'image' or 'image mask', relative to {self.root}"
             )
         self._text = text.share_memory_()
         self._offsets = offsets.share_memory_()  # (N, 2): first byte of each line, and the one after the last
@@ -77,6 +97,11 @@ class Split:
     def name(self, index: int) -> str:
         """The image path at ``index`` as written in the file."""
         return self._parts(index)[0]
+
+    def line(self, index: int) -> str:
+        """The line at ``index``, to be written or to make another split of."""
+        image, mask = self._parts(index)
+        return format_line(image, mask or None)
 
     def __iter__(self) -> Iterator[Sample]:
         """All samples in the order of the file."""

@@ -156,6 +156,7 @@ def _name_of(width: int, depth: int, patch: int) -> str:
 def _fit_backbone(weights: Weights, backbone: ViT) -> tuple[StateDict, list[str]]:
     """Adapt the backbone's weights to the experts and the position table of the model."""
     tensors, notes = weights.backbone, []
+    _check_experts(weights, backbone)
     if backbone.experts and not weights.experts:
         tensors = split_experts(tensors, backbone.experts, backbone.expert_channels)
         notes.append(f"dense FFNs split: last {backbone.expert_channels} channels copied to every expert")
@@ -164,6 +165,30 @@ def _fit_backbone(weights: Weights, backbone: ViT) -> tuple[StateDict, list[str]
         length, (rows, columns) = tensors["pos_embed"].shape[1], backbone.grid
         notes.append(f"position table of {length} entries resampled to {rows}x{columns}")
     return fitted, notes
+
+
+def _check_experts(weights: Weights, backbone: ViT) -> None:
+    """Refuse experts that the model cannot take; a dense checkpoint fits any model."""
+    theirs, ours = weights.experts, backbone.experts
+    if not theirs:
+        return
+    has = f"the checkpoint has experts for {', '.join(theirs)}"
+    if not ours:
+        raise CheckpointError(
+            f"{has}, the model has none: use a backbone with experts, such as --backbone "
+            f"{backbone.variant.name}_moe"
+        )
+    if lacking := [task for task in ours if task not in theirs]:
+        raise CheckpointError(
+            f"{has}, but none for {', '.join(lacking)}, which the model has: start from a dense checkpoint, "
+            f"or choose tasks of the checkpoint with --tasks"
+        )
+    width = len(weights.backbone[f"blocks.0.mlp.experts.{theirs[0]}.bias"])
+    if width != backbone.expert_channels:
+        raise CheckpointError(
+            f"experts of {width} channels in the checkpoint, of {backbone.expert_channels} in the model: set "
+            f"model.expert_channels={width}"
+        )
 
 
 def _match_heads(heads: Mapping[str, StateDict], tasks: tuple[str, ...]) -> StateDict:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from s5.engine.launch import Launch, LaunchError, same_everywhere
@@ -26,19 +27,31 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
     return checkpoints[-1] if checkpoints else None
 
 
-def backbone_file(work_dir: Path, backbone: str) -> Path:
-    """``<name>_s4p.pth``: the pre-trained backbone."""
-    return work_dir / f"{backbone}_s4p.pth"
+@dataclass(frozen=True)
+class WeightFiles:
+    """Names of the weight files of a run, without folder.
+
+    Attributes:
+        whole: the whole model, newest; the best ones have ``_best`` or ``_best_<task>`` after it.
+        backbone: the backbone alone, where other runs start from it.
+    """
+
+    whole: str
+    backbone: str | None = None
+
+    def best(self, which: str) -> str:
+        """The file of the best weights: ``which`` is ``best`` or ``best_<task>``."""
+        return f"{self.whole.removesuffix('.pth')}_{which}.pth"
 
 
-def whole_file(work_dir: Path, backbone: str) -> Path:
-    """``<name>_s4p_upernet.pth``: backbone, decoder and classifier."""
-    return work_dir / f"{backbone}_s4p_upernet.pth"
+def s4p_files(backbone: str) -> WeightFiles:
+    """``<name>_s4p_upernet.pth`` and ``<name>_s4p.pth``."""
+    return WeightFiles(f"{backbone}_s4p_upernet.pth", f"{backbone}_s4p.pth")
 
 
-def best_file(work_dir: Path, backbone: str) -> Path:
-    """``<name>_s4p_upernet_best.pth``: the same, of the best validation."""
-    return work_dir / f"{backbone}_s4p_upernet_best.pth"
+def mdf_files(backbone: str) -> WeightFiles:
+    """``<name>_mdf.pth``."""
+    return WeightFiles(f"{backbone}_mdf.pth")
 
 
 def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | None:

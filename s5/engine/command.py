@@ -4,7 +4,7 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from s5.data.errors import DataError
@@ -20,18 +20,22 @@ USER_ERRORS = (ConfigError, DataError, CheckpointError, LaunchError, NonFiniteLo
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
 
 
-def command_parser(description: str, config: Path) -> argparse.ArgumentParser:
+def command_parser(
+    description: str, config: Path, backbones: Sequence[str] = tuple(VARIANTS), default: str = "vit_b"
+) -> argparse.ArgumentParser:
     """A parser with the options that all commands of a tree share.
 
     Args:
         description: the module's docstring.
         config: default configuration.
+        backbones: names that ``--backbone`` takes.
+        default: the backbone without it.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
-    parser.add_argument("--backbone", default="vit_b", choices=list(VARIANTS))
+    parser.add_argument("--backbone", default=default, choices=backbones)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
         "--cfg-options",
@@ -47,6 +51,28 @@ def command_parser(description: str, config: Path) -> argparse.ArgumentParser:
         help="read legacy checkpoints that hold more than data; such a file can execute any code",
     )
     return parser
+
+
+def add_resume_option(parser: argparse.ArgumentParser) -> None:
+    """``--resume [PATH]``, for commands that train."""
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="PATH",
+        help="go on from the latest checkpoint of the work folder, or from PATH",
+    )
+
+
+def true_or_false(text: str) -> bool:
+    """``True`` or ``False`` of a command line, in any case.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"
 
 
 def run_command(main: Callable[[], int]) -> int:

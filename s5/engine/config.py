@@ -6,7 +6,7 @@ what is valid. Values can be overridden from the command line as ``section.key=v
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,9 +50,22 @@ def save_config(config: Section, path: str | Path) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key_node, _), key in zip(node.value, keys, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is there twice; names in a section must differ", key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file (working folder: {Path.cwd()})") from None
     except yaml.YAMLError as error:
@@ -91,9 +104,18 @@ def _describe(schema: type[BaseModel], problem: Any) -> str:  # noqa: ANN401 - p
     return f"{name} = {problem['input']!r}: {problem['msg']}"
 
 
-def _fields_at(schema: type[BaseModel], location: list[str]) -> list[str]:
+def _fields_at(schema: type[BaseModel], location: list[str]) -> set[str]:
+    """Valid keys of the section at ``location``, whose names of entries and alternatives are passed over."""
+    schemas = [schema]
     for key in location:
-        annotation = schema.model_fields[key].annotation
-        nested = [annotation, *getattr(annotation, "__args__", ())]
-        schema = next(t for t in nested if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(schema.model_fields)
+        fields = [s.model_fields[key] for s in schemas if key in s.model_fields]
+        if fields:
+            schemas = [section for field in fields for section in _sections(field.annotation)]
+    return {field for s in schemas for field in s.model_fields}
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
+    """The sections in a type such as ``dict[str, Section]`` or ``Path | Section``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

@@ -14,26 +14,37 @@ logger = logging.getLogger(__name__)
 
 
 class SegmentationMetric(BaseMetric):
-    """Per-class IoU and F1, mIoU, mF1, mAcc and overall accuracy, in percent.
+    """Per-class scores, mIoU, mF1, mAcc and overall accuracy of one task, in percent.
 
-    Ignored pixels count nowhere; classes absent from ground truth and prediction are not averaged in.
-    Processes contribute their confusion matrices (integers), so the result does not depend on how images were
-    distributed.
+    Images of other tasks are left to their own metric. Ignored pixels count nowhere; classes absent from
+    ground truth and prediction are not averaged in. Processes contribute their confusion matrices (integers),
+    so the result does not depend on how images were distributed.
 
     Args:
         table: classes of the labels.
+        task: whose images are counted.
+        prefix: scores are named ``<prefix>/mIoU``, or ``mIoU`` without one.
+
+    Attributes:
+        matrix: counts (K, K) of the last evaluation by all processes together, rows = ground truth.
     """
 
-    default_prefix = ""  # names of scores stay as they are
+    default_prefix = ""  # mmengine asks for one
 
-    def __init__(self, table: LabelTable) -> None:
-        super().__init__()
+    def __init__(self, table: LabelTable, task: str, prefix: str = "") -> None:
+        super().__init__(prefix=prefix)
         self.table = table
+        self.task = task
+        self.matrix = torch.zeros(table.num_classes, table.num_classes, dtype=torch.int64)
         self._matrix: torch.Tensor | None = None
 
     def process(self, data_batch: dict[str, Any], data_samples: list[torch.Tensor]) -> None:
-        """Count the predictions (H, W) of one batch against its ``labels``."""
-        for prediction, label in zip(data_samples, data_batch["labels"], strict=True):
+        """Count the predictions (H, W) of the task's images in one batch against their ``labels``."""
+        for prediction, label, task in zip(
+            data_samples, data_batch["labels"], data_batch["tasks"], strict=True
+        ):
+            if task != self.task:
+                continue
             counts = confusion_matrix(prediction, label.to(prediction.device), self.table.num_classes, IGNORE)
             self._matrix = counts if self._matrix is None else self._matrix + counts
 
@@ -47,12 +58,14 @@ class SegmentationMetric(BaseMetric):
             if dist.get_backend() == "nccl":
                 matrix = matrix.cuda()
             dist.all_reduce(matrix)
-        return self.compute_metrics(matrix.cpu())
+        self.matrix = matrix.cpu()
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        return {prefix + name: value for name, value in self.compute_metrics(self.matrix).items()}
 
     def compute_metrics(self, results: torch.Tensor) -> dict[str, Any]:
         """Scores of a confusion matrix (K, K), rows = ground truth; logs the table of classes."""
         values: dict[str, Any] = {**scores(results, background=self.table.background)}
-        logger.info("validation\n%s", self._format(values))
+        logger.info("%s\n%s", self.task, self._format(values))
         metrics = {name: 100 * float(value) for name, value in values.items() if _is_scalar(value)}
         for measure in ("IoU", "F1"):
             for name, value in zip(self.table.classes, values[measure], strict=True):

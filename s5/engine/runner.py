@@ -1,5 +1,6 @@
 """mmengine's Runner with safe checkpoint reading, atomic writing and the device that was asked for."""
 
+import gc
 import logging
 import os
 import platform
@@ -31,6 +32,8 @@ class S5Runner(Runner):
         launch: device and processes.
         kwargs: as for mmengine's Runner.
     """
+
+    model: nn.Module
 
     def __init__(self, launch: Launch, **kwargs: Any) -> None:
         self.launch = launch
@@ -82,6 +85,13 @@ class S5Runner(Runner):
             broadcast_buffers=not on_gpu or not self.cfg.get("sync_bn"),
             gradient_as_bucket_view=True,
         )
+
+    def rewrap_model(self) -> None:
+        """Wrap the model anew, after weights were frozen or released: DistributedDataParallel must know."""
+        if is_model_wrapper(self.model):
+            self.model = unwrap(self.model)
+            gc.collect()  # the old wrapper's hooks on the gradients go with it
+            self.model = self.wrap_model(None, self.model)
 
     def resumable_state(self, iteration: int) -> dict[str, Any]:
         """Everything that ``resume`` needs to go on after ``iteration`` steps, as the hooks complete it.

@@ -1,6 +1,5 @@
 """The pieces of an S4P run, built from its configuration. ``S4_Pretrain/train.py`` puts them together."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +8,30 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from s5.data.build import TrainingData, fixmatch_loader, resolve_split, validation_loader
-from s5.data.check import require_clean
-from s5.data.datasets import LabeledImages, UnlabeledImages, WeakAugmentation
+from s5.data.datasets import LabeledImages, UnlabeledImages, ValidationImages, WeakAugmentation
 from s5.data.labels import LabelTable
+from s5.engine.checkpoint_files import s4p_files
 from s5.engine.config import ConfigError
-from s5.engine.hooks import (
-    CheckpointHook,
-    DataStateHook,
-    PicturesHook,
-    ProgressHook,
-    PseudoLabelHook,
-    SafetyHook,
-    SharedBuffersHook,
-    SummaryHook,
-    ThroughputHook,
-)
-from s5.engine.launch import Launch, main_process_first
+from s5.engine.hooks import CheckpointHook, DataStateHook, PseudoLabelHook, SafetyHook, ViewsHook
+from s5.engine.launch import Launch
+from s5.engine.network import build_network, training_dtype
 from s5.engine.s4p_config import S4PConfig
+from s5.engine.training import Steps, check_splits, common_hooks, placement
 from s5.models.fixmatch import FixMatch
-from s5.models.precision import resolve_precision
-from s5.models.segmentation_model import Inference
-from s5.models.segmentor import build_segmentor
-
-logger = logging.getLogger(__name__)
 
 TASK = "s4p"
 
 
 def check_data(cfg: S4PConfig, table: LabelTable, work_dir: Path, launch: Launch) -> None:
-    """Refuse labeled and validation splits with errors; a clean result is remembered in the work folder.
+    """Refuse labeled and validation splits with errors, unless the configuration says not to look.
 
     Raises:
         DataError: naming the first problems.
     """
-    with main_process_first(launch) as first:
-        if first and cfg.data.check:
-            for name, path in (("labeled", cfg.data.labeled.split), ("validation", cfg.data.val.split)):
-                logger.info("checking the %s split %s", name, path)
-                split = resolve_split(cfg.data_root, path)
-                require_clean(split, table, work_dir / "checks", max(cfg.data.workers, 1))
+    if cfg.data.check:
+        parts = {"labeled": cfg.data.labeled.split, "validation": cfg.data.val.split}
+        splits = [(name, resolve_split(cfg.data_root, path), table) for name, path in parts.items()]
+        check_splits(splits, work_dir, cfg.data.workers, launch)
 
 
 def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.device) -> FixMatch:
@@ -56,24 +40,10 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
     Raises:
         ConfigError: fp16 was asked for and the device is a CPU.
     """
-    dtype = resolve_precision(cfg.precision, device)
-    if dtype is torch.float16 and device.type == "cpu":
-        raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
-    segmentor = build_segmentor(
-        backbone,
-        {TASK: num_classes},
-        img_size=cfg.data.crop,
-        channels=cfg.model.decoder_channels,
-        drop_path=cfg.model.drop_path,
-        activation_checkpointing=cfg.model.activation_checkpointing,
-    )
-    if cfg.model.compile:
-        for block in segmentor.backbone.blocks:
-            block.compile()
     return FixMatch(
-        segmentor,
-        Inference(cfg.data.val.mode, cfg.data.val.crop, cfg.data.val.stride),
-        dtype,
+        build_network(backbone, {TASK: num_classes}, cfg.data.crop, cfg.model),
+        {TASK: cfg.data.val.inference()},
+        training_dtype(cfg.precision, device),
         cfg.fixmatch.conf_thresh,
         cfg.fixmatch.lambda_u,
         cfg.fixmatch.ema_decay if cfg.fixmatch.pseudo_labels == "ema" else None,
@@ -110,42 +80,37 @@ def build_training_data(cfg: S4PConfig, table: LabelTable, launch: Launch) -> Tr
         data.labeled.batch_size,
         unlabeled,
         data.unlabeled.batch_size,
-        seed=cfg.seed,
-        rank=launch.rank,
-        world_size=launch.world_size,
-        workers=data.workers,
-        pin_memory=launch.device.type == "cuda",
+        cfg.seed,
+        placement(launch, data.workers),
     )
 
 
-def build_val_loader(cfg: S4PConfig, table: LabelTable) -> DataLoader:
+def build_val_loader(cfg: S4PConfig, table: LabelTable, launch: Launch) -> DataLoader:
     """The validation images of this process."""
-    return validation_loader(resolve_split(cfg.data_root, cfg.data.val.split), table, cfg.data.workers)
+    images = ValidationImages(resolve_split(cfg.data_root, cfg.data.val.split), table, TASK)
+    return validation_loader([images], placement(launch, cfg.data.workers))
+
+
+def build_steps(cfg: S4PConfig) -> Steps:
+    """Length and intervals of the run."""
+    return Steps(cfg.schedule.total_iters, cfg.schedule.val_interval, cfg.schedule.log_interval)
 
 
 def build_hooks(
     cfg: S4PConfig, backbone: str, table: LabelTable, data: TrainingData, launch: Launch
 ) -> tuple[SafetyHook, list[Hook]]:
     """All hooks of the run; the first is the one that says whether a signal stopped it."""
-    safety = SafetyHook()
-    schedule = cfg.schedule
-    hooks: list[Hook] = [
-        safety,
-        ThroughputHook(data.sampler.batch_size * launch.world_size, schedule.log_interval, launch.device),
-        CheckpointHook(
-            schedule.checkpoint_interval,
-            schedule.keep_checkpoints,
-            backbone,
-            weights_meta(cfg, backbone, table),
-        ),
-        SharedBuffersHook(),
-        SummaryHook(),
-        PicturesHook(table),
-        ProgressHook(),
-    ]
+    checkpoints = CheckpointHook(
+        cfg.schedule.checkpoint_interval,
+        cfg.schedule.keep_checkpoints,
+        s4p_files(backbone),
+        weights_meta(cfg, backbone, table),
+        {"best": ["mIoU"]},
+    )
+    safety, hooks = common_hooks(build_steps(cfg), {TASK: table}, checkpoints, launch)
     hooks.append(DataStateHook(data.sampler, data.unlabeled, cfg.data.unlabeled.max_unreadable))
     if data.unlabeled:
-        hooks.append(PseudoLabelHook(table.classes, schedule.log_interval))
+        hooks += [ViewsHook(table), PseudoLabelHook(table.classes, cfg.schedule.log_interval)]
     return safety, hooks
 
 

@@ -8,9 +8,17 @@ from pydantic import Field, model_validator
 
 from s5.data.draws import StrongAugmentation
 from s5.engine.config import Section
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from s5.engine.sections import (
+    Crop,
+    InferenceConfig,
+    ModelConfig,
+    OptimConfig,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+    ScaleRange,
+    Share,
+)
 
 
 class LabeledConfig(Section):
@@ -28,51 +36,22 @@ class UnlabeledConfig(Section):
     max_unreadable: Share = 0.01
 
 
-class ValConfig(Section):
+class ValConfig(InferenceConfig):
     """Validation images and how they are predicted."""
 
     split: Path
-    mode: Literal["whole", "slide"] = "slide"
-    crop: Positive = 512
-    stride: Positive = 384
-
-    @model_validator(mode="after")
-    def _stride_covers(self) -> "ValConfig":
-        if self.stride > self.crop:
-            raise ValueError(
-                f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost"
-            )
-        return self
 
 
-class DataConfig(Section):
+class DataConfig(ScaleRange):
     """Images and how crops are taken; split paths are relative to ``data_root`` unless absolute."""
 
     labels: str | dict[str, Any] = "isaid"
     labeled: LabeledConfig
     unlabeled: UnlabeledConfig
     val: ValConfig
-    crop: Annotated[int, Field(ge=32, multiple_of=16)] = 512  # patches of 16 pixels, of which two a side
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
-    flip: bool = True
-    rotate: bool = True
+    crop: Crop = 512
     workers: Annotated[int, Field(ge=0)] = 8
     check: bool = True
-
-    @model_validator(mode="after")
-    def _scale_ordered(self) -> "DataConfig":
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale {self.scale}: the first value must not be larger than the second")
-        return self
-
-
-class ModelConfig(Section):
-    """The network around the backbone that the command names."""
-
-    decoder_channels: Positive = 256
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    activation_checkpointing: bool = False
-    compile: bool = False
 
 
 class StrongConfig(Section):
@@ -86,9 +65,7 @@ class StrongConfig(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = StrongAugmentation.hue
     gray_p: Share = StrongAugmentation.gray_p
     blur_p: Share = StrongAugmentation.blur_p
-    blur_sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        StrongAugmentation.blur_sigma
-    )
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = StrongAugmentation.blur_sigma
     cutmix_p: Share = StrongAugmentation.cutmix_p
 
     @model_validator(mode="after")
@@ -114,17 +91,6 @@ class FixMatchConfig(Section):
     strong: StrongConfig = StrongConfig()
 
 
-class OptimConfig(Section):
-    """AdamW with a cosine schedule to zero."""
-
-    lr: Annotated[float, Field(gt=0)] = 5e-5
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    warmup_iters: Annotated[int, Field(ge=0)] = 0
-    clip_grad: Annotated[float, Field(gt=0)] | None = None
-
-
 class ScheduleConfig(Section):
     """Lengths and intervals in iterations."""
 
@@ -135,7 +101,7 @@ class ScheduleConfig(Section):
     log_interval: Positive = 50
 
 
-class S4PConfig(Section):
+class S4PConfig(RunConfig):
     """Everything one pre-training run depends on."""
 
     data_root: Path
@@ -145,9 +111,6 @@ class S4PConfig(Section):
     fixmatch: FixMatchConfig = FixMatchConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    sync_bn: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "S4PConfig":

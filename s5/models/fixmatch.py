@@ -1,6 +1,6 @@
 """FixMatch for semantic segmentation: the S4P pre-training objective (paper, Eq. 4-7)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from s5.models.ema import EmaTeacher
+from s5.models.inference import Inference
 from s5.models.seg_head import SegHead
-from s5.models.segmentation_model import Inference, SegmentationModel, to_unit
+from s5.models.segmentation_model import SegmentationModel, to_unit
 from s5.models.segmentor import Segmentor
 from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
@@ -45,7 +46,7 @@ class FixMatch(SegmentationModel):
 
     Args:
         segmentor: the network.
-        inference: how validation images are predicted.
+        inference: how validation images are predicted, by the one task.
         dtype: autocast type, None = float32.
         conf_thresh: pseudo-labels below this confidence are not trained on (τ).
         lambda_u: weight of the unlabeled loss; the sum is divided by ``1 + lambda_u``.
@@ -56,7 +57,7 @@ class FixMatch(SegmentationModel):
     def __init__(
         self,
         segmentor: Segmentor,
-        inference: Inference,
+        inference: Mapping[str, Inference],
         dtype: torch.dtype | None = None,
         conf_thresh: float = 0.95,
         lambda_u: float = 1.0,

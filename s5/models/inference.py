@@ -1,164 +1,182 @@
-"""Prediction of whole images and of images of any size in sliding windows."""
+"""Prediction of images of any size: at their own size, resized, or in overlapping windows.
 
-from collections.abc import Callable, Iterator
+Everything goes through one callable, windows in and class probabilities out. Channels are only ever averaged
+and cut, so that they may hold the classes of several tasks one after the other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
-Prepare = Callable[[torch.Tensor], torch.Tensor]
+Mode = Literal["original", "resize", "slide_window"]
+Probabilities = Callable[[Tensor], Tensor]
+"""Images (B, 3, h, w), uint8 or float in [0, 1], to float32 probabilities (B, K, h, w) on its device."""
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Classes of pixels.
+class Inference:
+    """How an image is predicted.
 
     Attributes:
-        labels: Most probable class of each pixel (train ids), uint8, (H, W) or (B, H, W).
-        confidence: Its probability, float32, 0 to 1, same shape.
-    """
-
-    labels: torch.Tensor
-    confidence: torch.Tensor
-
-
-@torch.no_grad()
-def predict_whole(model: nn.Module, images: torch.Tensor, task: str | None = None) -> Prediction:
-    """Segment whole images in one pass.
-
-    The caller puts the model into evaluation mode and chooses the precision.
-
-    Args:
-        model: A `Segmentor`.
-        images: (B, 3, H, W), normalised, on the model's device.
-        task: Which head; may be left out if there is only one.
-
-    Returns:
-        Labels and confidence (B, H, W) on the model's device.
-    """
-    return _most_probable(model(images, task).float().softmax(1))
-
-
-@torch.no_grad()
-def predict_slide(
-    model: nn.Module,
-    image: np.ndarray | torch.Tensor,
-    crop: int = 512,
-    stride: int | None = None,
-    *,
-    task: str | None = None,
-    prepare: Prepare | None = None,
-    batch_size: int = 4,
-) -> Prediction:
-    """Segment one image of any size in overlapping windows; arguments as in `slide_bands`.
-
-    Returns:
-        Labels and confidence (H, W) on the CPU.
-    """
-    bands = slide_bands(model, image, crop, stride, task=task, prepare=prepare, batch_size=batch_size)
-    parts = [_most_probable(band.unsqueeze(0)) for _, band in bands]
-    labels = torch.cat([part.labels[0].cpu() for part in parts])
-    return Prediction(labels, torch.cat([part.confidence[0].cpu() for part in parts]))
-
-
-@torch.no_grad()
-def slide_bands(
-    model: nn.Module,
-    image: np.ndarray | torch.Tensor,
-    crop: int = 512,
-    stride: int | None = None,
-    *,
-    task: str | None = None,
-    prepare: Prepare | None = None,
-    batch_size: int = 4,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Compute class probabilities of one image of any size, a band of rows after the other.
-
-    Every window is computed once; the last one of a row or column is shifted inside the image. The
-    softmax probabilities of overlapping windows are averaged with equal weights. Only the rows of one
-    window are held in memory: K * crop * W numbers, however high the image is.
-
-    Args:
-        model: A `Segmentor`, in evaluation mode.
-        image: (H, W, 3) array, or (3, H, W) tensor; uint8 needs `prepare`.
-        crop: Side of a window in pixels; an image smaller than that is one window.
-        stride: Step between windows in pixels, 1 to `crop`; two thirds of `crop` if left out.
-        task: Which head; may be left out if there is only one.
-        prepare: Turns a batch of windows (B, 3, h, w) of `image` into normalised ones, on the model's
-            device; left out, the windows go to the model as they are.
-        batch_size: Windows in one pass.
-
-    Yields:
-        First row of the band, and probabilities (K, rows, W), float32, on the model's device.
+        mode: ``original``: in one pass at its size; ``resize``: resized to a square of ``crop`` pixels, and
+            the probabilities back; ``slide_window``: in overlapping windows.
+        crop: side of a window, or of the resized image, in pixels.
+        stride: step between windows in pixels, 1 to ``crop``.
 
     Raises:
-        ValueError: `stride` is out of range, or `image` is uint8 without `prepare`.
+        ValueError: the windows would leave gaps.
     """
-    stride = max(crop * 2 // 3, 1) if stride is None else stride
-    if not 1 <= stride <= crop:
-        raise ValueError(f"stride must be between 1 and the crop of {crop} pixels, got {stride}")
-    tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
-    if prepare is None and not tensor.is_floating_point():
-        raise ValueError(f"image is {tensor.dtype}: give a normalised image, or `prepare` to normalise it")
 
-    device = next(model.parameters()).device
-    height, width = tensor.shape[-2:]
-    tops, lefts = window_starts(height, crop, stride), window_starts(width, crop, stride)
-    column_counts = _coverage(lefts, crop, width).to(device)
-    pending = torch.empty(0)  # sums of probabilities of rows that further windows may reach
-    row_counts = torch.empty(0)
-    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
-        rows = tensor[:, top : top + crop]
-        sums = _window_row(model, rows, lefts, crop, task, prepare, batch_size, device)  # (K, rows, W)
-        counts = torch.ones(rows.shape[1], device=device)
-        overlap = row_counts.numel()
-        if overlap:
-            sums[:, :overlap] += pending
-            counts[:overlap] += row_counts
-        done = next_top - top
-        yield top, sums[:, :done] / (counts[:done, None] * column_counts)
-        pending, row_counts = sums[:, done:], counts[done:]
+    mode: Mode = "original"
+    crop: int = 512
+    stride: int = 384
+
+    def __post_init__(self) -> None:
+        """Refuse windows with gaps between them."""
+        if self.mode == "slide_window" and not 1 <= self.stride <= self.crop:
+            raise ValueError(
+                f"stride must be between 1 and the crop of {self.crop} pixels, got {self.stride}"
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An image whose rows are read when they are needed.
+
+    Attributes:
+        height: rows of the image.
+        width: columns of the image.
+        read: rows [top, bottom) as uint8 (3, bottom - top, width).
+    """
+
+    height: int
+    width: int
+    read: Callable[[int, int], Tensor]
+
+
+def rows_of(image: Tensor) -> Rows:
+    """The rows of an image (3, H, W) in memory."""
+    height, width = image.shape[-2:]
+    return Rows(height, width, lambda top, bottom: image[:, top:bottom])
+
+
+@torch.inference_mode()
+def predict_bands(
+    probabilities: Probabilities,
+    rows: Rows,
+    how: Inference,
+    device: torch.device | str = "cpu",
+    batch_size: int = 4,
+) -> Iterator[tuple[int, Tensor]]:
+    """Compute the class probabilities of an image, from top to bottom.
+
+    Args:
+        probabilities: the network.
+        rows: the image.
+        how: in one pass, or in which windows.
+        device: where ``probabilities`` takes its images.
+        batch_size: windows in one pass.
+
+    Yields:
+        First row of a band, and its probabilities (K, rows, W), float32, on the device of the network. In
+        windows, no more than the rows of one window are held; otherwise the one band is the whole image.
+    """
+    if how.mode == "slide_window":
+        yield from _slide_bands(probabilities, rows, how.crop, how.stride, device, batch_size)
+        return
+    images = _to_device(rows.read(0, rows.height), device)[None]
+    if how.mode == "original":
+        yield 0, probabilities(images)[0]
+        return
+    small = probabilities(resize(to_unit(images), (how.crop, how.crop)))
+    yield 0, resize(small, (rows.height, rows.width))[0]
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Place windows of `crop` pixels along `length` pixels: all inside, no two alike, no gap."""
+    """Place windows of ``crop`` pixels along ``length`` pixels: all inside, no two alike, no gap."""
     last = max(length - crop, 0)
     return [*range(0, last, stride), last]
 
 
-def _coverage(starts: list[int], crop: int, length: int) -> torch.Tensor:
-    counts = torch.zeros(length)
-    for start in starts:
-        counts[start : start + crop] += 1
-    return counts
+def most_probable(band: Tensor, classes: Sequence[int]) -> list[Tensor]:
+    """Train ids uint8 (rows, W) of every task from its probabilities (K, rows, W), one after the other.
+
+    Args:
+        band: probabilities of all tasks (sum of ``classes``, rows, W).
+        classes: number of classes of each task.
+    """
+    return [part.max(0).indices.to(torch.uint8) for part in band.split(list(classes))]
 
 
-def _window_row(
-    model: nn.Module,
-    rows: torch.Tensor,
-    lefts: list[int],
-    crop: int,
-    task: str | None,
-    prepare: Prepare | None,
-    batch_size: int,
-    device: torch.device,
-) -> torch.Tensor:
-    """Sum the probabilities (K, rows, W) of the windows that share their rows."""
-    sums = None
-    for first in range(0, len(lefts), batch_size):
-        batch = lefts[first : first + batch_size]
-        windows = torch.stack([rows[..., left : left + crop] for left in batch]).to(device)
-        logits = model(windows if prepare is None else prepare(windows), task)
-        probabilities = logits.float().softmax(1)
-        if sums is None:
-            sums = probabilities.new_zeros(probabilities.shape[1], *rows.shape[-2:])
-        for left, window in zip(batch, probabilities, strict=True):
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize float maps (B, C, H, W) bilinearly to ``size`` (height, width)."""
+    return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Uint8 [0, 255] to float32 [0, 1]; float images are taken to be there."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def _slide_bands(
+    probabilities: Probabilities, rows: Rows, crop: int, stride: int, device: torch.device | str, batch: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Average the probabilities of overlapping windows with equal weights; each is computed once.
+
+    The last window of a row or column is shifted inside the image; an image smaller than the crop is one
+    window.
+    """
+    tops, lefts = (window_starts(length, crop, stride) for length in (rows.height, rows.width))
+    windows = _in_batches(probabilities, _windows(rows, tops, lefts, crop, device), batch)
+    size = min(crop, rows.height)
+    counts = torch.zeros(1, size, 1)  # windows that cover a row, and a column
+    columns = torch.zeros(rows.width)
+    for left in lefts:
+        columns[left : left + crop] += 1
+    sums = torch.zeros(0)
+    for top, next_top in zip(tops, [*tops[1:], rows.height], strict=True):
+        for left in lefts:
+            window = next(windows)
+            if not len(sums):
+                sums = window.new_zeros(len(window), size, rows.width)
             sums[..., left : left + crop] += window
-    assert sums is not None
-    return sums
+        counts += 1
+        done = next_top - top
+        yield top, sums[:, :done] / (counts[:, :done] * columns).to(sums.device, non_blocking=True)
+        _scroll(sums, done)
+        _scroll(counts, done)
 
 
-def _most_probable(probabilities: torch.Tensor) -> Prediction:
-    confidence, labels = probabilities.max(dim=1)
-    return Prediction(labels.to(torch.uint8), confidence)
+def _scroll(sums: Tensor, done: int) -> None:
+    """Move the rows (C, rows, W) up by ``done``, zeros after them."""
+    kept = sums[:, done:].clone()
+    sums[:, : kept.shape[1]] = kept
+    sums[:, kept.shape[1] :] = 0
+
+
+def _windows(
+    rows: Rows, tops: list[int], lefts: list[int], crop: int, device: torch.device | str
+) -> Iterator[Tensor]:
+    """All windows (3, h, w) on the device, by rows; the pixels go there once for every row of windows."""
+    for top in tops:
+        strip = _to_device(rows.read(top, min(top + crop, rows.height)), device)
+        for left in lefts:
+            yield strip[..., left : left + crop]
+
+
+def _in_batches(probabilities: Probabilities, windows: Iterator[Tensor], batch: int) -> Iterator[Tensor]:
+    """Probabilities (K, h, w) of the windows, which may be of several rows in one batch."""
+    while group := list(islice(windows, batch)):
+        yield from probabilities(torch.stack(group).contiguous(memory_format=torch.channels_last))
+
+
+def _to_device(pixels: Tensor, device: torch.device | str) -> Tensor:
+    """Copy to the device; from page-locked memory, so that a GPU computes meanwhile."""
+    if torch.device(device).type == "cuda" and not pixels.is_cuda:
+        pixels = pixels.pin_memory()
+    return pixels.to(device, non_blocking=True)

@@ -4,36 +4,27 @@ It normalises uint8 images on the device, chooses the arithmetic, and predicts w
 subclass it and add a loss.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor
 
-from s5.models.inference import predict_slide, predict_whole
+from s5.models.inference import Inference, Rows, most_probable, predict_bands, rows_of, to_unit
 from s5.models.precision import autocast
+from s5.models.seg_head import SegHead
 from s5.models.segmentor import Segmentor
+from s5.models.tta import Tta, augmented
 from s5.ops.photometric import normalize
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SegmentationModel", "to_unit"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Inference:
-    """How a whole image is predicted.
-
-    Attributes:
-        mode: ``whole`` image at once, or ``slide`` with overlapping windows.
-        crop: window side in pixels.
-        stride: step between windows in pixels.
-    """
-
-    mode: Literal["whole", "slide"] = "whole"
-    crop: int = 512
-    stride: int = 384
+WINDOWS = 4  # in one pass
 
 
 class SegmentationModel(BaseModel):
@@ -41,46 +32,98 @@ class SegmentationModel(BaseModel):
 
     Args:
         segmentor: the network; images in, logits out.
-        inference: how validation images are predicted.
+        inference: how images of each task are predicted.
         dtype: autocast type of the matrix work (see :func:`s5.models.precision.resolve_precision`);
             None is float32.
+        tta: views that predictions are averaged over; None predicts the image as it is.
     """
 
-    def __init__(self, segmentor: Segmentor, inference: Inference, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        inference: Mapping[str, Inference],
+        dtype: torch.dtype | None = None,
+        tta: Tta | None = None,
+    ) -> None:
         super().__init__(BaseDataPreprocessor(non_blocking=True))
         self.segmentor = segmentor
-        self.inference = inference
+        self.inference = dict(inference)
         self.dtype = dtype
+        self.tta = tta
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.segmentor.backbone.pos_embed.device
 
+    def autocast(self) -> AbstractContextManager:
+        """The arithmetic of the network; around many passes it casts the weights only once."""
+        return autocast(self.device, self.dtype)
+
     def logits(self, images: Tensor, network: Segmentor | None = None) -> Tensor:
         """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]."""
         network = network or self.segmentor
-        with autocast(self.device, self.dtype):
-            return network(normalize(images, IMAGENET_MEAN, IMAGENET_STD)).float()
+        with self.autocast():
+            return network(self._prepare(images)).float()
 
-    def predict(self, image: Tensor) -> Tensor:
-        """Train ids (H, W) uint8 of one uint8 image (3, H, W) of any size."""
-        how = self.inference
-        with autocast(self.device, self.dtype):
-            if how.mode == "whole":
-                return predict_whole(self.segmentor, self._prepare(image[None])).labels[0]
-            return predict_slide(self.segmentor, image, how.crop, how.stride, prepare=self._prepare).labels
+    def probabilities(self, images: Tensor, tasks: Sequence[str]) -> Tensor:
+        """Float32 probabilities (B, sum of K, H, W) of several tasks, from one pass of the encoder.
+
+        Args:
+            images: (B, 3, H, W) on the device, uint8 or in [0, 1].
+            tasks: whose classes follow each other in the result.
+        """
+        with self.autocast():
+            logits = self.segmentor.forward_all(self._prepare(images), tasks)
+        return torch.cat([logits[task].float().softmax(1) for task in tasks], dim=1)
+
+    def predict(self, image: Tensor, task: str) -> Tensor:
+        """Train ids (H, W) uint8, on the device, of one uint8 image (3, H, W) of any size."""
+        return self.predict_tasks(image, [task])[task]
+
+    def predict_tasks(self, image: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Train ids (H, W) uint8, on the device, of one image by task."""
+        parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
+        with self.autocast():
+            for _, bands in self.predict_rows(rows_of(image), tasks):
+                for task, band in bands.items():
+                    parts[task].append(band)
+        return {task: torch.cat(bands) for task, bands in parts.items()}
+
+    def predict_rows(self, rows: Rows, tasks: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Predict an image of which only some rows are in memory at a time.
+
+        Tasks that are predicted alike share the passes of the encoder; those predicted in another way come
+        after them, again from the top.
+
+        Yields:
+            First row of a band, and its train ids (rows, W) uint8, on the device, by task; the bands of a
+            task from top to bottom.
+        """
+        for how, group in self._predicted_alike(tasks).items():
+            network = augmented(partial(self.probabilities, tasks=group), self.tta)
+            classes = [cast(SegHead, self.segmentor.heads[task]).num_classes for task in group]
+            for top, band in predict_bands(network, rows, how, self.device, WINDOWS):
+                yield top, dict(zip(group, most_probable(band, classes), strict=True))
 
     def _prepare(self, images: Tensor) -> Tensor:
         return normalize(images, IMAGENET_MEAN, IMAGENET_STD)
 
-    def forward(self, images: Sequence[Tensor], mode: str = "predict", **batch: Any) -> list[Tensor]:
-        """Predict a list of uint8 images (3, H, W); ``batch`` (labels, names) is for the metric only."""
+    def _predicted_alike(self, tasks: Sequence[str]) -> dict[Inference, list[str]]:
+        groups: dict[Inference, list[str]] = {}
+        for task in tasks:
+            groups.setdefault(self.inference[task], []).append(task)
+        return groups
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        mode: str = "predict",
+        *,
+        tasks: Sequence[str],
+        **batch: Any,
+    ) -> list[Tensor]:
+        """Predict uint8 images (3, H, W), each for its task; ``batch`` (labels, names) is for the metric."""
         if mode != "predict":
             raise ValueError(f"{type(self).__name__} has no mode {mode!r}")
-        return [self.predict(image) for image in images]
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Uint8 [0, 255] to float32 [0, 1]."""
-    return images.float() / 255
+        return [self.predict(image, task) for image, task in zip(images, tasks, strict=True)]

@@ -75,6 +75,31 @@ class Segmentor(nn.Module):
             if count
         }
 
+    def forward_all(
+        self, images: torch.Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Segment the same images for several tasks.
+
+        A dense backbone computes its feature maps once for all heads; one with experts goes through once with
+        the images repeated for every task.
+
+        Args:
+            images: (B, 3, H, W), normalised, any size.
+            tasks: Names of the tasks; all if left out.
+
+        Returns:
+            Logits (B, K, H, W), float32, by task.
+
+        Raises:
+            ValueError: Unknown task.
+        """
+        wanted = {self._resolve_task(task) for task in (self.tasks if tasks is None else tasks)}
+        if self.backbone.experts:
+            counts = [len(images) if task in wanted else 0 for task in self.tasks]
+            return self.forward_tasks(torch.cat([images] * len(wanted)), counts)
+        features = self.encode(images)
+        return {task: self.decode(features, task, images.shape[-2:]) for task in self.tasks if task in wanted}
+
     def encode(self, images: torch.Tensor, counts: Sequence[int] | None = None) -> tuple[torch.Tensor, ...]:
         """Pad the images to whole patches and compute the backbone's feature maps."""
         height, width = images.shape[-2:]

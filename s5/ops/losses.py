@@ -1,4 +1,4 @@
-"""Losses of S4P: float32 under any autocast, no device synchronisation, never NaN for lack of pixels."""
+"""Segmentation losses: float32 under any autocast, no device sync, never NaN for lack of pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -46,3 +46,40 @@ def pseudo_label_loss(
     target = torch.where(valid & (conf >= conf_thresh), pseudo.long(), ignored)
     total = F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="sum")
     return total / valid.sum().clamp(min=1)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, ignore_index: int = 255) -> Tensor:
+    """Mean focal loss over the labeled pixels (Lin et al., ICCV 2017, Eq. 4, without class weights).
+
+    Args and returns as :func:`pixel_cross_entropy`; ``gamma`` 0 is the cross-entropy.
+    """
+    target = target.long()
+    nll = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="none")
+    total = ((1 - torch.exp(-nll)) ** gamma * nll).sum()  # ignored pixels: nll 0
+    return total / (target != ignore_index).sum().clamp(min=1)
+
+
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, ignore_index: int = 255) -> Tensor:
+    """One minus the mean soft Dice coefficient of the classes that occur (Milletari et al., 3DV 2016).
+
+    Numerator and denominator of a class are summed over all labeled pixels of the batch.
+
+    Args:
+        logits: (B, K, H, W), any floating dtype.
+        target: (B, H, W) integer train ids; ``ignore_index`` marks pixels that do not count.
+        smooth: added to both parts of the fraction.
+        ignore_index: Train id of ignored pixels.
+
+    Returns:
+        Scalar float32 in [0, 1]; 0, still attached to the graph, when every pixel is ignored.
+    """
+    target = target.long()
+    counted = (target != ignore_index).unsqueeze(1)
+    probabilities = logits.float().softmax(1) * counted
+    truth = torch.zeros_like(probabilities).scatter_(1, torch.where(counted, target.unsqueeze(1), 0), 1.0)
+    truth = truth * counted
+    both = (probabilities * truth).sum((0, 2, 3))
+    sizes = (probabilities**2 + truth).sum((0, 2, 3))
+    occurs = truth.sum((0, 2, 3)) > 0
+    losses = (1 - (2 * both + smooth) / (sizes + smooth)) * occurs
+    return losses.sum() / occurs.sum().clamp(min=1)

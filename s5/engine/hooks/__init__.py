@@ -8,7 +8,9 @@ from s5.engine.hooks.pseudo_labels import PseudoLabelHook
 from s5.engine.hooks.safety import NonFiniteLossError, SafetyHook
 from s5.engine.hooks.shared_buffers import SharedBuffersHook
 from s5.engine.hooks.summary import SummaryHook
+from s5.engine.hooks.task_starts import TaskStartHook
 from s5.engine.hooks.throughput import ThroughputHook
+from s5.engine.hooks.views import ViewsHook
 
 __all__ = [
     "CheckpointHook",
@@ -20,5 +22,7 @@ __all__ = [
     "SafetyHook",
     "SharedBuffersHook",
     "SummaryHook",
+    "TaskStartHook",
     "ThroughputHook",
+    "ViewsHook",
 ]

@@ -1,6 +1,8 @@
 """Saves resumable checkpoints and plain weights, each written whole or not at all."""
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,7 +10,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from s5.engine.checkpoint import save_atomic
-from s5.engine.checkpoint_files import RESUMABLE, backbone_file, best_file, resumable_checkpoints, whole_file
+from s5.engine.checkpoint_files import RESUMABLE, WeightFiles, resumable_checkpoints
 from s5.engine.runner import S5Runner, unwrap
 from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import Segmentor
@@ -24,21 +26,27 @@ class CheckpointHook(Hook):
     Args:
         interval: iterations between resumable checkpoints.
         keep: how many resumable checkpoints stay.
-        backbone: name of the backbone, prefix of the weight files.
+        files: names of the weight files.
         meta: what the weight files say of themselves (backbone, classes ...).
-        metric: validation score by which the best weights are chosen, larger is better.
+        best: validation scores (larger is better) of whose mean the best weights are kept, by the ending of
+            their file: ``best`` or ``best_<task>``.
     """
 
     priority = "VERY_LOW"
 
     def __init__(
-        self, interval: int, keep: int, backbone: str, meta: dict[str, Any], metric: str = "mIoU"
+        self,
+        interval: int,
+        keep: int,
+        files: WeightFiles,
+        meta: dict[str, Any],
+        best: Mapping[str, Sequence[str]],
     ) -> None:
         self.interval = interval
         self.keep = keep
-        self.backbone = backbone
+        self.files = files
         self.meta = meta
-        self.metric = metric
+        self.best = best
 
     def after_train_iter(
         self, runner: S5Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -49,15 +57,23 @@ class CheckpointHook(Hook):
             self.save(runner, done)
 
     def after_val_epoch(self, runner: S5Runner, metrics: dict[str, float] | None = None) -> None:
-        """Keep the weights of the best validation."""
-        score = (metrics or {})[self.metric]
-        best = runner.message_hub.get_info("best_score", None)
-        if best is None or score > best:
-            runner.message_hub.update_info("best_score", score)
-            if runner.rank == 0:
-                path = best_file(Path(runner.work_dir), self.backbone)
-                save_atomic(self._weights(segmentor_of(runner), runner.iter, score), path)
-                logger.info("best %s so far: %.2f, saved to %s", self.metric, score, path)
+        """Keep the weights of the best validations."""
+        for which, names in self.best.items():
+            scores = {name: (metrics or {}).get(name, math.nan) for name in names}
+            known = {name: score for name, score in scores.items() if not math.isnan(score)}
+            if not known:
+                continue
+            # A mean over more tasks is not comparable with an earlier one over fewer, and goes before it.
+            rank = [len(known), sum(known.values()) / len(known)]
+            if rank > runner.message_hub.get_info(f"rank_{which}", [0, 0.0]):
+                runner.message_hub.update_info(f"rank_{which}", rank)
+                self._save_best(runner, which, known, rank[1])
+
+    def _save_best(self, runner: S5Runner, which: str, scores: dict[str, float], mean: float) -> None:
+        if runner.rank == 0:
+            path = Path(runner.work_dir) / self.files.best(which)
+            save_atomic(self._weights(segmentor_of(runner), runner.iter, scores), path)
+            logger.info("best %s so far: %.2f, saved to %s", ", ".join(scores), mean, path)
 
     def save(self, runner: S5Runner, done: int) -> None:
         """Write the weights, then the resumable checkpoint of iteration ``done``, then remove the oldest.
@@ -69,18 +85,19 @@ class CheckpointHook(Hook):
             return
         work_dir = Path(runner.work_dir)
         segmentor = segmentor_of(runner)
-        save_atomic(self._weights(segmentor, done), whole_file(work_dir, self.backbone))
-        save_atomic(self._weights(segmentor.backbone, done), backbone_file(work_dir, self.backbone))
+        save_atomic(self._weights(segmentor, done), work_dir / self.files.whole)
+        if self.files.backbone is not None:
+            save_atomic(self._weights(segmentor.backbone, done), work_dir / self.files.backbone)
         path = work_dir / RESUMABLE.format(done)
         save_atomic(state, path)
         logger.info("saved %s", path)
         for old in resumable_checkpoints(work_dir)[: -self.keep]:
             old.unlink()
 
-    def _weights(self, module: nn.Module, iteration: int, score: float | None = None) -> dict[str, Any]:
-        meta = {**self.meta, "iteration": iteration}
-        if score is not None:
-            meta[self.metric] = score
+    def _weights(
+        self, module: nn.Module, iteration: int, scores: dict[str, float] | None = None
+    ) -> dict[str, Any]:
+        meta = {**self.meta, "iteration": iteration, **(scores or {})}
         return {"state_dict": {k: v.cpu() for k, v in module.state_dict().items()}, "meta": meta}
 
 

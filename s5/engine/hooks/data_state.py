@@ -20,13 +20,13 @@ class DataStateHook(Hook):
 
     Args:
         sampler: the sampler of the training data.
-        unlabeled: number of unlabeled images.
+        unlabeled: number of unlabeled images; unreadable labeled ones are an error of the loader.
         max_unreadable: share of them that may be unreadable before training stops.
     """
 
     priority = "HIGH"
 
-    def __init__(self, sampler: MultiSourceSampler, unlabeled: int, max_unreadable: float) -> None:
+    def __init__(self, sampler: MultiSourceSampler, unlabeled: int = 0, max_unreadable: float = 0.0) -> None:
         self.sampler = sampler
         self.unlabeled = unlabeled
         self.max_unreadable = max_unreadable

@@ -1,7 +1,7 @@
-"""Pictures of what the network sees and says, at every validation."""
+"""Pictures of what the network says of validation images, at every validation."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -11,78 +11,60 @@ from mmengine.runner import Runner
 
 from s5.data.image_io import write_image
 from s5.data.labels import LabelTable
-from s5.engine.runner import unwrap
-from s5.models.fixmatch import FixMatch
 
 CELL = 320  # largest side of one picture of a sheet, pixels
 GAP = 4
 
 
 class PicturesHook(Hook):
-    """Writes contact sheets to ``work_dir/pictures`` and TensorBoard.
+    """Writes image, ground truth and prediction of the first validation images of every task.
 
-    ``unlabeled_<iter>.jpg``: weak view, strong view, confident pseudo-label, prediction on the strong view.
-    ``val_<iter>.jpg``: image, ground truth, prediction of the first validation images.
+    To ``work_dir/pictures/val_<iter>.jpg``, with several tasks ``val_<task>_<iter>.jpg``, and to TensorBoard.
 
     Args:
-        table: classes and colours.
+        tables: classes and colours of each task.
         count: rows of a sheet.
     """
 
     priority = "LOW"
 
-    def __init__(self, table: LabelTable, count: int = 4) -> None:
-        self.table = table
+    def __init__(self, tables: Mapping[str, LabelTable], count: int = 4) -> None:
+        self.tables = tables
         self.count = count
-        self._batch: dict[str, Any] | None = None
-        self._rows: list[list[np.ndarray]] = []
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
-    ) -> None:
-        """Remember the newest batch; it is drawn at the next validation."""
-        self._batch = data_batch
-
-    def before_val(self, runner: Runner) -> None:
-        """Draw the views of the newest training batch."""
-        if runner.rank != 0 or self._batch is None or "views" not in self._batch:
-            return
-        model = cast(FixMatch, unwrap(runner.model))
-        views = {name: value.cpu() for name, value in model.preview(self._batch, self.count).items()}
-        rows = [
-            [_rgb(weak), _rgb(strong), self._color(pseudo), self._color(prediction)]
-            for weak, strong, pseudo, prediction in zip(
-                views["weak"], views["strong"], views["pseudo"], views["prediction"], strict=True
-            )
-        ]
-        self._write(runner, "unlabeled", rows)
+        self._rows: dict[str, list[list[np.ndarray]]] = {task: [] for task in tables}
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: list | None = None
     ) -> None:
-        """Collect the first validation images."""
+        """Collect the first images."""
         if runner.rank != 0 or data_batch is None:
             return
-        for image, label, prediction in zip(
-            data_batch["images"], data_batch["labels"], outputs or [], strict=True
+        for task, image, label, prediction in zip(
+            data_batch["tasks"], data_batch["images"], data_batch["labels"], outputs or [], strict=True
         ):
-            if len(self._rows) < self.count:
+            if len(self._rows[task]) < self.count:
                 photo = image.permute(1, 2, 0).contiguous().numpy()
-                self._rows.append([photo, self._color(label), self._color(prediction.cpu())])
+                table = self.tables[task]
+                self._rows[task].append([photo, colored(label, table), colored(prediction.cpu(), table)])
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the sheet of validation images."""
-        if self._rows:
-            self._write(runner, "val", self._rows)
-            self._rows = []
+        """Write the sheets."""
+        for task, rows in self._rows.items():
+            if rows:
+                write_sheet(runner, "val" if len(self.tables) == 1 else f"val_{task}", rows)
+                self._rows[task] = []
 
-    def _color(self, train_ids: torch.Tensor) -> np.ndarray:
-        return self.table.colorize(train_ids.numpy().astype(np.uint8))
 
-    def _write(self, runner: Runner, name: str, rows: list[list[np.ndarray]]) -> None:
-        sheet = contact_sheet(rows)
-        write_image(Path(runner.work_dir) / "pictures" / f"{name}_{runner.iter:06d}.jpg", sheet)
-        runner.visualizer.add_image(name, sheet, step=runner.iter)
+def colored(train_ids: torch.Tensor, table: LabelTable) -> np.ndarray:
+    """Train ids (H, W) in the colours of their table."""
+    return table.colorize(train_ids.numpy().astype(np.uint8))
+
+
+def write_sheet(runner: Runner, name: str, rows: list[list[np.ndarray]]) -> None:
+    """Write a contact sheet to the work folder and TensorBoard."""
+    sheet = contact_sheet(rows)
+    write_image(Path(runner.work_dir) / "pictures" / f"{name}_{runner.iter:06d}.jpg", sheet)
+    runner.visualizer.add_image(name, sheet, step=runner.iter)
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
@@ -102,7 +84,3 @@ def _fit(picture: np.ndarray) -> np.ndarray:
     if factor >= 1:
         return picture
     return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-
-
-def _rgb(image: torch.Tensor) -> np.ndarray:
-    return (image.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()

@@ -14,15 +14,15 @@ class ThroughputHook(Hook):
     Memory is the allocator's peak on a GPU and the process's peak resident size on a CPU.
 
     Args:
-        batch_size: images per step over all processes.
+        world_size: number of processes.
         window: iterations to average over.
         device: device of the model.
     """
 
     priority = "NORMAL"  # with IterTimerHook, which was registered first, and before LoggerHook
 
-    def __init__(self, batch_size: int, window: int, device: torch.device) -> None:
-        self.batch_size = batch_size
+    def __init__(self, world_size: int, window: int, device: torch.device) -> None:
+        self.world_size = world_size
         self.device = device
         self._peak = 0  # mmengine resets the allocator's at every log line
         self.window = window
@@ -38,7 +38,7 @@ class ThroughputHook(Hook):
         hub = runner.message_hub
         step = hub.get_scalar("train/time").mean(self.window)
         wait = hub.get_scalar("train/data_time").mean(self.window)
-        hub.update_scalar("train/images_per_s", self.batch_size / step)
+        hub.update_scalar("train/images_per_s", len((data_batch or {})["names"]) * self.world_size / step)
         hub.update_scalar("train/data_wait", wait / step)
         self._peak = max(self._peak, peak_memory(self.device))
         hub.update_scalar("train/peak_memory_gib", self._peak / 2**30)

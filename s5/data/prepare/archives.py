@@ -1,0 +1,193 @@
+"""Zip archives read as if they were folders, also archives inside archives.
+
+A file in an archive is named by a path that goes through it, such as
+``/data/Potsdam.zip/2_Ortho_RGB.zip/2_Ortho_RGB/top_potsdam_2_10_RGB.tif``. Nothing is unpacked as a whole:
+each file is copied out for the moment it is needed. An archive inside another cannot be read in place; it is
+copied out while files of it are needed, and its table of contents is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from s5.data.errors import ImageError
+from s5.data.folders import find_files
+from s5.data.image_io import write_bytes
+from s5.data.prepare.journal import PrepareError
+
+logger = logging.getLogger(__name__)
+
+_ERRORS = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_AGAIN = "Download it again; unpacking it by hand and giving the folder works as well"
+
+
+@dataclass(frozen=True)
+class Archives:
+    """The archives of one data set.
+
+    Attributes:
+        store: folder for what has to be copied out; everything in it but the tables of contents is temporary.
+        inner: regular expression of the names, in lower case, of the inner archives that matter.
+    """
+
+    store: Path
+    inner: str = ".*"
+
+    def files(self, src: Path) -> list[Path]:
+        """All files below ``src``, a folder or an archive, those in archives included; hidden ones not.
+
+        Raises:
+            PrepareError: an archive is damaged.
+        """
+        found = [src] if src.is_file() else find_files(src, leave_out=self.store)
+        return [path for file in found for path in (file, *self._inside(file))]
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file, in an archive or not; 0 if there is none."""
+        if path.is_file():
+            return path.stat().st_size
+        place = self._locate(path)
+        return self._contents(place[0]).get(place[1], ("", 0))[1] if place else 0
+
+    @contextmanager
+    def local(self, path: Path) -> Iterator[Path]:
+        """The file itself, or a temporary copy of the one in an archive.
+
+        Raises:
+            ImageError: there is no such file, or its archive is damaged.
+        """
+        place = None if path.exists() else self._locate(path)
+        if place is None:
+            yield path
+            return
+        archive, member = place
+        name, _ = self._contents(archive).get(member, ("", 0))
+        if not name:
+            raise ImageError(path, "file not found in the archive")
+        self.store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.store, prefix="copy-") as folder:
+            copy = Path(folder, path.name)
+            try:
+                with _open(self._real(archive)).open(name) as packed, copy.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+            except _ERRORS as error:
+                raise ImageError(path, f"damaged archive ({error})", _AGAIN) from error
+            yield copy
+
+    def provide(self, paths: Iterable[Path]) -> None:
+        """Copy out the inner archives that these files lie in, so that worker processes find them."""
+        for archive in sorted({place[0] for path in paths if (place := self._locate(path))}):
+            self._real(archive)
+
+    def clear(self) -> None:
+        """Remove what was copied out."""
+        for path in self.store.glob("*") if self.store.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != ".json":
+                path.unlink()
+
+    def _inside(self, archive: Path) -> Iterator[Path]:
+        """The files in an archive, and in archives in it."""
+        if archive.suffix.lower() != ".zip":
+            return
+        for member in self._contents(archive):
+            path = archive / member
+            if path.suffix.lower() != ".zip":
+                yield path
+            elif re.fullmatch(self.inner, path.name.lower()):
+                yield from self._inside(path)
+
+    def _locate(self, path: Path) -> tuple[Path, str] | None:
+        """Innermost archive on the way to a file, and the file's place in it; None where there is none."""
+        for parent in path.parents:
+            if parent.suffix.lower() == ".zip" and not parent.is_dir():
+                return (parent, path.relative_to(parent).as_posix()) if self._is_archive(parent) else None
+        return None
+
+    def _is_archive(self, path: Path) -> bool:
+        place = None if path.is_file() else self._locate(path)
+        return path.is_file() or (place is not None and place[1] in self._contents(place[0]))
+
+    def _contents(self, archive: Path) -> Mapping[str, tuple[str, int]]:
+        """Place in the archive -> name as written there, and size in bytes."""
+        if archive.is_file():
+            state = archive.stat()
+            return _table_of_contents(archive, state.st_mtime_ns, state.st_size)
+        return _remembered(self._copy(archive).with_suffix(".json")) or self._copied_contents(archive)
+
+    def _copied_contents(self, archive: Path) -> Mapping[str, tuple[str, int]]:
+        copy = self._real(archive)
+        contents = self._contents(copy)
+        write_bytes(copy.with_suffix(".json"), json.dumps(contents).encode())
+        return contents
+
+    def _real(self, archive: Path) -> Path:
+        """The archive as a file on disk; an inner one is copied out."""
+        if archive.is_file():
+            return archive
+        copy = self._copy(archive)
+        if not copy.is_file():
+            logger.info("copying %s out of its archive (%.1f GB)", archive, self.size(archive) / 1e9)
+            with self.local(archive) as temporary:
+                temporary.replace(copy)
+        return copy
+
+    def _copy(self, archive: Path) -> Path:
+        """Where an inner archive is copied to: a name that changes with the outer one."""
+        outer = next(parent for parent in archive.parents if parent.is_file())
+        state = outer.stat()
+        key = f"{archive}/{state.st_mtime_ns}/{state.st_size}".encode(errors="surrogateescape")
+        return self.store / f"{archive.stem}-{hashlib.blake2b(key, digest_size=6).hexdigest()}.zip"
+
+
+def _open(archive: Path) -> zipfile.ZipFile:
+    """An open archive, kept for the next file; each process has its own, as they share a file's position."""
+    state = archive.stat()
+    return _opened(archive, state.st_mtime_ns, state.st_size, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _opened(archive: Path, changed: int, size: int, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+@lru_cache(maxsize=64)
+def _table_of_contents(archive: Path, changed: int, size: int) -> Mapping[str, tuple[str, int]]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if not member.is_dir()]
+    except _ERRORS as error:
+        raise PrepareError(f"{archive}: damaged or incomplete archive ({error}). {_AGAIN}") from error
+    # Some were packed on Windows, with its separators, or on a Mac, with hidden side files.
+    places = {member.filename.replace("\\", "/"): member for member in members}
+    return {
+        place: (member.filename, member.file_size)
+        for place, member in places.items()
+        if not any(part.startswith((".", "__MACOSX")) for part in place.split("/"))
+    }
+
+
+def _remembered(path: Path) -> Mapping[str, tuple[str, int]] | None:
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return _read_remembered(path, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_remembered(path: Path, changed: int) -> Mapping[str, tuple[str, int]]:
+    return {place: (name, size) for place, (name, size) in json.loads(path.read_bytes()).items()}

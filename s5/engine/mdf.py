@@ -1,0 +1,246 @@
+"""The pieces of a multi-dataset run, built from its configuration. The entry scripts put them together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
+
+from s5.data.build import TrainingData, resolve_split, tasks_loader, validation_loader
+from s5.data.datasets import LabeledImages, ValidationImages, WeakAugmentation
+from s5.data.labels import LabelTable, get_table
+from s5.data.pairs import hold_out, pair_folders
+from s5.data.splits import Split
+from s5.engine.checkpoint_files import mdf_files
+from s5.engine.config import ConfigError
+from s5.engine.hooks import CheckpointHook, DataStateHook, SafetyHook, TaskStartHook
+from s5.engine.launch import Launch
+from s5.engine.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
+from s5.engine.metrics import SegmentationMetric
+from s5.engine.network import build_network, training_dtype
+from s5.engine.training import Steps, check_splits, common_hooks, placement
+from s5.models.mdf import MultiDataset
+from s5.models.variants import VARIANTS, get_variant
+
+MOE = "_moe"
+BACKBONES = (*VARIANTS, *(f"{name}{MOE}" for name in VARIANTS))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set of a run.
+
+    Attributes:
+        name: its key in the configuration.
+        cfg: its section.
+        table: its classes.
+        train: training images.
+        val: validation images.
+    """
+
+    name: str
+    cfg: TaskConfig
+    table: LabelTable
+    train: Split
+    val: Split
+
+
+def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
+    """The configuration with the named tasks alone, in the order of the file; all without names.
+
+    Raises:
+        ConfigError: a name that the configuration lacks.
+    """
+    if not names:
+        return cfg
+    unknown = [name for name in names if name not in cfg.tasks]
+    if unknown:
+        raise ConfigError(
+            f"--tasks {unknown[0]}: the configuration has no such task; it has {', '.join(cfg.tasks)}"
+        )
+    kept = {name: task.model_dump() for name, task in cfg.tasks.items() if name in names}
+    return MDFConfig.model_validate({**cfg.model_dump(), "tasks": kept})
+
+
+def build_tables(cfg: MDFConfig) -> dict[str, LabelTable]:
+    """The classes of each task.
+
+    Raises:
+        LabelError: an unknown table, or one that contradicts itself.
+    """
+    return {name: get_table(task.labels, default_name=name) for name, task in cfg.tasks.items()}
+
+
+def build_tasks(cfg: MDFConfig) -> list[Task]:
+    """Find the images of every task.
+
+    Raises:
+        DataError: a split file or folder is missing, empty, or has images without masks.
+    """
+    tables = build_tables(cfg)
+    tasks = []
+    for name, task in cfg.tasks.items():
+        train = _images(cfg.data_root, task.train)
+        if isinstance(task.val, HoldOutConfig):
+            train, val = hold_out(train, task.val.hold_out)
+        else:
+            val = _images(cfg.data_root, task.val)
+        tasks.append(Task(name, task, tables[name], train, val))
+    return tasks
+
+
+def check_data(cfg: MDFConfig, tasks: Sequence[Task], work_dir: Path, launch: Launch) -> None:
+    """Refuse splits with errors, unless the configuration says not to look.
+
+    Raises:
+        DataError: naming the first problems.
+    """
+    if cfg.check:
+        splits = [
+            (f"{task.name} {part}", split, task.table)
+            for task in tasks
+            for part, split in (("training", task.train), ("validation", task.val))
+        ]
+        check_splits(splits, work_dir, cfg.workers, launch)
+
+
+def expert_channels(cfg: MDFConfig, backbone: str) -> int:
+    """Channels of the experts: 0 for a dense backbone (``vit_b``), else (``vit_b_moe``) the configuration's.
+
+    Raises:
+        ConfigError: as many as the backbone is wide, or more.
+    """
+    if not backbone.endswith(MOE):
+        return 0
+    width = get_variant(backbone.removesuffix(MOE)).width
+    if cfg.model.expert_channels >= width:
+        raise ConfigError(
+            f"model.expert_channels {cfg.model.expert_channels}: {backbone} has {width} channels, of which "
+            f"some must stay shared; set for example model.expert_channels={width // 4}"
+        )
+    return cfg.model.expert_channels
+
+
+def build_model(
+    cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable], device: torch.device
+) -> MultiDataset:
+    """The network with a head, and under ``<backbone>_moe`` an expert, for every task.
+
+    Raises:
+        ConfigError: fp16 was asked for and the device is a CPU, or the experts are too wide.
+    """
+    classes = {name: table.num_classes for name, table in tables.items()}
+    experts = expert_channels(cfg, backbone)
+    return MultiDataset(
+        build_network(backbone.removesuffix(MOE), classes, cfg.crop, cfg.model, experts),
+        {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
+        {name: task.loss.loss() for name, task in cfg.tasks.items()},
+        training_dtype(cfg.precision, device),
+    )
+
+
+def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -> TrainingData:
+    """The training images of all tasks in one batch.
+
+    Raises:
+        ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+        DataError: fewer images than one global step takes.
+    """
+    synchronised = cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
+    for task in tasks:
+        if task.cfg.batch_size < 2 and not synchronised:
+            raise ConfigError(
+                f"tasks.{task.name}.batch_size = 1: batch norm in the task's decoder needs at least two "
+                f"images in a step"
+            )
+    sources = [
+        LabeledImages(
+            task.train,
+            task.table,
+            WeakAugmentation(cfg.crop, task.cfg.scale, task.cfg.flip, task.cfg.rotate),
+            task.name,
+        )
+        for task in tasks
+    ]
+    return tasks_loader(
+        sources,
+        [task.cfg.batch_size for task in tasks],
+        [task.cfg.start_epoch for task in tasks],
+        cfg.seed,
+        placement(launch, cfg.workers),
+        cfg.schedule.steps_per_epoch,
+    )
+
+
+def build_val_loader(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -> DataLoader:
+    """The validation images of this process, of all tasks."""
+    images = [ValidationImages(task.val, task.table, task.name) for task in tasks]
+    return validation_loader(images, placement(launch, cfg.workers))
+
+
+def build_metrics(tables: dict[str, LabelTable]) -> list[SegmentationMetric]:
+    """Scores of every task, named ``<task>/mIoU`` ..."""
+    return [SegmentationMetric(table, name, prefix=name) for name, table in tables.items()]
+
+
+def build_steps(cfg: MDFConfig, data: TrainingData) -> Steps:
+    """Length and intervals of the run in steps."""
+    epoch = cfg.schedule.steps_per_epoch or data.sampler.epoch_steps
+    schedule = cfg.schedule
+    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval)
+
+
+def build_hooks(
+    cfg: MDFConfig,
+    backbone: str,
+    tables: dict[str, LabelTable],
+    data: TrainingData,
+    val_loader: DataLoader,
+    launch: Launch,
+) -> tuple[SafetyHook, list[Hook]]:
+    """All hooks of the run; the first is the one that says whether a signal stopped it."""
+    steps = build_steps(cfg, data)
+    checkpoints = CheckpointHook(
+        cfg.schedule.checkpoint_interval * steps.total // cfg.schedule.epochs,
+        cfg.schedule.keep_checkpoints,
+        mdf_files(backbone),
+        weights_meta(cfg, backbone, tables),
+        best_scores(cfg),
+    )
+    safety, hooks = common_hooks(steps, tables, checkpoints, launch)
+    starts = dict(zip(tables, data.sampler.starts, strict=True))
+    hooks += [DataStateHook(data.sampler), TaskStartHook(starts, val_loader.sampler)]  # type: ignore[arg-type]
+    return safety, hooks
+
+
+def best_scores(cfg: MDFConfig) -> dict[str, list[str]]:
+    """By which scores the best weights are chosen: on average, and of each of several tasks."""
+    scores = {name: f"{name}/{task.evaluation.metric}" for name, task in cfg.tasks.items()}
+    if len(scores) == 1:
+        return {"best": [*scores.values()]}
+    return {"best": [*scores.values()], **{f"best_{name}": [score] for name, score in scores.items()}}
+
+
+def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -> dict[str, Any]:
+    """What a weights file says of itself; enough to predict with it."""
+    return {
+        "backbone": backbone,
+        "decoder_channels": cfg.model.decoder_channels,
+        "expert_channels": expert_channels(cfg, backbone),
+        "img_size": cfg.crop,
+        "tasks": {name: list(table.classes) for name, table in tables.items()},
+        "labels": {name: table.as_mapping() for name, table in tables.items()},
+        "inference": {
+            name: task.evaluation.model_dump(mode="json", exclude={"metric"})
+            for name, task in cfg.tasks.items()
+        },
+    }
+
+
+def _images(root: Path, where: Path | FoldersConfig) -> Split:
+    if isinstance(where, FoldersConfig):
+        return pair_folders(root / where.images, root / where.masks, root)
+    return resolve_split(root, where)

@@ -1,0 +1,154 @@
+"""The configuration of multi-dataset fine-tuning, ``Semantic_Segmentation/configs/rsseg.yaml``."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from torch import nn
+
+from s5.engine.config import Section
+from s5.engine.sections import (
+    Crop,
+    InferenceConfig,
+    ModelConfig,
+    OptimConfig,
+    Positive,
+    RunConfig,
+    ScaleRange,
+    Share,
+)
+from s5.models.mdf import TaskLoss
+
+TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+class FoldersConfig(Section):
+    """A folder of images and one of masks of the same names."""
+
+    images: Path
+    masks: Path
+
+
+class HoldOutConfig(Section):
+    """A share of the training images kept back for validation."""
+
+    hold_out: Annotated[Share, Field(gt=0, lt=1)]
+
+
+def _kind(value: object) -> str:
+    """How images are given, so that an error is about that kind alone."""
+    if isinstance(value, HoldOutConfig) or (isinstance(value, dict) and "hold_out" in value):
+        return "hold_out"
+    return "folders" if isinstance(value, dict | FoldersConfig) else "file"
+
+
+SplitFile = Annotated[Path, Tag("file")]
+Folders = Annotated[FoldersConfig, Tag("folders")]
+HoldOut = Annotated[HoldOutConfig, Tag("hold_out")]
+
+
+class EvaluationConfig(InferenceConfig):
+    """How the validation images of a task are predicted, and by which score its best weights are chosen."""
+
+    metric: Literal["mIoU", "mF1", "mIoU_no_background", "mF1_no_background"] = "mIoU"
+
+
+class LossConfig(Section):
+    """What a task adds to the loss."""
+
+    kind: Literal["ce", "ce_dice", "focal"] = "ce"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    def loss(self) -> TaskLoss:
+        """The same for the model."""
+        return TaskLoss(self.kind, self.weight)
+
+
+class TaskConfig(ScaleRange):
+    """One data set; paths are relative to ``data_root`` unless absolute."""
+
+    labels: str | dict[str, Any]
+    train: Annotated[SplitFile | Folders, Discriminator(_kind)]
+    val: Annotated[SplitFile | Folders | HoldOut, Discriminator(_kind)]
+    batch_size: Positive = 12
+    loss: LossConfig = LossConfig()
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_validation(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        if isinstance(values, dict) and "val" not in values:
+            raise ValueError(
+                "no validation images. The best weights are chosen on them: set val to a split file, to "
+                "{images: FOLDER, masks: FOLDER}, or to {hold_out: 0.1} to keep back a tenth of train"
+            )
+        return values
+
+
+class MDFModelConfig(ModelConfig):
+    """The network; a backbone named ``vit_b_moe`` has experts, ``vit_b`` is dense."""
+
+    expert_channels: Positive = 256
+
+
+class MDFOptimConfig(OptimConfig):
+    """AdamW with the published values of fine-tuning."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class MDFScheduleConfig(Section):
+    """Length and intervals in epochs. An epoch draws every image of the largest data set once."""
+
+    epochs: Positive = 100
+    steps_per_epoch: Positive | None = None
+    val_interval: Positive = 5
+    checkpoint_interval: Positive = 1
+    keep_checkpoints: Positive = 2
+    log_interval: Positive = 50  # steps
+
+
+class MDFConfig(RunConfig):
+    """Everything one fine-tuning run depends on."""
+
+    data_root: Path
+    tasks: dict[str, TaskConfig]
+    crop: Crop = 512
+    workers: Annotated[int, Field(ge=0)] = 8
+    check: bool = True
+    model: MDFModelConfig = MDFModelConfig()
+    optim: MDFOptimConfig = MDFOptimConfig()
+    schedule: MDFScheduleConfig = MDFScheduleConfig()
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_usable(cls, tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
+        if not tasks:
+            raise ValueError("at least one data set is needed")
+        taken = dir(nn.ModuleDict())
+        for name in tasks:
+            if not TASK_NAME.fullmatch(name) or name in taken:
+                raise ValueError(
+                    f"{name!r} cannot name a task: a letter, then letters, digits, _ and -, and no name of "
+                    f"an attribute of torch's modules such as 'keys' or 'type'"
+                )
+        twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
+        if twice:
+            raise ValueError(f"data sets of the same name: {', '.join(twice)}")
+        return tasks
+
+    @model_validator(mode="after")
+    def _one_task_trains(self) -> "MDFConfig":
+        late = {name: task.start_epoch for name, task in self.tasks.items() if task.start_epoch}
+        never = [name for name, epoch in late.items() if epoch >= self.schedule.epochs]
+        if never:
+            raise ValueError(
+                f"tasks.{never[0]}.start_epoch {late[never[0]]}: training ends after "
+                f"schedule.epochs {self.schedule.epochs}"
+            )
+        if len(late) == len(self.tasks):
+            raise ValueError(f"no task starts at epoch 0: start_epoch is {late}; lower one of them to 0")
+        return self

@@ -1,0 +1,47 @@
+"""What building the networks of all trees has in common."""
+
+import torch
+
+from s5.engine.config import ConfigError
+from s5.engine.sections import ModelConfig
+from s5.models.precision import resolve_precision
+from s5.models.segmentor import Segmentor, build_segmentor
+
+
+def training_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type of a training run, None = float32.
+
+    Raises:
+        ConfigError: fp16 was asked for and the device is a CPU.
+    """
+    dtype = resolve_precision(precision, device)
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
+    return dtype
+
+
+def build_network(
+    backbone: str, tasks: dict[str, int], crop: int, cfg: ModelConfig, expert_channels: int = 0
+) -> Segmentor:
+    """The segmentor of a configuration.
+
+    Args:
+        backbone: name of the variant.
+        tasks: number of classes by task.
+        crop: side of the training crops in pixels, for the position table.
+        cfg: the configuration's ``model``.
+        expert_channels: 0 for a dense backbone.
+    """
+    segmentor = build_segmentor(
+        backbone,
+        tasks,
+        img_size=crop,
+        channels=cfg.decoder_channels,
+        drop_path=cfg.drop_path,
+        expert_channels=expert_channels,
+        activation_checkpointing=cfg.activation_checkpointing,
+    )
+    if cfg.compile:
+        for block in segmentor.backbone.blocks:
+            block.compile()
+    return segmentor

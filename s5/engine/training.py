@@ -1,0 +1,128 @@
+"""One training run on mmengine's Runner, the same for all segmentation trees."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
+
+from s5.data.build import Placement, TrainingData, stop_workers
+from s5.data.check import require_clean
+from s5.data.labels import LabelTable
+from s5.data.splits import Split
+from s5.engine.hooks import (
+    CheckpointHook,
+    PicturesHook,
+    ProgressHook,
+    SafetyHook,
+    SharedBuffersHook,
+    SummaryHook,
+    ThroughputHook,
+)
+from s5.engine.launch import Launch, main_process_first
+from s5.engine.log_backends import build_visualizer
+from s5.engine.optim import build_optim_wrapper, cosine_schedule, param_groups
+from s5.engine.runner import S5Runner, log_options
+from s5.engine.sections import OptimConfig
+from s5.models.segmentation_model import SegmentationModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Length and intervals of a run in iterations."""
+
+    total: int
+    val_interval: int
+    log_interval: int
+
+
+def placement(launch: Launch, workers: int) -> Placement:
+    """The part of the data that this process loads."""
+    return Placement(launch.rank, launch.world_size, workers, pin_memory=launch.device.type == "cuda")
+
+
+def check_splits(
+    splits: Sequence[tuple[str, Split, LabelTable]], work_dir: Path, workers: int, launch: Launch
+) -> None:
+    """Refuse labeled splits, given with a name, that have errors; clean ones are remembered.
+
+    Raises:
+        DataError: naming the first problems.
+    """
+    with main_process_first(launch) as first:
+        if first:
+            for name, split, table in splits:
+                logger.info("checking the %s images of %s", name, split.path)
+                require_clean(split, table, work_dir / "checks", max(workers, 1))
+
+
+def common_hooks(
+    steps: Steps, tables: dict[str, LabelTable], checkpoints: CheckpointHook, launch: Launch
+) -> tuple[SafetyHook, list[Hook]]:
+    """The hooks of every run; the first is the one that says whether a signal stopped it."""
+    safety = SafetyHook()
+    return safety, [
+        safety,
+        ThroughputHook(launch.world_size, steps.log_interval, launch.device),
+        checkpoints,
+        SharedBuffersHook(),
+        SummaryHook(),
+        PicturesHook(tables),
+        ProgressHook(),
+    ]
+
+
+def run_training(
+    launch: Launch,
+    work_dir: Path,
+    name: str,
+    model: SegmentationModel,
+    data: TrainingData,
+    val_loader: DataLoader,
+    metrics: Sequence[BaseMetric],
+    optim: OptimConfig,
+    steps: Steps,
+    hooks: tuple[SafetyHook, list[Hook]],
+    *,
+    seed: int,
+    sync_bn: bool,
+    resume_from: Path | None,
+) -> int:
+    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it."""
+    groups = param_groups(model.segmentor, optim.lr, optim.weight_decay, optim.layer_decay)
+    batch = data.sampler.batch_size * launch.world_size
+    logger.info("%s on %s, precision %s", name, launch.device, model.dtype or "float32")
+    logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)
+    safety, custom_hooks = hooks
+    runner = S5Runner(
+        launch=launch,
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=data.loader,
+        val_dataloader=val_loader,
+        train_cfg={"by_epoch": False, "max_iters": steps.total, "val_interval": steps.val_interval},
+        val_cfg={},
+        val_evaluator=Evaluator(metrics),
+        optim_wrapper=build_optim_wrapper(groups, optim.lr, optim.betas, model.dtype, optim.clip_grad),
+        param_scheduler=cosine_schedule(steps.total, optim.warmup_iters),
+        custom_hooks=custom_hooks,
+        **log_options(steps.log_interval),
+        visualizer=build_visualizer(work_dir, name),
+        load_from=None if resume_from is None else str(resume_from),
+        resume=resume_from is not None,
+        randomness={"seed": seed},
+        cfg={"sync_bn": sync_bn},
+    )
+    with safety:
+        runner.train()
+    stop_workers(data.loader, val_loader)
+    if safety.stopped_by is not None:
+        logger.info("stopped by %s at iteration %d; go on with --resume", safety.stopped_by.name, runner.iter)
+        return 128 + safety.stopped_by
+    logger.info("done; weights, log and pictures are in %s", work_dir)
+    return 0

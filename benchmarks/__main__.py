@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import loader, s4p_step
+from benchmarks import loader, mdf_step, s4p_step, steps
 
-BENCHMARKS = {"loader": loader, "step": s4p_step}
+BENCHMARKS = {"loader": loader.run, "step": s4p_step.BENCHMARK.run, "mdf": mdf_step.BENCHMARK.run}
+OPTIONS = (loader, steps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,11 +17,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=BENCHMARKS, help="one of them; default: all")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for benchmark in BENCHMARKS.values():
-        benchmark.add_arguments(parser)
+    for module in OPTIONS:
+        module.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in [args.only] if args.only else BENCHMARKS:
-        print(f"{BENCHMARKS[name].run(args)}\n", flush=True)
+        print(f"{BENCHMARKS[name](args)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ TINY = Variant("tiny", width=32, depth=4, heads=2, out_blocks=(0, 1, 2, 3))
 
 def make_model(**options) -> FixMatch:
     torch.manual_seed(0)
-    return FixMatch(build_segmentor(TINY, {"s4p": CLASSES}, SIZE, channels=16), {"s4p": Inference()}, **options)
+    segmentor = build_segmentor(TINY, {"s4p": CLASSES}, SIZE, channels=16)
+    return FixMatch(segmentor, {"s4p": Inference()}, **options)
 
 
 def make_batch(labeled: int = 2, unlabeled: int = 3, views: int = 1, padding: bool = False) -> dict:

@@ -10,12 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import mdf_runs
 import pytest
+import torch
+import yaml
+
+from s5.models.segmentor import build_segmentor
 
 SCRIPTS = ["scripts/env.sh", "scripts/launch.sh", "scripts/quickstart.sh", "scripts/test.sh", ".ci/run"]
 SCRIPTS += ["S4_Pretrain/scripts/train.sh", "S4_Pretrain/scripts/train.slurm"]
 SCRIPTS += ["Semantic_Segmentation/scripts/md_finetune.sh"]
 TRAIN = "S4_Pretrain/scripts/train.sh"
+FINETUNE = "Semantic_Segmentation/scripts/md_finetune.sh"
 NODES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "CPU_PROCESSES", "CONFIG", "WORK_DIR")
 
 
@@ -263,3 +269,40 @@ def test_the_opencv_stand_in_has_the_pinned_version(repository: Path) -> None:
     stand_in = (repository / "scripts/opencv_headless/pyproject.toml").read_text()
     assert f'version = "{version}+headless"' in stand_in
     assert f'"opencv-python-headless=={version}"' in stand_in
+
+
+# -- md_finetune.sh
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["1", "1156", "vit_b_moe"], "expected GPUS PORT BACKBONE LOAD, got 3"),
+        (["1", "1156", "vit_b_moe", "yes"], "LOAD must be True or False, got 'yes'"),
+        (["1", "1156", "vit_b_moe", "True"], "LOAD is True: expected a CHECKPOINT after it"),
+        (["1", "1156", "vit_b_moe", "True", "--resume"], "LOAD is True: expected a CHECKPOINT after it"),
+    ],
+)
+def test_fine_tuning_with_wrong_arguments(bash, repository: Path, arguments: list[str], message: str) -> None:
+    done = bash(repository / FINETUNE, *arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert "usage: bash md_finetune.sh GPUS PORT BACKBONE LOAD [CHECKPOINT]" in done.stderr
+
+
+@pytest.mark.parametrize("load", ["True", "False"])
+def test_fine_tuning_starts_from_the_checkpoint_or_not(
+    bash, repository: Path, tmp_path: Path, load: str
+) -> None:
+    """The launcher's own command, from another folder, with a relative checkpoint without .pth."""
+    dense = build_segmentor("vit_t", {"s4p": 5}, mdf_runs.SIZE, channels=8)
+    torch.save({"state_dict": dense.state_dict()}, tmp_path / "vit_t_s4p_upernet.pth")
+    (tmp_path / "my.yaml").write_text(
+        yaml.safe_dump(mdf_runs.configuration(mdf_runs.write_datasets(tmp_path)))
+    )
+    command = ["0", free_port(), "vit_t_moe", load, "vit_t_s4p_upernet", "--cfg-options", "schedule.epochs=1"]
+    done = bash(repository / FINETUNE, *command, CONFIG="my.yaml", WORK_DIR="run")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run/train.log").read_text()
+    loaded, random = "weights from vit_t_s4p_upernet" in log, "initial weights: random" in log
+    assert (loaded, random) == ((True, False) if load == "True" else (False, True))
+    assert (tmp_path / "run/vit_t_moe_mdf.pth").is_file()

@@ -1,0 +1,88 @@
+"""Time and peak memory of one MoE-MDF step on four data sets, against the plain way of computing the same.
+
+Plain: the network once for each data set, one after the other, attention that is not fused, an unfused
+optimizer. S5: all data sets in one forward pass.
+"""
+
+import argparse
+from contextlib import nullcontext
+
+import torch
+
+from benchmarks.plain_step import use_plain_attention
+from benchmarks.steps import Step, StepBenchmark
+from s5.engine.optim import build_optim_wrapper, param_groups
+from s5.models.mdf import MultiDataset, TaskLoss
+from s5.models.segmentor import Segmentor, build_segmentor
+from s5.ops.losses import pixel_cross_entropy
+
+TASKS = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
+EXPERT_CHANNELS = 256
+
+
+def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
+    """Builds the plain step and its batch: one forward pass per data set, one backward of the sum."""
+    segmentor = _segmentor(args)
+    use_plain_attention(segmentor)
+    segmentor.to(args.device).train()
+    parameters = [p for p in segmentor.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.05)
+    images = torch.randn(len(TASKS), _batch(args), 3, args.size, args.size, device=args.device)
+    labels = _labels(args).view(len(TASKS), _batch(args), args.size, args.size).long()
+
+    def step() -> None:
+        losses = []
+        for task, x, y in zip(TASKS, images, labels, strict=True):
+            with nullcontext() if dtype is None else torch.autocast(args.device, dtype):
+                logits = segmentor(x, task)
+            losses.append(pixel_cross_entropy(logits, y))
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
+    """Builds S5's step and its batch of uint8 images."""
+    model = MultiDataset(_segmentor(args), {}, {task: TaskLoss() for task in TASKS}, dtype)
+    model.to(args.device, memory_format=torch.channels_last).train()
+    groups = param_groups(model.segmentor, 5e-5, 0.05, 0.9)
+    optimizer = build_optim_wrapper(groups, 5e-5, (0.9, 0.999), dtype)
+    shape = (len(TASKS) * _batch(args), 3, args.size, args.size)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=args.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels, counts = _labels(args), [_batch(args)] * len(TASKS)
+
+    def step() -> None:
+        optimizer.update_params(model.loss(images, labels, counts)["loss"])
+
+    return step
+
+
+def _batch(args: argparse.Namespace) -> int:
+    return max(args.batch, 2)  # batch norm in a decoder compares images
+
+
+def _segmentor(args: argparse.Namespace) -> Segmentor:
+    return build_segmentor(args.backbone, TASKS, args.size, expert_channels=EXPERT_CHANNELS)
+
+
+def _labels(args: argparse.Namespace) -> torch.Tensor:
+    shape = (len(TASKS) * _batch(args), args.size, args.size)
+    return torch.randint(min(TASKS.values()), shape, dtype=torch.uint8, device=args.device)
+
+
+BENCHMARK = StepBenchmark(
+    "benchmarks.mdf_step",
+    plain_step,
+    s5_step,
+    lambda args: (
+        f"MoE-MDF step, {args.backbone} with {EXPERT_CHANNELS} expert channels, {len(TASKS)} data sets, "
+        f"{_batch(args)} images of {args.size}² each"
+    ),
+    lambda args: len(TASKS) * _batch(args),
+)
+
+if __name__ == "__main__":
+    BENCHMARK.main(__doc__)

@@ -1,0 +1,108 @@
+"""Bad checkpoints: an error that says what to do, and nothing in them is run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from s4p_runs import CLASSES
+from training import assert_nothing_trained, train, write_weights
+
+from s5.data.errors import DataError
+from s5.engine.checkpoint import CheckpointError
+from s5.engine.launch import LaunchError
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("option", ["init", "resume"])
+def test_checkpoint_with_code_is_refused_and_not_run(
+    root: Path, work_dir: Path, tmp_path: Path, option: str, trained: Path
+) -> None:
+    path, created = tmp_path / "evil.pth", tmp_path / "created"
+    torch.save(torch.load(trained / "iter_4.pth", weights_only=False) | {"extra": Payload(created)}, path)
+    with pytest.raises(CheckpointError, match=rf"{path} holds more than weights \(.*open\).*it was not run"):
+        train(root, work_dir, **{option: str(path)})
+    assert not created.exists()
+    assert_nothing_trained(work_dir)
+
+
+@pytest.mark.parametrize("option", ["init", "resume"])
+def test_truncated_checkpoint(root: Path, work_dir: Path, tmp_path: Path, option: str, trained: Path) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes((trained / "iter_4.pth").read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match=rf"{path} \(100000 bytes\) is truncated or no checkpoint"):
+        train(root, work_dir, **{option: str(path)})
+    assert_nothing_trained(work_dir)
+
+
+def test_truncated_latest_checkpoint(root: Path, work_dir: Path, trained: Path) -> None:
+    shutil.copytree(trained, work_dir)
+    (work_dir / "iter_4.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"{work_dir}/iter_4.pth \(0 bytes\) is truncated"):
+        train(root, work_dir, "--resume")
+
+
+def test_init_of_another_architecture(root: Path, work_dir: Path, tmp_path: Path) -> None:
+    write_weights(tmp_path / "vit_s.pth", "vit_s")
+    message = (
+        r"vit_s.pth: weights of another architecture: width 384.* in the checkpoint, width 192.* in vit_t"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        train(root, work_dir, init=str(tmp_path / "vit_s.pth"))
+    assert_nothing_trained(work_dir)
+
+
+@pytest.mark.parametrize("init", ["mae", "weights/none.pth"])
+def test_init_that_is_not_there(root: Path, work_dir: Path, init: str) -> None:
+    place = (
+        r"\S*/nowhere/vit_t.pth.*published .*then set init_paths.mae.vit_t"
+        if init == "mae"
+        else r"\S*/none.pth"
+    )
+    with pytest.raises(CheckpointError, match=rf"init '{init}': no file at {place}"):
+        train(root, work_dir, init=init, **{"init_paths.mae.vit_t": "nowhere/vit_t.pth"})
+
+
+def test_resume_that_is_not_there(root: Path, work_dir: Path) -> None:
+    with pytest.raises(LaunchError, match=rf"--resume nowhere.pth: no such file; .*of {work_dir} is none"):
+        train(root, work_dir, resume="nowhere.pth")
+
+
+def test_resume_from_weights(root: Path, work_dir: Path, trained: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"vit_t_s4p_upernet.pth: it has no .*optimizer.*iter_<.*--init"
+    ):
+        train(root, work_dir, resume=str(trained / "vit_t_s4p_upernet.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.decoder_channels": 16}, r"another model: \d+ tensors differ.*\(.*8.*here .*16.*\)"),
+        (
+            {"data.labels": json.dumps({"name": "t", "classes": [*CLASSES, "d"]})},
+            r"another model.*classifier",
+        ),
+        ({"fixmatch.pseudo_labels": "ema"}, r"another model.*teacher.*absent"),
+        ({"optim.lr": 1e-5}, "another learning-rate schedule.*--init"),
+        ({"schedule.total_iters": 8}, "another learning-rate schedule.*number of iterations"),
+        ({"optim.layer_decay": 0.9}, "another learning-rate schedule.*layer decay"),
+        ({"data.unlabeled.batch_size": 0}, "2 data sources, this run has 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_resume_of_another_run(
+    root: Path, work_dir: Path, trained: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises((CheckpointError, DataError), match=message):
+        train(root, work_dir, resume=str(trained / "iter_4.pth"), **changes)

@@ -3,7 +3,7 @@
     python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --cfg-options data_root=/data/S5
     torchrun --nproc_per_node 8 evaluate.py ...                                   the same numbers, sooner
 
-Prints the scores of every class and writes them, with pictures, to the work folder.
+Prints the scores of every class and writes them, with a confusion matrix and pictures, to the work folder.
 """
 
 import argparse
@@ -11,18 +11,14 @@ import logging
 import sys
 from pathlib import Path
 
-from mmengine.evaluator import Evaluator
-
-from s5.data.build import stop_workers
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint import load_weights
 from s5.engine.command import command_parser, run_command
 from s5.engine.config import load_config
+from s5.engine.evaluation import run_validation, write_reports
 from s5.engine.hooks import PicturesHook, SummaryHook
-from s5.engine.log_backends import build_visualizer
 from s5.engine.metrics import SegmentationMetric
-from s5.engine.runner import S5Runner, log_options
 from s5.engine.s4p_config import S4PConfig
 
 HERE = Path(__file__).resolve().parent
@@ -52,19 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle).require_heads()
     loader = s4p.build_val_loader(cfg, table, place)
-    runner = S5Runner(
-        launch=place,
-        model=model,
-        work_dir=str(work_dir),
-        val_dataloader=loader,
-        val_cfg={},
-        val_evaluator=Evaluator(SegmentationMetric(table, s4p.TASK)),
-        custom_hooks=[SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)],
-        **log_options(cfg.schedule.log_interval),
-        visualizer=build_visualizer(work_dir, f"evaluate_{args.backbone}"),
-    )
-    runner.val()
-    stop_workers(loader)
+    metrics = [SegmentationMetric(table, s4p.TASK)]
+    hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]
+    name = f"evaluate_{args.backbone}"
+    run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
+    if place.is_main:
+        write_reports(work_dir, metrics, {s4p.TASK: {"checkpoint": str(args.checkpoint)}})
     logger.info("scores and pictures are in %s", work_dir)
     return 0
 

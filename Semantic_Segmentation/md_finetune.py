@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks = mdf.build_tasks(cfg)
     tables = {task.name: task.table for task in tasks}
     data = mdf.build_training_data(cfg, tasks, place)
-    val_loader = mdf.build_val_loader(cfg, tasks, place)
+    val_loader = mdf.build_val_loader(cfg, {task.name: task.val for task in tasks}, tables, place)
     mdf.check_data(cfg, tasks, work_dir, place)
 
     torch.manual_seed(cfg.seed)

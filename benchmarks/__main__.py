@@ -5,10 +5,15 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import loader, mdf_step, s4p_step, steps
+from benchmarks import loader, mdf_step, s4p_step, sliding, steps
 
-BENCHMARKS = {"loader": loader.run, "step": s4p_step.BENCHMARK.run, "mdf": mdf_step.BENCHMARK.run}
-OPTIONS = (loader, steps)
+BENCHMARKS = {
+    "loader": loader.run,
+    "step": s4p_step.BENCHMARK.run,
+    "mdf": mdf_step.BENCHMARK.run,
+    "sliding": sliding.run,
+}
+OPTIONS = (loader, steps, sliding)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from benchmarks.plain_step import use_plain_attention
 from benchmarks.steps import PAIRS, VARIANTS
 from benchmarks.timing import device_name, markdown_table
 from s5.models.inference import Inference, window_starts
-from s5.models.precision import autocast, has_bf16
+from s5.models.precision import has_bf16
 from s5.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, SegmentationModel
 from s5.models.segmentor import Segmentor, build_segmentor
 from s5.ops.photometric import normalize
@@ -43,10 +44,10 @@ def plain_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torc
         height, width = image.shape[-2:]
         sums = torch.zeros(1, NUM_CLASSES, height, width, device=args.device)
         counts = torch.zeros(1, 1, height, width, device=args.device)
-        for top in window_starts(height, args.crop, args.stride):
-            for left in window_starts(width, args.crop, args.stride):
-                window = (..., slice(top, top + args.crop), slice(left, left + args.crop))
-                with autocast(args.device, dtype):
+        for top in window_starts(height, args.window, args.stride):
+            for left in window_starts(width, args.window, args.stride):
+                window = (..., slice(top, top + args.window), slice(left, left + args.window))
+                with nullcontext() if dtype is None else torch.autocast(args.device, dtype):
                     sums[window] += segmentor(pixels[window])
                 counts[window] += 1
         return (sums / counts).softmax(1).argmax(1)[0].cpu()
@@ -56,7 +57,7 @@ def plain_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torc
 
 def s5_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torch.dtype | None) -> Predict:
     """Predicts uint8 images (3, H, W) with S5."""
-    how = Inference("slide_window", args.crop, args.stride)
+    how = Inference("slide_window", args.window, args.stride)
     model = SegmentationModel(segmentor, {TASK: how}, dtype).to(args.device)
     model.to(memory_format=torch.channels_last).eval()
     return lambda image: model.predict(image, TASK).cpu()
@@ -69,13 +70,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         torch.set_num_threads(args.threads)
     plain, dtype = VARIANTS[args.variant]
     image = torch.randint(256, (3, args.image, args.image), dtype=torch.uint8)
-    before = steps._peak_memory(args.device)
-    segmentor = build_segmentor(args.backbone, {TASK: NUM_CLASSES}, args.crop)
+    before = steps.peak_memory(args.device)
+    segmentor = build_segmentor(args.backbone, {TASK: NUM_CLASSES}, args.window)
     predict = (plain_prediction if plain else s5_prediction)(segmentor, args, dtype)
-    predict(image[:, : args.crop, : args.crop])
+    predict(image[:, : args.window, : args.window])
     start = time.perf_counter()
     predict(image)
-    return {"seconds": time.perf_counter() - start, "bytes": steps._peak_memory(args.device) - before}
+    return {"seconds": time.perf_counter() - start, "bytes": steps.peak_memory(args.device) - before}
 
 
 def run(args: argparse.Namespace) -> str:
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> str:
     threads = f", {args.threads} thread(s)" if args.threads and args.device == "cpu" else ""
     title = (
         f"Prediction of {args.image}x{args.image} pixels, {args.backbone} + UperNet, {NUM_CLASSES} classes, "
-        f"windows of {args.crop}² every {args.stride} pixels. Device: {device_name(args.device)}{threads}."
+        f"windows of {args.window}² every {args.stride} pixels. Device: {device_name(args.device)}{threads}."
     )
     ratios = [
         f"- {ours} against {plain}: {seconds[plain] / seconds[ours]:.2f} times as fast, "
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _measure_apart(variant: str, args: argparse.Namespace) -> dict[str, float]:
-    options = ("backbone", "image", "crop", "stride", "threads", "device")
+    options = ("backbone", "image", "window", "stride", "threads", "device")
     command = [sys.executable, "-m", "benchmarks.sliding", "--variant", variant]
     for option in options:
         command += [f"--{option}", str(getattr(args, option))]
@@ -115,7 +116,7 @@ def _measure_apart(variant: str, args: argparse.Namespace) -> dict[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark alone; it also takes backbone, threads and bf16 of the steps."""
     parser.add_argument("--image", type=int, default=6000, help="side of the image to predict, pixels")
-    parser.add_argument("--crop", type=int, default=512, help="side of a window")
+    parser.add_argument("--window", type=int, default=512, help="side of a window, pixels")
     parser.add_argument("--stride", type=int, default=384, help="step between windows")
 
 

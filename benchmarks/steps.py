@@ -82,7 +82,7 @@ class StepBenchmark(NamedTuple):
         # The time of a single thread can be told apart from that of other processes.
         clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
         plain, dtype = VARIANTS[args.variant]
-        before = _peak_memory(args.device)
+        before = peak_memory(args.device)
         step = (self.plain if plain else self.ours)(args, dtype)
         seconds = []
         for _ in range(args.steps + 1):
@@ -91,7 +91,7 @@ class StepBenchmark(NamedTuple):
             if args.device != "cpu":
                 torch.cuda.synchronize()
             seconds.append(clock() - start)
-        return {"seconds": statistics.median(seconds[1:]), "bytes": _peak_memory(args.device) - before}
+        return {"seconds": statistics.median(seconds[1:]), "bytes": peak_memory(args.device) - before}
 
     def main(self, description: str | None, argv: Sequence[str] | None = None) -> None:
         """Prints the table; with ``--variant`` measures one of its rows."""
@@ -122,7 +122,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bf16", action="store_true", help="measure bf16 even where it is not native")
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

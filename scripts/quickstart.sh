@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# From nothing to a trained model: makes the environment, then runs the stages below on generated images. Results
-# go to work_dirs/quickstart/. Further runs train again from the start and keep the generated images.
+# From nothing to trained models: makes the environment, then runs the stages below on generated images. Results go
+# to work_dirs/quickstart/. Further runs train again from the start and keep the generated images.
 #
-#   bash scripts/quickstart.sh [options of train.py]     for example: bash scripts/quickstart.sh --device cpu
+#   bash scripts/quickstart.sh [options of S4_Pretrain/train.py]     for example: bash scripts/quickstart.sh --device cpu
+#
+# --device and --backbone hold for all stages, other options for S4P alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 OUT=work_dirs/quickstart # relative to the repository, where main goes
+TREE=Semantic_Segmentation
 
 # Keeps the scenes of an earlier run, and replaces them where this version draws others.
 make_data() {
-  "$S5_PYTHON" -m s5.data.scenes --out "$OUT/data" --overwrite
+  "$S5_PYTHON" -m s5.data.scenes --out "$OUT/data" --overwrite &&
+    "$S5_PYTHON" scripts/quickstart_data.py "$OUT/data/mdf"
 }
 
 # pretrain NAME [options]: one S4P run from random weights into $OUT/NAME.
@@ -22,8 +26,49 @@ pretrain() {
     --backbone vit_t --init none "$@"
 }
 
+# fine_tune BACKBONE DEVICE: one model for all data sets, from the weights of S4P, by the command that a user types.
+fine_tune() {
+  rm -rf "${OUT:?}/mdf"
+  CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \
+    "$(gpus "$2")" "$(free_port)" "${1}_moe" True "$OUT/s4p/${1}_s4p_upernet"
+}
+
+# apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on scenes that are of none.
+apply() {
+  "$S5_PYTHON" $TREE/evaluate.py "$OUT/mdf/${1}_moe_mdf.pth" --device "$2" &&
+    "$S5_PYTHON" $TREE/predict.py "$OUT/mdf/${1}_moe_mdf.pth" "$OUT/data/labeled/scenes/val/images" \
+      --out "$OUT/mdf/predictions" --task all --device "$2"
+}
+
 report() {
   "$S5_PYTHON" scripts/quickstart_report.py "$OUT"
+}
+
+# option NAME DEFAULT [ARGUMENT...]: prints the value that the arguments give to an option; the last one counts.
+option() {
+  local name=$1 value=$2
+  shift 2
+  while (($#)); do
+    case $1 in
+      "$name") value=${2:-} ;;
+      "$name"=*) value=${1#*=} ;;
+    esac
+    shift
+  done
+  echo "$value"
+}
+
+# gpus DEVICE: prints the number of GPUs for md_finetune.sh.
+gpus() {
+  case $1 in
+    cpu) echo 0 ;;
+    cuda) echo 1 ;;
+    *) "$S5_PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))' ;;
+  esac
+}
+
+free_port() {
+  "$S5_PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
 # stage TITLE COMMAND...: runs one stage under a heading and says how long it took.
@@ -38,10 +83,13 @@ stage() {
 main() {
   stage "Environment" s5_install
   cd "$S5_ROOT"
-  local start=$SECONDS
+  local start=$SECONDS backbone device
+  backbone=$(option --backbone vit_t "$@") device=$(option --device auto "$@")
   stage "Data: aerial-like scenes with masks and boxes" make_data
   stage "S4P: labeled and unlabeled images" pretrain s4p "$@"
   stage "Supervised only, the same number of steps" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
+  stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"
+  stage "Scores and overlays of the three tasks" apply "$backbone" "$device"
   stage "Report" report
   printf '\nAll stages: %d s. Results: %s/%s\n' $((SECONDS - start)) "$S5_ROOT" "$OUT"
 }

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from s5.engine.config import ConfigError, load_config, save_config
+from s5.engine.config import ConfigError, Section, load_config, save_config
+from s5.engine.mdf import build_tables
+from s5.engine.mdf_config import MDFConfig
 from s5.engine.s4p_config import S4PConfig
 
 REPO = Path(__file__).parents[1]
 PRETRAIN = REPO / "S4_Pretrain/configs/pretrain.yaml"
+RSSEG = REPO / "Semantic_Segmentation/configs/rsseg.yaml"
 
 
 def test_published_values() -> None:
@@ -22,10 +25,36 @@ def test_published_values() -> None:
     assert splits == ["splits/labeled/labeled.txt", "splits/unlabeled/RS4P-1M.txt", "splits/val.txt"]
 
 
-def test_file_spells_out_every_default() -> None:
+def test_published_values_of_fine_tuning() -> None:
+    cfg = load_config(MDFConfig, RSSEG)
+    assert list(cfg.tasks) == [
+        "vaihingen",
+        "potsdam",
+        "openearthmap",
+        "loveda",
+    ]  # the published experts' order
+    assert (cfg.schedule.epochs, cfg.crop, cfg.model.expert_channels) == (100, 512, 256)
+    assert (cfg.optim.lr, cfg.optim.betas) == (5e-5, (0.9, 0.999))
+    assert (cfg.optim.weight_decay, cfg.optim.layer_decay, cfg.optim.warmup_iters) == (0.05, 0.9, 0)
+    assert {task.batch_size for task in cfg.tasks.values()} == {12}
+    assert {name: task.start_epoch for name, task in cfg.tasks.items() if task.start_epoch} == {
+        "vaihingen": 70
+    }
+    metrics = {name: task.evaluation.metric for name, task in cfg.tasks.items()}
+    assert metrics.pop("potsdam") == "mF1" and set(metrics.values()) == {"mIoU"}
+    assert {name: table.num_classes for name, table in build_tables(cfg).items()} == {
+        "vaihingen": 5,
+        "potsdam": 5,
+        "openearthmap": 9,
+        "loveda": 7,
+    }
+
+
+@pytest.mark.parametrize(("schema", "path"), [(S4PConfig, PRETRAIN), (MDFConfig, RSSEG)])
+def test_file_spells_out_every_default(schema: type[Section], path: Path) -> None:
     """A user sees every option in the file, and the file and the schema do not drift apart."""
-    written = yaml.safe_load(PRETRAIN.read_text())
-    cfg = load_config(S4PConfig, PRETRAIN).model_dump(mode="json")
+    written = yaml.safe_load(path.read_text())
+    cfg = load_config(schema, path).model_dump(mode="json")
 
     def keys(tree: dict, prefix: str = "") -> set[str]:
         return {f"{prefix}{k}" for k in tree} | {
@@ -37,7 +66,13 @@ def test_file_spells_out_every_default() -> None:
 
 @pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path: Path) -> None:
-    load_config(S4PConfig, path)
+    if "tasks" not in yaml.safe_load(path.read_text()):
+        load_config(S4PConfig, path)
+        return
+    cfg = load_config(MDFConfig, path)
+    assert list(build_tables(cfg)) == list(cfg.tasks)
+    for task in cfg.tasks.values():  # the window that fits the training crops
+        assert task.evaluation.crop == cfg.crop
 
 
 def test_overrides_and_saving(tmp_path: Path) -> None:

@@ -1,9 +1,22 @@
-"""The pages name files that exist."""
+"""The pages name files that exist, commands that can be typed and configurations that are valid."""
 
+import argparse
+import importlib
 import re
+import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from fake_python import FakePython
+from s4p_runs import load_script
+
+from s5.engine.mdf import build_tables
+from s5.engine.mdf_config import MDFConfig
+from s5.engine.s4p_config import S4PConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [
@@ -11,6 +24,58 @@ FOLDERS = [
 ]
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.glob("**/*.md"))])
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+LAUNCH = re.compile(r"`((?:\w+=\S+ )*bash (?:train|md_finetune)\.sh [^`]+)`")
+TREES = ("S4_Pretrain", "Semantic_Segmentation")
+
+
+def tree_of_the_readme() -> dict[Path, str]:
+    """Paths in the README's tree, and what is said of them."""
+    text = (ROOT / "README.md").read_text()
+    tree = text.split("## What is where")[1].split("```")[1]
+    folders: list[tuple[int, Path]] = [(-1, ROOT)]
+    found = {}
+    for line in filter(str.strip, tree.splitlines()):
+        indent, (name, *purpose) = len(line) - len(line.lstrip()), line.split(maxsplit=1)
+        while folders[-1][0] >= indent:
+            folders.pop()
+        path = folders[-1][1] / name
+        found[path] = "".join(purpose)
+        if name.endswith("/"):
+            folders.append((indent, path))
+    return found
+
+
+def commands(page: Path) -> Iterator[tuple[str, Path]]:
+    """Command lines of a page, and the folder of the repository that each is typed in."""
+    text = page.read_text()
+    for _, language, block in BLOCK.findall(text):
+        folder = ROOT if page.parent.name not in TREES else page.parent
+        if language in ("", "bash"):
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                command = re.split(r"\s{2,}#|\s+# ", line.strip())[0]
+                if command.startswith("cd "):
+                    folder = folder / command.removeprefix("cd ")
+                elif re.match(r"(\w+=\S+ )*(bash|python) ", command):
+                    yield command, folder
+    for command in LAUNCH.findall(text):
+        yield (
+            command,
+            next(
+                path
+                for path in ROOT.glob("*/scripts")
+                if (path / command.split(".sh")[0].split()[-1]).with_suffix(".sh").exists()
+            ),
+        )
+
+
+COMMANDS = sorted({(*found, page) for page in PAGES for found in commands(page)})
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for _, language, block in BLOCK.findall(page.read_text())
+    if language == "yaml"
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -20,16 +85,106 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_tree_in_the_readme_exists() -> None:
-    text = (ROOT / "README.md").read_text()
-    tree = text.split("## What is where")[1].split("```")[1]
-    folders: list[tuple[int, Path]] = [(-1, ROOT)]
-    lines = [line for line in tree.splitlines() if line.strip()]
-    assert len(lines) > 10
-    for line in lines:
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
-        while folders[-1][0] >= indent:
-            folders.pop()
-        path = folders[-1][1] / name
+    tree = tree_of_the_readme()
+    assert len(tree) > 10
+    for path, purpose in tree.items():
         assert path.exists(), f"README.md names {path.relative_to(ROOT)}"
-        if name.endswith("/"):
-            folders.append((indent, path))
+        assert purpose, f"README.md does not say what {path.relative_to(ROOT)} is for"
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_file_of_a_tree_is_explained(tree: str) -> None:
+    named = tree_of_the_readme()
+    page = (ROOT / tree / "README.md").read_text()
+    files = [p for p in (ROOT / tree).rglob("*") if p.suffix in (".py", ".sh", ".slurm", ".yaml")]
+    assert len(files) > 3
+    for path in files:
+        assert path in named, f"the tree in README.md lacks {path.relative_to(ROOT)}"
+        assert path.relative_to(ROOT / tree).as_posix() in page, f"{tree}/README.md does not name {path.name}"
+
+
+class Parsed(Exception):
+    """A command line was understood."""
+
+
+@pytest.fixture
+def stop_after_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        parse(parser, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+def understood(call: list[str], folder: Path) -> None:
+    """Whether the module or script that an interpreter is called with takes these arguments."""
+    if call[0] == "-m":
+        name, arguments = call[1], call[2:]
+        module = importlib.import_module(name)
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{name}.__main__")
+    else:
+        path, arguments = folder / call[0], call[1:]
+        assert path.is_file(), f"no {path}"
+        module = load_script(path)
+    try:
+        module.main(arguments)
+    except Parsed:
+        return
+    except SystemExit as done:
+        assert done.code == 0, f"{' '.join(call)} is not understood"
+
+
+@pytest.mark.parametrize(("command", "folder", "page"), COMMANDS, ids=[c for c, *_ in COMMANDS])
+def test_commands_can_be_typed(
+    command: str, folder: Path, page: Path, tmp_path: Path, stop_after_parsing: None
+) -> None:
+    words = shlex.split(command)
+    variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    program, script, *arguments = words[len(variables) :]
+    if program == "python" and script.startswith("-m") and arguments[0].startswith("torch."):
+        pytest.skip("of PyTorch")
+    if program == "python":
+        understood([script, *arguments], folder)
+        return
+    assert (folder / script).is_file(), f"{page.relative_to(ROOT)}: no {folder / script}"
+    if script not in ("train.sh", "md_finetune.sh"):
+        return
+    python = FakePython(tmp_path)
+    done = subprocess.run(
+        ["bash", script, *arguments],
+        cwd=folder,
+        env=python.variables | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    _, call = python.calls()  # the first looks at the port and the GPUs
+    while call[0] == "-m" or call[0].startswith("--") or not call[0].endswith(".py"):  # torchrun's own
+        call = call[1:]
+    understood(call, folder)
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=lambda value: getattr(value, "stem", None))
+def test_configurations_are_valid(page: Path, block: str) -> None:
+    """Whatever a page shows as YAML can be put into the shipped configuration of its kind."""
+    shown = yaml.safe_load(block)
+    fine_tuning = "tasks" in shown
+    name = "Semantic_Segmentation/configs/rsseg.yaml" if fine_tuning else "S4_Pretrain/configs/pretrain.yaml"
+    values = merged(yaml.safe_load((ROOT / name).read_text()), shown)
+    cfg = (MDFConfig if fine_tuning else S4PConfig).model_validate(values)
+    if isinstance(cfg, MDFConfig):
+        build_tables(cfg)
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Sections are changed key by key, but data sets and classes stand for themselves."""
+    return {**base, **changes} | {
+        key: merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and key != "labels"
+    }

@@ -1,5 +1,7 @@
 """Label tables: contents, conversions, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,59 @@ def test_scenes_table():
     names = ("field", "forest", "water", "road", "building", "vehicle", "ship", "plane")
     assert get_table("scenes").classes == names
     assert get_table("scenes").background is None
+
+
+ISPRS = ("impervious_surface", "building", "low_vegetation", "tree", "car")
+ISPRS_COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0))
+
+
+@pytest.mark.parametrize("name", ["vaihingen", "potsdam"])
+def test_isprs_tables(name):
+    """Ids 0 to 4 and 5 ignored, as published; the same masks with clutter; and one higher."""
+    table, six = get_table(name), get_table(f"{name}_6")
+    assert table.classes == ISPRS and six.classes == (*ISPRS, "clutter")
+    assert table.palette == ISPRS_COLORS and six.palette == (*ISPRS_COLORS, (255, 0, 0))
+    assert table.background is None and six.background is None
+    raw = np.array([[0, 1, 2, 3, 4, 5, 255]], np.uint8)
+    assert table.encode(raw, "x").tolist() == [[0, 1, 2, 3, 4, IGNORE, IGNORE]]
+    assert six.encode(raw, "x").tolist() == [[0, 1, 2, 3, 4, 5, IGNORE]]
+    shifted = np.array([[1, 2, 3, 4, 5, 6, 0]], np.uint8)
+    assert np.array_equal(get_table(f"{name}_mmseg").encode(shifted, "x"), table.encode(raw, "x"))
+    assert np.array_equal(get_table(f"{name}_mmseg_6").encode(shifted, "x"), six.encode(raw, "x"))
+    black = np.array([[(0, 0, 0)]], np.uint8)
+    for variant in ("", "_6", "_mmseg", "_mmseg_6"):
+        boundary = get_table(name + variant)
+        assert boundary.encode(boundary.from_colors(black, "x"), "x").tolist() == [[IGNORE]]
+
+
+def test_loveda_table():
+    table = get_table("loveda")
+    assert table.classes == ("background", "building", "road", "water", "barren", "forest", "agricultural")
+    raw = np.arange(8, dtype=np.uint8)[None]
+    assert table.encode(raw, "x").tolist() == [[IGNORE, 0, 1, 2, 3, 4, 5, 6]]
+    assert table.background == 0 and table.palette[3] == (0, 0, 255) and table.palette[6] == (255, 195, 128)
+    with pytest.raises(LabelError, match="value 255"):
+        table.encode(np.array([[255]], np.uint8), "x")
+    shifted = get_table("loveda_train_ids")
+    assert shifted.classes == table.classes and shifted.palette == table.palette
+    assert shifted.encode(np.array([[0, 6, 255]], np.uint8), "x").tolist() == [[0, 6, IGNORE]]
+
+
+def test_openearthmap_table():
+    table = get_table("openearthmap")
+    names = (
+        "bareland",
+        "rangeland",
+        "developed_space",
+        "road",
+        "tree",
+        "water",
+        "agriculture_land",
+        "building",
+    )
+    assert table.classes == ("background", *names) and table.values == tuple(range(9))
+    assert table.background == 0
+    assert table.palette[1] == (128, 0, 0) and table.palette[8] == (222, 31, 7)
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
@@ -94,6 +149,46 @@ def test_inline_table_defaults():
 
 
 @pytest.mark.parametrize(
+    ("spec", "values", "ignore"),
+    [
+        ({"classes": ["roof"]}, (0, 1), (255,)),
+        ({"classes": ["roof"], "values": [7]}, (0, 7), (255,)),
+        ({"classes": ["roof"], "values": [255], "ignore": []}, (0, 255), ()),
+    ],
+)
+def test_single_class_is_binary(spec, values, ignore):
+    table = get_table(spec, default_name="roofs")
+    assert (table.name, table.classes) == ("roofs", ("background", "roof"))
+    assert (table.values, table.ignore_values, table.background) == (values, ignore, 0)
+    assert table.palette[0] == (0, 0, 0)
+    own = get_table({**spec, "palette": [[1, 2, 3]]}, default_name="roofs")
+    assert own.palette == ((0, 0, 0), (1, 2, 3))
+
+
+def test_mapping_reads_back_equal():
+    own = [
+        {"name": "own", "classes": ["a", "b"], "values": [10, 3], "ignore": [0], "background": 1},
+        {
+            "name": "own",
+            "classes": ["a", "b"],
+            "palette": [[1, 1, 1], [2, 2, 2]],
+            "ignore_colors": [[3, 3, 3]],
+        },
+        {"name": "one", "classes": ["a"], "values": [255], "ignore": []},
+    ]
+    for table in (*TABLES.values(), *map(get_table, own)):
+        mapping = table.as_mapping()
+        assert get_table(mapping) == table
+        assert get_table(json.loads(json.dumps(mapping))) == table, "plain data"
+
+
+def test_default_name():
+    assert get_table({"classes": ["a", "b"]}, default_name="task").name == "task"
+    assert get_table(DUBAI, default_name="task").name == "dubai"
+    assert get_table("isaid", default_name="task").name == "isaid"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"valuse": [1]}, "unknown key valuse; keys are name, classes"),
@@ -106,6 +201,9 @@ def test_inline_table_defaults():
         ({"background": 5}, "background 5"),
         ({"classes": []}, "needs 2 to"),
         ({"classes": ["a", "a"]}, "same name"),
+        ({"classes": "roof"}, r"classes is a list, \[roof\] for one class"),
+        ({"classes": ["roof"], "values": [0]}, "value 0 is used twice"),
+        ({"classes": ["background"]}, "same name"),
     ],
 )
 def test_bad_inline_tables(change, message):

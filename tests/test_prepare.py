@@ -1,34 +1,20 @@
-"""Preparing data: windows, journal, workers, iSAID, unlabeled pools, and runs that are killed half-way."""
+"""Preparing data: windows, journal, workers, unlabeled pools, and runs that are killed half-way."""
 
 import errno
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from shipped_data import noise, start_and_wait_for, tree
 
 from s5.data.check import check_split
-from s5.data.image_io import read_image, read_mask, write_image
-from s5.data.labels import get_table
+from s5.data.image_io import read_image, write_image
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.journal import Entry, Journal, Patch, PrepareError
 from s5.data.prepare.parallel import run_parallel
-from s5.data.prepare.patches import Window, windows
+from s5.data.prepare.patches import Window, tiles, windows
 from s5.data.splits import Split
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def tree(folder):
-    """Content of every file below a folder, the journals' order aside."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: b"" if name.endswith(".jsonl") else data for name, data in files.items()}
-
 
 # --- windows
 
@@ -54,6 +40,17 @@ def test_windows_in_detail():
     assert [w.left for w in windows(64, 130, 64, 32)] == [0, 32, 64, 66]
     assert windows(10, 20, 64) == [Window(0, 0, 10, 20)]
     assert Window(512, 0, 512, 300).name("P0000") == "P0000_512_1024_0_300"
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 129), (10, 20), (6000, 5999)])
+def test_tiles_cover_every_pixel_once(height, width):
+    covered = np.zeros((height, width), np.uint8)
+    found = tiles(height, width, 64)
+    for tile in found:
+        tile.of(covered)[...] += 1
+    assert (covered == 1).all()
+    for sides in ({tile.height for tile in found}, {tile.width for tile in found}):
+        assert max(sides) <= 64 and max(sides) - min(sides) <= 1
 
 
 # --- journal and workers
@@ -259,23 +256,6 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
 # --- interruptions
 
 
-def start_and_wait_for(arguments, journal, entries):
-    """Start the command in a process of its own; return when the journal has ``entries`` entries."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "s5.data.prepare", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell that runs the tests in the background ignores SIGINT, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") > entries:
-            return process
-        time.sleep(0.005)
-    raise AssertionError(f"ended early or never began: {process.communicate()[1]}")
-
-
 def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(repository))
     src, out, total = tmp_path / "src", tmp_path / "root", 120
@@ -304,102 +284,6 @@ def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch,
     assert len(Split("splits/unlabeled/pool.txt", out)) == total * 64
     assert main([str(tmp_path / "anew") if word == str(out) else word for word in arguments]) == 0
     assert tree(out) == tree(tmp_path / "anew"), "the result is that of an undisturbed run"
-
-
-# --- iSAID
-
-
-def make_isaid(src, masks="Semantic_masks/images", images="images"):
-    """Two training images, one validation image, as shipped; returns their class ids by name."""
-    table = get_table("isaid")
-    truth = {}
-    for i, (group, name, size) in enumerate(
-        [("train", "P0000", (100, 140)), ("train", "P0001", (40, 50)), ("val", "P0003", (64, 64))]
-    ):
-        ids = np.random.default_rng(i).integers(0, 16, (size[0] // 10 + 1, size[1] // 10 + 1), np.uint8)
-        truth[name] = np.kron(ids, np.ones((10, 10), np.uint8))[: size[0], : size[1]]
-        write_image(src / group / images / f"{name}.png", noise(*size, i))
-        colors = table.colorize(truth[name])
-        write_image(src / group / masks / f"{name}_instance_color_RGB.png", colors)
-    return truth
-
-
-def run_isaid(src, out, *more):
-    return main(["isaid", "--src", str(src), "--out", str(out), "--size", "64", *more])
-
-
-@pytest.mark.parametrize(
-    ("masks", "images"),
-    [
-        ("Semantic_masks/images", "images"),
-        ("Semantic_masks/images/images", "images/images"),
-        ("images", "images"),
-    ],
-)
-def test_isaid(tmp_path, capsys, masks, images):
-    src, out = tmp_path / "my iSAID", tmp_path / "root"
-    truth = make_isaid(src, masks, images)
-    write_image(src / "train/Instance_masks/images/P0000_instance_id_RGB.png", noise(100, 140))
-    assert run_isaid(src, out, "--workers", "2") == 0
-    assert "3 source files cut into 8 patches" in capsys.readouterr().out
-    train, val = Split("splits/labeled/labeled.txt", out), Split("splits/val.txt", out)
-    assert (len(train), len(val)) == (7, 1)
-    assert check_split(train, get_table("isaid")).ok and check_split(val, get_table("isaid")).ok
-    assert val.name(0) == "labeled/iSAID/val/images/P0003_0_64_0_64.png"
-    sample = train.sample(5)
-    assert sample.name == "labeled/iSAID/train/images/P0000_36_100_76_140.png"
-    assert sample.mask == out / "labeled/iSAID/train/masks/P0000_36_100_76_140.png"
-    assert np.array_equal(read_mask(sample.mask), truth["P0000"][36:100, 76:140])
-    source = read_image(src / "train" / images / "P0000.png")
-    assert np.array_equal(read_image(sample.image), source[36:100, 76:140])
-    assert read_image(train.sample(6).image).shape == (40, 50, 3), "small images stay as they are"
-    assert run_isaid(src, out) == 0
-    assert "nothing to do: 3" in capsys.readouterr().out
-
-
-def test_isaid_images_behind_a_link(tmp_path):
-    src = tmp_path / "isaid"
-    make_isaid(src)
-    for group in ("train", "val"):
-        (src / group / "images").rename(tmp_path / f"dota_{group}")
-        (src / group / "images").symlink_to(tmp_path / f"dota_{group}")
-    assert run_isaid(src, tmp_path / "root") == 0
-
-
-def test_isaid_that_is_not_there_says_what_is_expected(tmp_path, capsys):
-    src = tmp_path / "isaid"
-    make_isaid(src)
-    os.remove(src / "val/images/P0003.png")
-    (src / "val/images/part1.zip").touch()
-    assert run_isaid(src, tmp_path / "root") == 1
-    error = capsys.readouterr().err
-    assert "val: 0 images and 1 masks, 0 pairs" in error and "train:" not in error
-    assert "val/images/part1.zip" in error
-    assert (
-        f"expected below {src}" in error and "val/Semantic_masks/images/P0003_instance_color_RGB.png" in error
-    )
-    assert "captain-whu.github.io/iSAID" in error and "captain-whu.github.io/DOTA" in error
-
-
-def test_isaid_sources_that_do_not_fit_are_listed(tmp_path, capsys):
-    src, out = tmp_path / "isaid", tmp_path / "root"
-    make_isaid(src)
-    masks = src / "train/Semantic_masks/images"
-    write_image(src / "train/images/P0100.png", noise(40, 40))
-    write_image(src / "train/images/P0101.png", noise(40, 40))
-    write_image(masks / "P0101_instance_color_RGB.png", noise(40, 41) * 0)
-    write_image(src / "train/images/P0102.png", noise(40, 40))
-    strange = noise(40, 40) * 0
-    strange[:2] = (9, 9, 9)
-    write_image(masks / "P0102_instance_color_RGB.png", strange)
-    assert run_isaid(src, out) == 0
-    text = capsys.readouterr().out
-    assert "3 source files could not be used" in text
-    assert "P0100_instance_color_RGB.png: file not found" in text
-    assert "40x41 pixels for an image of 40x40" in text
-    assert "colour RGB (9, 9, 9) (80 pixels)" in text
-    assert len((out / "labeled/iSAID/unusable.txt").read_text().splitlines()) == 3
-    assert len(Split("splits/labeled/labeled.txt", out)) == 7
 
 
 def test_real_pool(shared, tmp_path):

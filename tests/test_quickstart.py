@@ -1,55 +1,210 @@
-"""The report at the end of the quickstart."""
+"""The quickstart: its data, its stages and the report at the end."""
 
-import importlib.util
 import json
+import shutil
+import subprocess
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from fake_python import FakePython, copy_scripts
+from s4p_runs import load_script
 
 from s5.data.image_io import read_mask
 from s5.data.labels import get_table
+from s5.data.scenes import LABEL_SETS
 from s5.data.splits import Split
+from s5.engine import mdf
 from s5.engine.config import load_config, save_config
+from s5.engine.evaluation import write_reports
+from s5.engine.mdf_config import MDFConfig
 from s5.engine.s4p_config import S4PConfig
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs/quickstart.yaml"
-TABLE = get_table(load_config(S4PConfig, CONFIG).data.labels)
+REPO = Path(__file__).resolve().parents[1]
+TABLE = get_table(load_config(S4PConfig, REPO / "configs/quickstart.yaml").data.labels)
+
+
+def script(name: str) -> ModuleType:
+    """A script that imports others of its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO / "scripts"))
+        return load_script(REPO / "scripts" / f"{name}.py")
 
 
 @pytest.fixture(scope="module")
 def report() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "scripts" / "quickstart_report.py"
-    spec = importlib.util.spec_from_file_location("quickstart_report", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("quickstart_report")
+
+
+@pytest.fixture(scope="module")
+def tasks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data sets of the fine-tuning, small."""
+    root = tmp_path_factory.mktemp("tasks")
+    script("quickstart_data").write_tasks(root, 64, 3, 2, workers=1)
+    return root
+
+
+def configuration(tasks_root: Path) -> MDFConfig:
+    return load_config(MDFConfig, REPO / "configs/quickstart_mdf.yaml", [f"data_root={tasks_root}"])
+
+
+# -- data
+
+
+def test_every_task_has_masks_of_its_label_set(tasks_root: Path) -> None:
+    for task in mdf.build_tasks(configuration(tasks_root)):
+        labels = LABEL_SETS[task.name]
+        assert task.table.classes == labels.classes
+        assert (len(task.train), len(task.val)) == (3, 2)
+        for sample in (*task.train, *task.val):
+            own = read_mask(sample.mask)
+            task.table.encode(own, sample.mask)  # values that the table knows
+            scene = read_mask(sample.mask.parents[1] / "masks" / sample.mask.name)
+            np.testing.assert_array_equal(own, labels.apply(scene))
+
+
+def test_no_scene_is_there_twice(tasks_root: Path, scenes_root: Path) -> None:
+    files = [*tasks_root.glob("*/labeled/scenes/*/images/*.png"), *scenes_root.glob("**/images/*.png")]
+    assert len(files) > 15
+    assert len({sha256(path.read_bytes()).digest() for path in files}) == len(files)
+
+
+def test_scenes_are_kept_and_masks_follow_the_label_set(tasks_root: Path, tmp_path: Path, capsys) -> None:
+    root = shutil.copytree(tasks_root, tmp_path / "tasks")
+    mask = root / "roads/labeled/scenes/train/roads/000000.png"
+    before = read_mask(mask)
+    cv2.imwrite(str(mask), before * 0 + 7)
+    script("quickstart_data").write_tasks(root, 64, 3, 2, workers=1)
+    assert "roads: 0 scenes written, 5 were there before" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_mask(mask), before)
+
+
+# -- stages
 
 
 @pytest.fixture
-def runs(scenes_root: Path, tmp_path: Path) -> Path:
-    """The two run folders as train.py leaves them."""
-    cfg = load_config(S4PConfig, CONFIG, [f"data_root={scenes_root}"])
+def quickstart(tmp_path: Path):
+    """Run a copy of the script with an interpreter that only writes down what it is given."""
+    root, python = tmp_path / "my repository", FakePython(tmp_path)
+    copy_scripts(REPO, root)
+
+    def run(*arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        done = subprocess.run(
+            ["bash", root / "scripts/quickstart.sh", *arguments],
+            env=python.variables | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done, [" ".join(call).replace(f"{root}/", "") for call in python.calls()]
+
+    return run
+
+
+def test_stages_in_order(quickstart) -> None:
+    done, commands = quickstart()
+    assert done.returncode == 0, done.stderr
+    out = "work_dirs/quickstart"
+    assert [line.split(" --")[0] for line in commands] == [
+        "-m s5.data.scenes",
+        f"scripts/quickstart_data.py {out}/data/mdf",
+        "S4_Pretrain/train.py",
+        "S4_Pretrain/train.py",
+        "scripts/launch_check.py",
+        "Semantic_Segmentation/md_finetune.py",
+        f"Semantic_Segmentation/evaluate.py {out}/mdf/vit_t_moe_mdf.pth",
+        f"Semantic_Segmentation/predict.py {out}/mdf/vit_t_moe_mdf.pth {out}/data/labeled/scenes/val/images",
+        f"scripts/quickstart_report.py {out}",
+    ]
+    fine_tuning = commands[5]
+    assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
+    assert f"--load-network True --checkpoint {out}/s4p/vit_t_s4p_upernet" in fine_tuning
+    assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "backbone", "device"),
+    [
+        ((), "1", "vit_t", "cuda"),
+        (("--device", "cpu"), "1", "vit_t", "cpu"),
+        (("--device=cuda", "--backbone", "vit_s"), "0", "vit_s", "cuda"),
+        (("--cfg-options", "seed=1", "--device", "cpu"), "0", "vit_t", "cpu"),
+    ],
+)
+def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: str, device: str) -> None:
+    done, commands = quickstart(*arguments, FAKE_GPUS=gpus)
+    assert done.returncode == 0, done.stderr
+    s4p, supervised, _, fine_tuning, evaluation = commands[2:7]
+    assert " ".join(arguments) in s4p and " ".join(arguments) in supervised
+    assert f"--device {device} " in fine_tuning and f"--backbone {backbone}_moe" in fine_tuning
+    assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
+    assert f"{backbone}_moe_mdf.pth" in evaluation
+
+
+@pytest.mark.parametrize(
+    "failure", ["quickstart_data", "train.py", "md_finetune.py", "evaluate.py", "predict.py"]
+)
+def test_stops_at_the_stage_that_fails(quickstart, failure: str) -> None:
+    done, commands = quickstart(FAKE_FAILURE=failure)
+    assert done.returncode != 0
+    assert "failed after" in done.stderr
+    assert failure in commands[-1]
+
+
+# -- report
+
+
+@pytest.fixture
+def runs(scenes_root: Path, tasks_root: Path, tmp_path: Path) -> Path:
+    """The run folders as the stages leave them."""
+    cfg = load_config(S4PConfig, REPO / "configs/quickstart.yaml", [f"data_root={scenes_root}"])
     for name, mean in (("s4p", 61.25), ("supervised", 54.5)):
         folder = tmp_path / name
         folder.mkdir()
         save_config(cfg, folder / "config.yaml")
         by_class = {f"IoU.{c}": mean for c in TABLE.classes} | {"IoU.building": None}
         (folder / "final_metrics.json").write_text(json.dumps({"iteration": 300, "mIoU": mean} | by_class))
+    mdf_config = configuration(tasks_root)
+    (tmp_path / "mdf").mkdir()
+    save_config(mdf_config, tmp_path / "mdf/config.yaml")
+    (tmp_path / "mdf/final_metrics.json").write_text('{"iteration": 120}')
+    metrics = mdf.build_metrics(mdf.build_tables(mdf_config))
+    for metric in metrics:
+        metric.matrix = torch.eye(metric.table.num_classes, dtype=torch.int64) * 10
+        metric.matrix[0, 1] = 10
+    write_reports(tmp_path / "mdf/evaluation", metrics, {task: {} for task in mdf_config.tasks})
     return tmp_path
 
 
-def test_summary_has_both_runs_and_the_majority(report, runs: Path, scenes_root: Path, capsys) -> None:
+def rows(text: str) -> dict[str, list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "columns line up"
+    return {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (x.split("|") for x in lines)
+    }
+
+
+def test_summary_has_all_models_and_the_majority(report, runs: Path, capsys) -> None:
     assert report.main([str(runs)]) == 0
     text = (runs / "summary.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert list(rows)[2:] == [*TABLE.classes, "mIoU"]
-    assert rows["mIoU"].split("|")[2:4] == ["   61.2 ", "            54.5 "]
-    assert "absent" in rows["building"]
-    assert len({len(line) for line in rows.values()}) == 1  # columns line up
-    assert str(runs / "s4p" / "pictures") in text
+    s4p, *parts = text.split("\n##")[1:]
+    table = rows(s4p)
+    assert list(table)[2:] == [*TABLE.classes, "mIoU"]
+    assert table["mIoU"][:2] == ["61.2", "54.5"]
+    assert table["building"][0] == "absent"
+    assert "120 steps" in parts[0] and "landcover 75.0" in parts[0]
+    for task, part in zip(("landcover", "roads", "objects"), parts[1:], strict=True):
+        assert f"{task}: 3 scenes, 2 held out" in part
+        table = rows(part)
+        assert list(table)[2:] == [*LABEL_SETS[task].classes, "mIoU"]
+        assert [values[0] for values in table.values()][2:4] == ["50.0", "50.0"]
+    for place in ("s4p/pictures", "mdf/evaluation", "mdf/predictions"):
+        assert str(runs / place) in text
 
 
 def test_majority_by_hand(report, scenes_root: Path) -> None:

@@ -76,6 +76,16 @@ def test_written_lines_read_back(tmp_path):
         format_line("a\tb.png")
 
 
+def test_split_without_a_file(tmp_path):
+    pairs = [("a b.png", "m.png"), ("x.png y.png", None), ("c.png", "n.png")]
+    split = Split.from_lines([format_line(*pair) for pair in pairs], tmp_path, tmp_path / "images")
+    assert parts(split) == pairs and split.path == tmp_path / "images"
+    again = Split.from_lines([split.line(i) for i in range(len(split))], tmp_path, "again")
+    assert parts(again) == pairs and list(again) == list(split)
+    with pytest.raises(SplitError, match="images: no samples"):
+        Split.from_lines([], tmp_path, "images")
+
+
 def test_missing_split_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

@@ -19,6 +19,7 @@ from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.splits import Split
 
 PREFETCH = 4  # batches per worker
+PREFETCH_WHOLE = 1  # whole images are large
 
 
 class TrainingData(NamedTuple):
@@ -118,7 +119,7 @@ def validation_loader(images: Sequence[ValidationImages], placement: Placement) 
         batch_size=1,
         sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
         collate_fn=collate_validation,
-        **_worker_options(placement.workers),
+        **_worker_options(placement.workers, PREFETCH_WHOLE),
     )
 
 
@@ -161,13 +162,13 @@ def stop_workers(*loaders: DataLoader) -> None:
             iterator._shutdown_workers()
 
 
-def _worker_options(workers: int) -> dict[str, Any]:
+def _worker_options(workers: int, prefetch: int = PREFETCH) -> dict[str, Any]:
     if workers == 0:
         return {"num_workers": 0}
     _kill_workers_at_exit()
     return {
         "num_workers": workers,
-        "prefetch_factor": PREFETCH,
+        "prefetch_factor": prefetch,
         "persistent_workers": True,
         "worker_init_fn": _init_worker,
     }

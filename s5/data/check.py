@@ -2,6 +2,7 @@
 
     python -m s5.data.check splits/labeled/labeled.txt --root DATA_ROOT --labels isaid
     python -m s5.data.check splits/unlabeled/RS4P-1M.txt --root DATA_ROOT
+    python -m s5.data.check roofs/images --masks roofs/masks --root DATA_ROOT --labels '{classes: [roof]}'
 
 Without ``--labels`` only the images are looked at. The exit code is 1 when there are errors.
 """
@@ -19,24 +20,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
-import yaml
 
 from s5.data.check_report import Problem, Report
+from s5.data.conventions import explain_convention
 from s5.data.errors import DataError, ImageError, SplitError
 from s5.data.image_io import init_worker, read_image, read_mask, write_bytes
 from s5.data.label_table import LabelTable
-from s5.data.labels import TABLES, get_table
+from s5.data.labels import TABLES
+from s5.data.pairs import pair_folders
 from s5.data.progress import Progress
 from s5.data.splits import Sample, Split
+from s5.data.table_argument import HELP, parse_table
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 32  # samples a thread takes at a time
-_CHECK_VERSION = 1  # raise it when the check finds more: clean results that are remembered then lapse
+_CHECK_VERSION = 2  # raise it when the check finds more: clean results that are remembered then lapse
 _Result = TypeVar("_Result")
 
 
@@ -56,6 +59,9 @@ def check_split(split: Split, table: LabelTable | None = None, workers: int | No
         for part in _in_chunks(split, lambda indices: _check_part(split, indices, table), workers):
             report.add(part)
             progress.update(part.samples)
+    wrong = explain_convention(table, report.raw_histogram, report.borders) if table else ""
+    if wrong:
+        report.problems.insert(0, Problem("convention", str(split.path), f"{split.path}: {wrong}"))
     return report
 
 
@@ -89,20 +95,13 @@ def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, worker
 def check_command(split: Split, table: LabelTable | None) -> str:
     """The command line that checks this split."""
     words = ["python", "-m", "s5.data.check", str(split.path), "--root", str(split.root)]
+    if split.path.is_dir():  # pairs of two folders
+        image, mask, _ = split.sample(0)
+        words += ["--masks", str((mask or image).parents[len(image.relative_to(split.path).parts) - 1])]
     if table is not None:
-        words += ["--labels", table.name if TABLES.get(table.name) == table else _as_json(table)]
+        known = TABLES.get(table.name) == table
+        words += ["--labels", table.name if known else json.dumps(table.as_mapping())]
     return shlex.join(words)
-
-
-def _as_json(table: LabelTable) -> str:
-    spec = {
-        "name": table.name,
-        "classes": table.classes,
-        "values": table.values,
-        "ignore": table.ignore_values,
-        "background": table.background,
-    }
-    return json.dumps(spec)
 
 
 def _in_chunks(
@@ -147,6 +146,7 @@ def _check_sample(sample: Sample, report: Report) -> None:
         return
     histogram = _histogram(mask)
     report.raw_histogram += histogram
+    report.borders += _borders(mask)
     if image is not None and mask.shape != image.shape[:2]:
         message = (
             f"{sample.mask}: mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
@@ -162,7 +162,7 @@ def _read(read: Callable[[Path], np.ndarray], path: Path, report: Report) -> np.
     try:
         return read(path)
     except ImageError as error:
-        kind = "corrupt" if path.exists() else "missing"
+        kind = "missing" if not path.exists() else "colours" if "colour-coded" in error.reason else "corrupt"
         report.problems.append(Problem(kind, str(path), str(error)))
         return None
 
@@ -174,6 +174,13 @@ def _histogram(mask: np.ndarray) -> np.ndarray:
     for top in range(0, mask.shape[0], rows):
         total += cv2.calcHist([mask[top : top + rows]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     return total
+
+
+def _borders(mask: np.ndarray) -> np.ndarray:
+    """int64 (3,), see :attr:`Report.borders`."""
+    rows = mask[::4]
+    differ, zero = rows[:, 1:] != rows[:, :-1], rows == 0
+    return np.array([differ.sum(), (differ & (zero[:, 1:] | zero[:, :-1])).sum(), zero.sum()], np.int64)
 
 
 def _fingerprint(split: Split, table: LabelTable, workers: int | None) -> str:
@@ -193,21 +200,11 @@ def _file_states(split: Split, index: int) -> list[tuple[str, int, int] | None]:
         return [None]  # the check itself says what is wrong
 
 
-def _table_argument(text: str) -> LabelTable:
-    """A known table's name, a JSON or YAML mapping, or a file that holds one."""
-    spec: Any = text
-    if text.lstrip().startswith("{"):
-        spec = yaml.safe_load(text)
-    elif text.endswith((".yaml", ".yml", ".json")):
-        spec = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-    return get_table(spec)
-
-
 @contextmanager
 def _errors_as_exit(parser: argparse.ArgumentParser) -> Iterator[None]:
     try:
         yield
-    except (DataError, OSError, yaml.YAMLError) as error:
+    except (DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
@@ -216,14 +213,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m s5.data.check", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("split", help="split file; a relative path is looked for under --root, then here")
+    parser.add_argument(
+        "split",
+        help="split file, or with --masks a folder of images; a relative path is looked for under --root, "
+        "a split file also here",
+    )
+    parser.add_argument("--masks", help="folder of the masks of a folder of images")
     parser.add_argument(
         "--root", default=".", help="folder the split's paths are relative to (default: here)"
     )
-    parser.add_argument(
-        "--labels",
-        help=f"label table: {', '.join(sorted(TABLES))}, a YAML file or a mapping; none: images only",
-    )
+    parser.add_argument("--labels", help=f"{HELP}; none: images only")
     parser.add_argument("--workers", type=int, help="threads (default: one per CPU, 16 at most)")
     parser.add_argument("--show", type=int, default=20, help="errors to print (default: 20)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
@@ -231,8 +230,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     init_worker()
     with _errors_as_exit(parser):
-        table = _table_argument(args.labels) if args.labels else None
-        split = Split(args.split, args.root)
+        table = parse_table(args.labels, default_name="labels") if args.labels else None
+        split = (
+            pair_folders(args.split, args.masks, args.root) if args.masks else Split(args.split, args.root)
+        )
     report = check_split(split, table, args.workers)
     print(json.dumps(report.as_dict(), indent=1) if args.json else report.summary(args.show))
     return 0 if report.ok else 1

@@ -17,7 +17,8 @@ class Problem:
 
     Attributes:
         kind: ``missing``, ``corrupt``, ``values`` (outside the table), ``size`` (mask unlike image),
-            ``no mask`` or ``line`` (the split's line itself).
+            ``colours`` (colour-coded mask), ``no mask``, ``line`` (the split's line itself) or ``convention``
+            (all masks of the split were written for another table).
         path: the file.
         message: the whole message, file included.
     """
@@ -38,6 +39,8 @@ class Report:
         problems: everything that is wrong, in the order of the split.
         sizes: number of images per (height, width).
         raw_histogram: int64 (256,), pixels per raw mask value over all masks that could be read.
+        borders: int64 (3,), over every fourth row of these masks: neighbours that differ, those of them of
+            which one is 0, and pixels that are 0.
     """
 
     split: str
@@ -46,6 +49,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    borders: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
 
     @property
     def ok(self) -> bool:
@@ -73,6 +77,7 @@ class Report:
         self.problems += other.problems
         self.sizes.update(other.sizes)
         self.raw_histogram += other.raw_histogram
+        self.borders += other.borders
 
     def summary(self, show: int = 20) -> str:
         """The findings as text, with the first ``show`` problems."""

@@ -31,7 +31,30 @@ def load_config(schema: type[T], path: str | Path, overrides: list[str] | None =
     Raises:
         ConfigError: file missing, not YAML, unknown key, or a value of the wrong type or out of range.
     """
-    values = _read_yaml(Path(path))
+    return _validate(schema, path, _read_yaml(Path(path)), overrides)
+
+
+def load_python_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
+    """Read a Python configuration of mmengine into ``schema``, with overrides as in :func:`load_config`.
+
+    Names with a leading underscore are helpers of the file and not part of the configuration.
+
+    Raises:
+        ConfigError: as :func:`load_config`, or Python that does not run.
+    """
+    from mmengine.config import Config
+
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such configuration file (working folder: {Path.cwd()})")
+    try:
+        values = Config.fromfile(path).to_dict()
+    except Exception as error:  # whatever the code of the file raises
+        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+    public = {key: value for key, value in values.items() if not key.startswith("_")}
+    return _validate(schema, path, public, overrides)
+
+
+def _validate(schema: type[T], path: str | Path, values: dict[str, Any], overrides: list[str] | None) -> T:
     for item in overrides or []:
         key, separator, text = item.partition("=")
         if not separator:

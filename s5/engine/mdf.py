@@ -1,6 +1,6 @@
 """The pieces of a multi-dataset run, built from its configuration. The entry scripts put them together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,21 @@ def build_tasks(cfg: MDFConfig) -> list[Task]:
     for name, task in cfg.tasks.items():
         train = _images(cfg.data_root, task.train)
         if isinstance(task.val, HoldOutConfig):
-            train, val = hold_out(train, task.val.hold_out)
-        else:
-            val = _images(cfg.data_root, task.val)
-        tasks.append(Task(name, task, tables[name], train, val))
+            train, _ = hold_out(train, task.val.hold_out)
+        tasks.append(Task(name, task, tables[name], train, validation_split(cfg, name)))
     return tasks
+
+
+def validation_split(cfg: MDFConfig, name: str) -> Split:
+    """The validation images of a task; those for training need not be there unless some of them are held out.
+
+    Raises:
+        DataError: as :func:`build_tasks`.
+    """
+    task = cfg.tasks[name]
+    if isinstance(task.val, HoldOutConfig):
+        return hold_out(_images(cfg.data_root, task.train), task.val.hold_out)[1]
+    return _images(cfg.data_root, task.val)
 
 
 def check_data(cfg: MDFConfig, tasks: Sequence[Task], work_dir: Path, launch: Launch) -> None:
@@ -175,9 +185,11 @@ def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -
     )
 
 
-def build_val_loader(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -> DataLoader:
-    """The validation images of this process, of all tasks."""
-    images = [ValidationImages(task.val, task.table, task.name) for task in tasks]
+def build_val_loader(
+    cfg: MDFConfig, splits: Mapping[str, Split], tables: Mapping[str, LabelTable], launch: Launch
+) -> DataLoader:
+    """The validation images of this process, of all tasks in ``splits``."""
+    images = [ValidationImages(split, tables[task], task) for task, split in splits.items()]
     return validation_loader(images, placement(launch, cfg.workers))
 
 

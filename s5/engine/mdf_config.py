@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from torch import nn
@@ -19,6 +19,8 @@ from s5.engine.sections import (
     Share,
 )
 from s5.models.mdf import TaskLoss
+
+T = TypeVar("T")
 
 TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -111,6 +113,27 @@ class MDFScheduleConfig(Section):
     log_interval: Positive = 50  # steps
 
 
+def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
+    """Refuse names that cannot name a module or a file; returns the tasks.
+
+    Raises:
+        ValueError: no task, or a bad name.
+    """
+    if not tasks:
+        raise ValueError("at least one data set is needed")
+    taken = dir(nn.ModuleDict())
+    for name in tasks:
+        if not TASK_NAME.fullmatch(name) or name in taken:
+            raise ValueError(
+                f"{name!r} cannot name a task: a letter, then letters, digits, _ and -, and no name of "
+                f"an attribute of torch's modules such as 'keys' or 'type'"
+            )
+    twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
+    if twice:
+        raise ValueError(f"data sets of the same name: {', '.join(twice)}")
+    return tasks
+
+
 class MDFConfig(RunConfig):
     """Everything one fine-tuning run depends on."""
 
@@ -123,22 +146,7 @@ class MDFConfig(RunConfig):
     optim: MDFOptimConfig = MDFOptimConfig()
     schedule: MDFScheduleConfig = MDFScheduleConfig()
 
-    @field_validator("tasks")
-    @classmethod
-    def _names_usable(cls, tasks: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
-        if not tasks:
-            raise ValueError("at least one data set is needed")
-        taken = dir(nn.ModuleDict())
-        for name in tasks:
-            if not TASK_NAME.fullmatch(name) or name in taken:
-                raise ValueError(
-                    f"{name!r} cannot name a task: a letter, then letters, digits, _ and -, and no name of "
-                    f"an attribute of torch's modules such as 'keys' or 'type'"
-                )
-        twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
-        if twice:
-            raise ValueError(f"data sets of the same name: {', '.join(twice)}")
-        return tasks
+    _names_usable = field_validator("tasks")(check_task_names)
 
     @model_validator(mode="after")
     def _one_task_trains(self) -> "MDFConfig":

@@ -12,6 +12,9 @@ from s5.ops.confusion import confusion_matrix, scores
 
 logger = logging.getLogger(__name__)
 
+PER_CLASS = ("IoU", "F1", "Precision", "Recall")
+COLUMN = 11  # characters
+
 
 class SegmentationMetric(BaseMetric):
     """Per-class scores, mIoU, mF1, mAcc and overall accuracy of one task, in percent.
@@ -74,9 +77,9 @@ class SegmentationMetric(BaseMetric):
 
     def _format(self, values: dict[str, Any]) -> str:
         width = max(len(name) for name in self.table.classes) + 2
-        lines = [f"{'class':<{width}}{'IoU':>8}{'F1':>8}{'Acc':>8}"]
+        lines = [f"{'class':<{width}}" + "".join(f"{name:>{COLUMN}}" for name in PER_CLASS)]
         for i, name in enumerate(self.table.classes):
-            cells = "".join(f"{100 * float(values[key][i]):8.2f}" for key in ("IoU", "F1", "Acc"))
+            cells = "".join(f"{100 * float(values[key][i]):{COLUMN}.2f}" for key in PER_CLASS)
             lines.append(f"{name:<{width}}{cells}")
         lines.append("  ".join(f"{k} {100 * float(v):.2f}" for k, v in values.items() if _is_scalar(v)))
         return "\n".join(lines)

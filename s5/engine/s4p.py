@@ -1,5 +1,6 @@
 """The pieces of an S4P run, built from its configuration. ``S4_Pretrain/train.py`` puts them together."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,5 +122,6 @@ def weights_meta(cfg: S4PConfig, backbone: str, table: LabelTable) -> dict[str, 
         "decoder_channels": cfg.model.decoder_channels,
         "img_size": cfg.data.crop,
         "tasks": {TASK: list(table.classes)},
-        "labels": table.name,
+        "labels": {TASK: table.as_mapping()},
+        "inference": {TASK: asdict(cfg.data.val.inference())},
     }

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from s5.models import convert_detection as detection
 from s5.models.adapt import CheckpointError, StateDict, drop_class_slot
 
 # Tasks of the released multi-dataset model, in the order of its experts.
@@ -67,7 +68,7 @@ class Weights:
     Attributes:
         layout: ``S5``, ``published S5`` or ``MAE or timm``.
         backbone: Backbone tensors under the names of `ViT`.
-        heads: Head tensors under the names of `SegHead`, by task.
+        heads: Head tensors under the names of `SegHead`, or of a detection head, by task.
         unused: Keys of the checkpoint that no model here has a place for.
     """
 
@@ -141,10 +142,15 @@ def to_published(state: Mapping[str, torch.Tensor]) -> StateDict:
         raise CheckpointError(
             f"not a state dict of this package's models: {weights.layout}, {weights.unused[:3]}"
         )
-    prefix = "encoder." if weights.heads else ""
+    detects = any(_detects(head) for head in weights.heads.values())
+    prefix = ("backbone." if detects else "encoder.") if weights.heads else ""
     experts = _published_order(weights.experts)
     published = {prefix + _published_key(key, experts): value for key, value in weights.backbone.items()}
     for task, head in weights.heads.items():
+        if detects:
+            meant = detection.to_published_meaning(task, head)
+            published |= {detection.published_key(task, name): value for name, value in meant.items()}
+            continue
         decoder, classifier = _published_head_names(task, single=len(weights.heads) == 1)
         names = {"decode_head": f"{decoder}.decode_head", "classifier": f"{classifier}.1"}
         published |= {_rename(key, names): value for key, value in head.items()}
@@ -214,7 +220,7 @@ def _from_own_heads(state: StateDict) -> tuple[dict[str, StateDict], list[str]]:
     for key, value in state.items():
         part, _, rest = key.partition(".")
         task, _, name = rest.partition(".")
-        if part == "heads" and _has_name(name, ("decode_head", "classifier")):
+        if part == "heads" and _has_name(name, ("decode_head", "classifier", *detection.PARTS)):
             heads.setdefault(task, {})[name] = value
         else:
             unused.append(key)
@@ -227,6 +233,9 @@ def _from_published_heads(state: StateDict) -> tuple[dict[str, StateDict], list[
     heads: dict[str, StateDict] = {}
     unused = []
     for key, value in state.items():
+        if (found := detection.from_published(key)) is not None:
+            heads.setdefault(found[0], {})[found[1]] = value
+            continue
         part, _, name = key.partition(".")
         kind, _, suffix = part.partition("_")
         if kind not in ("semsegdecoder", "semseghead"):
@@ -235,7 +244,14 @@ def _from_published_heads(state: StateDict) -> tuple[dict[str, StateDict], list[
         task = spelling.get(suffix, suffix) or (PUBLISHED_TASKS[0] if several else DEFAULT_TASK)
         name = name if kind == "semsegdecoder" else name.replace("1.", "classifier.", 1)
         heads.setdefault(task, {})[name] = value
+    heads = {
+        task: detection.to_our_meaning(task, head) if _detects(head) else head for task, head in heads.items()
+    }
     return heads, unused
+
+
+def _detects(head: StateDict) -> bool:
+    return any(_has_name(name, detection.PARTS) for name in head)
 
 
 def _name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[str, ...]) -> StateDict:
@@ -264,7 +280,8 @@ def _experts(backbone: StateDict) -> tuple[str, ...]:
 
 
 def _published_order(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    return PUBLISHED_TASKS if set(tasks) == set(PUBLISHED_TASKS) else tasks
+    known = (PUBLISHED_TASKS, detection.TASKS)
+    return next((order for order in known if set(order) == set(tasks)), tasks)
 
 
 def _published_head_names(task: str, single: bool) -> tuple[str, str]:

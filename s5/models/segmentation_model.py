@@ -24,7 +24,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SegmentationModel", "to_unit"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-WINDOWS = 4  # in one pass
+GPU_WINDOWS = 4  # in one pass; on a CPU more than one take memory and no less time
 
 
 class SegmentationModel(BaseModel):
@@ -100,10 +100,11 @@ class SegmentationModel(BaseModel):
             First row of a band, and its train ids (rows, W) uint8, on the device, by task; the bands of a
             task from top to bottom.
         """
+        windows = GPU_WINDOWS if self.device.type == "cuda" else 1
         for how, group in self._predicted_alike(tasks).items():
             network = augmented(partial(self.probabilities, tasks=group), self.tta)
             classes = [cast(SegHead, self.segmentor.heads[task]).num_classes for task in group]
-            for top, band in predict_bands(network, rows, how, self.device, WINDOWS):
+            for top, band in predict_bands(network, rows, how, self.device, windows):
                 yield top, dict(zip(group, most_probable(band, classes), strict=True))
 
     def _prepare(self, images: Tensor) -> Tensor:

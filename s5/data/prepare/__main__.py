@@ -1,7 +1,9 @@
 """Cut data sets into patches and write their split files.
 
     python -m s5.data.prepare isaid --src DIR --out DATA_ROOT
+    python -m s5.data.prepare vaihingen --src DIR_OR_ZIP --out DATA_ROOT      (potsdam, loveda, openearthmap)
     python -m s5.data.prepare unlabeled --src DIR --out DATA_ROOT --name NAME
+    python -m s5.data.prepare labeled --images DIR --masks DIR --labels TABLE --out DATA_ROOT --name NAME
 
 May be stopped and started again at will: what is finished is not done again.
 """
@@ -9,21 +11,22 @@ May be stopped and started again at will: what is finished is not done again.
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from types import FrameType
 
-from s5.data.errors import DataError
+from s5.data.command import run_command
 from s5.data.prepare.isaid import Isaid
+from s5.data.prepare.isprs import Potsdam, Vaihingen
+from s5.data.prepare.labeled import Labeled
+from s5.data.prepare.loveda import LoveDA
+from s5.data.prepare.openearthmap import OpenEarthMap
 from s5.data.prepare.parallel import default_workers
 from s5.data.prepare.pipeline import prepare
 from s5.data.prepare.recipe import Recipe
 from s5.data.prepare.unlabeled import Unlabeled
 
-RECIPES: tuple[type[Recipe], ...] = (Isaid, Unlabeled)
+RECIPES: tuple[type[Recipe], ...] = (Isaid, Vaihingen, Potsdam, LoveDA, OpenEarthMap, Unlabeled, Labeled)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,31 +46,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _prepare(args: argparse.Namespace) -> int:
+    recipe = args.recipe(**{field.name: getattr(args, field.name) for field in fields(args.recipe)})
+    outcome = prepare(recipe, args.workers)
+    print("\n".join(text for text in (outcome.summary(), recipe.usage()) if text))
+    return 0 if all(outcome.lists.values()) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 error or an empty list, 130 interrupted."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        recipe = args.recipe(**{field.name: getattr(args, field.name) for field in fields(args.recipe)})
-        outcome = prepare(recipe, args.workers)
-        print(outcome.summary())
-        return 0 if all(outcome.lists.values()) else 1
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}. What is finished is kept; run the same command again.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return run_command(lambda: _prepare(args))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from s5.data.errors import ImageError
+from s5.data.errors import DataError, ImageError
 from s5.data.folders import find_files
 from s5.data.image_io import write_bytes
 from s5.data.prepare.journal import PrepareError
@@ -49,8 +49,7 @@ class Archives:
     def files(self, src: Path) -> list[Path]:
         """All files below ``src``, a folder or an archive, those in archives included; hidden ones not.
 
-        Raises:
-            PrepareError: an archive is damaged.
+        A damaged archive is left out with a warning: it may be one that does not matter.
         """
         found = [src] if src.is_file() else find_files(src, leave_out=self.store)
         return [path for file in found for path in (file, *self._inside(file))]
@@ -85,7 +84,12 @@ class Archives:
                     shutil.copyfileobj(packed, file, 1 << 20)
             except _ERRORS as error:
                 raise ImageError(path, f"damaged archive ({error})", _AGAIN) from error
-            yield copy
+            try:
+                yield copy
+            except ImageError as error:
+                if error.path != str(copy):
+                    raise
+                raise ImageError(path, error.reason, error.hint) from error
 
     def provide(self, paths: Iterable[Path]) -> None:
         """Copy out the inner archives that these files lie in, so that worker processes find them."""
@@ -104,7 +108,12 @@ class Archives:
         """The files in an archive, and in archives in it."""
         if archive.suffix.lower() != ".zip":
             return
-        for member in self._contents(archive):
+        try:
+            contents = self._contents(archive)
+        except DataError as error:
+            logger.warning("%s", error)
+            return
+        for member in contents:
             path = archive / member
             if path.suffix.lower() != ".zip":
                 yield path
@@ -125,13 +134,12 @@ class Archives:
     def _contents(self, archive: Path) -> Mapping[str, tuple[str, int]]:
         """Place in the archive -> name as written there, and size in bytes."""
         if archive.is_file():
-            state = archive.stat()
-            return _table_of_contents(archive, state.st_mtime_ns, state.st_size)
+            return _table_of_contents(archive, archive)
         return _remembered(self._copy(archive).with_suffix(".json")) or self._copied_contents(archive)
 
     def _copied_contents(self, archive: Path) -> Mapping[str, tuple[str, int]]:
         copy = self._real(archive)
-        contents = self._contents(copy)
+        contents = _table_of_contents(copy, archive)
         write_bytes(copy.with_suffix(".json"), json.dumps(contents).encode())
         return contents
 
@@ -165,13 +173,19 @@ def _opened(archive: Path, changed: int, size: int, process: int) -> zipfile.Zip
     return zipfile.ZipFile(archive)
 
 
-@lru_cache(maxsize=64)
-def _table_of_contents(archive: Path, changed: int, size: int) -> Mapping[str, tuple[str, int]]:
+def _table_of_contents(archive: Path, called: Path) -> Mapping[str, tuple[str, int]]:
+    """Place in an archive -> name as written there, and size in bytes; messages call it ``called``."""
+    state = archive.stat()
     try:
-        with zipfile.ZipFile(archive) as file:
-            members = [member for member in file.infolist() if not member.is_dir()]
+        return _read_table_of_contents(archive, state.st_mtime_ns, state.st_size)
     except _ERRORS as error:
-        raise PrepareError(f"{archive}: damaged or incomplete archive ({error}). {_AGAIN}") from error
+        raise PrepareError(f"{called}: damaged or incomplete archive ({error}). {_AGAIN}") from error
+
+
+@lru_cache(maxsize=64)
+def _read_table_of_contents(archive: Path, changed: int, size: int) -> Mapping[str, tuple[str, int]]:
+    with zipfile.ZipFile(archive) as file:
+        members = [member for member in file.infolist() if not member.is_dir()]
     # Some were packed on Windows, with its separators, or on a Mac, with hidden side files.
     places = {member.filename.replace("\\", "/"): member for member in members}
     return {

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
+from s5.data.folders import find_images
 from s5.data.image_io import read_image
 from s5.data.labels import TABLES
 from s5.data.prepare.journal import PrepareError
-from s5.data.prepare.patches import safe_name
-from s5.data.prepare.recipe import LabeledRecipe, Source, find_images
+from s5.data.prepare.patches import Decoded, ReadableMask, safe_name
+from s5.data.prepare.recipe import LabeledRecipe, Source
 
 _MASK = re.compile(r"(?P<stem>.+)_instance_color_RGB")
 _EXPECTED = """expected below {src}:
@@ -59,9 +59,9 @@ class Isaid(LabeledRecipe):
             for stem in sorted(images.keys() | masks.keys())
         ]
 
-    def raw_mask(self, path: Path) -> np.ndarray:
+    def mask(self, path: Path) -> AbstractContextManager[ReadableMask]:
         """Class ids from the colours of the semantic mask."""
-        return TABLES["isaid"].from_colors(read_image(path), path)
+        return nullcontext(Decoded(TABLES["isaid"].from_colors(read_image(path), path)))
 
     def _source(self, group: str, stem: str, image: Path | None, mask: Path | None) -> Source:
         base = self.src / group

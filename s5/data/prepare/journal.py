@@ -39,12 +39,14 @@ class Entry:
         group: the split list its patches belong to.
         size: its size in bytes; a file of another size is cut again.
         patches: what was written of it.
+        note: what the user should know of it; empty if nothing.
     """
 
     source: str
     group: str
     size: int
     patches: tuple[Patch, ...]
+    note: str = ""
 
 
 class Journal:
@@ -128,4 +130,5 @@ class Journal:
 
 def _entry(line: Mapping[str, Any]) -> Entry:
     patches: Sequence[Mapping[str, Any]] = line["patches"]
-    return Entry(line["source"], line["group"], line["size"], tuple(Patch(**patch) for patch in patches))
+    written = tuple(Patch(**patch) for patch in patches)
+    return Entry(line["source"], line["group"], line["size"], written, line.get("note", ""))

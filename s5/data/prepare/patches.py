@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
 from s5.data.geotiff import open_raster
 from s5.data.image_formats import detect_format
 from s5.data.image_io import read_image
+
+_PLAIN = {"JPEG": ".jpg", "PNG": ".png"}
 
 
 class Window(NamedTuple):
@@ -55,8 +60,28 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
     return [*starts, length - size]
 
 
+def tiles(height: int, width: int, size: int) -> list[Window]:
+    """Windows that cover an image once, of equal size to a pixel and of at most ``size`` a side.
+
+    For images that are scored: of overlapping windows, pixels would count twice.
+    """
+    rows, columns = _even(height, size), _even(width, size)
+    return [Window(top, left, h, w) for top, h in rows for left, w in columns]
+
+
+def _even(length: int, size: int) -> list[tuple[int, int]]:
+    parts = -(-length // size)
+    edges = [length * i // parts for i in range(parts + 1)]
+    return [(begin, end - begin) for begin, end in zip(edges, edges[1:], strict=False)]
+
+
 class Readable(Protocol):
-    """An image of known size that gives windows as uint8 (height, width, 3) RGB."""
+    """An image of known size that gives windows as uint8: (height, width, 3) RGB; of a mask, (height, width).
+
+    Attributes:
+        height: rows of the whole image.
+        width: columns of the whole image.
+    """
 
     height: int
     width: int
@@ -66,14 +91,25 @@ class Readable(Protocol):
         ...
 
 
-class _Decoded:
-    """A whole image in memory."""
+class ReadableMask(Readable, Protocol):
+    """A mask of known size that gives windows of raw values.
 
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
+    Attributes:
+        note: what the user should know of how it was read; empty if nothing.
+    """
+
+    note: str
+
+
+class Decoded:
+    """A whole image or mask in memory."""
+
+    def __init__(self, array: np.ndarray, note: str = "") -> None:
+        self._array, self.note = array, note
         self.height, self.width = array.shape[:2]
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """The window that begins at ``top``, ``left``, as a view."""
         return Window(top, left, height, width).of(self._array)
 
 
@@ -84,14 +120,15 @@ def open_image(path: Path) -> Iterator[Readable]:
     Raises:
         ImageError: the file cannot be read.
     """
-    if _is_tiff(path):
+    if is_tiff(path):
         with open_raster(path) as raster:
             yield raster
     else:
-        yield _Decoded(read_image(path))
+        yield Decoded(read_image(path))
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF by its first bytes; a missing one is not."""
     try:
         with path.open("rb") as file:
             return detect_format(file.read(16)) == "tiff"
@@ -102,3 +139,28 @@ def _is_tiff(path: Path) -> bool:
 def safe_name(text: str) -> str:
     """``text`` with white space replaced by underscores, so that names stand in split lines as they are."""
     return re.sub(r"\s+", "_", text)
+
+
+def unique_stems(keys: Sequence[str]) -> list[str]:
+    """For paths of files, paths of their patches without extension and white space, no two the same."""
+    stems = [safe_name(key[: key.rindex(".")]) for key in keys]
+    count = Counter(stems)
+    # Names that coincide ('a.jpg' and 'a.png') get a mark that depends on nothing but the name.
+    return [
+        stem if count[stem] == 1 else f"{stem}-{_mark(key)}" for key, stem in zip(keys, stems, strict=True)
+    ]
+
+
+def _mark(key: str) -> str:
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+
+
+def plain_suffix(path: Path) -> str | None:
+    """The extension for an 8-bit RGB JPEG or PNG, which may be copied as it is; None for anything else."""
+    with Image.open(path) as image:
+        suffix = _PLAIN.get(image.format or "") if image.mode == "RGB" else None
+    if suffix == ".png":
+        with path.open("rb") as file:
+            depth = file.read(25)[24]  # Pillow calls 16-bit colour RGB, too
+        return suffix if depth == 8 else None
+    return suffix

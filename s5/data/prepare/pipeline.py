@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from s5.data.errors import DataError
 from s5.data.geotiff import require_rasterio
-from s5.data.prepare.journal import Entry, Journal, Patch
+from s5.data.prepare.journal import Entry, Journal
 from s5.data.prepare.parallel import run_parallel
-from s5.data.prepare.recipe import Recipe, Source
+from s5.data.prepare.recipe import Cut, Recipe, Source
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
 
@@ -35,6 +35,7 @@ class Outcome:
         patches: patches that this run wrote.
         empty: source files of this run that gave no patch.
         unusable: message per source file that could not be used.
+        notes: what the user should know of single source files.
         lists: number of samples of each split file, by its path.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     patches: int = 0
     empty: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     lists: dict[Path, int] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -58,7 +60,8 @@ class Outcome:
         if self.unusable:
             lines.append(f"{len(self.unusable)} source files could not be used, the first:")
             lines += [f"  {message}" for message in list(self.unusable.values())[:5]]
-        return "\n".join([*lines, *(f"{path}: {count} samples" for path, count in self.lists.items())])
+        lists = [f"{path}: {count} samples" for path, count in self.lists.items()]
+        return "\n".join([*lines, *self.notes, *lists])
 
 
 def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
@@ -79,22 +82,24 @@ def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
     outcome = Outcome()
     with Journal(folder / JOURNAL_NAME, recipe.parameters()) as journal:
         present = _files(folder) if journal.entries else set()
-        todo = [s for s in sources if not _finished(journal.entries.get(s.key), s, recipe.out, present)]
+        todo = [s for s in sources if not _finished(journal.entries.get(s.key), s, recipe, present)]
         outcome.before = len(sources) - len(todo)
-        with closing(_cut_all(recipe, todo, workers, outcome)) as cut:
-            for source, patches in cut:
-                journal.add(Entry(source.key, source.group, _size(source), patches))
+        with recipe.provide(todo), closing(_cut_all(recipe, todo, workers, outcome)) as cut:
+            for source, (patches, note) in cut:
+                journal.add(Entry(source.key, source.group, _size(source, recipe), patches, note))
                 outcome.finished += 1
                 outcome.patches += len(patches)
                 outcome.empty += not patches
-        outcome.lists = _write_lists(recipe, journal)
+        entries = _listed(recipe, journal, sources)
+        outcome.notes = [f"{entry.source}: {entry.note}" for entry in entries if entry.note]
+        outcome.lists = _write_lists(recipe, entries)
         _write_unusable(folder / UNUSABLE_NAME, outcome.unusable)
     return outcome
 
 
 def _cut_all(
     recipe: Recipe, todo: list[Source], workers: int, outcome: Outcome
-) -> Generator[tuple[Source, tuple[Patch, ...]], None, None]:
+) -> Generator[tuple[Source, Cut], None, None]:
     results = run_parallel(partial(_cut, recipe), todo, min(workers, len(todo)))
     with Progress(len(todo), f"cutting {recipe.command}", "files", logger) as progress, closing(results):
         for source, result in results:
@@ -106,7 +111,7 @@ def _cut_all(
                 yield source, result
 
 
-def _cut(recipe: Recipe, source: Source) -> tuple[Patch, ...] | str:
+def _cut(recipe: Recipe, source: Source) -> Cut | str:
     """The patches, or the message why there are none."""
     try:
         return recipe.cut(source)
@@ -116,30 +121,38 @@ def _cut(recipe: Recipe, source: Source) -> tuple[Patch, ...] | str:
         return f"{source.image}: not enough memory; run again with fewer --workers"
 
 
-def _finished(entry: Entry | None, source: Source, out: Path, present: set[str]) -> bool:
-    if entry is None or entry.size != _size(source):
+def _finished(entry: Entry | None, source: Source, recipe: Recipe, present: set[str]) -> bool:
+    if entry is None or entry.size != _size(source, recipe):
         return False
     paths = [path for patch in entry.patches for path in (patch.image, patch.mask) if path]
-    return all(str(out / path) in present for path in paths)
+    return all(str(recipe.out / path) in present for path in paths)
 
 
 def _files(folder: Path) -> set[str]:
     return {os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names}
 
 
-def _size(source: Source) -> int:
-    """Bytes of the source's files; a missing one counts 0, and cutting it says what is wrong."""
-    paths = [path for path in (source.image, source.mask) if path is not None and path.exists()]
-    return sum(path.stat().st_size for path in paths)
+def _size(source: Source, recipe: Recipe) -> int:
+    """Bytes of the source's files."""
+    return sum(recipe.size_of(path) for path in (source.image, source.mask) if path is not None)
 
 
-def _write_lists(recipe: Recipe, journal: Journal) -> dict[Path, int]:
+def _listed(recipe: Recipe, journal: Journal, sources: Sequence[Source]) -> list[Entry]:
+    """The finished source files that count, in the order of their keys."""
+    keys = set(journal.entries)
+    if not recipe.lists_lost_sources:
+        keys &= {source.key for source in sources}
+    return [journal.entries[key] for key in sorted(keys)]
+
+
+def _write_lists(recipe: Recipe, entries: Sequence[Entry]) -> dict[Path, int]:
     lines: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(journal.entries):
-        entry = journal.entries[key]
+    for entry in entries:
         lines[entry.group] += [format_line(patch.image, patch.mask) for patch in entry.patches]
     written = {}
     for group, path in recipe.lists().items():
+        if not lines[group] and group in recipe.optional_groups:
+            continue
         _replace_list(recipe.out / path, lines[group])
         written[recipe.out / path] = len(lines[group])
     return written

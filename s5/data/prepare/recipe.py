@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import Any, ClassVar, NamedTuple
 
 from s5.data.errors import ImageError, LabelError
 from s5.data.image_io import write_image, write_mask
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.patches import open_image, windows
-from s5.data.splits import IMAGE_EXTENSIONS
+from s5.data.prepare.patches import Readable, ReadableMask, Window, open_image, windows
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Source:
         stem: path of its patches below the group's folder, without window and extension; unique in the group.
         image: the image file.
         mask: the mask file, where the data set has labels.
+        area: the part of the image to cut; all of it by default.
     """
 
     key: str
@@ -36,9 +35,17 @@ class Source:
     stem: str
     image: Path
     mask: Path | None = None
+    area: Window | None = None
 
     def __str__(self) -> str:
         return str(self.image)
+
+
+class Cut(NamedTuple):
+    """What one source file gave: its patches, and what the user should know of it."""
+
+    patches: tuple[Patch, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class Recipe(ABC):
 
     command: ClassVar[str]
     help: ClassVar[str]
+    optional_groups: ClassVar[tuple[str, ...]] = ()  # no list is written when they have no samples
+    lists_lost_sources: ClassVar[bool] = True  # patches of source files that are no longer there stay listed
+    not_remembered: ClassVar[tuple[str, ...]] = ()  # fields that may differ when a run is continued
 
     src: Path
     out: Path
@@ -86,7 +96,7 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def cut(self, source: Source) -> tuple[Patch, ...]:
+    def cut(self, source: Source) -> Cut:
         """Write the patches of one source file; runs in a worker process.
 
         Raises:
@@ -95,58 +105,87 @@ class Recipe(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """What the patches depend on; a journal with other parameters is refused."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "out"}
-        return {"command": self.command, **values, "src": str(self.src.absolute())}
+        names = [field.name for field in fields(self) if field.name not in ("out", *self.not_remembered)]
+        values = {name: getattr(self, name) for name in names}
+        paths = {name: str(value.absolute()) for name, value in values.items() if isinstance(value, Path)}
+        return {"command": self.command, **values, **paths}
+
+    def size_of(self, path: Path) -> int:
+        """Bytes of a source file; 0 for a missing one, of which :meth:`cut` says what is wrong."""
+        return path.stat().st_size if path.exists() else 0
+
+    def local(self, path: Path) -> AbstractContextManager[Path]:
+        """A source file as a file on disk, for as long as the context lasts."""
+        return nullcontext(path)
+
+    def provide(self, sources: Sequence[Source]) -> AbstractContextManager[None]:
+        """Make these ready to be cut by worker processes, and tidy up when all are."""
+        return nullcontext()
+
+    def usage(self) -> str:
+        """What the user has to know to train on the result, beside the split files; may be empty."""
+        return ""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments; their names are those of the recipe's fields."""
-        parser.add_argument("--src", type=Path, required=True, help="folder of the data as shipped")
+        cls.add_source(parser)
         parser.add_argument("--out", type=Path, required=True, help="data root to write to")
         parser.add_argument("--size", type=int, default=512, help="side of the patches (default: 512)")
         parser.add_argument("--overlap", type=int, default=0, help="pixels neighbours share (default: 0)")
 
+    @classmethod
+    def add_source(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the argument that says where the data are."""
+        parser.add_argument("--src", type=Path, required=True, help="folder of the data as shipped")
 
-def find_images(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """All image files below ``folder``, sorted; follows links, leaves out hidden files and ``leave_out``."""
-    found, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen or (leave_out is not None and real == os.path.realpath(leave_out)):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (n for n in names if n.lower().endswith(IMAGE_EXTENSIONS) and not n.startswith("."))
-        found += [Path(parent, name) for name in images]
-    return sorted(found)
+
+def require_name(name: str) -> None:
+    """Refuse a name that cannot be a folder.
+
+    Raises:
+        PrepareError: as said.
+    """
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {name!r}")
 
 
 class LabeledRecipe(Recipe):
     """A data set of images with masks: ``folder/group/{images,masks}/stem_window.png``."""
 
     @abstractmethod
-    def raw_mask(self, path: Path) -> np.ndarray:
-        """The mask in the raw values of its label table, uint8 (H, W)."""
+    def mask(self, path: Path) -> AbstractContextManager[ReadableMask]:
+        """Open a mask for cutting, in the raw values of its label table."""
 
-    def cut(self, source: Source) -> tuple[Patch, ...]:
+    def cut(self, source: Source) -> Cut:
         """Cut image and mask along the same windows."""
         if source.mask is None:
             raise LabelError(f"{source.image}: no mask found for it")
-        patches = []
-        with open_image(source.image) as image:
-            mask = self.raw_mask(source.mask)
-            if mask.shape != (image.height, image.width):
+        with self.image(source.image) as image, self.mask(source.mask) as mask:
+            if (mask.height, mask.width) != (image.height, image.width):
                 raise ImageError(
                     source.mask,
-                    f"mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
+                    f"mask of {mask.height}x{mask.width} pixels for an image of "
                     f"{image.height}x{image.width} (height x width), {source.image}",
                 )
-            for window in windows(image.height, image.width, self.size, self.overlap):
-                name = window.name(source.stem)
-                base = f"{self.folder}/{source.group}"
-                patch = Patch(f"{base}/images/{name}.png", mask_path := f"{base}/masks/{name}.png")
+            patches = []
+            for name, window in self.windows(source, image.height, image.width):
+                patch = self.patch(source, name)
                 write_image(self.out / patch.image, image.read(*window))
-                write_mask(self.out / mask_path, window.of(mask))
+                write_mask(self.out / str(patch.mask), mask.read(*window))
                 patches.append(patch)
-        return tuple(patches)
+            return Cut(tuple(patches), mask.note)
+
+    def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
+        """The windows to cut of an image, with the names of the patches."""
+        cut = windows(height, width, self.size, self.overlap)
+        return [(window.name(source.stem), window) for window in cut]
+
+    def patch(self, source: Source, name: str) -> Patch:
+        """Where the patch of this name is written."""
+        base = f"{self.folder}/{source.group}"
+        return Patch(f"{base}/images/{name}.png", f"{base}/masks/{name}.png")
+
+    def image(self, path: Path) -> AbstractContextManager[Readable]:
+        """Open an image for cutting."""
+        return open_image(path)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
+from s5.data.folders import find_images
 from s5.data.image_io import write_bytes, write_image
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.patches import Readable, open_image, safe_name, windows
-from s5.data.prepare.recipe import Recipe, Source, find_images
+from s5.data.prepare.patches import Readable, open_image, plain_suffix, unique_stems, windows
+from s5.data.prepare.recipe import Cut, Recipe, Source, require_name
 from s5.data.splits import IMAGE_EXTENSIONS
-
-_PLAIN = {"JPEG": ".jpg", "PNG": ".png"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,7 @@ class Unlabeled(Recipe):
     def __post_init__(self) -> None:
         """Refuse names that cannot be a folder."""
         super().__post_init__()
-        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
-            raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {self.name!r}")
+        require_name(self.name)
 
     @property
     def folder(self) -> str:
@@ -79,28 +73,23 @@ class Unlabeled(Recipe):
                 f"end in {', '.join(IMAGE_EXTENSIONS)}"
             )
         keys = [path.relative_to(self.src).as_posix() for path in paths]
-        stems = [_stem(key) for key in keys]
-        count = Counter(stems)
-        return [
-            # Names that coincide ('a.jpg' and 'a.png') get a mark that depends on nothing but the name.
-            Source(key, "all", stem if count[stem] == 1 else f"{stem}-{_mark(key)}", path)
-            for key, stem, path in zip(keys, stems, paths, strict=True)
-        ]
+        stems = unique_stems(keys)
+        return [Source(key, "all", stem, path) for key, stem, path in zip(keys, stems, paths, strict=True)]
 
-    def cut(self, source: Source) -> tuple[Patch, ...]:
+    def cut(self, source: Source) -> Cut:
         """Copy or cut one image; nothing for one that is too small."""
         with open_image(source.image) as image:
             if min(image.height, image.width) < self.min_size:
-                return ()
+                return Cut(())
             if max(image.height, image.width) <= self.size:
-                return (self._whole(source, image),)
+                return Cut((self._whole(source, image),))
             patches = []
             for window in windows(image.height, image.width, self.size, self.overlap):
                 patches.append(self._write(window.name(source.stem), image.read(*window)))
-            return tuple(patches)
+            return Cut(tuple(patches))
 
     def _whole(self, source: Source, image: Readable) -> Patch:
-        suffix = _plain_suffix(source.image)
+        suffix = plain_suffix(source.image)
         if suffix is None:
             return self._write(source.stem, image.read(0, 0, image.height, image.width))
         patch = Patch(f"{self.folder}/{source.stem}{suffix}")
@@ -120,23 +109,3 @@ class Unlabeled(Recipe):
         )
         found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
         return f" (found: {found or 'nothing'})"
-
-
-def _stem(key: str) -> str:
-    """Path of the patches of a source, without extension and white space."""
-    return safe_name(key[: key.rindex(".")])
-
-
-def _mark(key: str) -> str:
-    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-
-
-def _plain_suffix(path: Path) -> str | None:
-    """The extension for an 8-bit RGB JPEG or PNG, None for anything else."""
-    with Image.open(path) as image:
-        suffix = _PLAIN.get(image.format or "") if image.mode == "RGB" else None
-    if suffix == ".png":
-        with path.open("rb") as file:
-            depth = file.read(25)[24]  # Pillow calls 16-bit colour RGB, too
-        return suffix if depth == 8 else None
-    return suffix

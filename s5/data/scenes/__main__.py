@@ -9,14 +9,13 @@ is not generated again.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from s5.data.errors import DataError
+from s5.data.command import run_command
 from s5.data.prepare.parallel import default_workers
 
 from .dataset import PARTS, Request, write_dataset
@@ -48,29 +47,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 1 error, 130 interrupted."""
-    args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def _generate(args: argparse.Namespace) -> int:
     start = time.monotonic()
-    try:
-        request = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
-        written, kept = write_dataset(args.out, request, args.workers, args.overwrite)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}. What is finished is kept; run the same command again.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    request = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
+    written, kept = write_dataset(args.out, request, args.workers, args.overwrite)
     print(
         f"{args.out}: {written} scenes written in {time.monotonic() - start:.1f} s, {kept} were there before"
     )
     for name, part in PARTS.items():
         print(f"  {args.out / part.split}: {getattr(request, name)} scenes")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 error, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    return run_command(lambda: _generate(args))
 
 
 if __name__ == "__main__":

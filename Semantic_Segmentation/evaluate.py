@@ -1,0 +1,78 @@
+"""Scores a trained model on the validation images of its tasks.
+
+    python evaluate.py work_dirs/mdf_vit_b_moe/vit_b_moe_mdf_best.pth
+    python evaluate.py CKPT --tasks loveda potsdam --tta flip --scales 0.75 1.0 1.25
+    python evaluate.py published.pth --backbone vit_b_moe --cfg-options data_root=/data/seg
+    torchrun --nproc_per_node 8 evaluate.py CKPT ...                    the same numbers, sooner
+
+Data come from --config, else from config.yaml beside the checkpoint, else from configs/rsseg.yaml. Writes to
+the work folder: scores.json, <task>_classes.csv, <task>_confusion.csv and .png, pictures/, train.log.
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from s5.engine import launch, mdf, trained
+from s5.engine.command import command_parser, run_command
+from s5.engine.config import load_config
+from s5.engine.evaluation import check_classes, run_validation, summary, write_reports
+from s5.engine.hooks import PicturesHook
+from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
+from s5.engine.mdf_config import MDFConfig
+from s5.models.precision import resolve_precision
+
+HERE = Path(__file__).resolve().parent
+
+logger = logging.getLogger("s5.evaluate")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", mdf.BACKBONES)
+    parser.set_defaults(config=None, backbone=None)  # the checkpoint knows
+    parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")
+    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="images on a task's sheet")
+    add_inference_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns 0."""
+    args = parse_args(argv)
+    path = trained.find_config(args.config, args.checkpoint, HERE / "configs/rsseg.yaml")
+    cfg = mdf.select_tasks(load_config(MDFConfig, path, args.cfg_options), args.tasks)
+    place = launch.start(args.device)
+    work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
+    launch.setup_logging(work_dir, place)
+    logger.info("configuration: %s", path)
+
+    recipe = trained.find_recipe(args.checkpoint, args.backbone, path, args.cfg_options, args.allow_pickle)
+    tables = mdf.build_tables(cfg)
+    check_classes(recipe.tables, tables)
+    validated = {task: section.evaluation.inference() for task, section in cfg.tasks.items()}
+    recipe = replace(recipe.only(list(tables)), inference=changed_inference(validated, args))
+    dtype, tta = resolve_precision(cfg.precision, place.device), chosen_tta(args)
+    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, tta, args.allow_pickle)
+
+    metrics = mdf.build_metrics(tables)
+    splits = {task: mdf.validation_split(cfg, task) for task in tables}
+    loader = mdf.build_val_loader(cfg, splits, tables, place)
+    name, hooks = f"evaluate_{recipe.backbone}", [PicturesHook(tables, count=args.pictures)]
+    run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
+    if place.is_main:
+        common = {"checkpoint": str(args.checkpoint), "tta": None if tta is None else asdict(tta)}
+        write_reports(
+            work_dir, metrics, {t: {**common, **asdict(how)} for t, how in recipe.inference.items()}
+        )
+        logger.info("\n%s", summary(metrics))
+        logger.info("scores, confusion matrices and pictures are in %s", work_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,54 @@
+"""Predicts images: index masks, colour masks and overlays for every task, from one pass of the encoder.
+
+    python predict.py vit_b_moe_mdf_best.pth images/ --out predictions                      all tasks
+    python predict.py CKPT 'scenes/**/*.tif' --out predictions --task loveda --tta flip
+    python predict.py published.pth photo.jpg --out predictions --backbone vit_b_moe --task potsdam
+
+Writes <out>/<task>/{index,color,overlay}/<name>.png with the folders of the input. An index mask holds the
+raw values of the task's label table, those of its training masks; a TIFF gives TIFFs, at the same place of
+the earth. <out>/<task>/prediction.yaml says how they were made and what the values mean. Results that exist
+are made anew, with --resume kept. Images that cannot be read are named at the end; the exit code is then 1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from s5.engine.command import run_command
+from s5.engine.predict_command import predict, prediction_parser
+from s5.engine.predict_files import KINDS, Target
+
+HERE = Path(__file__).resolve().parent
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = prediction_parser(__doc__, HERE / "configs/rsseg.yaml")
+    parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
+    parser.add_argument("input", help="folder (with subfolders), file, or pattern in quotes")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all three")
+    parser.add_argument("--overlay-alpha", type=float, default=0.5, help="weight of the colours, 0 to 1")
+    parser.add_argument("--resume", action="store_true", help="leave images alone whose results exist")
+    args = parser.parse_args(argv)
+    if not 0 <= args.overlay_alpha <= 1:
+        parser.error(f"--overlay-alpha {args.overlay_alpha}: from 0 to 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Predict; returns 0, or 1 when images could not be read."""
+    args = parse_args(argv)
+    tasks = [] if args.task == ["all"] else args.task
+    target = Target(args.out, {}, tuple(dict.fromkeys(args.kinds)), args.overlay_alpha)
+    problems = predict(args, args.input, tasks, target)
+    for problem in problems:
+        print("error:", problem, file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,57 @@
+"""Writes the file that an evaluation server takes.
+
+    python submit.py loveda predictions/ --images LoveDA/Test --out loveda.zip
+    python submit.py loveda vit_b_moe_mdf_best_loveda.pth --images LoveDA/Test --out loveda.zip --tta flip
+
+From a folder that predict.py wrote (or any of index masks named like the images), or from a checkpoint, whose
+predictions are kept beside the zip, so that a second call goes on. Names, number, size and values are checked
+before anything is written.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from s5.data.errors import DataError
+from s5.data.submission import VALUES, pack_loveda
+from s5.engine.command import run_command
+from s5.engine.predict_command import predict, prediction_parser
+from s5.engine.predict_files import Target
+
+HERE = Path(__file__).resolve().parent
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = prediction_parser(__doc__, HERE / "configs/rsseg.yaml")
+    parser.add_argument("server", choices=["loveda"])
+    parser.add_argument("predictions", type=Path, help="folder of predictions, or checkpoint to predict with")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the test images")
+    parser.add_argument("--out", type=Path, required=True, metavar="ZIP")
+    parser.add_argument("--task", default="loveda", help="task of the checkpoint (default: loveda)")
+    parser.add_argument(
+        "--values", choices=VALUES, help="index masks count from 1 (raw) or 0 (ids); default: found out"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the submission; returns 0."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    folder = args.predictions
+    if not folder.is_dir():
+        folder = args.out.with_name(f"{args.out.stem}_predictions")
+        args.checkpoint, args.resume = args.predictions, True
+        problems = predict(args, str(args.images), [args.task], Target(folder, {}, ("index",)))
+        if problems:
+            raise DataError("\n".join(map(str, problems)))
+        folder /= args.task
+    count = pack_loveda(folder, args.images, args.out, args.values)
+    print(f"{args.out}: {count} masks, ready to be uploaded")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

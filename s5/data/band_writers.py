@@ -1,0 +1,108 @@
+"""Write pictures a band of rows after the other; they appear whole or not at all."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from s5.data.geotiff import require_rasterio
+from s5.data.image_io import write_image, write_mask
+
+
+class BandWriter(Protocol):
+    """Takes the bands of one picture from top to bottom."""
+
+    def write(self, top: int, band: np.ndarray) -> None:
+        """Take the rows from ``top`` on, uint8 (rows, W) or (rows, W, 3) RGB."""
+        ...
+
+    def finish(self) -> None:
+        """Put the whole picture into its place."""
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+class PngWriter:
+    """A PNG, which is encoded at the end: grey without change of values, or RGB.
+
+    Args:
+        path: where to; missing folders are made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bands: list[np.ndarray] = []
+
+    def write(self, top: int, band: np.ndarray) -> None:
+        """Take the next rows."""
+        self._bands.append(band)
+
+    def finish(self) -> None:
+        """Encode and write."""
+        picture = self._bands[0] if len(self._bands) == 1 else np.concatenate(self._bands)
+        (write_mask if picture.ndim == 2 else write_image)(self._path, picture)
+        self._bands = []
+
+    def discard(self) -> None:
+        """Forget the rows."""
+        self._bands = []
+
+
+class TiffWriter:
+    """A compressed TIFF on the same place of the earth as another, of which only some rows are in memory.
+
+    Args:
+        path: where to; missing folders are made.
+        like: TIFF of the same size whose reference system and transform are taken over, where it has them.
+        channels: 1, or 3 for RGB.
+    """
+
+    def __init__(self, path: Path, like: Path, channels: int) -> None:
+        rasterio = require_rasterio(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(like) as source:
+                place = {"crs": source.crs, "transform": source.transform}
+                if source.transform.is_identity:  # rasterio's word for none
+                    place = {}
+                height, width = source.height, source.width
+            self._file = rasterio.open(
+                self._temporary,
+                "w",
+                driver="GTiff",
+                height=height,
+                width=width,
+                count=channels,
+                dtype="uint8",
+                compress="deflate",
+                tiled=True,
+                bigtiff="if_safer",
+                photometric="rgb" if channels == 3 else "minisblack",
+                interleave="pixel",
+                **place,
+            )
+
+    def write(self, top: int, band: np.ndarray) -> None:
+        """Write the next rows."""
+        from rasterio.windows import Window
+
+        planes = band[None] if band.ndim == 2 else band.transpose(2, 0, 1)
+        self._file.write(planes, window=Window(0, top, band.shape[1], band.shape[0]))
+
+    def finish(self) -> None:
+        """Close the file and rename it."""
+        self._file.close()
+        self._temporary.replace(self._path)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)

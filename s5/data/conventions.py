@@ -1,0 +1,146 @@
+"""Recognise masks that were written for another table than the one they are read with.
+
+Such masks often hold no value outside the table, so that training would go on and learn the wrong classes:
+masks of the mmsegmentation convention, one higher than ids that count from 0, with 0 at the boundaries of
+objects; masks that were shifted down to train ids; masks of 0 and 255 read as 0 and 1; colour-coded masks
+that were turned to grey.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from s5.data.label_table import IGNORE, LabelTable
+from s5.data.labels import TABLES
+
+_MIN_BORDERS = 200  # neighbours that differ; with fewer, nothing is said of borders
+_ON_BORDERS = 0.98  # share of the borders that go over 0 when 0 is drawn between all objects
+_MORE_THAN_NO_DATA = 0.2  # share of pixels; no-data, which is 0 in LoveDA, is rare, background is not
+_THIN = 15  # pixels of 0 per change to or from 0, when it is drawn as a line
+
+
+def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.ndarray) -> str:
+    """What is wrong with all masks of a split together, and the way out.
+
+    Args:
+        table: the table they are read with.
+        histogram: int64 (256,), pixels per raw value.
+        borders: int64 (3,), over a part of the rows: neighbours that differ, those of which one is 0, and
+            pixels that are 0.
+
+    Returns:
+        The message; empty if nothing is wrong.
+    """
+    present = {int(value) for value in np.flatnonzero(histogram)}
+    if not present:
+        return ""
+    return (
+        _zero_and_255(table, present)
+        or _grey_colors(table, present)
+        or _one_higher(table, present, borders)
+        or _one_lower(table, present, histogram, borders)
+    )
+
+
+def _zero_and_255(table: LabelTable, present: set[int]) -> str:
+    """Binary masks of the other kind."""
+    if table.values == (0, 1) and present == {0, 255} and IGNORE in table.ignore_values:
+        name = repr(table.classes[1])
+        return (
+            f"the masks hold 0 and 255; read with {_named(table)}, 255 is ignored and {name} never occurs. "
+            f"If 255 is {name}, set values: [0, 255] (for a single class values: [255]) and ignore: []"
+        )
+    if table.values == (0, 255) and 1 in present and present <= {0, 1}:
+        return f"the masks hold 0 and 1, but {_named(table)} reads 0 and 255. Leave values and ignore out"
+    return ""
+
+
+def _grey_colors(table: LabelTable, present: set[int]) -> str:
+    """Colour codes of which a conversion to grey made values."""
+    grey = {round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in (*table.palette, *table.ignore_colors)}
+    unknown = present - {*table.values, *table.ignore_values}
+    if len(unknown) < 2 or not present <= {g + d for g in grey for d in (-1, 0, 1)}:
+        return ""
+    return (
+        f"the values {_listed(present)} are the colours of {_named(table)} turned to grey: colour-coded "
+        "masks were opened as grey images. Go back to the colour-coded files, which "
+        "'python -m s5.data.prepare' converts (for your own data: 'labeled', with the colours as palette)"
+    )
+
+
+def _one_higher(table: LabelTable, present: set[int], borders: np.ndarray) -> str:
+    """Masks of the mmsegmentation convention, read with a table that counts from 0."""
+    highest = max(v for v in (*table.values, *table.ignore_values) if v != IGNORE)
+    if table.values != tuple(range(table.num_classes)) or max(present) > highest + 1:
+        return ""
+    # A background of 0 lies between objects by nature.
+    lines = table.background != 0 and len(present) > 3 and _zero_is_between_objects(borders)
+    beyond = highest + 1 in present
+    # Impervious surface, the first class, is in every part of a town.
+    town = _is_isprs(table) and (beyond or present == set(range(1, highest + 1)))
+    if not (lines or town or (0 not in present and beyond)):
+        return ""
+    where = ", 0 only between objects" if lines else "" if 0 in present else ", and no 0"
+    return (
+        f"the masks hold {_listed(present)}{where}: they are written in the mmsegmentation convention, "
+        f"one higher than in {_named(table)} (0 is the boundary or ignored, classes count from 1), so every "
+        f"class would be taken for the next one. {_table_one_higher(table)}"
+    )
+
+
+def _one_lower(table: LabelTable, present: set[int], histogram: np.ndarray, borders: np.ndarray) -> str:
+    """Masks that count from 0, read with a table that counts from 1."""
+    highest, others = table.num_classes, present - {IGNORE}
+    if table.values != tuple(range(1, highest + 1)) or 0 not in table.ignore_values or 0 not in others:
+        return ""
+    if max(others) >= highest + (_is_isprs(table) and not table.name.endswith("_6")):
+        return ""
+    share = histogram[0] / histogram.sum()
+    shifted = IGNORE in present and IGNORE not in table.ignore_values
+    if _is_isprs(table):
+        shifted |= share > 0.05 and borders[0] >= _MIN_BORDERS and not _zero_is_between_objects(borders)
+    elif table == TABLES["loveda"]:
+        shifted |= share > _MORE_THAN_NO_DATA
+    if not shifted:
+        return ""
+    return (
+        f"the masks hold {_listed(present)}, {100 * share:.0f} % of the pixels are 0: they count classes "
+        f"from 0, one lower than {_named(table)}, so every class would be taken for the one before and the "
+        f"first one be ignored. {_table_one_lower(table)}"
+    )
+
+
+def _zero_is_between_objects(borders: np.ndarray) -> bool:
+    """Whether 0 is drawn as a line wherever two values meet."""
+    changes, over_zero, zeros = (int(n) for n in borders)
+    return changes >= _MIN_BORDERS and over_zero >= _ON_BORDERS * changes and zeros < _THIN * over_zero
+
+
+def _is_isprs(table: LabelTable) -> bool:
+    return TABLES.get(table.name) == table and table.name.startswith(("vaihingen", "potsdam"))
+
+
+def _table_one_higher(table: LabelTable) -> str:
+    if _is_isprs(table):
+        name = table.name.removesuffix("_6")
+        six = table.name[len(name) :]
+        return f"Set labels: {name}_mmseg{six} (or write the masks with 'python -m s5.data.prepare {name}')"
+    if table == TABLES["loveda_train_ids"]:
+        return "Set labels: loveda"
+    return f"Set values: {list(range(1, table.num_classes + 1))} and ignore: [0]"
+
+
+def _table_one_lower(table: LabelTable) -> str:
+    if _is_isprs(table):
+        return f"Set labels: {table.name.replace('_mmseg', '')}"
+    if table == TABLES["loveda"]:
+        return "Set labels: loveda_train_ids"
+    return f"Set values: {list(range(table.num_classes))} and ignore: [255]"
+
+
+def _named(table: LabelTable) -> str:
+    return f"label table {table.name!r}"
+
+
+def _listed(values: set[int]) -> str:
+    return ", ".join(str(value) for value in sorted(values))

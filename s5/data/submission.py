@@ -1,0 +1,164 @@
+"""The file that LoveDA's evaluation server takes: a flat zip of the test images' index masks.
+
+``<number>.png`` for every test image, grey, 8 bits, classes 0 to 6 in the order of the label table ``loveda``
+(whose masks, as shipped and as predicted, count from 1), as github.com/Junjue-Wang/LoveDA writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+
+from s5.data.errors import DataError
+from s5.data.folders import find_images
+from s5.data.image_io import image_size, read_mask
+from s5.data.labels import TABLES, LabelTable, get_table
+from s5.data.prepare.loveda import COUNTS, TEST
+
+logger = logging.getLogger(__name__)
+
+SERVER = "loveda_train_ids"
+"""Label table of the masks that the server takes."""
+VALUES = {"raw": "loveda", "ids": SERVER}
+"""Label tables that predictions may be written in."""
+SETTINGS_FILE = "prediction.yaml"
+SHOWN = 5  # names in a message
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same file
+
+
+def pack_loveda(predictions: Path, images: Path, out: Path, values: str | None = None) -> int:
+    """Check the predictions of the test images and write the submission, whole or not at all.
+
+    Args:
+        predictions: folder of index masks, or one that ``predict.py`` wrote, which has them in
+            ``loveda/index`` or ``index``.
+        images: folder of the test images, with subfolders.
+        out: the zip.
+        values: ``raw`` (1 to 7) or ``ids`` (0 to 6); None asks ``prediction.yaml`` beside the masks, else
+            the masks: a 0 or a 7 in any of them tells.
+
+    Returns:
+        Number of masks in it.
+
+    Raises:
+        DataError: predictions are missing or too many, of another size, or hold other values; names them.
+    """
+    if out.suffix.lower() != ".zip":
+        raise DataError(f"{out}: the server takes a .zip; name it so")
+    folder = _mask_folder(predictions)
+    tests, masks = _by_stem(images, "test images"), _by_stem(folder, "predictions")
+    _require_pairs(tests, masks, folder)
+    if len(tests) != COUNTS[TEST]:
+        logger.warning("%s: %d images; LoveDA's test part has %d", images, len(tests), COUNTS[TEST])
+    histogram = np.zeros(256, np.int64)
+    for stem, path in masks.items():
+        histogram += _histogram(path, tests[stem])
+    table = _written_in(folder, histogram, values)
+    temporary = out.with_name(f".{out.name}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(temporary, masks, table)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(masks)
+
+
+def _mask_folder(predictions: Path) -> Path:
+    """Where in a folder of predictions the index masks are."""
+    for folder in (predictions / "loveda" / "index", predictions / "index", predictions):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"{predictions}: no such folder; give one that predict.py wrote, or one of index masks")
+
+
+def _by_stem(folder: Path, what: str) -> dict[str, Path]:
+    """Images by the name that they have in the zip, in its order."""
+    found: dict[str, Path] = {}
+    for path in find_images(folder):
+        other = found.setdefault(path.stem, path)
+        if other is not path:
+            raise DataError(f"{other} and {path}: two {what} of one name, but the submission is flat")
+    if not found:
+        raise DataError(f"{folder}: no {what} there")
+    return dict(sorted(found.items()))
+
+
+def _require_pairs(tests: Mapping[str, Path], masks: Mapping[str, Path], folder: Path) -> None:
+    missing = [stem for stem in tests if stem not in masks]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(tests)} predictions are missing: {_names(missing)}. Predict "
+            f"them first (predict.py --resume goes on)"
+        )
+    extra = [stem for stem in masks if stem not in tests]
+    if extra:
+        raise DataError(
+            f"{folder}: {len(extra)} predictions are of no test image: {_names(extra)}. Give the "
+            f"folder of the test images' predictions alone"
+        )
+
+
+def _histogram(path: Path, image: Path) -> np.ndarray:
+    """Pixels of each value, int64 (256,), of a mask that has the size of its image."""
+    mask, size = read_mask(path), image_size(image)
+    if mask.shape != size:
+        raise DataError(
+            f"{path}: {mask.shape[0]}x{mask.shape[1]} pixels (height x width), its image {image} has "
+            f"{size[0]}x{size[1]}; predict the image itself"
+        )
+    counts = np.bincount(mask.ravel(), minlength=256)
+    if counts[8:].any():
+        value = int(np.flatnonzero(counts[8:])[0]) + 8
+        raise DataError(
+            f"{path}: value {value} ({counts[value]} pixels) is none of LoveDA's classes; give its index "
+            f"masks, not those of another task"
+        )
+    return counts
+
+
+def _written_in(folder: Path, histogram: np.ndarray, values: str | None) -> LabelTable:
+    """The label table of the masks."""
+    settings = folder.parent / SETTINGS_FILE
+    if values is not None:
+        table = TABLES[VALUES[values]]
+    elif settings.is_file():
+        table = get_table(yaml.safe_load(settings.read_text(encoding="utf-8"))["labels"])
+        if table.classes != TABLES[SERVER].classes:
+            raise DataError(
+                f"{settings}: the predictions have the classes {', '.join(table.classes)}, not LoveDA's"
+            )
+    elif bool(histogram[0]) == bool(histogram[7]):
+        found = "both 0 and 7" if histogram[0] else "neither 0 nor 7"
+        raise DataError(
+            f"{folder}: the masks hold {found}, so that it cannot be told whether classes count from 0 or 1; "
+            f"say so with --values raw (1 to 7, as shipped) or --values ids (0 to 6)"
+        )
+    else:
+        table = TABLES[VALUES["ids" if histogram[0] else "raw"]]
+    wrong = [v for v in np.flatnonzero(histogram) if v not in table.values]
+    if wrong:
+        raise DataError(
+            f"{folder}: value {wrong[0]} ({histogram[wrong[0]]} pixels) is no class; masks of this kind hold "
+            f"{min(table.values)} to {max(table.values)}"
+        )
+    logger.info("predictions hold %d to %d", min(table.values), max(table.values))
+    return table
+
+
+def _write(path: Path, masks: Mapping[str, Path], table: LabelTable) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # a PNG does not get smaller
+        for stem, mask in masks.items():
+            ids = table.encode(read_mask(mask), mask)
+            png = cv2.imencode(".png", ids)[1]
+            archive.writestr(zipfile.ZipInfo(f"{stem}.png", EPOCH), png.tobytes())
+
+
+def _names(stems: list[str]) -> str:
+    return ", ".join(stems[:SHOWN]) + (" ..." if len(stems) > SHOWN else "")

@@ -1,0 +1,76 @@
+"""The images that a prediction is asked for, and where their results go."""
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from s5.data.errors import DataError
+from s5.data.folders import find_images
+from s5.data.image_formats import detect_format
+from s5.data.splits import IMAGE_EXTENSIONS
+
+MAGIC = "*?["
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to predict.
+
+    Attributes:
+        path: the file.
+        name: path of its results below their folder, without extension.
+        is_tiff: whether it is a TIFF, judged by its content.
+    """
+
+    path: Path
+    name: Path
+    is_tiff: bool
+
+    def result(self, folder: Path) -> Path:
+        """Path of a result in a folder: TIFF for TIFF, otherwise PNG."""
+        return folder / f"{self.name}{'.tif' if self.is_tiff else '.png'}"
+
+
+def find_sources(given: str, out: Path) -> list[Source]:
+    """The images of a folder (with its subfolders), a file or a glob pattern, ordered by name.
+
+    Names are relative to the folder, or to the part of the pattern before its first wildcard; hidden files
+    and, in a folder, what lies below ``out`` are left out.
+
+    Raises:
+        DataError: nothing found, or two images whose results would have the same name.
+    """
+    path = Path(given)
+    if path.is_dir():
+        root, files = path, find_images(path, leave_out=out)
+    elif path.is_file():
+        root, files = path.parent, [path]
+    elif any(c in given for c in MAGIC):
+        root = _fixed_part(path)
+        found = map(Path, glob.iglob(given, recursive=True))
+        files = sorted(p for p in found if p.name.lower().endswith(IMAGE_EXTENSIONS) and p.is_file())
+    else:
+        raise DataError(f"{given}: no such file or folder, and no pattern with * or ?")
+    sources: dict[Path, Source] = {}
+    for file in files:
+        source = Source(file, file.relative_to(root).with_suffix(""), _is_tiff(file))
+        other = sources.setdefault(source.name, source)
+        if other is not source:
+            raise DataError(f"{other.path} and {file}: their results would have the same name; rename one")
+    if not sources:
+        raise DataError(f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are")
+    return [*sources.values()]
+
+
+def _is_tiff(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return detect_format(file.read(16)) == "tiff"
+    except OSError:  # it is reported when it is read
+        return False
+
+
+def _fixed_part(pattern: Path) -> Path:
+    parts = pattern.parts
+    first = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
+    return Path(*parts[:first])

@@ -1,0 +1,39 @@
+"""A contact sheet that shows the predictions of several trained models side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from s5.data.datasets import ValidationImages
+from s5.data.image_io import write_image
+from s5.data.splits import Split
+from s5.engine.hooks.pictures import colored, contact_sheet
+from s5.engine.trained import build_trained, find_recipe
+
+ROWS = 4
+
+
+@torch.inference_mode()
+def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, root: Path) -> None:
+    """Write image, truth and the prediction of every model, for a few images spread over a split.
+
+    Args:
+        path: where to.
+        models: weight files of multi-dataset training.
+        task: whose images and classes.
+        split: labeled images.
+        root: data root of the split.
+    """
+    device = torch.device("cpu")
+    recipes = {file: find_recipe(file, None, file, []) for file in models.values()}
+    table = next(iter(recipes.values())).tables[task]
+    networks = [build_trained(recipe, file, device, None) for file, recipe in recipes.items()]
+    images = ValidationImages(Split(split, root), table, task)
+    rows = []
+    for index in torch.linspace(0, len(images) - 1, min(ROWS, len(images))).long().tolist():
+        item = images[index]
+        photo = item["images"]
+        row = [photo.permute(1, 2, 0).numpy(), colored(item["labels"], table)]
+        rows.append(row + [colored(network.predict(photo, task), table) for network in networks])
+    write_image(path, contact_sheet(rows))

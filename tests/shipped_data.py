@@ -1,0 +1,154 @@
+"""Tiny data sets in the layouts of their providers, and what the tests of their preparation share."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+
+import cv2
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+
+from s5.data.image_io import write_image, write_mask
+from s5.data.labels import TABLES
+from s5.data.prepare.isprs import Potsdam, Vaihingen
+
+HEIGHT, WIDTH = 40, 50
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def class_map(height, width, classes, seed=0):
+    """Blocks of 10 pixels of random ids below ``classes``."""
+    ids = np.random.default_rng(seed).integers(0, classes, (height // 10 + 1, width // 10 + 1), np.uint8)
+    return np.kron(ids, np.ones((10, 10), np.uint8))[:height, :width]
+
+
+def tree(folder):
+    """Content of every file below a folder, the journals' order aside."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: b"" if name.endswith(".jsonl") else data for name, data in files.items()}
+
+
+def write_tiff(path, array):
+    """``array`` (H, W) or (H, W, 3), uint8 or uint16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        options = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2]}
+        with rasterio.open(path, "w", "GTiff", dtype=array.dtype, **options) as file:
+            file.write(bands)
+
+
+def pack(folder, archive, inside="", separator="/", compression=zipfile.ZIP_DEFLATED):
+    """Move a folder's content into an archive, below the folder ``inside``."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w", compression) as file:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            place = "/".join(part for part in (inside, path.relative_to(folder).as_posix()) if part)
+            file.write(path, place.replace("/", separator))
+    shutil.rmtree(folder)
+
+
+def erode(ids):
+    """The mask with 255 at the borders of objects."""
+    kernel = np.ones((3, 3), np.uint8)
+    return np.where(cv2.dilate(ids, kernel) == cv2.erode(ids, kernel), ids, np.uint8(255))
+
+
+def isprs_colors(ids):
+    """Ids 0 to 5, 255 for the boundary, in the colours of the code."""
+    return TABLES["potsdam_6"].colorize(ids)
+
+
+def make_vaihingen(src, labels="ISPRS_semantic_labeling_Vaihingen_ground_truth", top="top", suffix=".tif"):
+    """All areas in folders; returns ids by area."""
+    truth = {}
+    for i, area in enumerate((*Vaihingen.train_tiles, *Vaihingen.val_tiles)):
+        truth[area] = class_map(HEIGHT, WIDTH, 6, i)
+        name = f"top_mosaic_09cm_area{area}"
+        write_tiff(src / f"ISPRS_semantic_labeling_Vaihingen/{top}/{name}{suffix}", noise(HEIGHT, WIDTH, i))
+        write_tiff(src / f"{labels}_COMPLETE/{name}{suffix}", isprs_colors(truth[area]))
+        eroded = isprs_colors(erode(truth[area]))
+        write_tiff(src / f"{labels}_eroded_COMPLETE/{name}_noBoundary{suffix}", eroded)
+        dsm = src / f"ISPRS_semantic_labeling_Vaihingen/dsm/dsm_09cm_matching_area{area}{suffix}"
+        write_tiff(dsm, noise(4, 4)[..., 0])
+    return truth
+
+
+def make_potsdam(src, bands=("RGB", "IRRG")):
+    """All tiles in folders; returns ids by tile."""
+    truth = {}
+    folders = {"RGB": "2_Ortho_RGB", "IRRG": "3_Ortho_IRRG"}
+    for i, tile in enumerate((*Potsdam.train_tiles, *Potsdam.val_tiles)):
+        truth[tile] = class_map(HEIGHT, WIDTH, 6, i)
+        name = f"top_potsdam_{tile}"
+        for j, band in enumerate(bands):
+            write_tiff(src / folders[band] / f"{name}_{band}.tif", noise(HEIGHT, WIDTH, 100 * j + i))
+        write_tiff(src / f"5_Labels_all/{name}_label.tif", isprs_colors(truth[tile]))
+        eroded = isprs_colors(erode(truth[tile]))
+        write_tiff(src / f"5_Labels_all_noBoundary/{name}_label_noBoundary.tif", eroded)
+    return truth
+
+
+def make_loveda(src, counts, groups=("Train", "Val", "Test")):
+    """``counts`` images per scene of each part; returns raw masks by number."""
+    truth, number = {}, 0
+    for group in groups:
+        for scene in ("Rural", "Urban"):
+            for _ in range(counts):
+                folder = src / group / scene
+                write_image(folder / f"images_png/{number}.png", noise(HEIGHT, WIDTH, number))
+                if group != "Test":
+                    truth[number] = class_map(HEIGHT, WIDTH, 8, number)
+                    write_mask(folder / f"masks_png/{number}.png", truth[number])
+                number += 1
+    return truth
+
+
+OEM_XBD = {"houston_1.tif": "hurricane-harvey_00000008_pre_disaster.png"}
+OEM_LISTS = {
+    "train.txt": ["aachen_1.tif", "aachen_2.tif", "el_rodeo_1.tif", "houston_1.tif"],
+    "val.txt": ["aachen_3.tif"],
+    "test.txt": ["aachen_4.tif"],
+}
+
+
+def make_openearthmap(src):
+    """Three regions, one from xBD without its image; returns raw masks by name."""
+    truth = {}
+    for i, name in enumerate(name for names in OEM_LISTS.values() for name in names):
+        region = name.rpartition("_")[0]
+        if name not in OEM_XBD:
+            write_tiff(src / region / "images" / name, noise(HEIGHT, WIDTH, i))
+        if name not in OEM_LISTS["test.txt"]:
+            truth[name] = class_map(HEIGHT, WIDTH, 9, i)
+            write_tiff(src / region / "labels" / name, truth[name])
+    for file, names in OEM_LISTS.items():
+        (src / file).write_text("\r\n".join(names) + "\r\n")
+    (src / "xbd_files.csv").write_text("".join(f"{xbd},{name}\n" for name, xbd in OEM_XBD.items()))
+    return truth
+
+
+def start_and_wait_for(arguments, journal, entries):
+    """Start the command in a process of its own; return when the journal has ``entries`` entries."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s5.data.prepare", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") > entries:
+            return process
+        time.sleep(0.005)
+    raise AssertionError(f"ended early or never began: {process.communicate()[1]}")

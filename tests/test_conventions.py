@@ -1,0 +1,166 @@
+"""Masks written for another table: found by the check, said in plain words, refused before training."""
+
+import cv2
+import numpy as np
+import pytest
+from shipped_data import class_map, erode, isprs_colors, make_potsdam
+
+from s5.data.check import check_split, main, require_clean
+from s5.data.errors import DataError
+from s5.data.image_io import write_image, write_mask
+from s5.data.labels import get_table
+from s5.data.pairs import pair_folders
+from s5.data.prepare.__main__ import main as prepare
+from s5.data.scenes.dataset import PARTS
+from s5.data.splits import Split
+
+
+def report_on(folder, masks, labels):
+    """The check of these masks, each beside an image of its size."""
+    for i, mask in enumerate(masks):
+        write_image(folder / f"images/{i}.png", np.zeros((*mask.shape[:2], 3), np.uint8))
+        (write_mask if mask.ndim == 2 else write_image)(folder / f"masks/{i}.png", mask)
+    return check_split(pair_folders("images", "masks", folder), get_table(labels, default_name="own"))
+
+
+def conventions(report):
+    return [problem.message for problem in report.problems if problem.kind == "convention"]
+
+
+def isprs_masks(clutter=True):
+    """Ids 0 to 5 with 255 between objects."""
+    return [erode(class_map(90, 90, 6 if clutter else 5, i)) for i in range(3)]
+
+
+def as_mmseg(mask):
+    return np.where(mask == 255, 0, mask + 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["vaihingen", "potsdam"])
+def test_real_masks_of_mmsegmentation(shared, name):
+    """No value of these is outside the tables: only their borders tell."""
+    split = pair_folders("img_dir", "ann_dir", shared / "data/seg/mmseg_fixtures" / name)
+    for six in ("", "_6"):
+        (message,) = check_split(split, get_table(name + six)).errors
+        assert "mmsegmentation convention" in message and f"Set labels: {name}_mmseg{six} " in message
+        assert check_split(split, get_table(f"{name}_mmseg{six}")).ok
+
+
+def test_real_masks_of_loveda(shared):
+    split = pair_folders("img_dir", "ann_dir", shared / "data/seg/mmseg_fixtures/loveda")
+    assert check_split(split, get_table("loveda")).ok
+    message = check_split(split, get_table("loveda_train_ids")).errors[0]
+    assert message.endswith("Set labels: loveda")
+
+
+def test_training_refuses_shifted_masks(shared, tmp_path):
+    split = pair_folders("img_dir", "ann_dir", shared / "data/seg/mmseg_fixtures/potsdam")
+    with pytest.raises(DataError, match=r"mmsegmentation convention.*Set labels: potsdam_mmseg") as error:
+        require_clean(split, get_table("potsdam"), tmp_path)
+    command = str(error.value).splitlines()[-1].partition("See all with: ")[2]
+    assert f"{split.path} --root" in command and f"--masks {split.path.parent / 'ann_dir'}" in command
+    assert main(command.split()[3:]) == 1
+
+
+@pytest.mark.parametrize("clutter", [True, False])
+@pytest.mark.parametrize("six", ["", "_6"])
+def test_isprs_masks_either_way(tmp_path, six, clutter):
+    masks = isprs_masks(clutter)
+    ours, mmseg = f"potsdam{six}", f"potsdam_mmseg{six}"
+    assert report_on(tmp_path / "a", masks, ours).ok
+    (message,) = conventions(report_on(tmp_path / "b", masks, mmseg))
+    assert f"Set labels: {ours}" in message and "count classes from 0" in message
+    shifted = [as_mmseg(mask) for mask in masks]
+    assert report_on(tmp_path / "c", shifted, mmseg).ok
+    (message,) = conventions(report_on(tmp_path / "d", shifted, ours))
+    assert f"Set labels: {mmseg} " in message
+
+
+def test_isprs_masks_without_eroded_boundary(tmp_path):
+    masks = [class_map(90, 90, 6, i) for i in range(3)]
+    assert report_on(tmp_path / "a", masks, "potsdam").ok
+    assert conventions(report_on(tmp_path / "b", masks, "potsdam_mmseg"))
+    shifted = [mask + 1 for mask in masks]
+    assert conventions(report_on(tmp_path / "c", shifted, "potsdam"))
+    no_clutter = [np.where(mask == 6, 1, mask).astype(np.uint8) for mask in shifted]
+    assert conventions(report_on(tmp_path / "d", no_clutter, "potsdam")), "no value is outside the table"
+
+
+def test_prepared_masks_are_clean(tmp_path):
+    make_potsdam(tmp_path / "p", bands=("RGB",))
+    arguments = ["potsdam", "--src", str(tmp_path / "p"), "--out", str(tmp_path), "--size", "32"]
+    assert prepare([*arguments, "--boundary", "eroded", "--workers", "1"]) == 0
+    for group in ("train", "val"):
+        split = Split(f"potsdam/splits/{group}.txt", tmp_path)
+        assert check_split(split, get_table("potsdam")).ok
+        assert check_split(split, get_table("potsdam_6")).ok
+
+
+def test_shifted_loveda(tmp_path):
+    raw = [class_map(90, 90, 8, i) for i in range(3)]
+    assert report_on(tmp_path / "a", raw, "loveda").ok
+    shifted = [(mask - 1).astype(np.uint8) for mask in raw]  # 0 becomes 255
+    report = report_on(tmp_path / "b", shifted, "loveda")
+    assert "Set labels: loveda_train_ids" in report.errors[0], "before the errors of single masks"
+    assert report_on(tmp_path / "c", shifted, "loveda_train_ids").ok
+    no_ignored = [np.where(class_map(90, 90, 10, i) > 6, 0, class_map(90, 90, 10, i)) for i in range(3)]
+    (message,) = conventions(report_on(tmp_path / "d", [m.astype(np.uint8) for m in no_ignored], "loveda"))
+    assert "count classes from 0" in message
+
+
+def test_own_classes_one_higher(tmp_path):
+    own = {"classes": ["soil", "crop", "path", "water"]}
+    masks = [class_map(90, 90, 4, i) for i in range(3)]
+    assert report_on(tmp_path / "a", masks, own).ok
+    (message,) = conventions(report_on(tmp_path / "b", [mask + 1 for mask in masks], own))
+    assert "Set values: [1, 2, 3, 4] and ignore: [0]" in message
+    eroded = [as_mmseg(erode(mask)) for mask in masks]
+    assert conventions(report_on(tmp_path / "c", eroded, own))
+
+
+def test_a_first_class_between_all_others_is_no_mistake(tmp_path):
+    """Islands of other classes on the first one: all borders touch 0, but it is no line."""
+    masks = []
+    for i in range(4):
+        mask = np.zeros((120, 120), np.uint8)
+        for j, (y, x) in enumerate(np.ndindex(3, 3)):
+            mask[y * 40 + 5 : y * 40 + 22, x * 40 + 5 : x * 40 + 22] = 1 + (i + j) % 4
+        masks.append(mask)
+    assert report_on(tmp_path / "a", masks, {"classes": ["sea", "a", "b", "c", "d"]}).ok
+    assert report_on(tmp_path / "b", masks, "scenes").ok
+
+
+def test_binary_masks_of_the_other_kind(tmp_path):
+    high = [class_map(40, 40, 2, i) * np.uint8(255) for i in range(3)]
+    (message,) = conventions(report_on(tmp_path / "a", high, {"classes": ["roof"]}))
+    assert "0 and 255" in message and "'roof' never occurs" in message and "values: [255]" in message
+    assert report_on(tmp_path / "b", high, {"classes": ["roof"], "values": [255], "ignore": []}).ok
+    low = [mask // 255 for mask in high]
+    assert report_on(tmp_path / "c", low, {"classes": ["roof"]}).ok
+    report = report_on(tmp_path / "d", low, {"classes": ["roof"], "values": [255], "ignore": []})
+    assert "Leave values and ignore out" in report.errors[0]
+
+
+def test_colour_coded_masks(tmp_path):
+    colors = [isprs_colors(class_map(40, 40, 6, i)) for i in range(3)]
+    report = report_on(tmp_path / "a", colors, "potsdam")
+    assert {problem.kind for problem in report.problems} == {"colours"}
+    assert "s5.data.prepare" in report.errors[0]
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in colors]
+    message = report_on(tmp_path / "b", grey, "potsdam").errors[0]
+    assert "colours of label table 'potsdam' turned to grey" in message
+
+
+def test_good_masks_stay_good(shared, scenes_root):
+    """What is right is not suspected, whatever its classes."""
+    seg = shared / "data/seg"
+    dubai = {"classes": ["building", "land", "road", "vegetation", "water"]}
+    for name, table in (
+        ("dubai", dubai),
+        ("fair_buildings", {"classes": ["building"]}),
+        ("epfl_roads", {"classes": ["road"]}),
+    ):
+        report = check_split(pair_folders("images", "masks", seg / name), get_table(table, default_name=name))
+        assert report.ok, report.summary()
+    split = Split(PARTS["labeled"].split, scenes_root)
+    assert check_split(split, get_table("scenes")).ok

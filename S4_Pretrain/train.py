@@ -22,6 +22,7 @@ from s5.engine.command import add_resume_option, command_parser, run_command
 from s5.engine.config import load_config, save_config
 from s5.engine.init_weights import initialise
 from s5.engine.metrics import SegmentationMetric
+from s5.engine.optim import cosine_schedule
 from s5.engine.s4p_config import S4PConfig
 from s5.engine.training import run_training
 
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         val_loader,
         [SegmentationMetric(table, s4p.TASK)],
         cfg.optim,
+        cosine_schedule(cfg.schedule.total_iters, cfg.optim.warmup_iters),
         s4p.build_steps(cfg),
         s4p.build_hooks(cfg, args.backbone, table, data, place),
         seed=cfg.seed,

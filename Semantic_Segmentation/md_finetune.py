@@ -22,6 +22,7 @@ from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_resume_option, command_parser, run_command, true_or_false
 from s5.engine.config import load_config, save_config
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.optim import cosine_schedule
 from s5.engine.training import run_training
 
 HERE = Path(__file__).resolve().parent
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     elif resume_from is None:
         logger.info("initial weights: random")
 
+    steps = mdf.build_steps(cfg, data)
     return run_training(
         place,
         work_dir,
@@ -84,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         val_loader,
         mdf.build_metrics(tables),
         cfg.optim,
-        mdf.build_steps(cfg, data),
+        cosine_schedule(steps.total, cfg.optim.warmup_iters),
+        steps,
         mdf.build_hooks(cfg, args.backbone, tables, data, val_loader, place),
         seed=cfg.seed,
         sync_bn=cfg.sync_bn,

@@ -23,8 +23,9 @@ from benchmarks.steps import PAIRS, VARIANTS
 from benchmarks.timing import device_name, markdown_table
 from s5.models.inference import Inference, window_starts
 from s5.models.precision import has_bf16
-from s5.models.segmentation_model import IMAGENET_MEAN, IMAGENET_STD, SegmentationModel
+from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import Segmentor, build_segmentor
+from s5.models.task_model import IMAGENET_MEAN, IMAGENET_STD
 from s5.ops.photometric import normalize
 
 TASK, NUM_CLASSES = "loveda", 7

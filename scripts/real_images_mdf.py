@@ -1,6 +1,6 @@
 """One model with experts for three data sets of real tiles, against a shared dense one and one per data set.
 
-    python scripts/real_images_mdf.py --data DATA [--seeds 3] [--epochs 20] [--checkpoint S4P.pth]
+    python scripts/real_images_mdf.py --data DATA [--seeds 3] [--epochs 16] [--checkpoint S4P.pth]
 
 Data sets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by place where it is known.
 All models of a seed start from the same weights and see equally many images of each data set. Runs that are
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = experiment_parser(__doc__, "work_dirs/real_images_mdf")
     parser.add_argument("--config", type=Path, default=REPO / "configs/real_images_mdf.yaml")
-    parser.add_argument("--epochs", type=int, default=20, help="of steps_per_epoch in the configuration")
+    parser.add_argument("--epochs", type=int, default=16, help="of steps_per_epoch in the configuration")
     parser.add_argument("--checkpoint", type=Path, help="dense weights to start from (default: random)")
     return parser.parse_args(argv)
 

@@ -23,10 +23,14 @@ FOLDERS = [
     p for p in ROOT.iterdir() if p.is_dir() and p.name[0] != "." and p.name not in ("work_dirs", "data")
 ]
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.glob("**/*.md"))])
+NAMED = re.compile(
+    r"`((?:s5|tests|scripts|configs|docs|benchmarks|S4_Pretrain|Semantic_Segmentation)/[\w./]+\.\w+)`"
+)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-LAUNCH = re.compile(r"`((?:\w+=\S+ )*bash (?:train|md_finetune)\.sh [^`]+)`")
 TREES = ("S4_Pretrain", "Semantic_Segmentation")
+LAUNCHERS = {"train.sh": "S4_Pretrain/scripts", "md_finetune.sh": "Semantic_Segmentation/scripts"}
+LAUNCH = re.compile(rf"`((?:\w+=\S+ )*bash ({'|'.join(LAUNCHERS)}) [^`]+)`")
 
 
 def tree_of_the_readme() -> dict[Path, str]:
@@ -58,15 +62,8 @@ def commands(page: Path) -> Iterator[tuple[str, Path]]:
                     folder = folder / command.removeprefix("cd ")
                 elif re.match(r"(\w+=\S+ )*(bash|python) ", command):
                     yield command, folder
-    for command in LAUNCH.findall(text):
-        yield (
-            command,
-            next(
-                path
-                for path in ROOT.glob("*/scripts")
-                if (path / command.split(".sh")[0].split()[-1]).with_suffix(".sh").exists()
-            ),
-        )
+    for command, launcher in LAUNCH.findall(text):
+        yield command, ROOT / LAUNCHERS[launcher]
 
 
 COMMANDS = sorted({(*found, page) for page in PAGES for found in commands(page)})
@@ -82,6 +79,13 @@ BLOCKS = [
 def test_links_lead_somewhere(page: Path) -> None:
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not missing, f"{page.relative_to(ROOT)} links to {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    names = NAMED.findall(page.read_text())
+    missing = [name for name in names if not any((place / name).exists() for place in (ROOT, page.parent))]
+    assert not missing, f"{page.relative_to(ROOT)} names {missing}"
 
 
 def test_the_tree_in_the_readme_exists() -> None:
@@ -151,7 +155,7 @@ def test_commands_can_be_typed(
         understood([script, *arguments], folder)
         return
     assert (folder / script).is_file(), f"{page.relative_to(ROOT)}: no {folder / script}"
-    if script not in ("train.sh", "md_finetune.sh"):
+    if script not in LAUNCHERS:
         return
     python = FakePython(tmp_path)
     done = subprocess.run(
@@ -164,9 +168,8 @@ def test_commands_can_be_typed(
     )
     assert done.returncode == 0, done.stderr
     _, call = python.calls()  # the first looks at the port and the GPUs
-    while call[0] == "-m" or call[0].startswith("--") or not call[0].endswith(".py"):  # torchrun's own
-        call = call[1:]
-    understood(call, folder)
+    first = next(i for i, word in enumerate(call) if word.endswith(".py"))  # before it are torchrun's own
+    understood(call[first:], folder)
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=lambda value: getattr(value, "stem", None))

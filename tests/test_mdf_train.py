@@ -198,6 +198,8 @@ def test_loss_is_the_weighted_sum_of_the_tasks_alone() -> None:
         torch.testing.assert_close(together[f"loss_{task}"], parts[task], atol=1e-5, rtol=1e-5)
     expected = 0.25 * parts["a"] + parts["b"] + 2 * parts["c"]
     torch.testing.assert_close(together["loss"], expected, atol=1e-5, rtol=1e-5)
+    minimised, logged = model.parse_losses(together)
+    assert minimised is together["loss"] and set(logged) == {"loss", "loss_a", "loss_b", "loss_c"}
 
 
 def test_every_active_weight_has_a_gradient_and_no_other() -> None:

@@ -16,7 +16,7 @@ from s5.data.pairs import hold_out, pair_folders
 from s5.data.splits import Split
 from s5.engine.checkpoint_files import mdf_files
 from s5.engine.config import ConfigError
-from s5.engine.hooks import CheckpointHook, DataStateHook, SafetyHook, TaskStartHook
+from s5.engine.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook, TaskStartHook
 from s5.engine.launch import Launch
 from s5.engine.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
 from s5.engine.metrics import SegmentationMetric
@@ -222,7 +222,7 @@ def build_hooks(
         weights_meta(cfg, backbone, tables),
         best_scores(cfg),
     )
-    safety, hooks = common_hooks(steps, tables, checkpoints, launch)
+    safety, hooks = common_hooks(steps, checkpoints, PicturesHook(tables), launch)
     starts = dict(zip(tables, data.sampler.starts, strict=True))
     hooks += [DataStateHook(data.sampler), TaskStartHook(starts, val_loader.sampler)]  # type: ignore[arg-type]
     return safety, hooks

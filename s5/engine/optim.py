@@ -1,6 +1,6 @@
 """Optimizer groups and learning-rate schedule."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,13 +8,11 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
-from s5.models.segmentor import Segmentor
-
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
 def param_groups(
-    segmentor: Segmentor, lr: float, weight_decay: float, layer_decay: float = 1.0
+    network: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
@@ -22,13 +20,19 @@ def param_groups(
     falls by that factor from each block to the one before it; patch embedding and position table are layer 0,
     pyramid and heads have the full rate.
 
+    Args:
+        network: with a ``backbone`` that has ``blocks``.
+        lr: full learning rate.
+        weight_decay: of all weights but those.
+        layer_decay: factor from one block to the one before it.
+
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` (``layer_<i>[_no_decay]``).
     """
-    top = len(segmentor.backbone.blocks) + 1
-    exempt = set(_undecayed(segmentor))
+    top = len(network.get_submodule("backbone.blocks")) + 1  # type: ignore[arg-type]
+    exempt = set(_undecayed(network))
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in segmentor.named_parameters():
+    for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = _layer_of(name, top)
@@ -69,20 +73,29 @@ def build_optim_wrapper(
 
 def cosine_schedule(total_iters: int, warmup_iters: int = 0) -> list[dict[str, Any]]:
     """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs)."""
-    schedule: list[dict[str, Any]] = []
-    if warmup_iters:
-        schedule.append(
-            {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warmup_iters}
-        )
     cosine = {"type": "CosineAnnealingLR", "T_max": total_iters - warmup_iters, "eta_min": 0.0}
-    return [*schedule, {**cosine, "by_epoch": False, "begin": warmup_iters, "end": total_iters}]
+    return [
+        *_warmup(warmup_iters),
+        {**cosine, "by_epoch": False, "begin": warmup_iters, "end": total_iters},
+    ]
 
 
-def _undecayed(segmentor: nn.Module) -> Iterable[str]:
-    for name, module in segmentor.named_modules():
+def step_schedule(milestones: Sequence[int], gamma: float, warmup_iters: int = 0) -> list[dict[str, Any]]:
+    """Multiplied by ``gamma`` at each of the iterations, after an optional linear warm-up."""
+    steps = {"type": "MultiStepLR", "milestones": list(milestones), "gamma": gamma, "by_epoch": False}
+    return [*_warmup(warmup_iters), steps]
+
+
+def _warmup(iters: int) -> list[dict[str, Any]]:
+    linear = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": iters}
+    return [linear] if iters else []
+
+
+def _undecayed(network: nn.Module) -> Iterable[str]:
+    for name, module in network.named_modules():
         if isinstance(module, NORM_LAYERS):
             yield from (f"{name}.{part}" for part, _ in module.named_parameters(recurse=False))
-    yield from (name for name, _ in segmentor.named_parameters() if name.endswith("pos_embed"))
+    yield from (name for name, _ in network.named_parameters() if name.endswith("pos_embed"))
 
 
 def _layer_of(name: str, top: int) -> int:

@@ -83,6 +83,7 @@ class S5Runner(Runner):
             model,
             device_ids=[self.launch.device.index] if on_gpu else None,
             broadcast_buffers=not on_gpu or not self.cfg.get("sync_bn"),
+            find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             gradient_as_bucket_view=True,
         )
 

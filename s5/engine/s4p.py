@@ -13,7 +13,14 @@ from s5.data.datasets import LabeledImages, UnlabeledImages, ValidationImages, W
 from s5.data.labels import LabelTable
 from s5.engine.checkpoint_files import s4p_files
 from s5.engine.config import ConfigError
-from s5.engine.hooks import CheckpointHook, DataStateHook, PseudoLabelHook, SafetyHook, ViewsHook
+from s5.engine.hooks import (
+    CheckpointHook,
+    DataStateHook,
+    PicturesHook,
+    PseudoLabelHook,
+    SafetyHook,
+    ViewsHook,
+)
 from s5.engine.launch import Launch
 from s5.engine.network import build_network, training_dtype
 from s5.engine.s4p_config import S4PConfig
@@ -108,7 +115,7 @@ def build_hooks(
         weights_meta(cfg, backbone, table),
         {"best": ["mIoU"]},
     )
-    safety, hooks = common_hooks(build_steps(cfg), {TASK: table}, checkpoints, launch)
+    safety, hooks = common_hooks(build_steps(cfg), checkpoints, PicturesHook({TASK: table}), launch)
     hooks.append(DataStateHook(data.sampler, data.unlabeled, cfg.data.unlabeled.max_unreadable))
     if data.unlabeled:
         hooks += [ViewsHook(table), PseudoLabelHook(table.classes, cfg.schedule.log_interval)]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
@@ -15,7 +16,6 @@ from s5.data.labels import LabelTable
 from s5.data.splits import Split
 from s5.engine.hooks import (
     CheckpointHook,
-    PicturesHook,
     ProgressHook,
     SafetyHook,
     SharedBuffersHook,
@@ -24,10 +24,10 @@ from s5.engine.hooks import (
 )
 from s5.engine.launch import Launch, main_process_first
 from s5.engine.log_backends import build_visualizer
-from s5.engine.optim import build_optim_wrapper, cosine_schedule, param_groups
+from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.sections import OptimConfig
-from s5.models.segmentation_model import SegmentationModel
+from s5.models.task_model import TaskModel
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def check_splits(
 
 
 def common_hooks(
-    steps: Steps, tables: dict[str, LabelTable], checkpoints: CheckpointHook, launch: Launch
+    steps: Steps, checkpoints: CheckpointHook, pictures: Hook, launch: Launch
 ) -> tuple[SafetyHook, list[Hook]]:
     """The hooks of every run; the first is the one that says whether a signal stopped it."""
     safety = SafetyHook()
@@ -72,7 +72,7 @@ def common_hooks(
         checkpoints,
         SharedBuffersHook(),
         SummaryHook(),
-        PicturesHook(tables),
+        pictures,
         ProgressHook(),
     ]
 
@@ -81,20 +81,38 @@ def run_training(
     launch: Launch,
     work_dir: Path,
     name: str,
-    model: SegmentationModel,
+    model: TaskModel,
     data: TrainingData,
     val_loader: DataLoader,
     metrics: Sequence[BaseMetric],
     optim: OptimConfig,
+    schedule: list[dict[str, Any]],
     steps: Steps,
     hooks: tuple[SafetyHook, list[Hook]],
     *,
     seed: int,
-    sync_bn: bool,
     resume_from: Path | None,
+    **distributed: bool,
 ) -> int:
-    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it."""
-    groups = param_groups(model.segmentor, optim.lr, optim.weight_decay, optim.layer_decay)
+    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it.
+
+    Args:
+        launch: device and processes.
+        work_dir: output folder.
+        name: of the run, for TensorBoard.
+        model: with its initial weights.
+        data: training images.
+        val_loader: validation images.
+        metrics: of the validation.
+        optim: settings of AdamW.
+        schedule: of the learning rate, see :mod:`s5.engine.optim`.
+        steps: length and intervals.
+        hooks: as of :func:`common_hooks`, with more.
+        seed: of everything random.
+        resume_from: checkpoint to go on from.
+        distributed: ``sync_bn`` and ``find_unused_parameters``, see :class:`~s5.engine.runner.S5Runner`.
+    """
+    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay)
     batch = data.sampler.batch_size * launch.world_size
     logger.info("%s on %s, precision %s", name, launch.device, model.dtype or "float32")
     logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)
@@ -109,14 +127,14 @@ def run_training(
         val_cfg={},
         val_evaluator=Evaluator(metrics),
         optim_wrapper=build_optim_wrapper(groups, optim.lr, optim.betas, model.dtype, optim.clip_grad),
-        param_scheduler=cosine_schedule(steps.total, optim.warmup_iters),
+        param_scheduler=schedule,
         custom_hooks=custom_hooks,
         **log_options(steps.log_interval),
         visualizer=build_visualizer(work_dir, name),
         load_from=None if resume_from is None else str(resume_from),
         resume=resume_from is not None,
         randomness={"seed": seed},
-        cfg={"sync_bn": sync_bn},
+        cfg=distributed,
     )
     with safety:
         runner.train()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from s5.models.ema import EmaTeacher
-from s5.models.inference import Inference
+from s5.models.inference import Inference, to_unit
 from s5.models.seg_head import SegHead
-from s5.models.segmentation_model import SegmentationModel, to_unit
+from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import Segmentor
 from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
@@ -98,10 +98,6 @@ class FixMatch(SegmentationModel):
         """Let the teacher begin again from the current weights, after initial weights were loaded."""
         if self.teacher is not None:
             self.teacher = EmaTeacher(self.segmentor, self.teacher.decay)
-
-    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, and all values to log."""
-        return losses["loss"], {name: value.detach() for name, value in losses.items()}
 
     def loss(
         self,

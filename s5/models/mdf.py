@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from s5.models.inference import Inference
-from s5.models.segmentation_model import SegmentationModel, to_unit
+from s5.models.inference import Inference, to_unit
+from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import Segmentor
 from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy
 

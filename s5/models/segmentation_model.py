@@ -5,29 +5,22 @@ subclass it and add a loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor
 
-from s5.models.inference import Inference, Rows, most_probable, predict_bands, rows_of, to_unit
-from s5.models.precision import autocast
+from s5.models.inference import Inference, Rows, most_probable, predict_bands, rows_of
 from s5.models.seg_head import SegHead
 from s5.models.segmentor import Segmentor
+from s5.models.task_model import TaskModel
 from s5.models.tta import Tta, augmented
-from s5.ops.photometric import normalize
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SegmentationModel", "to_unit"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 GPU_WINDOWS = 4  # in one pass; on a CPU more than one take memory and no less time
 
 
-class SegmentationModel(BaseModel):
+class SegmentationModel(TaskModel):
     """mmengine model around a :class:`~s5.models.segmentor.Segmentor`.
 
     Args:
@@ -45,20 +38,15 @@ class SegmentationModel(BaseModel):
         dtype: torch.dtype | None = None,
         tta: Tta | None = None,
     ) -> None:
-        super().__init__(BaseDataPreprocessor(non_blocking=True))
+        super().__init__(dtype)
         self.segmentor = segmentor
         self.inference = dict(inference)
-        self.dtype = dtype
         self.tta = tta
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.segmentor.backbone.pos_embed.device
-
-    def autocast(self) -> AbstractContextManager:
-        """The arithmetic of the network; around many passes it casts the weights only once."""
-        return autocast(self.device, self.dtype)
+    def network(self) -> Segmentor:
+        """What is saved and loaded as weights."""
+        return self.segmentor
 
     def logits(self, images: Tensor, network: Segmentor | None = None) -> Tensor:
         """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]."""
@@ -106,9 +94,6 @@ class SegmentationModel(BaseModel):
             classes = [cast(SegHead, self.segmentor.heads[task]).num_classes for task in group]
             for top, band in predict_bands(network, rows, how, self.device, windows):
                 yield top, dict(zip(group, most_probable(band, classes), strict=True))
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        return normalize(images, IMAGENET_MEAN, IMAGENET_STD)
 
     def _predicted_alike(self, tasks: Sequence[str]) -> dict[Inference, list[str]]:
         groups: dict[Inference, list[str]] = {}

@@ -12,8 +12,7 @@ from torch import nn
 from s5.engine.checkpoint import save_atomic
 from s5.engine.checkpoint_files import RESUMABLE, WeightFiles, resumable_checkpoints
 from s5.engine.runner import S5Runner, unwrap
-from s5.models.segmentation_model import SegmentationModel
-from s5.models.segmentor import Segmentor
+from s5.models.task_model import TaskModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class CheckpointHook(Hook):
     def _save_best(self, runner: S5Runner, which: str, scores: dict[str, float], mean: float) -> None:
         if runner.rank == 0:
             path = Path(runner.work_dir) / self.files.best(which)
-            save_atomic(self._weights(segmentor_of(runner), runner.iter, scores), path)
+            save_atomic(self._weights(network_of(runner), runner.iter, scores), path)
             logger.info("best %s so far: %.2f, saved to %s", ", ".join(scores), mean, path)
 
     def save(self, runner: S5Runner, done: int) -> None:
@@ -84,10 +83,11 @@ class CheckpointHook(Hook):
         if runner.rank != 0:
             return
         work_dir = Path(runner.work_dir)
-        segmentor = segmentor_of(runner)
-        save_atomic(self._weights(segmentor, done), work_dir / self.files.whole)
+        network = network_of(runner)
+        save_atomic(self._weights(network, done), work_dir / self.files.whole)
         if self.files.backbone is not None:
-            save_atomic(self._weights(segmentor.backbone, done), work_dir / self.files.backbone)
+            backbone = network.get_submodule("backbone")
+            save_atomic(self._weights(backbone, done), work_dir / self.files.backbone)
         path = work_dir / RESUMABLE.format(done)
         save_atomic(state, path)
         logger.info("saved %s", path)
@@ -101,6 +101,6 @@ class CheckpointHook(Hook):
         return {"state_dict": {k: v.cpu() for k, v in module.state_dict().items()}, "meta": meta}
 
 
-def segmentor_of(runner: S5Runner) -> Segmentor:
+def network_of(runner: S5Runner) -> nn.Module:
     """The network in the runner's model."""
-    return cast(SegmentationModel, unwrap(runner.model)).segmentor
+    return cast(TaskModel, unwrap(runner.model)).network

@@ -22,6 +22,7 @@ from s5.engine.evaluation import check_classes, run_validation, summary, write_r
 from s5.engine.hooks import PicturesHook
 from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.network import BACKBONES
 from s5.models.precision import resolve_precision
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +32,7 @@ logger = logging.getLogger("s5.evaluate")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", mdf.BACKBONES)
+    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", BACKBONES)
     parser.set_defaults(config=None, backbone=None)  # the checkpoint knows
     parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")

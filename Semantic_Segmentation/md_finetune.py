@@ -22,6 +22,7 @@ from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_resume_option, command_parser, run_command, true_or_false
 from s5.engine.config import load_config, save_config
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.network import BACKBONES
 from s5.engine.optim import cosine_schedule
 from s5.engine.training import run_training
 
@@ -32,7 +33,7 @@ logger = logging.getLogger("s5.md_finetune")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", mdf.BACKBONES, "vit_b_moe")
+    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", BACKBONES, "vit_b_moe")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="train on these alone (default: all)")
     parser.add_argument(
         "--load-network",

@@ -20,13 +20,9 @@ from s5.engine.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyH
 from s5.engine.launch import Launch
 from s5.engine.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
 from s5.engine.metrics import SegmentationMetric
-from s5.engine.network import build_network, training_dtype
+from s5.engine.network import build_network, dense_name, expert_channels, training_dtype
 from s5.engine.training import Steps, check_splits, common_hooks, placement
 from s5.models.mdf import MultiDataset
-from s5.models.variants import VARIANTS, get_variant
-
-MOE = "_moe"
-BACKBONES = (*VARIANTS, *(f"{name}{MOE}" for name in VARIANTS))
 
 
 @dataclass(frozen=True)
@@ -117,23 +113,6 @@ def check_data(cfg: MDFConfig, tasks: Sequence[Task], work_dir: Path, launch: La
         check_splits(splits, work_dir, cfg.workers, launch)
 
 
-def expert_channels(cfg: MDFConfig, backbone: str) -> int:
-    """Channels of the experts: 0 for a dense backbone (``vit_b``), else (``vit_b_moe``) the configuration's.
-
-    Raises:
-        ConfigError: as many as the backbone is wide, or more.
-    """
-    if not backbone.endswith(MOE):
-        return 0
-    width = get_variant(backbone.removesuffix(MOE)).width
-    if cfg.model.expert_channels >= width:
-        raise ConfigError(
-            f"model.expert_channels {cfg.model.expert_channels}: {backbone} has {width} channels, of which "
-            f"some must stay shared; set for example model.expert_channels={width // 4}"
-        )
-    return cfg.model.expert_channels
-
-
 def build_model(
     cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable], device: torch.device
 ) -> MultiDataset:
@@ -143,9 +122,9 @@ def build_model(
         ConfigError: fp16 was asked for and the device is a CPU, or the experts are too wide.
     """
     classes = {name: table.num_classes for name, table in tables.items()}
-    experts = expert_channels(cfg, backbone)
+    experts = expert_channels(backbone, cfg.model.expert_channels)
     return MultiDataset(
-        build_network(backbone.removesuffix(MOE), classes, cfg.crop, cfg.model, experts),
+        build_network(dense_name(backbone), classes, cfg.crop, cfg.model, experts),
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
         {name: task.loss.loss() for name, task in cfg.tasks.items()},
         training_dtype(cfg.precision, device),
@@ -241,7 +220,7 @@ def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -
     return {
         "backbone": backbone,
         "decoder_channels": cfg.model.decoder_channels,
-        "expert_channels": expert_channels(cfg, backbone),
+        "expert_channels": expert_channels(backbone, cfg.model.expert_channels),
         "img_size": cfg.crop,
         "tasks": {name: list(table.classes) for name, table in tables.items()},
         "labels": {name: table.as_mapping() for name, table in tables.items()},

@@ -6,6 +6,33 @@ from s5.engine.config import ConfigError
 from s5.engine.sections import ModelConfig
 from s5.models.precision import resolve_precision
 from s5.models.segmentor import Segmentor, build_segmentor
+from s5.models.variants import VARIANTS, get_variant
+
+MOE = "_moe"
+BACKBONES = (*VARIANTS, *(f"{name}{MOE}" for name in VARIANTS))
+"""Names that multi-task commands take: ``vit_b`` is dense, ``vit_b_moe`` has experts."""
+
+
+def dense_name(backbone: str) -> str:
+    """The name in :data:`~s5.models.variants.VARIANTS`."""
+    return backbone.removesuffix(MOE)
+
+
+def expert_channels(backbone: str, channels: int) -> int:
+    """Channels of the experts: 0 for a dense backbone, else those of the configuration.
+
+    Raises:
+        ConfigError: as many as the backbone is wide, or more.
+    """
+    if not backbone.endswith(MOE):
+        return 0
+    width = get_variant(dense_name(backbone)).width
+    if channels >= width:
+        raise ConfigError(
+            f"model.expert_channels {channels}: {backbone} has {width} channels, of which some must stay "
+            f"shared; set for example model.expert_channels={width // 4}"
+        )
+    return channels
 
 
 def training_dtype(precision: str, device: torch.device) -> torch.dtype | None:

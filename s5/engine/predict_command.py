@@ -14,10 +14,11 @@ import yaml
 from s5.data.errors import ImageError
 from s5.data.image_io import write_bytes
 from s5.data.submission import SETTINGS_FILE
-from s5.engine import launch, mdf, trained
+from s5.engine import launch, trained
 from s5.engine.command import command_parser
 from s5.engine.config import ConfigError
 from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
+from s5.engine.network import BACKBONES
 from s5.engine.predict_files import Target, predict_files
 from s5.engine.predict_sources import Source, find_sources
 from s5.engine.trained import Recipe
@@ -33,7 +34,7 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
         description: the module's docstring.
         config: configuration that is read for checkpoints which do not say what they are.
     """
-    parser = command_parser(description, config, mdf.BACKBONES)
+    parser = command_parser(description, config, BACKBONES)
     parser.set_defaults(config=None, backbone=None, default_config=config)  # the checkpoint knows
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     add_inference_options(parser)

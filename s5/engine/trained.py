@@ -12,6 +12,7 @@ from s5.engine import mdf
 from s5.engine.checkpoint import load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.network import dense_name, expert_channels
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import build_segmentor
@@ -81,7 +82,7 @@ def recipe_of_config(cfg: MDFConfig, backbone: str) -> Recipe:
         backbone,
         cfg.crop,
         cfg.model.decoder_channels,
-        mdf.expert_channels(cfg, backbone),
+        expert_channels(backbone, cfg.model.expert_channels),
         mdf.build_tables(cfg),
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
     )
@@ -143,7 +144,7 @@ def build_trained(
         CheckpointError: the weights do not fit, or lack the decoder or classifier of a task.
     """
     segmentor = build_segmentor(
-        recipe.backbone.removesuffix(mdf.MOE),
+        dense_name(recipe.backbone),
         {task: table.num_classes for task, table in recipe.tables.items()},
         recipe.img_size,
         channels=recipe.decoder_channels,

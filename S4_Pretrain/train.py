@@ -19,7 +19,7 @@ from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_resume_option, command_parser, run_command
-from s5.engine.config import load_config, save_config
+from s5.engine.config import load_config
 from s5.engine.init_weights import initialise
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.optim import cosine_schedule
@@ -46,19 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = launch.make_work_dir(args.work_dir or Path("work_dirs") / f"s4p_{args.backbone}", place)
     launch.setup_logging(work_dir, place)
     resume_from = find_resume(args.resume, work_dir, place)
-    if place.is_main:
-        save_config(cfg, work_dir / "config.yaml")
 
     table = get_table(cfg.data.labels)
     data = s4p.build_training_data(cfg, table, place)
     val_loader = s4p.build_val_loader(cfg, table, place)
-    s4p.check_data(cfg, table, work_dir, place)
 
     torch.manual_seed(cfg.seed)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     if resume_from is None:
         initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent, args.allow_pickle)
         model.restart_teacher()
+    s4p.check_data(cfg, table, work_dir, place)
 
     return run_training(
         place,

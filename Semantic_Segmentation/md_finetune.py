@@ -20,7 +20,7 @@ from s5.engine import launch, mdf
 from s5.engine.checkpoint import load_weights
 from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_resume_option, command_parser, run_command, true_or_false
-from s5.engine.config import load_config, save_config
+from s5.engine.config import load_config
 from s5.engine.mdf_config import MDFConfig
 from s5.engine.network import BACKBONES
 from s5.engine.optim import cosine_schedule
@@ -61,14 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = launch.make_work_dir(args.work_dir or Path("work_dirs") / f"mdf_{args.backbone}", place)
     launch.setup_logging(work_dir, place)
     resume_from = find_resume(args.resume, work_dir, place)
-    if place.is_main:
-        save_config(cfg, work_dir / "config.yaml")
 
     tasks = mdf.build_tasks(cfg)
     tables = {task.name: task.table for task in tasks}
     data = mdf.build_training_data(cfg, tasks, place)
     val_loader = mdf.build_val_loader(cfg, {task.name: task.val for task in tasks}, tables, place)
-    mdf.check_data(cfg, tasks, work_dir, place)
 
     torch.manual_seed(cfg.seed)
     model = mdf.build_model(cfg, args.backbone, tables, place.device)
@@ -76,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle)
     elif resume_from is None:
         logger.info("initial weights: random")
+    mdf.check_data(cfg, tasks, work_dir, place)
 
     steps = mdf.build_steps(cfg, data)
     return run_training(

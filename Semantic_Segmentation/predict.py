@@ -3,11 +3,13 @@
     python predict.py vit_b_moe_mdf_best.pth images/ --out predictions                      all tasks
     python predict.py CKPT 'scenes/**/*.tif' --out predictions --task loveda --tta flip
     python predict.py published.pth photo.jpg --out predictions --backbone vit_b_moe --task potsdam
+    torchrun --nproc_per_node 8 predict.py CKPT images/ --out predictions       the images shared among 8 GPUs
 
 Writes <out>/<task>/{index,color,overlay}/<name>.png with the folders of the input. An index mask holds the
 raw values of the task's label table, those of its training masks; a TIFF gives TIFFs, at the same place of
 the earth. <out>/<task>/prediction.yaml says how they were made and what the values mean. Results that exist
-are made anew, with --resume kept. Images that cannot be read are named at the end; the exit code is then 1.
+are made anew, with --resume kept if they were made in the same way. Images that cannot be read are named at
+the end; the exit code is then 1.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import sys
 from pathlib import Path
 
 from s5.engine.command import run_command
-from s5.engine.predict_command import predict, prediction_parser
+from s5.engine.predict_command import predict, prediction_parser, start
 from s5.engine.predict_files import KINDS, Target
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     tasks = [] if args.task == ["all"] else args.task
     target = Target(args.out, {}, tuple(dict.fromkeys(args.kinds)), args.overlay_alpha)
-    problems = predict(args, args.input, tasks, target)
+    problems = predict(args, start(args.device), args.input, tasks, target)
     for problem in problems:
         print("error:", problem, file=sys.stderr)
     if problems:

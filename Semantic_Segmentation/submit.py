@@ -4,19 +4,18 @@
     python submit.py loveda vit_b_moe_mdf_best_loveda.pth --images LoveDA/Test --out loveda.zip --tta flip
 
 From a folder that predict.py wrote (or any of index masks named like the images), or from a checkpoint, whose
-predictions are kept beside the zip, so that a second call goes on. Names, number, size and values are checked
-before anything is written.
+predictions are kept beside the zip, so that a second call goes on; those of another checkpoint or in another
+way are made anew. Names, number, size and values are checked before the zip is written.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 from s5.data.errors import DataError
 from s5.data.submission import VALUES, pack_loveda
 from s5.engine.command import run_command
-from s5.engine.predict_command import predict, prediction_parser
+from s5.engine.predict_command import predict, prediction_parser, start
 from s5.engine.predict_files import Target
 
 HERE = Path(__file__).resolve().parent
@@ -39,17 +38,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Write the submission; returns 0."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    place = start(args.device)
     folder = args.predictions
     if not folder.is_dir():
         folder = args.out.with_name(f"{args.out.stem}_predictions")
         args.checkpoint, args.resume = args.predictions, True
-        problems = predict(args, str(args.images), [args.task], Target(folder, {}, ("index",)))
+        target = Target(folder, {}, ("index",))
+        problems = predict(args, place, str(args.images), [args.task], target, renew=True)
         if problems:
             raise DataError("\n".join(map(str, problems)))
         folder /= args.task
-    count = pack_loveda(folder, args.images, args.out, args.values)
-    print(f"{args.out}: {count} masks, ready to be uploaded")
+    if place.is_main:
+        count = pack_loveda(folder, args.images, args.out, args.values)
+        print(f"{args.out}: {count} masks, ready to be uploaded")
     return 0
 
 

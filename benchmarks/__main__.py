@@ -5,15 +5,16 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import loader, mdf_step, s4p_step, sliding, steps
+from benchmarks import loader, mdf_step, rotated, s4p_step, sliding, steps
 
 BENCHMARKS = {
     "loader": loader.run,
     "step": s4p_step.BENCHMARK.run,
     "mdf": mdf_step.BENCHMARK.run,
     "sliding": sliding.run,
+    "rotated": rotated.run,
 }
-OPTIONS = (loader, steps, sliding)
+OPTIONS = (loader, steps, sliding, rotated)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from s5.models.detection import MultiTaskDetector, build_head
 from s5.models.seg_head import SegHead
 from s5.models.segmentor import Segmentor
 from s5.models.variants import VARIANTS
@@ -23,6 +24,11 @@ SEG_IMAGE_SIZE = 512
 SEG_SINGLE = {"isaid": 16}
 SEG_FOUR = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
 EXPERT_CHANNELS = (128, 256, 512)
+DET_IMAGE_SIZE = 512
+DET_SINGLE_IMAGE_SIZE = {"vit_h": 800}  # the published count is that of 800 pixels
+DET_SINGLE = {"dior": 20}
+DET_TWO = {"dior": 20, "dota": 18}
+DET_EXPERT_CHANNELS = 256
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Row:
 
     Attributes:
         backbone: Name of the backbone.
-        task: ``seg``.
+        task: ``seg`` or ``det``.
         datasets: Number of datasets, each with a head of its own.
         expert_channels: Channels of the backbone's experts; 0 for a dense backbone.
         params: Number of parameters, frozen ones included.
@@ -58,6 +64,22 @@ def segmentation_rows(backbone: str) -> list[Row]:
     return rows
 
 
+def detection_rows(backbone: str) -> list[Row]:
+    """Count the detectors of one backbone: one data set, two with a shared backbone, two with experts."""
+    width, rows = VARIANTS[backbone].width, []
+    single_size = DET_SINGLE_IMAGE_SIZE.get(backbone, DET_IMAGE_SIZE)
+    models = [(DET_SINGLE, 0, single_size), (DET_TWO, 0, DET_IMAGE_SIZE)]
+    if width > DET_EXPERT_CHANNELS:
+        models.append((DET_TWO, DET_EXPERT_CHANNELS, DET_IMAGE_SIZE))
+    with torch.device("meta"):
+        heads = {name: build_head(width, classes) for name, classes in DET_TWO.items()}
+        for tasks, channels, size in models:
+            vit = ViT(backbone, size, experts=tuple(tasks), expert_channels=channels)
+            params = count_parameters(MultiTaskDetector(vit, {name: heads[name] for name in tasks}))
+            rows.append(Row(backbone, "det", len(tasks), channels, params))
+    return rows
+
+
 def count_parameters(model: nn.Module) -> int:
     """Count the parameters of a model, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -65,7 +87,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def format_table(rows: Sequence[Row]) -> str:
     """Lay out rows as a table in millions, a line per backbone and a column per configuration."""
-    columns = list(dict.fromkeys((row.task, row.datasets, row.expert_channels) for row in rows))
+    found = {(row.task, row.datasets, row.expert_channels) for row in rows}
+    columns = sorted(found, key=lambda column: (column[0] != "seg", *column[1:]))
     counts = {(row.backbone, (row.task, row.datasets, row.expert_channels)): row.params for row in rows}
     titles = [_title(*column) for column in columns]
     lines = ["parameters in millions", "  ".join(["backbone", *titles])]
@@ -89,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m s5.params", description="Parameter counts of the models.")
     parser.add_argument("--json", action="store_true", help="print exact numbers as a JSON list")
     arguments = parser.parse_args(argv)
-    rows = [row for backbone in VARIANTS for row in segmentation_rows(backbone)]
+    rows = [row for b in VARIANTS for row in (*segmentation_rows(b), *detection_rows(b))]
     print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
 
 

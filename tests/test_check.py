@@ -75,6 +75,17 @@ def test_every_kind_of_error_is_found(root):
     assert "... and 6 more" in report.summary(show=2)
 
 
+def test_masks_that_are_ignored_everywhere(root, tmp_path):
+    write_split(root / "s.txt", ["images/7.png masks/0.png"])
+    split, table = Split("s.txt", root), get_table("scenes")
+    (problem,) = check_split(split, table).problems
+    assert problem.kind == "ignored"
+    assert "s.txt: no pixel counts: all 60 pixels of its masks are ignored" in problem.message
+    assert "(valid: 0..7; ignored 255)" in problem.message
+    with pytest.raises(DataError, match="no pixel counts"):
+        require_clean(split, table, root / "cache")
+
+
 def test_unlabeled_split_needs_no_masks(root):
     write_split(root / "u.txt", [f"images/{i}.png" for i in range(5)])
     assert check_split(Split("u.txt", root)).ok

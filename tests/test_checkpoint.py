@@ -314,6 +314,15 @@ def test_a_dense_model_starts_an_moe_model_that_computes_the_same():
         )
 
 
+def test_decoder_of_a_lone_head_serves_the_other_tasks_too():
+    source, target = segmentor({"a": 3}).eval(), segmentor({"a": 3, "b": 4}, expert_channels=8)
+    report = load_weights(target, source.state_dict())
+    assert report.missing == ("heads.b.classifier.weight", "heads.b.classifier.bias")
+    for task in "ab":
+        ours, theirs = target.heads[task].decode_head, source.heads["a"].decode_head
+        assert torch.equal(ours.fpn_bottleneck.conv.weight, theirs.fpn_bottleneck.conv.weight)
+
+
 @pytest.mark.parametrize(("width", "depth"), [(48, 4), (32, 6)])
 def test_another_architecture_is_an_error_with_both_sizes(width, depth):
     message = f"width {width}, depth {depth}, patch 16 in the checkpoint, width 32, depth 4, patch 16 in tiny"

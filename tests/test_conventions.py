@@ -1,4 +1,9 @@
-"""Masks written for another table: found by the check, said in plain words, refused before training."""
+"""Masks written for another table: found by the check, said in plain words, refused before training.
+
+Where the user's own classes may explain them as well, they are a warning.
+"""
+
+import logging
 
 import cv2
 import numpy as np
@@ -113,9 +118,63 @@ def test_own_classes_one_higher(tmp_path):
     masks = [class_map(90, 90, 4, i) for i in range(3)]
     assert report_on(tmp_path / "a", masks, own).ok
     (message,) = conventions(report_on(tmp_path / "b", [mask + 1 for mask in masks], own))
-    assert "Set values: [1, 2, 3, 4] and ignore: [0]" in message
+    assert "Set values: [1, 2, 3, 4] and ignore: [0]. If only 4 is missing in the table, add it" in message
     eroded = [as_mmseg(erode(mask)) for mask in masks]
     assert conventions(report_on(tmp_path / "c", eroded, own))
+
+
+def enlarged(mask, times):
+    return np.kron(mask, np.ones((times, times), np.uint8))
+
+
+def parcels():
+    """Areas of values 1, 2 and 3, divided by lines of 0."""
+    masks = [enlarged(class_map(30, 30, 3, i), 4) + np.uint8(1) for i in range(3)]
+    for mask in masks:
+        for line in range(40, 120, 40):
+            mask[line - 2 : line + 2] = mask[:, line - 2 : line + 2] = 0
+    return masks
+
+
+@pytest.mark.parametrize("classes", [["road", "field", "forest", "water"], ["background", "a", "b", "c"]])
+def test_a_thin_first_class_is_a_warning(tmp_path, caplog, classes):
+    """Roads between parcels look like boundaries; only the user knows, and training goes on."""
+    own = {"name": "own", "classes": classes}
+    report = report_on(tmp_path, parcels(), own)
+    assert report.ok and report.as_dict()["warnings"] == report.warnings
+    (message,) = report.warnings
+    assert f"{tmp_path / 'images'}: the masks hold 0, 1, 2, 3, 0 only between objects" in message
+    assert f"Set values: [1, 2, 3, 4] and ignore: [0]. If 0 is {classes[0]!r}" in message
+    assert "'background: 0'" in message and "'check: false' ends this warning" in message
+    summary = report.summary()
+    assert "1 warnings:" in summary and message in summary and summary.endswith("no errors")
+
+    split = pair_folders("images", "masks", tmp_path)
+    with caplog.at_level(logging.WARNING, "s5.data.check"):
+        for times in (1, 2):  # the second time it is remembered
+            require_clean(split, get_table(own), tmp_path / "cache")
+            assert len(caplog.records) == times and message in caplog.records[-1].getMessage()
+    assert not report_on(tmp_path, parcels(), own | {"background": 0}).warnings
+
+
+def test_the_same_masks_are_an_error_where_the_classes_are_known(tmp_path):
+    """Also in a table of one's own, if a value is beyond it."""
+    report = report_on(tmp_path / "a", parcels(), "potsdam")
+    (message,) = conventions(report)
+    assert "Set labels: potsdam_mmseg" in message and message.endswith("'check: false' leaves this check out")
+    assert not report.warnings
+    own = {"classes": ["field", "forest", "water"]}
+    (message,) = conventions(report_on(tmp_path / "b", parcels(), own))
+    assert "Set values: [1, 2, 3] and ignore: [0]" in message
+    assert "If only 3 is missing in the table" in message and "check: false" not in message
+
+
+def test_own_classes_one_lower(tmp_path):
+    own = {"classes": ["soil", "crop", "path"], "values": [1, 2, 3], "ignore": [0]}
+    masks = [class_map(90, 90, 3, i) for i in range(3)]
+    masks[0][:9] = 255
+    (message,) = conventions(report_on(tmp_path, masks, own))
+    assert "Set values: [0, 1, 2] and ignore: [255]. If only 255 is missing in the table, add it" in message
 
 
 def test_a_first_class_between_all_others_is_no_mistake(tmp_path):
@@ -139,6 +198,24 @@ def test_binary_masks_of_the_other_kind(tmp_path):
     assert report_on(tmp_path / "c", low, {"classes": ["roof"]}).ok
     report = report_on(tmp_path / "d", low, {"classes": ["roof"], "values": [255], "ignore": []})
     assert "Leave values and ignore out" in report.errors[0]
+
+
+def test_padding_of_images_without_objects_is_a_warning(tmp_path):
+    """A small part for validation may well have no roof; 255 at the sides is padding then."""
+    masks = [np.zeros((40, 40), np.uint8) for _ in range(3)]
+    masks[0][:, 30:] = 255
+    masks[1][:7], masks[1][:, :4] = 255, 255
+    masks[2][np.tril_indices(40, -20)] = 255
+    report = report_on(tmp_path / "a", masks, {"classes": ["roof"]})
+    assert report.ok
+    (message,) = report.warnings
+    assert "255 goes to the sides of the images" in message and "values: [255]" in message
+    assert "check: false" in message
+    masks[0][10:30, 10:20] = 1
+    assert not report_on(tmp_path / "b", masks, {"classes": ["roof"]}).warnings
+    with_roofs = [np.pad(class_map(20, 20, 2, i) * np.uint8(255), 10) for i in range(3)]
+    (message,) = conventions(report_on(tmp_path / "c", with_roofs, {"classes": ["roof"]}))
+    assert "255 lies inside the images" in message and "check: false" in message
 
 
 def test_colour_coded_masks(tmp_path):

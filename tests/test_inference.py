@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s5.models import inference
 from s5.models.inference import (
     Inference,
     Rows,
@@ -14,6 +15,7 @@ from s5.models.inference import (
     to_unit,
     window_starts,
 )
+from s5.models.strips import SUMS_BYTES, Strip, column_strips
 
 WEIGHT = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 4
 
@@ -47,9 +49,11 @@ def random_image(height, width):
 
 
 def slide(network, image, crop, stride, batch_size=4):
-    bands = list(
-        predict_bands(network, rows_of(image), Inference("slide_window", crop, stride), batch_size=batch_size)
-    )
+    how = Inference("slide_window", crop, stride)
+    bands = [
+        (top, band.clone())
+        for top, band in predict_bands(network, rows_of(image), how, batch_size=batch_size)
+    ]
     assert [top for top, _ in bands] == [0, *torch.tensor([b.shape[1] for _, b in bands]).cumsum(0)[:-1]]
     return torch.cat([band for _, band in bands], dim=1)
 
@@ -120,6 +124,46 @@ def test_only_the_rows_of_one_window_are_read_and_held():
     assert all(bottom - top == 16 for top, bottom in read)
 
 
+def windows_matter(images):
+    """Probabilities of a pixel depend on its whole window."""
+    images = to_unit(images)
+    return F.conv2d(images + 3 * images.mean((2, 3), keepdim=True), WEIGHT).softmax(1)
+
+
+@pytest.mark.parametrize(("width", "stride"), [(5, 7), (16, 7), (33, 1), (33, 16), (100, 7), (257, 16)])
+@pytest.mark.parametrize("columns", [1, 20, 40, 90])
+def test_strips_of_columns_equal_the_whole_image(width, stride, columns):
+    image, how = random_image(40, width), Inference("slide_window", 16, stride)
+    whole = slide(windows_matter, image, 16, stride, 1)
+    strips = column_strips(width, how, classes=5, limit=5 * 16 * columns * 4)
+    assert [strip.start for strip in strips] == [0, *(strip.stop for strip in strips[:-1])]
+    assert strips[-1].stop == width
+    assert all(strip.right - strip.left <= max(columns, 32) for strip in strips)
+    parts = [
+        slide(windows_matter, image[..., s.left : s.right], 16, stride, 1)[
+            ..., s.start - s.left : s.stop - s.left
+        ]
+        for s in strips
+    ]
+    assert torch.equal(torch.cat(parts, dim=-1), whole)
+
+
+def test_only_wide_images_are_divided_and_only_in_windows():
+    how = Inference("slide_window", 512, 384)
+    assert column_strips(20_000, how, classes=26) == [Strip(0, 20_000, 0, 20_000)]
+    strips = column_strips(100_000, how, classes=26)
+    assert all(26 * 512 * (strip.right - strip.left) * 4 <= SUMS_BYTES for strip in strips)
+    assert len(strips) == 6  # few windows are computed twice
+    assert column_strips(100_000, Inference("original"), classes=26) == [Strip(0, 100_000, 0, 100_000)]
+
+
+def test_the_sums_are_the_only_memory_of_bands():
+    """Bands are divided and moved in place: all lie in the same storage."""
+    how = Inference("slide_window", 16, 4)
+    bands = predict_bands(Pointwise(), rows_of(random_image(60, 30)), how)
+    assert len({band.untyped_storage().data_ptr() for _, band in bands}) == 1
+
+
 def test_resizing_predicts_a_square_and_resizes_the_probabilities_back():
     image = random_image(45, 30)
     network = Pointwise()
@@ -160,3 +204,11 @@ def test_tasks_one_after_the_other_are_told_apart():
     assert first.dtype == torch.uint8
     assert torch.equal(first.long(), band[:2].argmax(0))
     assert torch.equal(second.long(), band[2:].argmax(0))
+
+
+@pytest.mark.parametrize("pixels", [1, 7, 20, 41])
+def test_the_most_probable_class_is_sought_in_chunks_of_rows(monkeypatch, pixels):
+    band = torch.rand(5, 6, 7)
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", pixels)
+    (found,) = most_probable(band, [5])
+    assert torch.equal(found.long(), band.argmax(0))

@@ -154,6 +154,8 @@ def test_inline_table_defaults():
         ({"classes": ["roof"]}, (0, 1), (255,)),
         ({"classes": ["roof"], "values": [7]}, (0, 7), (255,)),
         ({"classes": ["roof"], "values": [255], "ignore": []}, (0, 255), ()),
+        ({"classes": ["roof"], "values": [255]}, (0, 255), ()),
+        ({"classes": ["roof"], "ignore": 7}, (0, 1), (7,)),
     ],
 )
 def test_single_class_is_binary(spec, values, ignore):
@@ -182,6 +184,11 @@ def test_mapping_reads_back_equal():
         assert get_table(json.loads(json.dumps(mapping))) == table, "plain data"
 
 
+def test_255_is_ignored_unless_it_is_a_class():
+    assert get_table({"name": "own", "classes": ["a", "b"], "values": [0, 255]}).ignore_values == ()
+    assert get_table({"name": "own", "classes": ["a", "b"], "ignore": 255}).ignore_values == (255,)
+
+
 def test_default_name():
     assert get_table({"classes": ["a", "b"]}, default_name="task").name == "task"
     assert get_table(DUBAI, default_name="task").name == "dubai"
@@ -194,14 +201,31 @@ def test_default_name():
         ({"valuse": [1]}, "unknown key valuse; keys are name, classes"),
         ({"values": [0, 1]}, "5 classes but 2 values"),
         ({"values": [0, 1, 2, 3, 300]}, "0..255"),
-        ({"values": [0, 1, 2, 3, 255]}, "255 is used twice"),
+        ({"values": [0, 1, 2, 3, 255], "ignore": [255]}, "255 is used twice"),
         ({"palette": [[0, 0, 0]]}, "5 classes but 1 palette"),
         ({"palette": [[0, 0, 999]] * 5}, "three numbers"),
+        ({"name": None}, "label table None: name is None; expected a text"),
+        ({"classes": None}, r"'dubai': classes is None; expected a list of names such as \[road, field\]"),
+        ({"classes": 3}, "classes is 3; expected a list of names"),
+        ({"classes": {"a": 0, "b": 1}}, r"classes is {'a': 0, 'b': 1}; .* mask values go to values"),
+        ({"classes": ["a", True]}, r"classes is \['a', True\]; expected names; .*in quotes"),
+        ({"values": [0, "x", 2]}, r"values is \[0, 'x', 2\]; expected a list of whole numbers"),
+        ({"values": 255}, "values is 255; expected a list"),
+        ({"values": None}, "values is None; expected a list"),
+        ({"values": [0, 1, 2, 3, 4.5]}, "expected a list of whole numbers"),
+        ({"ignore": "255"}, r"ignore is '255'; expected a list of mask values in 0..255 such as \[255\]"),
+        ({"ignore": [None]}, r"ignore is \[None\]; expected"),
+        ({"palette": ["red", "blue"]}, r"palette is \['red', 'blue'\]; expected a list of colours"),
+        ({"palette": [[1, 2], [3, 4]]}, r"palette is \[\[1, 2\], \[3, 4\]\]; .*three numbers in 0..255"),
+        ({"palette": 3}, "palette is 3; expected a list of colours"),
+        ({"ignore_colors": [1, 2, 3]}, r"ignore_colors is \[1, 2, 3\]; expected a list of colours"),
+        ({"background": "building"}, "background is 'building'; expected the number of a class"),
+        ({1: 2}, "unknown key 1; keys are name, classes"),
         ({"palette": [[1, 2, 3]] * 5}, "same colour"),
         ({"background": 5}, "background 5"),
         ({"classes": []}, "needs 2 to"),
         ({"classes": ["a", "a"]}, "same name"),
-        ({"classes": "roof"}, r"classes is a list, \[roof\] for one class"),
+        ({"classes": "roof"}, r"classes is 'roof'; expected a list, \[roof\] for one class"),
         ({"classes": ["roof"], "values": [0]}, "value 0 is used twice"),
         ({"classes": ["background"]}, "same name"),
     ],
@@ -216,3 +240,5 @@ def test_unknown_and_incomplete_tables():
         get_table("isiad")
     with pytest.raises(LabelError, match="missing key classes"):
         get_table({"name": "x"})
+    with pytest.raises(LabelError, match=r"unknown label table None; .*a mapping with name and classes"):
+        get_table(None)

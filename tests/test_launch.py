@@ -1,10 +1,12 @@
 """Starting a process: device, output folder, log, and agreement of the processes."""
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Process, start_ranks, wait_until
 
 from s5.engine import launch
 from s5.engine.launch import Launch, LaunchError
@@ -77,8 +79,52 @@ def test_other_processes_speak_only_of_errors(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_error_in_the_main_part_is_raised() -> None:
-    """With several processes, see test_distributed.py."""
     with launch.main_process_first(MAIN) as first:
         assert first
     with pytest.raises(ZeroDivisionError), launch.main_process_first(MAIN):
         raise ZeroDivisionError
+
+
+def start_turn(folder: Path, block: str, timeout: float = 60) -> list[Process]:
+    """Two processes in which the main one runs a block of code first, then both meet in a collective."""
+    path = folder / "turn.py"
+    path.write_text(
+        "import time, torch\n"
+        "from datetime import timedelta\n"
+        "from s5.engine import launch\n"
+        "from s5.engine.command import run_command\n"
+        "def main():\n"
+        f"    launch.COLLECTIVE_TIMEOUT = timedelta(seconds={timeout})\n"
+        "    place = launch.start('cpu')\n"
+        "    for turn in range(2):\n"
+        "        with launch.main_process_first(place) as first:\n"
+        "            print('turn', turn, flush=True)\n"
+        "            if first:\n"
+        f"                {block}\n"
+        "    ranks = torch.tensor([place.rank])\n"
+        "    torch.distributed.all_reduce(ranks)\n"
+        "    print('sum', ranks.item())\n"
+        "    return 0\n"
+        "raise SystemExit(run_command(main))\n"
+    )
+    return start_ranks(path, [], folder, 2)
+
+
+def test_the_main_process_may_take_longer_than_a_collective(tmp_path: Path) -> None:
+    for process in start_turn(tmp_path, "time.sleep(4 * turn)", timeout=3):
+        assert process.wait() == 0, process.text()
+        assert "sum 1" in process.text()
+
+
+@pytest.mark.parametrize("end", ["error", "kill"])
+def test_end_of_the_main_process_ends_the_others(tmp_path: Path, end: str) -> None:
+    block = "raise launch.LaunchError('bad data')" if end == "error" else "time.sleep(600)"
+    ranks = start_turn(tmp_path, block)
+    if end == "kill":
+        for process in ranks:
+            wait_until(lambda process=process: "turn 0" in process.text(), process)
+        ranks[0].send(signal.SIGKILL)
+    assert ranks[0].wait() == (1 if end == "error" else -signal.SIGKILL)
+    assert ranks[1].wait(20) == 1
+    assert "error: the main process stopped; its message is in the log" in ranks[1].text()
+    assert "Traceback" not in ranks[1].text()

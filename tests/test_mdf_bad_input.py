@@ -139,10 +139,27 @@ def test_bad_configuration(root: Path, tmp_path: Path, changes: dict, message: s
     fails(root, tmp_path, message, **changes)
 
 
-def test_no_task_at_the_start(root: Path, tmp_path: Path) -> None:
-    late = {"tasks.ponds.start_epoch": 1, "tasks.roofs.start_epoch": 1, "schedule.epochs": 2}
-    with pytest.raises(ConfigError, match="no task starts at epoch 0"):
-        script().main(arguments(root, tmp_path / "run", **late))
+def test_warm_up_longer_than_the_run(root: Path, tmp_path: Path) -> None:
+    fails(
+        root,
+        tmp_path,
+        r"optim.warmup_iters 100: the run has only 3 iterations",
+        **{"optim.warmup_iters": 100},
+    )
+
+
+def test_score_without_background_needs_one(root: Path, tmp_path: Path) -> None:
+    metric = {"tasks.ponds.evaluation.metric": "mIoU_no_background"}
+    fails(root, tmp_path, r"tasks.ponds.evaluation.metric mIoU_no_background: .*set background in", **metric)
+
+
+def test_refused_resume_leaves_the_configuration_of_the_run(root: Path, tmp_path: Path) -> None:
+    work_dir = tmp_path / "run"
+    assert script().main(arguments(root, work_dir, **ONE_EPOCH)) == 0
+    before = (work_dir / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"its run was to end at iteration 3, this one at 6"):
+        script().main(arguments(root, work_dir, "--resume", **{"schedule.epochs": 2}))
+    assert (work_dir / "config.yaml").read_text() == before
 
 
 # -- checkpoints

@@ -148,6 +148,19 @@ def test_subset_and_single_task(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run/vit_t_moe_mdf_best_roofs.pth").exists(), "it would be the same file"
 
 
+def test_subset_of_late_tasks_starts_at_once(root: Path, tmp_path: Path) -> None:
+    """Also where the configuration's epochs are fewer than the start of a task that is left out."""
+    late = {"tasks.ponds.start_epoch": 5, "tasks.roofs.start_epoch": 7, "schedule.epochs": 1}
+    assert script().main(arguments(root, tmp_path / "run", "--tasks", "ponds", **late)) == 0
+    assert "loss_ponds" in dict(losses(tmp_path / "run")[1])
+
+
+def test_images_in_training_and_validation_are_told(root: Path, tmp_path: Path) -> None:
+    same = {"tasks.ponds.val": {"images": "ponds/train/images", "masks": "ponds/train/masks"}}
+    assert script().main(arguments(root, tmp_path / "run", **same, **{"schedule.epochs": 1})) == 0
+    assert "ponds: 6 images are in training and validation" in (tmp_path / "run/train.log").read_text()
+
+
 def test_single_class_dataset_of_16_bit_geotiffs(root: Path, tmp_path: Path) -> None:
     """A user's own: one class, masks of 0 and 255, images with map coordinates."""
     rasterio = pytest.importorskip("rasterio")

@@ -73,11 +73,20 @@ def test_hold_out(tmp_path):
     assert set(names(val)) < set(names(hold_out(split, 0.3)[1])), "a larger share holds out more"
 
 
+def test_an_image_that_is_listed_more_than_once_is_not_divided(tmp_path):
+    train, val = hold_out(split_of(tmp_path, [*range(20)] * 3), 0.2)
+    assert (len(train), len(val)) == (48, 12)
+    assert not set(names(train)) & set(names(val))
+    once = hold_out(split_of(tmp_path, range(20)), 0.2)[1]
+    assert set(names(val)) == set(names(once)), "the same choice as when they are listed once"
+
+
 def test_hold_out_leaves_one_at_least(tmp_path):
     for share in (0.01, 0.99):
         train, val = hold_out(split_of(tmp_path, range(3)), share)
         assert len(train) >= 1 and len(val) >= 1
-    with pytest.raises(SplitError, match="one sample cannot be divided"):
-        hold_out(split_of(tmp_path, [1]), 0.2)
+    for same in ([1], [1, 1, 1]):
+        with pytest.raises(SplitError, match="one image cannot be divided"):
+            hold_out(split_of(tmp_path, same), 0.2)
     with pytest.raises(SplitError, match="between 0 and 1, got 1"):
         hold_out(split_of(tmp_path, range(3)), 1)

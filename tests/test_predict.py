@@ -1,5 +1,6 @@
 """`predict.py`: what is written where, what is skipped, and what is said of images that cannot be read."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import rasterio
 import torch
 import yaml
-from mdf_runs import script
+from mdf_runs import REPO, script
+from processes import start_ranks
 from rasterio import Affine
 from rasterio.crs import CRS
 from trained_models import table, write_checkpoint
@@ -17,9 +19,12 @@ from trained_models import table, write_checkpoint
 from s5.data.errors import DataError
 from s5.data.geotiff import Raster
 from s5.data.image_io import read_image, read_mask, write_image
+from s5.engine import predict_share
 from s5.engine.command import run_command
 from s5.engine.config import ConfigError
 from s5.engine.predict_sources import find_sources
+from s5.models import strips
+from s5.models.segmentation_model import SegmentationModel
 
 TABLES = {
     "ponds": table("ponds", ["ground", "water"], values=[10, 20]),
@@ -130,6 +135,128 @@ def test_resume_leaves_finished_images_alone(checkpoint, model, images, tmp_path
     assert predict(checkpoint, images, out, "--resume") == 0
     with pytest.raises(ConfigError, match=r"ponds/prediction.yaml.*stride 24, now it is 16"):
         predict(checkpoint, images, out, "--resume", "--stride", "16")
+
+
+def test_resume_knows_the_checkpoint_by_its_file(checkpoint, model, images, tmp_path):
+    copy, out = tmp_path / "copy.pth", tmp_path / "out"
+    copy.write_bytes(checkpoint.read_bytes())
+    options = ("--task", "ponds", "--kinds", "index")
+    predict(copy, images, out, *options)
+    before = (out / "ponds/index/a.png").stat().st_mtime_ns
+    (tmp_path / "link.pth").symlink_to("copy.pth")
+    for same in (tmp_path / "copy", tmp_path / "link", tmp_path / "images/../copy.pth"):
+        assert predict(same, images, out, "--resume", *options) == 0
+    assert (out / "ponds/index/a.png").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"made with checkpoint .*copy.pth, now it is .*vit_t_moe_mdf.pth"):
+        predict(checkpoint, images, out, "--resume", *options)
+    with pytest.raises(ConfigError, match="made with precision float32, now it is bfloat16"):
+        predict(copy, images, out, "--resume", *options, "--precision", "bf16")
+    os.utime(copy, ns=(1, 1))
+    with pytest.raises(ConfigError, match=r"made before .*copy.pth was written anew; .*leave out --resume"):
+        predict(copy, images, out, "--resume", *options)
+
+
+def test_no_result_of_another_checkpoint_outlives_an_interruption(
+    checkpoint, model, images, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    predict(checkpoint, images, out)
+    predict(checkpoint, images, out, "--kinds", "color")  # in the same way: the other kinds are kept
+    assert len(files(out)) == 2 * (3 * 3 + 1)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_share, "predict_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(checkpoint, images, out, "--stride", "16", "--task", "roofs", "--kinds", "index")
+    left = [name for name in files(out) if "prediction.yaml" not in name]
+    assert len(left) == 9 and all(name.startswith("ponds/") for name in left)
+
+
+def test_a_folder_keeps_to_one_way(checkpoint, model, images, tmp_path):
+    """Its settings would be wrong for the results of images that are not predicted now."""
+    out = tmp_path / "out"
+    predict(checkpoint, images, out, "--kinds", "index")
+    with pytest.raises(
+        ConfigError, match=r"stride 24, now it is 16, and 2 are of other images.*remove .*out"
+    ):
+        predict(checkpoint, images / "a.png", out, "--stride", "16")
+    assert len(files(out)) == 2 * (3 + 1)
+    assert predict(checkpoint, images, out, "--stride", "16", "--kinds", "index") == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "found"),
+    [
+        ("**/*.png", "deep/results", ["a", "deep/er/d"]),
+        ("*.png", ".", ["a"]),
+        ("**/*.png", ".", ["a", "deep/er/d"]),
+        ("deep/*/*.png", ".", ["d"]),
+    ],
+)
+def test_a_pattern_leaves_earlier_results_out(checkpoint, model, images, pattern, out, found):
+    before = len(files(images))
+    for _ in range(2):
+        options = ("--task", "ponds", "--kinds", "index")
+        assert predict(checkpoint, f"{images}/{pattern}", images / out, *options) == 0
+    assert [Path(source.name).name for source in find_sources(f"{images}/{pattern}", images / out)] == [
+        Path(name).name for name in found
+    ]
+    assert len(files(images)) == before + len(found) + 1
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_strips_of_a_wide_image_give_the_same_results(checkpoint, model, tmp_path, monkeypatch, kind):
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 333, 3), dtype=np.uint8)
+    source = tmp_path / f"wide.{kind}"
+    write_geotiff(source, pixels) if kind == "tif" else write_image(source, pixels)
+    predict(checkpoint, source, tmp_path / "whole")
+    monkeypatch.setattr(strips, "SUMS_BYTES", 5 * 32 * 100 * 4)
+    widths, predict_rows = [], SegmentationModel.predict_rows
+
+    def counted(self, rows, tasks):
+        widths.append(rows.width)
+        return predict_rows(self, rows, tasks)
+
+    monkeypatch.setattr(SegmentationModel, "predict_rows", counted)
+    predict(checkpoint, source, tmp_path / "strips")
+    assert len(widths) == 6 and max(widths) <= 100
+    for task in TABLES:
+        for name, read in (("index", read_mask), ("color", read_image), ("overlay", read_image)):
+            result = f"{task}/{name}/wide.{kind}"
+            whole = read(tmp_path / "whole" / result)
+            assert np.array_equal(read(tmp_path / "strips" / result), whole)
+            assert len(np.unique(whole)) > 1
+
+
+@pytest.mark.parametrize("option", [("--config", "other.yaml"), ("--cfg-options", "crop=64")])
+def test_a_configuration_that_is_not_read_is_an_error(checkpoint, model, images, tmp_path, option):
+    with pytest.raises(ConfigError, match=f"{option[0]}: .*says itself what it holds.*--mode, --crop and"):
+        predict(checkpoint, images, tmp_path / "out", *option)
+
+
+def test_processes_share_the_images(checkpoint, model, images, tmp_path):
+    (images / "text.jpg").write_text("no image")
+    predict(checkpoint, images, tmp_path / "alone")
+    shared = [str(checkpoint), str(images), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    shared += ["--precision", "fp32"]
+    ranks = start_ranks(REPO / "Semantic_Segmentation/predict.py", shared, tmp_path, 3)
+    assert [process.wait() for process in ranks] == [1, 0, 0], [process.text() for process in ranks]
+    first, *others = (process.text() for process in ranks)
+    assert first.count("text.jpg: is not an image") == 1 and "3 images, 2 tasks" in first
+    assert not any(word in text for text in others for word in ("text.jpg", "2 tasks", "Traceback"))
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    for name in files(tmp_path / "out"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_an_error_of_the_main_process_ends_all(checkpoint, model, tmp_path):
+    shared = [str(checkpoint), str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    ranks = start_ranks(REPO / "Semantic_Segmentation/predict.py", shared, tmp_path, 2)
+    assert [process.wait() for process in ranks] == [1, 1]
+    assert "none: no such file or folder" in ranks[0].text()
+    assert "error: the main process stopped" in ranks[1].text() and "Traceback" not in ranks[1].text()
 
 
 def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, images, tmp_path, capsys):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mdf_runs import script
+from mdf_runs import REPO, script
+from processes import start_ranks
 from trained_models import write_checkpoint
 
 from s5.data.errors import DataError
@@ -187,6 +188,36 @@ def test_from_a_checkpoint(tests, tmp_path, caplog):
     (tmp_path / "result_predictions/loveda/index/Urban/images_png/5168.png").unlink()
     assert submit(*arguments) == 0  # goes on
     assert (tmp_path / "result.zip").read_bytes() == first
+
+
+def test_predictions_of_another_checkpoint_are_made_anew(tests, tmp_path, caplog):
+    checkpoint = tmp_path / "model/vit_t_moe_mdf.pth"
+    arguments = (checkpoint, tests, tmp_path / "result.zip", "--precision", "fp32")
+    for seed in range(2):  # training writes the same file again
+        torch.manual_seed(seed)
+        model = write_checkpoint(checkpoint, {"loveda": TABLES["loveda"]})
+        assert submit(*arguments) == 0
+    assert "vit_t_moe_mdf.pth was written anew; they are predicted again" in caplog.text
+    ids = {
+        path.stem: model.predict(torch.from_numpy(read_image(path)).permute(2, 0, 1), "loveda").numpy()
+        for path in tests.rglob("*.png")
+    }
+    assert_holds(tmp_path / "result.zip", ids)
+    caplog.clear()
+    assert submit(checkpoint.with_suffix(""), *arguments[1:]) == 0  # the same file
+    assert "predicted again" not in caplog.text
+
+
+def test_several_processes_write_one_file(tests, tmp_path):
+    torch.manual_seed(0)
+    checkpoint = tmp_path / "model/vit_t_moe_mdf.pth"
+    write_checkpoint(checkpoint, {"loveda": TABLES["loveda"]})
+    assert submit(checkpoint, tests, tmp_path / "alone.zip", "--precision", "fp32") == 0
+    shared = ["loveda", str(checkpoint), "--images", str(tests), "--out", str(tmp_path / "shared.zip")]
+    shared += ["--device", "cpu", "--precision", "fp32"]
+    for process in start_ranks(REPO / "Semantic_Segmentation/submit.py", shared, tmp_path, 2):
+        assert process.wait() == 0, process.text()
+    assert (tmp_path / "shared.zip").read_bytes() == (tmp_path / "alone.zip").read_bytes()
 
 
 def test_no_such_folder_is_no_traceback(tests, tmp_path, capsys):

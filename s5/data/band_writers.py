@@ -1,4 +1,4 @@
-"""Write pictures a band of rows after the other; they appear whole or not at all."""
+"""Write pictures a band after the other; they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from s5.data.image_io import write_image, write_mask
 
 
 class BandWriter(Protocol):
-    """Takes the bands of one picture from top to bottom."""
+    """Takes the bands of one picture, which together cover it."""
 
-    def write(self, top: int, band: np.ndarray) -> None:
-        """Take the rows from ``top`` on, uint8 (rows, W) or (rows, W, 3) RGB."""
+    def write(self, top: int, left: int, band: np.ndarray) -> None:
+        """Take the pixels from ``top`` and ``left`` on, uint8 (rows, columns) or (rows, columns, 3) RGB."""
         ...
 
     def finish(self) -> None:
@@ -33,25 +33,30 @@ class PngWriter:
 
     Args:
         path: where to; missing folders are made.
+        height: rows of the picture.
+        width: columns of the picture.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, height: int, width: int) -> None:
         self._path = path
-        self._bands: list[np.ndarray] = []
+        self._size = (height, width)
+        self._picture: np.ndarray | None = None
 
-    def write(self, top: int, band: np.ndarray) -> None:
-        """Take the next rows."""
-        self._bands.append(band)
+    def write(self, top: int, left: int, band: np.ndarray) -> None:
+        """Take some pixels."""
+        if self._picture is None:
+            self._picture = np.empty((*self._size, *band.shape[2:]), np.uint8)
+        self._picture[top : top + band.shape[0], left : left + band.shape[1]] = band
 
     def finish(self) -> None:
         """Encode and write."""
-        picture = self._bands[0] if len(self._bands) == 1 else np.concatenate(self._bands)
-        (write_mask if picture.ndim == 2 else write_image)(self._path, picture)
-        self._bands = []
+        assert self._picture is not None
+        (write_mask if self._picture.ndim == 2 else write_image)(self._path, self._picture)
+        self._picture = None
 
     def discard(self) -> None:
-        """Forget the rows."""
-        self._bands = []
+        """Forget the pixels."""
+        self._picture = None
 
 
 class TiffWriter:
@@ -90,12 +95,12 @@ class TiffWriter:
                 **place,
             )
 
-    def write(self, top: int, band: np.ndarray) -> None:
-        """Write the next rows."""
+    def write(self, top: int, left: int, band: np.ndarray) -> None:
+        """Write some pixels."""
         from rasterio.windows import Window
 
         planes = band[None] if band.ndim == 2 else band.transpose(2, 0, 1)
-        self._file.write(planes, window=Window(0, top, band.shape[1], band.shape[0]))
+        self._file.write(planes, window=Window(left, top, band.shape[1], band.shape[0]))
 
     def finish(self) -> None:
         """Close the file and rename it."""

@@ -3,13 +3,13 @@
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from s5.data.collate import FixMatchCollate, TasksCollate, collate_validation
@@ -69,9 +69,9 @@ def fixmatch_loader(
     """
     sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
     sizes = [labeled_batch, unlabeled_batch][: len(sources)]
-    sampler = _sampler(sources, sizes, seed, placement)
+    sampler = build_sampler(sources, sizes, seed, placement)
     metainfo = {"classes": labeled.table.classes, "palette": labeled.table.palette}
-    loader = _loader(sources, sampler, FixMatchCollate(seed), metainfo, placement)
+    loader = build_loader(sources, sampler, FixMatchCollate(seed), metainfo, placement)
     return TrainingData(loader, sampler, 0 if unlabeled is None else len(unlabeled))
 
 
@@ -96,12 +96,12 @@ def tasks_loader(
     Raises:
         DataError: a task has fewer images than one global step takes.
     """
-    sampler = _sampler(sources, batch_sizes, seed, placement)
+    sampler = build_sampler(sources, batch_sizes, seed, placement)
     steps = epoch_steps or sampler.epoch_steps
     sampler.starts = [epoch * steps for epoch in start_epochs]
     metainfo = {"tasks": {source.name: source.table.classes for source in sources}}
     return TrainingData(
-        _loader(sources, sampler, TasksCollate(len(sources)), metainfo, placement), sampler, 0
+        build_loader(sources, sampler, TasksCollate(len(sources)), metainfo, placement), sampler, 0
     )
 
 
@@ -110,34 +110,50 @@ def validation_loader(images: Sequence[ValidationImages], placement: Placement) 
 
     Every image is in exactly one process. Its sampler is a :class:`~s5.data.sampler.ValidationSampler`.
     """
-    lengths = {part.task: len(part) for part in images}
-    dataset: ConcatDataset = ConcatDataset(images)
-    # mmengine asks for it; colours are the hooks' concern
-    dataset.metainfo = {"tasks": {part.task: part.table.classes for part in images}}  # type: ignore[attr-defined]
+    metainfo = {"tasks": {part.task: part.table.classes for part in images}}
+    return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
+
+
+def whole_images_loader(
+    parts: Mapping[str, Dataset],
+    collate: Callable[[list], dict[str, Any]],
+    metainfo: dict[str, Any],
+    placement: Placement,
+) -> DataLoader:
+    """Loader of the images of several tasks, one a batch; every image is in exactly one process."""
+    dataset: ConcatDataset = ConcatDataset(parts.values())
+    dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine asks for it
+    lengths = {task: len(part) for task, part in parts.items()}  # type: ignore[arg-type]
     return DataLoader(
         dataset,
         batch_size=1,
         sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
-        collate_fn=collate_validation,
+        collate_fn=collate,
         **_worker_options(placement.workers, PREFETCH_WHOLE),
     )
 
 
-def _sampler(
+def build_sampler(
     sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
 ) -> MultiSourceSampler:
+    """The sampler of a batch with a fixed number of images of each source.
+
+    Raises:
+        DataError: a source has fewer images than one global step takes.
+    """
     lengths = [len(source) for source in sources]
     names = [source.name for source in sources]
     return MultiSourceSampler(lengths, batch_sizes, seed, placement.rank, placement.world_size, names)
 
 
-def _loader(
+def build_loader(
     sources: Sequence[Source],
     sampler: MultiSourceSampler,
     collate: Callable[[list], dict[str, Any]],
     metainfo: dict[str, Any],
     placement: Placement,
 ) -> DataLoader:
+    """The endless loader of the sampler's batches; ``metainfo`` is kept in checkpoints."""
     return DataLoader(
         MultiSourceDataset(list(sources), sampler.seed, metainfo),
         batch_size=sampler.batch_size,

@@ -26,7 +26,6 @@ import cv2
 import numpy as np
 
 from s5.data.check_report import Problem, Report
-from s5.data.conventions import explain_convention
 from s5.data.errors import DataError, ImageError, SplitError
 from s5.data.image_io import init_worker, read_image, read_mask, write_bytes
 from s5.data.label_table import LabelTable
@@ -39,7 +38,7 @@ from s5.data.table_argument import HELP, parse_table
 logger = logging.getLogger(__name__)
 
 _CHUNK = 32  # samples a thread takes at a time
-_CHECK_VERSION = 2  # raise it when the check finds more: clean results that are remembered then lapse
+_CHECK_VERSION = 3  # raise it when the check finds more: clean results that are remembered then lapse
 _Result = TypeVar("_Result")
 
 
@@ -59,14 +58,12 @@ def check_split(split: Split, table: LabelTable | None = None, workers: int | No
         for part in _in_chunks(split, lambda indices: _check_part(split, indices, table), workers):
             report.add(part)
             progress.update(part.samples)
-    wrong = explain_convention(table, report.raw_histogram, report.borders) if table else ""
-    if wrong:
-        report.problems.insert(0, Problem("convention", str(split.path), f"{split.path}: {wrong}"))
+    report.judge_together()
     return report
 
 
 def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, workers: int | None = None) -> None:
-    """Refuse a labeled split that has errors.
+    """Refuse a labeled split that has errors; warnings are logged.
 
     A clean result is remembered in ``cache_dir`` under a fingerprint of the table and of path, size and time
     of change of every file, so that the next start asks for these only. In a distributed run call it on one
@@ -78,6 +75,8 @@ def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, worker
     mark = Path(cache_dir) / f"{split.path.stem}-{_fingerprint(split, table, workers)}.json"
     if mark.is_file():
         logger.info("%s: %d samples, found clean before (%s)", split.path, len(split), mark)
+        for message in json.loads(mark.read_text(encoding="utf-8"))["warnings"]:
+            logger.warning("%s", message)
         return
     report = check_split(split, table, workers)
     if not report.ok:
@@ -86,7 +85,7 @@ def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, worker
             f"{split.path}: {len(report.problems)} errors in {len(split)} samples, the first:\n{shown}\n"
             f"See all with: {check_command(split, table)}"
         )
-    logger.info("%s", report.summary())
+    logger.log(logging.WARNING if report.warnings else logging.INFO, "%s", report.summary())
     # Seen once more: a file that changed during the check must not pass as clean.
     if mark.name == f"{split.path.stem}-{_fingerprint(split, table, workers)}.json":
         write_bytes(mark, json.dumps(report.as_dict(), indent=1).encode())
@@ -177,10 +176,15 @@ def _histogram(mask: np.ndarray) -> np.ndarray:
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """int64 (3,), see :attr:`Report.borders`."""
+    """int64 (4,), see :attr:`Report.borders`."""
     rows = mask[::4]
-    differ, zero = rows[:, 1:] != rows[:, :-1], rows == 0
-    return np.array([differ.sum(), (differ & (zero[:, 1:] | zero[:, :-1])).sum(), zero.sum()], np.int64)
+    differ, zero, high = rows[:, 1:] != rows[:, :-1], rows == 0, rows == 255
+    begun = (
+        high[:, 1:] & ~high[:, :-1]
+    )  # runs of 255 that begin inside; at most one of a row ends at its side
+    enclosed = begun.sum() - (high[:, -1] & begun.any(1)).sum()
+    over_zero = (differ & (zero[:, 1:] | zero[:, :-1])).sum()
+    return np.array([differ.sum(), over_zero, zero.sum(), enclosed], np.int64)
 
 
 def _fingerprint(split: Split, table: LabelTable, workers: int | None) -> str:

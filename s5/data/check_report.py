@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from s5.data.conventions import explain_convention
 from s5.data.label_table import LabelTable
 
 
@@ -17,8 +18,8 @@ class Problem:
 
     Attributes:
         kind: ``missing``, ``corrupt``, ``values`` (outside the table), ``size`` (mask unlike image),
-            ``colours`` (colour-coded mask), ``no mask``, ``line`` (the split's line itself) or ``convention``
-            (all masks of the split were written for another table).
+            ``colours`` (colour-coded mask), ``no mask``, ``line`` (the split's line itself), ``convention``
+            (all masks of the split were written for another table) or ``ignored`` (no pixel of them counts).
         path: the file.
         message: the whole message, file included.
     """
@@ -37,19 +38,21 @@ class Report:
         table: label table the masks were held against; None for unlabeled images.
         samples: number of lines looked at.
         problems: everything that is wrong, in the order of the split.
+        warnings: messages on what may be wrong and is for the user to judge.
         sizes: number of images per (height, width).
         raw_histogram: int64 (256,), pixels per raw mask value over all masks that could be read.
-        borders: int64 (3,), over every fourth row of these masks: neighbours that differ, those of them of
-            which one is 0, and pixels that are 0.
+        borders: int64 (4,), over every fourth row of these masks: neighbours that differ, those of them of
+            which one is 0, pixels that are 0, and runs of 255 that do not touch the side of their mask.
     """
 
     split: str
     table: LabelTable | None
     samples: int = 0
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    borders: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
+    borders: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
 
     @property
     def ok(self) -> bool:
@@ -79,9 +82,31 @@ class Report:
         self.raw_histogram += other.raw_histogram
         self.borders += other.borders
 
+    def judge_together(self) -> None:
+        """Add what only all masks of the whole split show."""
+        if self.table is None:
+            return
+        pixels = int(self.raw_histogram.sum())
+        if self.ignored == pixels > 0:
+            message = (
+                f"{self.split}: no pixel counts: all {pixels} pixels of its masks are ignored in label table "
+                f"{self.table.name!r} (valid: {self.table.valid_values()}). Correct its values and ignore"
+            )
+            self.problems.insert(0, Problem("ignored", self.split, message))
+        suspicion = explain_convention(self.table, self.raw_histogram, self.borders)
+        if suspicion is None:
+            return
+        message = f"{self.split}: {suspicion.message}"
+        if suspicion.is_error:
+            self.problems.insert(0, Problem("convention", self.split, message))
+        else:
+            self.warnings.append(message)
+
     def summary(self, show: int = 20) -> str:
         """The findings as text, with the first ``show`` problems."""
         lines = [f"{self.split}: {self.samples} samples", *self._size_lines(), *self._label_lines()]
+        if self.warnings:
+            lines += [f"{len(self.warnings)} warnings:", *(f"  {message}" for message in self.warnings)]
         kinds = Counter(problem.kind for problem in self.problems)
         if self.ok:
             return "\n".join([*lines, "no errors"])
@@ -104,6 +129,7 @@ class Report:
             "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
             "classes": [{"name": name, "pixels": n, "share": share} for name, n, share in classes],
             "ignored_pixels": self.ignored,
+            "warnings": self.warnings,
             "errors": [vars(problem) for problem in self.problems],
         }
 

@@ -8,6 +8,8 @@ that were turned to grey.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from s5.data.label_table import IGNORE, LabelTable
@@ -17,84 +19,119 @@ _MIN_BORDERS = 200  # neighbours that differ; with fewer, nothing is said of bor
 _ON_BORDERS = 0.98  # share of the borders that go over 0 when 0 is drawn between all objects
 _MORE_THAN_NO_DATA = 0.2  # share of pixels; no-data, which is 0 in LoveDA, is rare, background is not
 _THIN = 15  # pixels of 0 per change to or from 0, when it is drawn as a line
+_INSIDE = (
+    0.2  # share of the borders at areas inside the images; of roofs and roads 0.7 and more, of padding 0
+)
 
 
-def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.ndarray) -> str:
+class Suspicion(NamedTuple):
+    """What is, or may be, wrong with all masks of a split.
+
+    Attributes:
+        message: what was found, and the ways out.
+        is_error: whether training has to be refused; else the user's classes may explain it as well.
+    """
+
+    message: str
+    is_error: bool
+
+
+def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.ndarray) -> Suspicion | None:
     """What is wrong with all masks of a split together, and the way out.
+
+    What the masks of a known data set look like is known, so any sign is an error. With a table of a user's
+    own it is one if a value is outside the table or nothing else explains it.
 
     Args:
         table: the table they are read with.
         histogram: int64 (256,), pixels per raw value.
-        borders: int64 (3,), over a part of the rows: neighbours that differ, those of which one is 0, and
-            pixels that are 0.
+        borders: int64 (4,), see :attr:`s5.data.check_report.Report.borders`.
 
     Returns:
-        The message; empty if nothing is wrong.
+        The finding; None if there is none.
     """
     present = {int(value) for value in np.flatnonzero(histogram)}
     if not present:
-        return ""
+        return None
     return (
-        _zero_and_255(table, present)
+        _zero_and_255(table, present, borders)
         or _grey_colors(table, present)
         or _one_higher(table, present, borders)
         or _one_lower(table, present, histogram, borders)
     )
 
 
-def _zero_and_255(table: LabelTable, present: set[int]) -> str:
+def _zero_and_255(table: LabelTable, present: set[int], borders: np.ndarray) -> Suspicion | None:
     """Binary masks of the other kind."""
-    if table.values == (0, 1) and present == {0, 255} and IGNORE in table.ignore_values:
-        name = repr(table.classes[1])
-        return (
-            f"the masks hold 0 and 255; read with {_named(table)}, 255 is ignored and {name} never occurs. "
-            f"If 255 is {name}, set values: [0, 255] (for a single class values: [255]) and ignore: []"
-        )
-    if table.values == (0, 255) and 1 in present and present <= {0, 1}:
-        return f"the masks hold 0 and 1, but {_named(table)} reads 0 and 255. Leave values and ignore out"
-    return ""
+    if table.values == (0, 255) and present <= {0, 1} and 1 in present and 1 not in table.ignore_values:
+        found = f"the masks hold 0 and 1, but {_named(table)} reads 0 and 255. Leave values and ignore out"
+        return Suspicion(found, is_error=True)
+    if table.values != (0, 1) or present != {0, IGNORE} or IGNORE not in table.ignore_values:
+        return None
+    name = repr(table.classes[1])
+    inside = bool(2 * borders[3] > _INSIDE * borders[0])  # padding goes to the sides of the images
+    where = "lies inside the images, as objects do" if inside else "goes to the sides of the images"
+    return Suspicion(
+        f"the masks hold 0 and 255; read with {_named(table)}, 255 is ignored and {name} never occurs. 255 "
+        f"{where}. If it is {name}, set values: [0, 255] (for a single class values: [255]) and ignore: []. "
+        f"If it is ignored and these images have no {name}, nothing is wrong: 'check: false' leaves this out",
+        is_error=inside,
+    )
 
 
-def _grey_colors(table: LabelTable, present: set[int]) -> str:
+def _grey_colors(table: LabelTable, present: set[int]) -> Suspicion | None:
     """Colour codes of which a conversion to grey made values."""
     grey = {round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in (*table.palette, *table.ignore_colors)}
     unknown = present - {*table.values, *table.ignore_values}
     if len(unknown) < 2 or not present <= {g + d for g in grey for d in (-1, 0, 1)}:
-        return ""
-    return (
+        return None
+    return Suspicion(
         f"the values {_listed(present)} are the colours of {_named(table)} turned to grey: colour-coded "
         "masks were opened as grey images. Go back to the colour-coded files, which "
-        "'python -m s5.data.prepare' converts (for your own data: 'labeled', with the colours as palette)"
+        "'python -m s5.data.prepare' converts (for your own data: 'labeled', with the colours as palette)",
+        is_error=True,
     )
 
 
-def _one_higher(table: LabelTable, present: set[int], borders: np.ndarray) -> str:
+def _one_higher(table: LabelTable, present: set[int], borders: np.ndarray) -> Suspicion | None:
     """Masks of the mmsegmentation convention, read with a table that counts from 0."""
     highest = max(v for v in (*table.values, *table.ignore_values) if v != IGNORE)
     if table.values != tuple(range(table.num_classes)) or max(present) > highest + 1:
-        return ""
+        return None
     # A background of 0 lies between objects by nature.
     lines = table.background != 0 and len(present) > 3 and _zero_is_between_objects(borders)
     beyond = highest + 1 in present
     # Impervious surface, the first class, is in every part of a town.
     town = _is_isprs(table) and (beyond or present == set(range(1, highest + 1)))
     if not (lines or town or (0 not in present and beyond)):
-        return ""
+        return None
     where = ", 0 only between objects" if lines else "" if 0 in present else ", and no 0"
-    return (
-        f"the masks hold {_listed(present)}{where}: they are written in the mmsegmentation convention, "
-        f"one higher than in {_named(table)} (0 is the boundary or ignored, classes count from 1), so every "
-        f"class would be taken for the next one. {_table_one_higher(table)}"
+    found, set_to = f"the masks hold {_listed(present)}{where}", _table_one_higher(table)
+    if not (beyond or _is_known(table)):
+        return Suspicion(
+            f"{found}, like the boundary in masks of the mmsegmentation convention, one higher than in "
+            f"{_named(table)}. Is 0 a boundary or ignored, and do classes count from 1? {set_to}. If 0 is "
+            f"{table.classes[0]!r}, nothing is wrong: 'background: 0' (where it is one) or 'check: false' "
+            "ends this warning",
+            is_error=False,
+        )
+    return Suspicion(
+        f"{found}: they are written in the mmsegmentation convention, one higher than in {_named(table)} (0 "
+        "is the boundary or ignored, classes count from 1), so every class would be taken for the next one. "
+        f"{set_to}{_otherwise(table, present)}",
+        is_error=True,
     )
 
 
-def _one_lower(table: LabelTable, present: set[int], histogram: np.ndarray, borders: np.ndarray) -> str:
+def _one_lower(
+    table: LabelTable, present: set[int], histogram: np.ndarray, borders: np.ndarray
+) -> Suspicion | None:
     """Masks that count from 0, read with a table that counts from 1."""
     highest, others = table.num_classes, present - {IGNORE}
     if table.values != tuple(range(1, highest + 1)) or 0 not in table.ignore_values or 0 not in others:
-        return ""
+        return None
     if max(others) >= highest + (_is_isprs(table) and not table.name.endswith("_6")):
-        return ""
+        return None
     share = histogram[0] / histogram.sum()
     shifted = IGNORE in present and IGNORE not in table.ignore_values
     if _is_isprs(table):
@@ -102,22 +139,37 @@ def _one_lower(table: LabelTable, present: set[int], histogram: np.ndarray, bord
     elif table == TABLES["loveda"]:
         shifted |= share > _MORE_THAN_NO_DATA
     if not shifted:
-        return ""
-    return (
+        return None
+    return Suspicion(
         f"the masks hold {_listed(present)}, {100 * share:.0f} % of the pixels are 0: they count classes "
         f"from 0, one lower than {_named(table)}, so every class would be taken for the one before and the "
-        f"first one be ignored. {_table_one_lower(table)}"
+        f"first one be ignored. {_table_one_lower(table)}{_otherwise(table, present)}",
+        is_error=True,
     )
+
+
+def _otherwise(table: LabelTable, present: set[int]) -> str:
+    """The way out where the finding is mistaken."""
+    beyond = present - {*table.values, *table.ignore_values}
+    if not beyond:  # the check alone stands in the way
+        return ". If the masks are right, 'check: false' leaves this check out"
+    if _is_known(table):
+        return ""
+    return f". If only {_listed(beyond)} is missing in the table, add it to the classes or to ignore"
 
 
 def _zero_is_between_objects(borders: np.ndarray) -> bool:
     """Whether 0 is drawn as a line wherever two values meet."""
-    changes, over_zero, zeros = (int(n) for n in borders)
+    changes, over_zero, zeros = (int(n) for n in borders[:3])
     return changes >= _MIN_BORDERS and over_zero >= _ON_BORDERS * changes and zeros < _THIN * over_zero
 
 
+def _is_known(table: LabelTable) -> bool:
+    return TABLES.get(table.name) == table
+
+
 def _is_isprs(table: LabelTable) -> bool:
-    return TABLES.get(table.name) == table and table.name.startswith(("vaihingen", "potsdam"))
+    return _is_known(table) and table.name.startswith(("vaihingen", "potsdam"))
 
 
 def _table_one_higher(table: LabelTable) -> str:
@@ -127,7 +179,8 @@ def _table_one_higher(table: LabelTable) -> str:
         return f"Set labels: {name}_mmseg{six} (or write the masks with 'python -m s5.data.prepare {name}')"
     if table == TABLES["loveda_train_ids"]:
         return "Set labels: loveda"
-    return f"Set values: {list(range(1, table.num_classes + 1))} and ignore: [0]"
+    ignore = [0, *(value + 1 for value in table.ignore_values if value != IGNORE)]
+    return f"Set values: {list(range(1, table.num_classes + 1))} and ignore: {ignore}"
 
 
 def _table_one_lower(table: LabelTable) -> str:

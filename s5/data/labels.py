@@ -12,14 +12,14 @@ mmsegmentation convention, which are one higher (boundary 0, classes 1 to 5, clu
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from s5.data.errors import LabelError
+from s5.data.label_mapping import distinct_colors, table_from_mapping
 from s5.data.label_table import IGNORE, RGB, LabelTable
 
-__all__ = ["IGNORE", "RGB", "TABLES", "LabelTable", "get_table"]
+__all__ = ["IGNORE", "RGB", "TABLES", "LabelTable", "distinct_colors", "get_table"]
 
 
 def _row(
@@ -138,8 +138,6 @@ TABLES: dict[str, LabelTable] = {
 }
 """The label tables that are known by name."""
 
-_KEYS = ("name", "classes", "values", "palette", "ignore", "background", "ignore_colors")
-
 
 def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | None = None) -> LabelTable:
     """Find a label table by name, or build one from a mapping.
@@ -150,63 +148,20 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | No
     Args:
         spec: a name in :data:`TABLES`, or a mapping with ``classes`` and, optionally, ``name``, ``values``
             (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each class), ``ignore`` (raw
-            values to ignore; default ``[255]``), ``background`` (train id) and ``ignore_colors`` (RGB colours
-            of a colour-coded mask that mean "ignore").
+            values to ignore, a list or one; default ``[255]`` unless 255 is a class), ``background`` (train
+            id) and ``ignore_colors`` (RGB colours of a colour-coded mask that mean "ignore").
         default_name: name of a table whose mapping has none; without it the mapping needs a name.
 
     Raises:
-        LabelError: unknown name or key, or a table that contradicts itself.
+        LabelError: unknown name or key, a value of the wrong form, or a table that contradicts itself.
     """
     if isinstance(spec, LabelTable):
         return spec
-    if isinstance(spec, str):
-        if spec not in TABLES:
-            raise LabelError(
-                f"unknown label table {spec!r}; known: {', '.join(sorted(TABLES))}. "
-                "A table of your own is a mapping with name and classes"
-            )
-        return TABLES[spec]
-    spec = _with_background({"name": default_name, **spec} if default_name else spec)
-    unknown = sorted(set(spec) - set(_KEYS))
-    missing = sorted({"name", "classes"} - set(spec))
-    if unknown or missing:
-        wrong = f"unknown key {', '.join(unknown)}" if unknown else f"missing key {', '.join(missing)}"
-        raise LabelError(f"label table {spec.get('name', '?')!r}: {wrong}; keys are {', '.join(_KEYS)}")
-    classes = tuple(str(c) for c in spec["classes"])
-    return LabelTable(
-        name=str(spec["name"]),
-        classes=classes,
-        values=tuple(int(v) for v in spec.get("values", range(len(classes)))),
-        palette=_colors(spec.get("palette", _palette(len(classes)))),
-        ignore_values=tuple(int(v) for v in spec.get("ignore", (IGNORE,))),
-        background=None if spec.get("background") is None else int(spec["background"]),
-        ignore_colors=_colors(spec.get("ignore_colors", ())),
-    )
-
-
-def _with_background(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A mapping with one class as that of a binary task; any other as it is."""
-    classes = spec.get("classes", ())
-    if isinstance(classes, str):
+    if isinstance(spec, Mapping):
+        return table_from_mapping({"name": default_name, **spec} if default_name else spec)
+    if not isinstance(spec, str) or spec not in TABLES:
         raise LabelError(
-            f"label table {spec.get('name', '?')!r}: classes is a list, [{classes}] for one class"
+            f"unknown label table {spec!r}; known: {', '.join(sorted(TABLES))}. "
+            "A table of your own is a mapping with name and classes"
         )
-    if len(classes) != 1:
-        return spec
-    return {
-        "background": 0,
-        **spec,
-        "classes": ["background", *classes],
-        "values": [0, *spec.get("values", [1])],
-        "palette": [(0, 0, 0), *spec.get("palette", _palette(1))],
-    }
-
-
-def _colors(colors: Iterable[Sequence[int]]) -> tuple[RGB, ...]:
-    return tuple((int(r), int(g), int(b)) for r, g, b in colors)
-
-
-def _palette(n: int) -> list[RGB]:
-    """``n`` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
-    colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.65, (0.95, 0.65)[i % 2]) for i in range(n)]
-    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
+    return TABLES[spec]

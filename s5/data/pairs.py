@@ -43,28 +43,29 @@ def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
     """Divide a split into a part for training and one that is held out for validation.
 
     The choice depends on the names of the images and the seed only, not on their order. Each part has at
-    least one sample. Tiles of one scene may fall on both sides; where that matters, write two split files.
+    least one image, and an image that is listed more than once is in one part only. Tiles of one scene may
+    fall on both sides; where that matters, write two split files.
 
     Args:
-        split: two samples or more.
-        share: part to hold out, between 0 and 1.
+        split: two images or more.
+        share: part of the images to hold out, between 0 and 1.
         seed: another seed is another choice.
 
     Returns:
         Training and validation split, both in the order of ``split``.
 
     Raises:
-        SplitError: fewer than two samples, or a share that is not between 0 and 1.
+        SplitError: fewer than two images, or a share that is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise SplitError(f"{split.path}: the share to hold out lies between 0 and 1, got {share}")
-    if len(split) < 2:
-        raise SplitError(f"{split.path}: one sample cannot be divided into training and validation; add more")
-    count = min(max(1, round(share * len(split))), len(split) - 1)
-    ranked = sorted(range(len(split)), key=lambda index: _rank(split.name(index), seed))
-    held = set(ranked[:count])
+    names = [split.name(index) for index in range(len(split))]
+    ranked = sorted(set(names), key=lambda name: _rank(name, seed))
+    if len(ranked) < 2:
+        raise SplitError(f"{split.path}: one image cannot be divided into training and validation; add more")
+    held = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
     train, val = (
-        [split.line(index) for index in range(len(split)) if (index in held) == is_val]
+        [split.line(index) for index, name in enumerate(names) if (name in held) == is_val]
         for is_val in (False, True)
     )
     return Split.from_lines(train, split.root, split.path), Split.from_lines(val, split.root, split.path)

@@ -192,13 +192,12 @@ def _check_experts(weights: Weights, backbone: ViT) -> None:
 
 
 def _match_heads(heads: Mapping[str, StateDict], tasks: tuple[str, ...]) -> StateDict:
-    """Name the heads' tensors as in the model."""
-    if len(heads) == 1 and not heads.keys() & set(tasks):
-        (head,) = heads.values()
-        heads = {
-            task: {k: v for k, v in head.items() if len(tasks) == 1 or not k.startswith("classifier.")}
-            for task in tasks
-        }
+    """Name the heads' tensors as in the model; the decoder of a lone head serves all tasks."""
+    if len(heads) == 1:
+        ((name, head),) = heads.items()
+        decoder = {key: value for key, value in head.items() if not key.startswith("classifier.")}
+        own = {name, tasks[0]} if len(tasks) == 1 else {name}
+        heads = {task: head if task in own else decoder for task in tasks}
     return {f"heads.{task}.{key}": value for task, head in heads.items() for key, value in head.items()}
 
 

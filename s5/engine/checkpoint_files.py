@@ -54,6 +54,11 @@ def mdf_files(backbone: str) -> WeightFiles:
     return WeightFiles(f"{backbone}_mdf.pth")
 
 
+def det_files(backbone: str) -> WeightFiles:
+    """``<name>_det.pth``."""
+    return WeightFiles(f"{backbone}_det.pth")
+
+
 def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | None:
     """The checkpoint that ``--resume [PATH]`` means, or None to start anew.
 

@@ -36,9 +36,16 @@ def command_parser(
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
     parser.add_argument("--backbone", default=default, choices=backbones)
+    add_common_options(parser)
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """The options of all commands of all trees; ``aliases`` are further names of ``--cfg-options``."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
         "--cfg-options",
+        *aliases,
         nargs="+",
         action="extend",
         default=[],
@@ -50,7 +57,6 @@ def command_parser(
         action="store_true",
         help="read legacy checkpoints that hold more than data; such a file can execute any code",
     )
-    return parser
 
 
 def add_resume_option(parser: argparse.ArgumentParser) -> None:

@@ -124,7 +124,10 @@ def _describe(schema: type[BaseModel], problem: Any) -> str:  # noqa: ANN401 - p
         return f"unknown key {name!r}{hint} Valid here: {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"{name}: required key is missing"
-    return f"{name} = {problem['input']!r}: {problem['msg']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | BaseModel):  # a rule about a whole section
+        return f"{name}: {message}" if name else message
+    return f"{name} = {problem['input']!r}: {message}"
 
 
 def _fields_at(schema: type[BaseModel], location: list[str]) -> set[str]:

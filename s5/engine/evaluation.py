@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mmengine.evaluator import Evaluator
@@ -108,12 +109,16 @@ def mean_scores(metric: SegmentationMetric) -> dict[str, float]:
 
 
 def summary(metrics: Sequence[SegmentationMetric]) -> str:
-    """A table with a line per task, and the mean over several."""
+    """A table with a line per task, and the mean over several; says where a task has no score."""
     rows = {metric.task: mean_scores(metric) for metric in metrics}
     columns = [name for name in SUMMARY if any(name in row for row in rows.values())]
+    notes = []
     if len(rows) > 1:
         shared = [name for name in columns if all(name in row for row in rows.values())]
-        rows["mean"] = {name: sum(row[name] for row in rows.values()) / len(rows) for name in shared}
+        known = {name: [row[name] for row in rows.values() if not math.isnan(row[name])] for name in shared}
+        counts = {name: len(values) for name, values in known.items() if len(values) < len(rows)}
+        notes = [f"{name} of {count} of {len(rows)} tasks" for name, count in counts.items()]
+        rows["mean"] = {name: fmean(values) if values else math.nan for name, values in known.items()}
     width = max(map(len, rows)) + 2
     lines = [f"{'task':<{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
     for task, row in rows.items():
@@ -122,6 +127,8 @@ def summary(metrics: Sequence[SegmentationMetric]) -> str:
             f"{task:<{width}}"
             + "".join(f"{c:>{len(name) + 3}}" for c, name in zip(cells, columns, strict=True))
         )
+    if notes:
+        lines.append(f"(mean where there is a score: {', '.join(notes)})")
     return "\n".join(lines)
 
 

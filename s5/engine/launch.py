@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -14,6 +15,10 @@ import torch.distributed as dist
 
 LOG_FILE = "train.log"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+_MAIN_PROCESS_TIMEOUT = timedelta(days=7)  # its end is noticed at once; in milliseconds it must fit an int32
+_DONE, _FAILED = "done", "failed"
+_turns = count()  # numbers the uses of main_process_first, the same in all processes
 
 
 class LaunchError(RuntimeError):
@@ -127,25 +132,41 @@ def _join_group(backend: str) -> None:
 def main_process_first(launch: Launch) -> Iterator[bool]:
     """Run a block that only the main process needs to act in; the others wait, and stop if it failed.
 
+    They wait at the store by which the processes found each other, not in a collective: the block may take
+    longer than :data:`COLLECTIVE_TIMEOUT`.
+
     Yields:
         Whether this is the main process.
 
     Raises:
-        LaunchError: in the other processes, when the main process raised.
+        LaunchError: in the other processes, when the main process raised or died.
     """
-    ok = True
+    if launch.world_size == 1:
+        yield True
+        return
+    store = dist.distributed_c10d._get_default_store()
+    key = f"s5/main_process_first/{next(_turns)}"
+    if not launch.is_main:
+        yield False
+        _wait_for_main_process(store, key)
+        return
+    outcome = _FAILED
     try:
-        yield launch.is_main
-    except BaseException:
-        ok = False
-        raise
+        yield True
+        outcome = _DONE
     finally:
-        if launch.world_size > 1:
-            flag = torch.tensor([int(ok)], device=launch.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-            ok_everywhere = bool(flag.item())
-    if launch.world_size > 1 and not ok_everywhere:
-        raise LaunchError("the main process stopped; its message is in the log")
+        store.set(key, outcome)
+
+
+def _wait_for_main_process(store: dist.Store, key: str) -> None:
+    stopped = LaunchError("the main process stopped; its message is in the log")
+    try:
+        store.wait([key], _MAIN_PROCESS_TIMEOUT)
+        outcome = store.get(key).decode()
+    except dist.DistNetworkError as error:  # the store is gone with the main process or its launcher
+        raise stopped from error
+    if outcome != _DONE:
+        raise stopped
 
 
 def same_everywhere(value: str | None, launch: Launch) -> bool:

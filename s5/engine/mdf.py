@@ -1,5 +1,6 @@
 """The pieces of a multi-dataset run, built from its configuration. The entry scripts put them together."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from s5.engine.metrics import SegmentationMetric
 from s5.engine.network import build_network, dense_name, expert_channels, training_dtype
 from s5.engine.training import Steps, check_splits, common_hooks, placement
 from s5.models.mdf import MultiDataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,26 @@ def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
         raise ConfigError(
             f"--tasks {unknown[0]}: the configuration has no such task; it has {', '.join(cfg.tasks)}"
         )
-    kept = {name: task.model_dump() for name, task in cfg.tasks.items() if name in names}
-    return MDFConfig.model_validate({**cfg.model_dump(), "tasks": kept})
+    return cfg.model_copy(update={"tasks": {name: cfg.tasks[name] for name in cfg.tasks if name in names}})
+
+
+def start_epochs(cfg: MDFConfig) -> dict[str, int]:
+    """The epoch in which each task starts; the earliest starts at once, whatever the configuration says.
+
+    Raises:
+        ConfigError: a task would start after the end.
+    """
+    earliest = min(task.start_epoch for task in cfg.tasks.values())
+    if earliest:
+        logger.info("no task starts at epoch 0: all start %d epochs earlier than configured", earliest)
+    starts = {name: task.start_epoch - earliest for name, task in cfg.tasks.items()}
+    for name, epoch in starts.items():
+        if epoch >= cfg.schedule.epochs:
+            raise ConfigError(
+                f"tasks.{name}.start_epoch {cfg.tasks[name].start_epoch}: training ends after "
+                f"schedule.epochs {cfg.schedule.epochs}; let it start earlier, or leave it out with --tasks"
+            )
+    return starts
 
 
 def build_tables(cfg: MDFConfig) -> dict[str, LabelTable]:
@@ -82,7 +103,10 @@ def build_tasks(cfg: MDFConfig) -> list[Task]:
         train = _images(cfg.data_root, task.train)
         if isinstance(task.val, HoldOutConfig):
             train, _ = hold_out(train, task.val.hold_out)
-        tasks.append(Task(name, task, tables[name], train, validation_split(cfg, name)))
+        val = validation_split(cfg, name)
+        if shared := len({s.image for s in train} & {s.image for s in val}):
+            logger.warning("%s: %d images are in training and validation", name, shared)
+        tasks.append(Task(name, task, tables[name], train, val))
     return tasks
 
 
@@ -135,9 +159,11 @@ def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -
     """The training images of all tasks in one batch.
 
     Raises:
-        ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+        ConfigError: a batch of one image, whose batch norm would have nothing to compare, or a task that
+            would start after the end.
         DataError: fewer images than one global step takes.
     """
+    starts = start_epochs(cfg)
     synchronised = cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
     for task in tasks:
         if task.cfg.batch_size < 2 and not synchronised:
@@ -157,7 +183,7 @@ def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -
     return tasks_loader(
         sources,
         [task.cfg.batch_size for task in tasks],
-        [task.cfg.start_epoch for task in tasks],
+        [starts[task.name] for task in tasks],
         cfg.seed,
         placement(launch, cfg.workers),
         cfg.schedule.steps_per_epoch,
@@ -199,16 +225,26 @@ def build_hooks(
         cfg.schedule.keep_checkpoints,
         mdf_files(backbone),
         weights_meta(cfg, backbone, tables),
-        best_scores(cfg),
+        best_scores(cfg, tables),
     )
-    safety, hooks = common_hooks(steps, checkpoints, PicturesHook(tables), launch)
+    safety, hooks = common_hooks(cfg, steps, checkpoints, PicturesHook(tables), launch)
     starts = dict(zip(tables, data.sampler.starts, strict=True))
     hooks += [DataStateHook(data.sampler), TaskStartHook(starts, val_loader.sampler)]  # type: ignore[arg-type]
     return safety, hooks
 
 
-def best_scores(cfg: MDFConfig) -> dict[str, list[str]]:
-    """By which scores the best weights are chosen: on average, and of each of several tasks."""
+def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, list[str]]:
+    """By which scores the best weights are chosen: on average, and of each of several tasks.
+
+    Raises:
+        ConfigError: a score without background, of a data set that has none.
+    """
+    for name, task in cfg.tasks.items():
+        if task.evaluation.metric.endswith("_no_background") and tables[name].background is None:
+            raise ConfigError(
+                f"tasks.{name}.evaluation.metric {task.evaluation.metric}: its labels name no background; "
+                f"set background in tasks.{name}.labels, or choose another metric"
+            )
     scores = {name: f"{name}/{task.evaluation.metric}" for name, task in cfg.tasks.items()}
     if len(scores) == 1:
         return {"best": [*scores.values()]}

@@ -103,7 +103,10 @@ class MDFOptimConfig(OptimConfig):
 
 
 class MDFScheduleConfig(Section):
-    """Length and intervals in epochs. An epoch draws every image of the largest data set once."""
+    """Length and intervals in epochs.
+
+    An epoch is as many whole steps as the images of the data set that takes longest suffice for.
+    """
 
     epochs: Positive = 100
     steps_per_epoch: Positive | None = None
@@ -147,16 +150,3 @@ class MDFConfig(RunConfig):
     schedule: MDFScheduleConfig = MDFScheduleConfig()
 
     _names_usable = field_validator("tasks")(check_task_names)
-
-    @model_validator(mode="after")
-    def _one_task_trains(self) -> "MDFConfig":
-        late = {name: task.start_epoch for name, task in self.tasks.items() if task.start_epoch}
-        never = [name for name, epoch in late.items() if epoch >= self.schedule.epochs]
-        if never:
-            raise ValueError(
-                f"tasks.{never[0]}.start_epoch {late[never[0]]}: training ends after "
-                f"schedule.epochs {self.schedule.epochs}"
-            )
-        if len(late) == len(self.tasks):
-            raise ValueError(f"no task starts at epoch 0: start_epoch is {late}; lower one of them to 0")
-        return self

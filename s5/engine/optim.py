@@ -8,6 +8,8 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
+from s5.engine.config import ConfigError
+
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
@@ -72,7 +74,13 @@ def build_optim_wrapper(
 
 
 def cosine_schedule(total_iters: int, warmup_iters: int = 0) -> list[dict[str, Any]]:
-    """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs)."""
+    """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs).
+
+    Raises:
+        ConfigError: the warm-up takes the whole run.
+    """
+    if warmup_iters >= total_iters:
+        raise ConfigError(f"optim.warmup_iters {warmup_iters}: the run has only {total_iters} iterations")
     cosine = {"type": "CosineAnnealingLR", "T_max": total_iters - warmup_iters, "eta_min": 0.0}
     return [
         *_warmup(warmup_iters),

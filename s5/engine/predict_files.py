@@ -1,35 +1,31 @@
 """Prediction of image files to files: index masks, colour masks and overlays for every task."""
 
 import logging
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from s5.data.band_writers import BandWriter, PngWriter, TiffWriter
 from s5.data.errors import ImageError
-from s5.data.geotiff import open_raster
-from s5.data.image_io import read_image
 from s5.data.labels import LabelTable
 from s5.data.progress import Progress
 from s5.engine.lanes import Lanes
+from s5.engine.predict_pixels import Pixels, open_pixels, read_ahead
 from s5.engine.predict_sources import Source
-from s5.models.inference import Rows, rows_of
+from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
+from s5.models.strips import Strip, column_strips
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("index", "color", "overlay")
 WRITERS = 4  # threads
 WAITING = 6  # bands or images that wait to be written
-AHEAD = 2  # images read in advance
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class Target:
 def predict_files(model: SegmentationModel, sources: Sequence[Source], target: Target) -> list[ImageError]:
     """Predict images and write the results; reading, the network and writing overlap.
 
-    Images are held whole, TIFFs by bands of rows (in the mode ``slide_window``). Every result appears whole
-    or not at all.
+    Images are held whole, TIFFs by bands of rows; what is computed of them by bands of rows, and of wide
+    images by strips of columns (in the mode ``slide_window``). Every result appears whole or not at all.
 
     Args:
         model: in evaluation mode.
@@ -73,13 +69,13 @@ def predict_files(model: SegmentationModel, sources: Sequence[Source], target: T
     problems: list[ImageError] = []
     with (
         Lanes(WRITERS, WAITING) as lanes,
-        closing(_read_ahead(sources)) as images,
+        closing(read_ahead(sources)) as images,
         Progress(len(sources), "predicting", "images", logger) as progress,
     ):
         for number, (source, image) in enumerate(images):
             try:
-                with _rows(source, image) as rows:
-                    _predict(model, rows, source, target, lanes, number)
+                with open_pixels(source, image) as pixels:
+                    _predict(model, pixels, source, target, lanes, number)
             except ImageError as error:
                 problems.append(error)
             progress.update()
@@ -87,53 +83,24 @@ def predict_files(model: SegmentationModel, sources: Sequence[Source], target: T
     return problems
 
 
-def _read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Future | None]]:
-    """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
-    with ThreadPoolExecutor(AHEAD) as pool:
-        ahead: deque[tuple[Source, Future | None]] = deque()
-        for source in sources:
-            ahead.append((source, None if source.is_tiff else pool.submit(read_image, source.path)))
-            if len(ahead) > AHEAD:
-                yield ahead.popleft()
-        yield from ahead
-
-
-@contextmanager
-def _rows(source: Source, image: Future | None) -> Iterator[Rows]:
-    if image is not None:
-        yield rows_of(_channels_first(image.result()))
-        return
-    with open_raster(source.path) as raster:
-        yield Rows(
-            raster.height,
-            raster.width,
-            lambda top, bottom: _channels_first(raster.read(top, 0, bottom - top)),
-        )
-
-
-def _channels_first(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def _predict(
-    model: SegmentationModel, rows: Rows, source: Source, target: Target, lanes: Lanes, lane: int
+    model: SegmentationModel, pixels: Pixels, source: Source, target: Target, lanes: Lanes, lane: int
 ) -> None:
     """Predict one image; what is computed is handed to the lane of the image, which writes it."""
     writers = {
-        (task, kind): _writer(source.result(target.folder / task / kind), source, kind)
+        (task, kind): _writer(source.result(target.folder / task / kind), source, kind, pixels)
         for task in target.tables
         for kind in target.kinds
     }
     jobs: list[Future] = []
     try:
         with model.autocast():
-            for top, bands in model.predict_rows(rows, list(target.tables)):
-                ids = {task: band.cpu().numpy() for task, band in bands.items()}
-                height = len(next(iter(ids.values())))
+            for top, left, ids in _bands(model, pixels, target.tables):
+                height, width = next(iter(ids.values())).shape
                 photo = None
                 if "overlay" in target.kinds:
-                    photo = rows.read(top, top + height).permute(1, 2, 0).contiguous().numpy()
-                jobs.append(lanes.submit(lane, _write_band, writers, top, ids, photo, target))
+                    photo = np.ascontiguousarray(pixels.read(top, left, height, width))
+                jobs.append(lanes.submit(lane, _write_band, writers, top, left, ids, photo, target))
     except BaseException:
         wait(jobs)
         for writer in writers.values():
@@ -142,13 +109,36 @@ def _predict(
     lanes.submit(lane, _finish, writers)
 
 
-def _writer(path: Path, source: Source, kind: str) -> BandWriter:
-    return TiffWriter(path, source.path, 1 if kind == "index" else 3) if source.is_tiff else PngWriter(path)
+def _bands(
+    model: SegmentationModel, pixels: Pixels, tables: Mapping[str, LabelTable]
+) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    """First row, first column and train ids by task of the bands of an image."""
+    for tasks, strip in _strips(model.inference, pixels.width, tables):
+        columns = slice(strip.start - strip.left, strip.stop - strip.left)
+        for top, bands in model.predict_rows(pixels.columns(strip.left, strip.right), tasks):
+            yield top, strip.start, {task: band[:, columns].cpu().numpy() for task, band in bands.items()}
+
+
+def _strips(
+    inference: Mapping[str, Inference], width: int, tables: Mapping[str, LabelTable]
+) -> Iterator[tuple[list[str], Strip]]:
+    """The strips of an image, and the tasks that are predicted alike and therefore in the same strips."""
+    for how in dict.fromkeys(inference[task] for task in tables):
+        tasks = [task for task in tables if inference[task] == how]
+        for strip in column_strips(width, how, sum(tables[task].num_classes for task in tasks)):
+            yield tasks, strip
+
+
+def _writer(path: Path, source: Source, kind: str, pixels: Pixels) -> BandWriter:
+    if source.is_tiff:
+        return TiffWriter(path, source.path, 1 if kind == "index" else 3)
+    return PngWriter(path, pixels.height, pixels.width)
 
 
 def _write_band(
     writers: Mapping[tuple[str, str], BandWriter],
     top: int,
+    left: int,
     bands: Mapping[str, np.ndarray],
     photo: np.ndarray | None,
     target: Target,
@@ -156,7 +146,7 @@ def _write_band(
     for task, ids in bands.items():
         table = target.tables[task]
         for kind in target.kinds:
-            writers[task, kind].write(top, _painted(kind, ids, table, photo, target.alpha))
+            writers[task, kind].write(top, left, _painted(kind, ids, table, photo, target.alpha))
 
 
 def _painted(

@@ -1,6 +1,8 @@
 """The images that a prediction is asked for, and where their results go."""
 
 import glob
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from s5.data.errors import DataError
 from s5.data.folders import find_images
 from s5.data.image_formats import detect_format
 from s5.data.splits import IMAGE_EXTENSIONS
+from s5.data.submission import SETTINGS_FILE
 
 MAGIC = "*?["
 
@@ -35,7 +38,7 @@ def find_sources(given: str, out: Path) -> list[Source]:
     """The images of a folder (with its subfolders), a file or a glob pattern, ordered by name.
 
     Names are relative to the folder, or to the part of the pattern before its first wildcard; hidden files
-    and, in a folder, what lies below ``out`` are left out.
+    and earlier results in ``out`` are left out.
 
     Raises:
         DataError: nothing found, or two images whose results would have the same name.
@@ -47,8 +50,10 @@ def find_sources(given: str, out: Path) -> list[Source]:
         root, files = path.parent, [path]
     elif any(c in given for c in MAGIC):
         root = _fixed_part(path)
-        found = map(Path, glob.iglob(given, recursive=True))
-        files = sorted(p for p in found if p.name.lower().endswith(IMAGE_EXTENSIONS) and p.is_file())
+        results = _result_folders(out, root)
+        paths = map(Path, glob.iglob(given, recursive=True))
+        found = (p for p in paths if p.name.lower().endswith(IMAGE_EXTENSIONS) and p.is_file())
+        files = sorted(p for p in found if not results.intersection(_folders_of(p)))
     else:
         raise DataError(f"{given}: no such file or folder, and no pattern with * or ?")
     sources: dict[Path, Source] = {}
@@ -60,6 +65,18 @@ def find_sources(given: str, out: Path) -> list[Source]:
     if not sources:
         raise DataError(f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are")
     return [*sources.values()]
+
+
+def _result_folders(out: Path, root: Path) -> set[Path]:
+    """Folders of which nothing is predicted: ``out`` below ``root``, else the tasks' folders in it."""
+    out, root = out.resolve(), root.resolve()
+    if root in out.parents:
+        return {out}
+    return {settings.parent for settings in out.glob(f"*/{SETTINGS_FILE}")}
+
+
+def _folders_of(path: Path) -> Sequence[Path]:
+    return (Path(os.path.realpath(path.parent)) / path.name).parents
 
 
 def _is_tiff(path: Path) -> bool:

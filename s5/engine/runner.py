@@ -103,6 +103,7 @@ class S5Runner(Runner):
             "meta": {
                 "epoch": 0,
                 "iter": iteration,
+                "max_iters": self.max_iters,
                 "seed": self.seed,
                 "dataset_meta": self.train_dataloader.dataset.metainfo,
             },
@@ -136,7 +137,7 @@ class S5Runner(Runner):
         if lacking:
             return (
                 f"it has no {', '.join(sorted(lacking))}. Checkpoints to resume from are named "
-                f"iter_<number>.pth; to start from weights alone, use --init"
+                f"iter_<number>.pth; from weights alone, start a new run (--init or --checkpoint)"
             )
         ours, theirs = unwrap(self.model).state_dict(), checkpoint["state_dict"]
         shapes = {
@@ -155,10 +156,7 @@ class S5Runner(Runner):
         if _schedules(checkpoint["param_schedulers"]) != _schedules(
             s.state_dict() for s in self.param_schedulers
         ):
-            return (
-                "it has another learning-rate schedule. To go on, set learning rate, layer decay, warm-up "
-                "and number of iterations as they were; for another one, start from its weights with --init"
-            )
+            return _other_schedule(checkpoint["meta"].get("max_iters"), self.max_iters)
         return None
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
@@ -179,6 +177,20 @@ def log_options(interval: int) -> dict[str, Any]:
         "default_hooks": {"logger": log, "checkpoint": None},
         "log_processor": {"by_epoch": False, "window_size": interval, "mean_pattern": means},
     }
+
+
+def _other_schedule(theirs: int | None, ours: int) -> str:
+    """What to say of a checkpoint with another learning-rate schedule."""
+    if theirs not in (None, ours):
+        return (
+            f"its run was to end at iteration {theirs}, this one at {ours}. Set the length as it was; where "
+            f"it is counted in epochs, their length depends on the images and the number of processes, and "
+            f"schedule.steps_per_epoch fixes it. For another length, start a new run from its weights"
+        )
+    return (
+        "it has another learning-rate schedule. To go on, set learning rate, layer decay and warm-up as they "
+        "were; for another one, start a new run from its weights"
+    )
 
 
 def _schedules(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def build_hooks(
         weights_meta(cfg, backbone, table),
         {"best": ["mIoU"]},
     )
-    safety, hooks = common_hooks(build_steps(cfg), checkpoints, PicturesHook({TASK: table}), launch)
+    safety, hooks = common_hooks(cfg, build_steps(cfg), checkpoints, PicturesHook({TASK: table}), launch)
     hooks.append(DataStateHook(data.sampler, data.unlabeled, cfg.data.unlabeled.max_unreadable))
     if data.unlabeled:
         hooks += [ViewsHook(table), PseudoLabelHook(table.classes, cfg.schedule.log_interval)]

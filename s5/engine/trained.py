@@ -32,6 +32,7 @@ class Recipe:
         expert_channels: channels of the experts, 0 without.
         tables: classes of each task.
         inference: how images of each task are predicted.
+        configured: whether it comes from a configuration, as the checkpoint does not say it itself.
     """
 
     backbone: str
@@ -40,6 +41,7 @@ class Recipe:
     expert_channels: int
     tables: Mapping[str, LabelTable]
     inference: Mapping[str, Inference]
+    configured: bool = False
 
     def only(self, tasks: Sequence[str]) -> "Recipe":
         """The same with some of the tasks; all without names.
@@ -85,7 +87,20 @@ def recipe_of_config(cfg: MDFConfig, backbone: str) -> Recipe:
         expert_channels(backbone, cfg.model.expert_channels),
         mdf.build_tables(cfg),
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
+        configured=True,
     )
+
+
+def identify(checkpoint: Path) -> dict[str, str | int]:
+    """What tells a checkpoint that could be read from another, and from itself before it was written anew."""
+    file = checkpoint.expanduser()
+    file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
+    stat = file.stat()
+    return {
+        "checkpoint": str(file),
+        "checkpoint_bytes": stat.st_size,
+        "checkpoint_modified_ns": stat.st_mtime_ns,
+    }
 
 
 def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:

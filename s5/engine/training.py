@@ -14,8 +14,10 @@ from s5.data.build import Placement, TrainingData, stop_workers
 from s5.data.check import require_clean
 from s5.data.labels import LabelTable
 from s5.data.splits import Split
+from s5.engine.config import Section
 from s5.engine.hooks import (
     CheckpointHook,
+    ConfigFileHook,
     ProgressHook,
     SafetyHook,
     SharedBuffersHook,
@@ -62,12 +64,13 @@ def check_splits(
 
 
 def common_hooks(
-    steps: Steps, checkpoints: CheckpointHook, pictures: Hook, launch: Launch
+    cfg: Section, steps: Steps, checkpoints: CheckpointHook, pictures: Hook, launch: Launch
 ) -> tuple[SafetyHook, list[Hook]]:
     """The hooks of every run; the first is the one that says whether a signal stopped it."""
     safety = SafetyHook()
     return safety, [
         safety,
+        ConfigFileHook(cfg),
         ThroughputHook(launch.world_size, steps.log_interval, launch.device),
         checkpoints,
         SharedBuffersHook(),

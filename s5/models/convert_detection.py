@@ -1,7 +1,7 @@
 """The detection heads of published checkpoints: their names, and what their numbers mean.
 
-Published names are ``{neck,rpn_head,roi_head}_{dior,dota}.*``. Shapes are those of the parts here, but angles are
-counted in the other direction, and the classes of DOTA come in another order.
+Published names are ``{neck,rpn_head,roi_head}_{dior,dota}.*``. Shapes are those of the parts here, but angles
+are counted in the other direction, and the classes of DOTA come in another order.
 """
 
 from s5.models.adapt import StateDict

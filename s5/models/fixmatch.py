@@ -1,6 +1,6 @@
 """FixMatch for semantic segmentation: the S4P pre-training objective (paper, Eq. 4-7)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -74,15 +74,6 @@ class FixMatch(SegmentationModel):
         self.num_classes = num_classes
         # Not a buffer: DistributedDataParallel would overwrite it with the main process's.
         self._pseudo_counts: Tensor | None = None
-
-    def forward(  # type: ignore[override]
-        self, images: Tensor | Sequence[Tensor], mode: str = "loss", **batch: Any
-    ) -> dict[str, Tensor] | list[Tensor]:
-        """``loss``: losses of a batch of :class:`~s5.data.collate.FixMatchCollate`; ``predict``: labels."""
-        if mode == "loss":
-            assert isinstance(images, Tensor)
-            return self.loss(images, **batch)
-        return super().forward(list(images), mode=mode, **batch)
 
     def after_step(self) -> None:
         """What has to happen after every optimizer step (a hook calls it): the teacher follows."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Mode = Literal["original", "resize", "slide_window"]
+CHUNK_PIXELS = 1 << 22  # of which the most probable class is sought at a time
 Probabilities = Callable[[Tensor], Tensor]
 """Images (B, 3, h, w), uint8 or float in [0, 1], to float32 probabilities (B, K, h, w) on its device."""
 
@@ -84,7 +85,8 @@ def predict_bands(
 
     Yields:
         First row of a band, and its probabilities (K, rows, W), float32, on the device of the network. In
-        windows, no more than the rows of one window are held; otherwise the one band is the whole image.
+        windows, no more than the rows of one window are held, and a band is overwritten when the next one is
+        asked for; otherwise the one band is the whole image.
     """
     if how.mode == "slide_window":
         yield from _slide_bands(probabilities, rows, how.crop, how.stride, device, batch_size)
@@ -110,7 +112,11 @@ def most_probable(band: Tensor, classes: Sequence[int]) -> list[Tensor]:
         band: probabilities of all tasks (sum of ``classes``, rows, W).
         classes: number of classes of each task.
     """
-    return [part.max(0).indices.to(torch.uint8) for part in band.split(list(classes))]
+    rows = max(1, CHUNK_PIXELS // band.shape[-1])  # the indices are int64 until they are made small
+    return [
+        torch.cat([chunk.max(0).indices.to(torch.uint8) for chunk in part.split(rows, dim=1)])
+        for part in band.split(list(classes))
+    ]
 
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -147,16 +153,18 @@ def _slide_bands(
             sums[..., left : left + crop] += window
         counts += 1
         done = next_top - top
-        yield top, sums[:, :done] / (counts[:, :done] * columns).to(sums.device, non_blocking=True)
+        yield top, sums[:, :done].div_((counts[:, :done] * columns).to(sums.device, non_blocking=True))
         _scroll(sums, done)
         _scroll(counts, done)
 
 
 def _scroll(sums: Tensor, done: int) -> None:
-    """Move the rows (C, rows, W) up by ``done``, zeros after them."""
-    kept = sums[:, done:].clone()
-    sums[:, : kept.shape[1]] = kept
-    sums[:, kept.shape[1] :] = 0
+    """Move the rows (C, rows, W) up by ``done``, zeros after them; in place, for they can be many."""
+    kept = sums.shape[1] - done
+    for start in range(0, kept, done):  # blocks that do not overlap what they are copied to
+        stop = min(start + done, kept)
+        sums[:, start:stop] = sums[:, start + done : stop + done]
+    sums[:, kept:] = 0
 
 
 def _windows(

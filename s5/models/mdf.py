@@ -58,15 +58,6 @@ class MultiDataset(SegmentationModel):
         self.active = set(segmentor.tasks)
         self._frozen = {name for name, p in segmentor.named_parameters() if not p.requires_grad}
 
-    def forward(  # type: ignore[override]
-        self, images: Tensor | Sequence[Tensor], mode: str = "loss", **batch: Any
-    ) -> dict[str, Tensor] | list[Tensor]:
-        """``loss``: losses of a batch of :class:`~s5.data.collate.TasksCollate`; ``predict``: labels."""
-        if mode == "loss":
-            assert isinstance(images, Tensor)
-            return self.loss(images, **batch)
-        return super().forward(list(images), mode=mode, **batch)
-
     def loss(self, images: Tensor, labels: Tensor, counts: Sequence[int], **_: Any) -> dict[str, Tensor]:
         """Losses of one batch.
 

@@ -102,14 +102,20 @@ class SegmentationModel(TaskModel):
         return groups
 
     def forward(
-        self,
-        images: Sequence[Tensor],
-        mode: str = "predict",
-        *,
-        tasks: Sequence[str],
-        **batch: Any,
-    ) -> list[Tensor]:
-        """Predict uint8 images (3, H, W), each for its task; ``batch`` (labels, names) is for the metric."""
-        if mode != "predict":
-            raise ValueError(f"{type(self).__name__} has no mode {mode!r}")
-        return [self.predict(image, task) for image, task in zip(images, tasks, strict=True)]
+        self, images: Tensor | Sequence[Tensor], mode: str = "predict", **batch: Any
+    ) -> dict[str, Tensor] | list[Tensor]:
+        """Losses of a training batch, or train ids of whole images.
+
+        Args:
+            images: ``loss``: (B, 3, H, W) uint8. ``predict``: uint8 images (3, H, W) of any size.
+            mode: ``loss`` or ``predict``.
+            batch: ``loss``: the rest of the batch. ``predict``: ``tasks``, the task of each image; the others
+                are for metrics.
+        """
+        if mode == "loss":
+            return self.loss(cast(Tensor, images), **batch)
+        return [self.predict(image, task) for image, task in zip(images, batch["tasks"], strict=True)]
+
+    def loss(self, images: Tensor, *args: Any, **batch: Any) -> dict[str, Tensor]:
+        """Losses of a training batch, with ``loss`` the one to minimise; training methods have one."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained")

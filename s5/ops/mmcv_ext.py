@@ -32,6 +32,13 @@ HOW_TO_COMPILE = (
 IMPLEMENTED: dict[str, str] = {
     "get_compiler_version": "s5.ops.mmcv_ext:_build_info",
     "get_compiling_cuda_version": "s5.ops.mmcv_ext:_build_info",
+    "box_iou_rotated": "s5.ops.mmcv_functions:box_iou_rotated",
+    "nms": "s5.ops.mmcv_functions:nms",
+    "nms_rotated": "s5.ops.mmcv_functions:nms_rotated",
+    "roi_align_backward": "s5.ops.mmcv_functions:roi_align_backward",
+    "roi_align_forward": "s5.ops.mmcv_functions:roi_align_forward",
+    "roi_align_rotated_backward": "s5.ops.mmcv_functions:roi_align_rotated_backward",
+    "roi_align_rotated_forward": "s5.ops.mmcv_functions:roi_align_rotated_forward",
 }
 
 

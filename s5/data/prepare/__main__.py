@@ -2,6 +2,7 @@
 
     python -m s5.data.prepare isaid --src DIR --out DATA_ROOT
     python -m s5.data.prepare vaihingen --src DIR_OR_ZIP --out DATA_ROOT      (potsdam, loveda, openearthmap)
+    python -m s5.data.prepare dota --src DIR --out DATA_ROOT      (dior_r)
     python -m s5.data.prepare unlabeled --src DIR --out DATA_ROOT --name NAME
     python -m s5.data.prepare labeled --images DIR --masks DIR --labels TABLE --out DATA_ROOT --name NAME
 
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from s5.data.command import run_command
+from s5.data.prepare.dior_r import DiorR
+from s5.data.prepare.dota import Dota
 from s5.data.prepare.isaid import Isaid
 from s5.data.prepare.isprs import Potsdam, Vaihingen
 from s5.data.prepare.labeled import Labeled
@@ -26,7 +29,17 @@ from s5.data.prepare.pipeline import prepare
 from s5.data.prepare.recipe import Recipe
 from s5.data.prepare.unlabeled import Unlabeled
 
-RECIPES: tuple[type[Recipe], ...] = (Isaid, Vaihingen, Potsdam, LoveDA, OpenEarthMap, Unlabeled, Labeled)
+RECIPES: tuple[type[Recipe], ...] = (
+    Isaid,
+    Vaihingen,
+    Potsdam,
+    LoveDA,
+    OpenEarthMap,
+    Unlabeled,
+    Labeled,
+    DiorR,
+    Dota,
+)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Hooks of the training loop, one concern a file."""
 
 from s5.engine.hooks.checkpoints import CheckpointHook
+from s5.engine.hooks.config_file import ConfigFileHook
 from s5.engine.hooks.data_state import DataStateHook
 from s5.engine.hooks.pictures import PicturesHook
 from s5.engine.hooks.progress import ProgressHook
@@ -14,6 +15,7 @@ from s5.engine.hooks.views import ViewsHook
 
 __all__ = [
     "CheckpointHook",
+    "ConfigFileHook",
     "DataStateHook",
     "NonFiniteLossError",
     "PicturesHook",

@@ -43,9 +43,10 @@ class PicturesHook(Hook):
             data_batch["tasks"], data_batch["images"], data_batch["labels"], outputs or [], strict=True
         ):
             if len(self._rows[task]) < self.count:
-                photo = image.permute(1, 2, 0).contiguous().numpy()
-                table = self.tables[task]
-                self._rows[task].append([photo, colored(label, table), colored(prediction.cpu(), table)])
+                # Shrunk at once: whole images of all tasks would fill the memory.
+                photo = _fit(image.permute(1, 2, 0).contiguous().numpy())
+                ids = (_fit(x.numpy().astype(np.uint8), nearest=True) for x in (label, prediction.cpu()))
+                self._rows[task].append([photo, *(self.tables[task].colorize(x) for x in ids)])
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the sheets."""
@@ -79,8 +80,11 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
     return sheet
 
 
-def _fit(picture: np.ndarray) -> np.ndarray:
+def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:
+    """Shrink to the cell size; ``nearest`` for ids, which have no mean."""
     factor = CELL / max(picture.shape[:2])
     if factor >= 1:
         return picture
-    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    how = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA
+    height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=how)

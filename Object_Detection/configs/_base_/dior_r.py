@@ -1,0 +1,8 @@
+"""DIOR-R as `python -m s5.data.prepare dior_r` writes it: 20 classes, images of 800 pixels."""
+
+_dior = dict(
+    classes="dior_r",
+    train=dict(images="dior_r/trainval/images", annotations="dior_r/trainval/annotations"),
+    val=dict(images="dior_r/test/images", annotations="dior_r/test/annotations"),
+    batch_size=2,  # per GPU
+)

@@ -1,0 +1,9 @@
+"""DOTA-v2.0 as `python -m s5.data.prepare dota` writes it: 18 classes, windows of 1024 pixels."""
+
+_dota = dict(
+    classes="dota_v2",
+    train=dict(images="dota/train/images", annotations="dota/train/annotations"),
+    val=dict(images="dota/val/images", annotations="dota/val/annotations"),
+    batch_size=2,  # per GPU
+    merge=True,  # scores of the whole images
+)

@@ -1,0 +1,14 @@
+"""The published schedule: 12 epochs, the learning rate falls tenfold at 8 and 11."""
+
+optim = dict(
+    lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.9, warmup_iters=500, clip_grad=35.0
+)
+schedule = dict(
+    epochs=12,
+    milestones=(8, 11),
+    gamma=0.1,
+    val_interval=1,
+    checkpoint_interval=1,
+    keep_checkpoints=2,
+    log_interval=50,
+)

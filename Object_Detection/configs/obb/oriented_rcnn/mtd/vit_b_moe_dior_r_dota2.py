@@ -1,0 +1,29 @@
+"""ViT-B with experts on DIOR-R and DOTA-v2.0, with the published values (arXiv 2508.12409).
+
+Set `data_root` and `load_from`, here or on the command line: --cfg-options data_root=... load_from=...
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ...._base_.dior_r import _dior
+    from ...._base_.dota2 import _dota
+    from ...._base_.schedule_1x import *
+
+data_root = "/path/to/detection_data"
+load_from = None  # weights of S4P, for example vit_b_s4p.pth
+
+backbone = "vit_b_moe"
+tasks = dict(dior=_dior, dota=_dota)
+size = 1024  # images are resized to fit this square
+workers = 8  # loader processes per GPU
+
+model = dict(
+    expert_channels=256,
+    drop_path=0.1,
+    activation_checkpointing=False,  # less memory, about a third more time
+    enlarge=(1.4, 1.2),  # of RoIs, height and width; (1, 1) is mmrotate's way
+)
+precision = "auto"  # bf16 where the device has it, else fp16 on GPUs, else fp32
+seed = 0
+find_unused_parameters = False  # every weight has a gradient in every step

@@ -1,0 +1,9 @@
+"""The same with ViT-L."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .vit_b_moe_dior_r_dota2 import *
+
+backbone = "vit_l_moe"
+model.update(activation_checkpointing=True)

@@ -1,0 +1,87 @@
+"""Oriented detection: one ViT, dense or with experts, and an Oriented R-CNN per data set, trained at once.
+
+    python tools/train.py configs/obb/oriented_rcnn/mtd/vit_b_moe_dior_r_dota2.py
+    torchrun --nproc_per_node 6 tools/train.py CONFIG                                    6 GPUs
+    python -m torch.distributed.launch --nproc_per_node=6 tools/train.py CONFIG          the same
+    python tools/train.py CONFIG --cfg-options data_root=/data load_from=vit_b_s4p.pth   other values
+    python tools/train.py CONFIG --resume                                                go on after a stop
+
+Writes to the work folder: resumable checkpoints, <backbone>_det.pth, the best on average and of every task,
+train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from s5.engine import det, launch
+from s5.engine.checkpoint import load_weights
+from s5.engine.checkpoint_files import find_resume
+from s5.engine.command import add_common_options, add_resume_option, run_command
+from s5.engine.config import load_python_config
+from s5.engine.det_config import DetConfig
+from s5.engine.training import run_training
+
+logger = logging.getLogger("s5.train")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="Python configuration")
+    add_common_options(parser, "--options")
+    parser.add_argument("--load-from", type=Path, help="weights to start from, for load_from of CONFIG")
+    parser.add_argument("--work-dir", type=Path, help="output folder (default: work_dirs/<name of config>)")
+    add_resume_option(parser)
+    parser.add_argument("--launcher", choices=["none", "pytorch"], help="not needed: seen by itself")
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it."""
+    args = parse_args(argv)
+    cfg = load_python_config(DetConfig, args.config, args.cfg_options)
+    place = launch.start(args.device)
+    work_dir = launch.make_work_dir(args.work_dir or Path("work_dirs") / Path(args.config).stem, place)
+    launch.setup_logging(work_dir, place)
+    resume_from = find_resume(args.resume, work_dir, place)
+
+    classes = det.build_classes(cfg)
+    data = det.build_training_data(cfg, classes, place)
+    val_loader = det.build_val_loader(cfg, classes, place)
+
+    torch.manual_seed(cfg.seed)
+    model = det.build_model(cfg, classes, place.device)
+    start = args.load_from or cfg.load_from
+    if resume_from is None and start is not None:
+        load_weights(model.detector, start, allow_pickle=args.allow_pickle)
+    elif resume_from is None:
+        logger.info("initial weights: random; set load_from to start from S4P")
+
+    return run_training(
+        place,
+        work_dir,
+        Path(args.config).stem,
+        model,
+        data,
+        val_loader,
+        det.build_metrics(cfg, classes),
+        cfg.optim,
+        det.build_schedule(cfg, data),
+        det.build_steps(cfg, data),
+        det.build_hooks(cfg, classes, data, place),
+        seed=cfg.seed,
+        resume_from=resume_from,
+        sync_bn=cfg.sync_bn,
+        find_unused_parameters=cfg.find_unused_parameters,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,1 @@
+"""Data of oriented detection: annotations, training and validation sources, scores, merging, submissions."""

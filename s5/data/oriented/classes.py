@@ -1,0 +1,79 @@
+"""Class names of the public data sets, in the field's order. Names are compared without regard to case."""
+
+from collections.abc import Sequence
+
+from s5.data.errors import DataError
+
+DOTA_V1 = (
+    "plane",
+    "baseball-diamond",
+    "bridge",
+    "ground-track-field",
+    "small-vehicle",
+    "large-vehicle",
+    "ship",
+    "tennis-court",
+    "basketball-court",
+    "storage-tank",
+    "soccer-ball-field",
+    "roundabout",
+    "harbor",
+    "swimming-pool",
+    "helicopter",
+)
+DOTA_V1_5 = (*DOTA_V1, "container-crane")
+DOTA_V2 = (*DOTA_V1_5, "airport", "helipad")
+DIOR_R = (
+    "airplane",
+    "airport",
+    "baseballfield",
+    "basketballcourt",
+    "bridge",
+    "chimney",
+    "expressway-service-area",
+    "expressway-toll-station",
+    "dam",
+    "golffield",
+    "groundtrackfield",
+    "harbor",
+    "overpass",
+    "ship",
+    "stadium",
+    "storagetank",
+    "tenniscourt",
+    "trainstation",
+    "vehicle",
+    "windmill",
+)
+CLASSES = {"dota_v1": DOTA_V1, "dota_v1_5": DOTA_V1_5, "dota_v2": DOTA_V2, "dior_r": DIOR_R}
+
+
+def class_ids(classes: Sequence[str]) -> dict[str, int]:
+    """Label of each class by its case-folded name.
+
+    Raises:
+        DataError: no classes, a name with white space (DOTA's text cannot hold it), or two equal ones.
+    """
+    ids = {name.casefold(): label for label, name in enumerate(classes)}
+    if not ids:
+        raise DataError("a detection task needs at least one class; list their names under `classes`")
+    if bad := [name for name in classes if not name or any(c.isspace() for c in name)]:
+        raise DataError(f"class {bad[0]!r}: names of classes have no white space; write '-' or '_' instead")
+    if len(ids) < len(classes):
+        twice = [name for label, name in enumerate(classes) if ids[name.casefold()] != label]
+        raise DataError(f"class {twice[0]!r} stands twice in the list (capitals do not count)")
+    return ids
+
+
+def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """Class names by the name of a data set, or those given.
+
+    Raises:
+        DataError: the data set is unknown; or as :func:`class_ids`.
+    """
+    if isinstance(spec, str):
+        if spec not in CLASSES:
+            raise DataError(f"classes {spec!r}: must be {', '.join(CLASSES)}, or a list of names of classes")
+        return CLASSES[spec]
+    class_ids(spec)
+    return tuple(spec)

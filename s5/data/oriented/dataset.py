@@ -1,0 +1,195 @@
+"""Training source and validation images of oriented detection.
+
+Loader workers decode, resize and mirror on uint8; colours, normalisation and everything with gradients is the
+model's. Objects that leave the image are not clipped, as a clipped rectangle is no rectangle: one of which at
+least half of the area is inside is trained on whole. Of one with less inside, it could not be said how far it
+reaches: it is neither an object to find nor background, like a difficult one. What is wholly outside is
+dropped.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from s5.data.errors import DataError
+from s5.data.image_io import read_image
+from s5.data.oriented.annotations import Objects
+from s5.data.oriented.geometry import flip_polygons, share_inside, to_boxes
+from s5.data.oriented.samples import AnnotatedImages, Folders
+
+MIN_INSIDE = 0.5
+PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 once normalised, as the published padding is
+
+
+class OrientedImages:
+    """Training source: whole images resized to fit a square, mirrored at random.
+
+    Args:
+        images: folder of the images (png, jpg, tif, bmp, webp), or several.
+        annotations: folder of the ``.txt`` (DOTA) or ``.xml`` (DIOR-R) files of the same names, or several.
+        classes: names of the classes, in the order of the labels.
+        size: side of the square in pixels.
+        flip: mirror horizontally and vertically, each with probability 0.5.
+        split: a file that lists the images to take, by name or path; all by default.
+        keep_empty: train on images without objects as well.
+        train_difficult: train on difficult objects as on others.
+        leave_out: classes that the annotations may have, but that are not trained on.
+        name: of the task, for messages.
+
+    Raises:
+        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`; also if no image has an object to
+            train on.
+    """
+
+    def __init__(
+        self,
+        images: Folders,
+        annotations: Folders,
+        classes: Sequence[str],
+        *,
+        size: int = 1024,
+        flip: bool = True,
+        split: Path | str | None = None,
+        keep_empty: bool = True,
+        train_difficult: bool = False,
+        leave_out: Sequence[str] = (),
+        name: str = "labeled",
+    ) -> None:
+        self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
+        self.classes, self.size, self.flip, self.name = self.samples.classes, size, flip, name
+        self.train_difficult = train_difficult
+        filled = [index for index in range(len(self.samples)) if self._has_objects(index)]
+        if not filled:
+            raise DataError(
+                f"{self.samples.folders}: all objects are marked as difficult, so that there is nothing to "
+                "train on; set train_difficult"
+            )
+        self._kept = np.arange(len(self.samples)) if keep_empty else np.array(filled)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Load an image with all random draws from ``rng``.
+
+        Returns:
+            ``image`` uint8 (S, S, 3), padded right and below; ``boxes`` float32 (n, 5), le90, in its pixels;
+            ``labels`` int64 (n,); ``ignored`` float32 (m, 5), neither objects nor background; ``name``;
+            ``shape`` (height, width) of the resized image; ``original`` (height, width) of the file;
+            ``scale``, pixels of the resized image per pixel of the file.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        horizontal, vertical = (bool(value) for value in rng.random(2) < 0.5) if self.flip else (False, False)
+        return _load(
+            self.samples, int(self._kept[index]), self.size, self.train_difficult, horizontal, vertical
+        )
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image file, from its header."""
+        return self.samples.size(int(self._kept[index]))
+
+    def _has_objects(self, index: int) -> bool:
+        difficult = self.samples.objects(index).difficult
+        return len(difficult) > 0 and (self.train_difficult or not difficult.all())
+
+
+class OrientedValidation(Dataset):
+    """Whole images of one task, resized to fit a square, with all their objects.
+
+    Args:
+        images: as for :class:`OrientedImages`.
+        annotations: likewise; None for images without ground truth.
+        classes: names of the classes, in the order of the labels.
+        task: name of the task.
+        size: side of the square in pixels.
+        split: as for :class:`OrientedImages`.
+        leave_out: likewise.
+
+    Raises:
+        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`.
+    """
+
+    def __init__(
+        self,
+        images: Folders,
+        annotations: Folders | None,
+        classes: Sequence[str],
+        task: str,
+        *,
+        size: int = 1024,
+        split: Path | str | None = None,
+        leave_out: Sequence[str] = (),
+    ) -> None:
+        self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
+        self.classes, self.task, self.size = self.samples.classes, task, size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As :meth:`OrientedImages.load`, unmirrored; also ``objects``, in pixels of the file, ``task``."""
+        item = _load(self.samples, index, self.size)
+        return {**item, "objects": self.samples.objects(index), "task": self.task}
+
+
+def fit_image(image: np.ndarray, size: int) -> tuple[np.ndarray, float, tuple[int, int]]:
+    """Resize an image (H, W, 3) to fit a square, keeping its proportions, and pad it at the right and below.
+
+    Returns:
+        uint8 (size, size, 3); the scale, exact for both axes; height and width of the image in the square.
+    """
+    scale = size / max(image.shape[:2])
+    if scale != 1:
+        # By the factor: by the size, the rounded one, the axes would have slightly different scales.
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    height, width = image.shape[:2]
+    square = np.empty((size, size, 3), np.uint8)
+    square[:height, :width] = image
+    square[height:] = square[:height, width:] = PADDING
+    return square, scale, (height, width)
+
+
+def _load(
+    samples: AnnotatedImages,
+    index: int,
+    size: int,
+    train_difficult: bool = False,
+    horizontal: bool = False,
+    vertical: bool = False,
+) -> dict[str, Any]:
+    image = read_image(samples.path(index))
+    original = image.shape[:2]
+    square, scale, (height, width) = fit_image(image, size)
+    if horizontal or vertical:
+        pixels = square[:height, :width]
+        pixels[:] = pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1].copy()
+    trained, ignored = _sorted_out(samples.objects(index), original, train_difficult)
+    boxes, others = (
+        to_boxes(flip_polygons(part.polygons * np.float32(scale), height, width, horizontal, vertical))
+        for part in (trained, ignored)
+    )
+    return {
+        "image": square,
+        "boxes": boxes,
+        "labels": trained.labels,
+        "ignored": others,
+        "name": samples.name(index),
+        "shape": (height, width),
+        "original": original,
+        "scale": scale,
+    }
+
+
+def _sorted_out(objects: Objects, shape: tuple[int, int], train_difficult: bool) -> tuple[Objects, Objects]:
+    """Objects to train on, and those that are neither objects nor background."""
+    inside = share_inside(objects.polygons, (0, 0, shape[1], shape[0]))
+    trained = inside >= MIN_INSIDE
+    if not train_difficult:
+        trained &= ~objects.difficult
+    return objects.select(trained), objects.select(~trained & (inside > 0))

@@ -1,0 +1,193 @@
+"""Images paired with their annotation files, and all their objects in memory that loader workers share."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from s5.data.errors import DataError, SplitError
+from s5.data.folders import find_files
+from s5.data.image_io import image_size
+from s5.data.oriented.annotations import ANNOTATION_EXTENSIONS, AnnotationReader, Objects, make_objects
+from s5.data.oriented.raw import AnnotationError
+from s5.data.splits import IMAGE_EXTENSIONS, Sample, Split, format_line
+
+logger = logging.getLogger(__name__)
+
+Folders = Path | str | Sequence[Path | str]
+SHOWN = 5  # names or messages in a message
+_ENDING = re.compile(
+    rf"(?:{'|'.join(map(re.escape, (*IMAGE_EXTENSIONS, *ANNOTATION_EXTENSIONS)))})$", re.IGNORECASE
+)
+
+
+class AnnotatedImages:
+    """The images of a data set in the order of their names, with their objects.
+
+    An image and its annotation have the same path below their folders, extension aside: this path is the
+    image's name. Every annotation is read here, so that what is wrong is said before anything runs. Objects
+    without area are left out with a warning.
+
+    Args:
+        images: folder of the images, or several.
+        annotations: folder of the annotation files, or several; None for images without ground truth.
+        classes: names of the classes, in the order of the labels.
+        split: a file that lists the images to take, one a line, by name or by path; all by default.
+        leave_out: classes that the annotations may have, but of which no object is taken.
+
+    Raises:
+        SplitError: a folder or the split is missing or empty, two files have one name, or an image has no
+            annotation or the other way round.
+        AnnotationError: annotations cannot be read; names the first ones.
+        DataError: no image has an object, or the classes are no list of names.
+    """
+
+    def __init__(
+        self,
+        images: Folders,
+        annotations: Folders | None,
+        classes: Sequence[str],
+        split: Path | str | None = None,
+        leave_out: Sequence[str] = (),
+    ) -> None:
+        self.classes = tuple(classes)
+        reader = AnnotationReader(classes, leave_out)
+        folders = _listed(images)
+        found = _by_name(folders, IMAGE_EXTENSIONS, "images")
+        names = sorted(found) if split is None else _chosen(Path(split).absolute(), found)
+        texts: dict[str, Path] = {}
+        if annotations is not None:
+            texts = _by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
+            _require_partners(names, found, texts, split)
+        lines = [format_line(str(found[name]), str(texts[name]) if texts else None) for name in names]
+        self.folders = " and ".join(map(str, folders))
+        self._samples = Split.from_lines(lines, Path("/"), self.folders)
+        self._names = Split.from_lines([f"{name}\t" for name in names], Path("/"), self.folders)
+        self._pack(_read_all(reader, self._samples))
+        if annotations is not None and not len(self._labels):
+            raise DataError(
+                f"{self.folders}: none of the {len(names)} images has an object of the classes "
+                f"{', '.join(self.classes)}. Are these the right annotations?"
+            )
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def name(self, index: int) -> str:
+        """Path of an image below its folder, without extension."""
+        return self._names.name(index)
+
+    def path(self, index: int) -> Path:
+        """The image file."""
+        return self._samples.sample(index).image
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels, from the header of the file."""
+        return image_size(self.path(index))
+
+    def objects(self, index: int) -> Objects:
+        """All objects of an image."""
+        part = slice(*self._offsets[index : index + 2].tolist())
+        return Objects(
+            self._polygons[part].numpy(), self._labels[part].numpy(), self._difficult[part].numpy()
+        )
+
+    def counts(self) -> np.ndarray:
+        """Objects of each class, int64 (K,)."""
+        return np.bincount(self._labels.numpy(), minlength=len(self.classes))
+
+    def _pack(self, objects: Sequence[Objects]) -> None:
+        offsets = np.cumsum([0, *map(len, objects)])
+        self._offsets = torch.from_numpy(offsets).share_memory_()
+        self._polygons, self._labels, self._difficult = (
+            torch.from_numpy(np.concatenate([getattr(part, name) for part in objects])).share_memory_()
+            for name in ("polygons", "labels", "difficult")
+        )
+
+
+def _read_all(reader: AnnotationReader, samples: Iterable[Sample]) -> list[Objects]:
+    objects: list[Objects] = []
+    errors: list[str] = []
+    without_area: list[str] = []
+    for sample in samples:
+        try:
+            read = make_objects() if sample.mask is None else reader.read(sample.mask, without_area)
+        except AnnotationError as error:
+            errors.append(str(error))
+        else:
+            objects.append(read)
+    if without_area:
+        logger.warning("%d objects are left out, the first:\n%s", len(without_area), _first(without_area))
+    if errors:
+        number = "" if len(errors) == 1 else f"{len(errors)} annotation files cannot be used, the first:\n"
+        raise AnnotationError(number + _first(errors))
+    return objects
+
+
+def _first(messages: Sequence[str]) -> str:
+    return "\n".join(messages[:SHOWN])
+
+
+def _listed(folders: Folders) -> list[Path]:
+    paths = [folders] if isinstance(folders, str | Path) else folders
+    return [Path(path).absolute() for path in paths]
+
+
+def _by_name(folders: Sequence[Path], extensions: tuple[str, ...], what: str) -> dict[str, Path]:
+    """Files of some folders by their path below the folder, without extension."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise SplitError(f"{folder}: no such folder; give the folder of the {what}")
+        for path in find_files(folder):
+            if path.suffix.lower() not in extensions:
+                continue
+            other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+            if other is not path:
+                raise SplitError(f"{other} and {path} have the same name; keep one of them")
+    if not found:
+        raise SplitError(f"{' and '.join(map(str, folders))}: no {what} ({', '.join(extensions)}) there")
+    return found
+
+
+def _chosen(split: Path, found: Mapping[str, Path]) -> list[str]:
+    """Names that a list file takes, sorted."""
+    names = {sample.name: _name_of(sample.name, found) for sample in Split(split, split.parent)}
+    if missing := [line for line, name in names.items() if name is None]:
+        folder = next(iter(found.values())).parent
+        raise SplitError(f"{split}: {_some(missing, 'images')} that it lists are not in {folder}")
+    return sorted({name for name in names.values() if name is not None})
+
+
+def _name_of(line: str, found: Mapping[str, Path]) -> str | None:
+    """The image that a line names: by its name, or by a path that ends in its name."""
+    parts = _ENDING.sub("", line).split("/")
+    names = ("/".join(parts[first:]) for first in range(len(parts)))
+    return next((name for name in names if name in found), None)
+
+
+def _require_partners(
+    names: Sequence[str],
+    images: Mapping[str, Path],
+    texts: Mapping[str, Path],
+    split: Path | str | None,
+) -> None:
+    problems = []
+    if lone := [images[name].name for name in names if name not in texts]:
+        problems.append(f"{_some(lone, 'images')} without an annotation file (one without objects is empty)")
+    if split is None and (lone := [texts[name].name for name in sorted(texts.keys() - images.keys())]):
+        problems.append(f"{_some(lone, 'annotation files')} without an image")
+    if problems:
+        folder = next(iter(images.values())).parent
+        raise SplitError(
+            f"{folder}: {'; '.join(problems)}. Image and annotation have the same name; add what is missing, "
+            "take the others away, or give a split file that lists the images to take"
+        )
+
+
+def _some(names: Sequence[str], what: str) -> str:
+    more = " ..." if len(names) > SHOWN else ""
+    return f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})"

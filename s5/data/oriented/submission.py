@@ -1,0 +1,163 @@
+"""The file that DOTA's evaluation server takes for task 1: a flat zip with a text file for each class.
+
+``Task1_<class>.txt`` has a line ``image score x1 y1 x2 y2 x3 y3 x4 y4`` for each detection in whole images,
+the image without extension. Files of classes without detections are there, too.
+"""
+
+import logging
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from s5.data.errors import DataError
+from s5.data.oriented.detections import Detections
+from s5.data.oriented.geometry import to_polygons
+
+logger = logging.getLogger(__name__)
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same detections give the same file
+FIELDS = 10
+SHOWN = 5  # names in a message
+
+
+def pack_dota(
+    out: Path, detections: Mapping[str, Detections], classes: Sequence[str], images: Sequence[str]
+) -> Counter[str]:
+    """Write the submission, read it back and put it in its place: whole and right, or not at all.
+
+    Scores keep all their digits, as the server sorts by them; corners have two decimals.
+
+    Args:
+        out: the zip.
+        detections: of the whole images, by name.
+        classes: the server's names of the classes, by label.
+        images: names of all test images.
+
+    Returns:
+        Number of detections of each class.
+
+    Raises:
+        DataError: images are missing, unknown or have unusable names, a detection has values that cannot be,
+            or the file is not named ``.zip``.
+    """
+    if out.suffix.lower() != ".zip":
+        raise DataError(f"{out}: the server takes a .zip; name it so")
+    _require_all(detections, images)
+    for name, found in detections.items():
+        _require_sound(name, found, classes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for label, name in enumerate(classes):
+                member = zipfile.ZipInfo(_member(name), EPOCH)
+                member.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(member, _text(detections, label))
+        counts = check_submission(temporary, classes, images)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if not counts.total():
+        logger.warning("%s: there are no detections in it", out)
+    return counts
+
+
+def check_submission(path: Path, classes: Sequence[str], images: Sequence[str]) -> Counter[str]:
+    """Check a submission as the server would.
+
+    Args:
+        path: the zip.
+        classes: names of the classes.
+        images: names of the test images.
+
+    Returns:
+        Number of detections of each class.
+
+    Raises:
+        DataError: it is no zip, lacks a class or has other files, or a line that cannot be; names file and
+            line.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _require_members(path, archive.namelist(), classes)
+            texts = {name: archive.read(_member(name)).decode() for name in classes}
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a zip of texts ({error})") from error
+    known = set(images)
+    counts: Counter[str] = Counter(dict.fromkeys(classes, 0))
+    for name, text in texts.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            if problem := _problem(line, known):
+                raise DataError(f"{path}, {_member(name)}, line {number}: {problem}: {line!r}")
+            counts[name] += 1
+    return counts
+
+
+def _member(name: str) -> str:
+    return f"Task1_{name}.txt"
+
+
+def _text(detections: Mapping[str, Detections], label: int) -> str:
+    lines = []
+    for image in sorted(detections):
+        found = detections[image]
+        own = found.select(found.labels == label)
+        for score, corners in zip(own.scores, to_polygons(own.boxes).reshape(-1, 8), strict=True):
+            lines.append(f"{image} {score} {' '.join(f'{value:.2f}' for value in corners)}\n")
+    return "".join(lines)
+
+
+def _require_all(detections: Mapping[str, Detections], images: Sequence[str]) -> None:
+    for names, what in (
+        ([name for name in images if name not in detections], "have not been predicted"),
+        (sorted(detections.keys() - set(images)), "are no test images"),
+        (
+            [name for name in images if "/" in name or any(c.isspace() for c in name)],
+            "have '/' or white space",
+        ),
+    ):
+        if names:
+            more = " ..." if len(names) > SHOWN else ""
+            raise DataError(
+                f"{len(names)} of {len(images)} images {what}: {', '.join(names[:SHOWN])}{more}. A "
+                "submission has every test image, by its name without extension"
+            )
+
+
+def _require_sound(name: str, found: Detections, classes: Sequence[str]) -> None:
+    scores, labels = found.scores, found.labels
+    sound = np.isfinite(found.boxes).all(1) & (found.boxes[:, 2:4] > 0).all(1)
+    sound &= (scores >= 0) & (scores <= 1) & (labels >= 0) & (labels < len(classes))
+    if not sound.all():
+        index = int(sound.argmin())
+        raise DataError(
+            f"{name}: detection {index} cannot be: box {found.boxes[index].tolist()}, score {scores[index]}, "
+            f"label {labels[index]} of {len(classes)} classes"
+        )
+
+
+def _require_members(path: Path, members: Sequence[str], classes: Sequence[str]) -> None:
+    expected = {_member(name) for name in classes}
+    for names, what in ((expected - set(members), "lacks"), (set(members) - expected, "should not hold")):
+        if names:
+            raise DataError(f"{path}: {what} {', '.join(sorted(names))}; it is a flat zip of all classes")
+
+
+def _problem(line: str, images: set[str]) -> str:
+    """What is wrong with a line; empty if nothing."""
+    fields = line.split(" ")
+    if len(fields) != FIELDS:
+        return f"{len(fields)} fields instead of {FIELDS}"
+    if fields[0] not in images:
+        return "no such image"
+    try:
+        score, *corners = map(float, fields[1:])
+    except ValueError as error:
+        return str(error)
+    if not 0 <= score <= 1:
+        return "the score is not in 0..1"
+    return "" if all(map(math.isfinite, corners)) else "a coordinate is not finite"

@@ -1,0 +1,93 @@
+"""What data sets of oriented objects have in common: folders, lists, annotations as DOTA's text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from s5.data.oriented.annotations import AnnotationReader, Objects
+from s5.data.prepare.journal import Patch, PrepareError
+from s5.data.prepare.recipe import Recipe, require_name
+
+TRAIN, VAL, TEST = "train", "val", "test"
+SHOWN = 8  # archives in a message
+
+
+@dataclass(frozen=True)
+class ObjectsRecipe(Recipe):
+    """``NAME/PART/{images,annotations}`` and ``NAME/splits/PART.txt``, lines ``image annotation``.
+
+    Attributes:
+        name: folder below the data root.
+    """
+
+    title: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]] = (TRAIN, VAL, TEST)
+    optional_groups: ClassVar[tuple[str, ...]] = parts
+    lists_lost_sources: ClassVar[bool] = False  # one that moved from train to val must not stay in both
+    layout: ClassVar[str]  # what is expected below the source folder, and where to get it
+
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers and names."""
+        super().__post_init__()
+        require_name(self.name)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the data set."""
+        return self.name
+
+    def lists(self) -> Mapping[str, str]:
+        """One list per part."""
+        return {part: f"{self.folder}/splits/{part}.txt" for part in self.parts}
+
+    @classmethod
+    def add_name(cls, parser: argparse.ArgumentParser) -> None:
+        """The argument that names the folder."""
+        help_text = f"folder below --out (default: {cls.command}); one per variant"
+        parser.add_argument("--name", default=cls.command, help=help_text)
+
+    def place(self, part: str, name: str, suffix: str, annotated: bool = True) -> Patch:
+        """Where an image of this name is written, and its annotation."""
+        base = f"{self.folder}/{part}"
+        return Patch(f"{base}/images/{name}{suffix}", f"{base}/annotations/{name}.txt" if annotated else None)
+
+    def incomplete(self, problem: str) -> PrepareError:
+        """The error of a data set that is not all there."""
+        lines = [f"{self.title} below {self.src} is not complete: {problem}"]
+        zips = [str(path.relative_to(self.src)) for path in sorted(self.src.rglob("*.zip"))]
+        if zips:
+            lines.append(f"There are archives to unpack first: {', '.join(zips[:SHOWN])}")
+        return PrepareError("\n".join([*lines, self.layout.format(src=self.src)]))
+
+
+def read_noted(reader: AnnotationReader, path: Path) -> tuple[Objects, str]:
+    """Objects of a file, and what the user should know of those that were left out."""
+    left_out: list[str] = []
+    objects = reader.read(path, left_out)
+    return objects, f"{len(left_out)} objects left out, the first: {left_out[0]}" if left_out else ""
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their name without extension.
+
+    Raises:
+        PrepareError: two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(path.stem, path)
+        if other is not path:
+            raise PrepareError(f"{other} and {path} have the same name; keep one of them")
+    return found
+
+
+def usage_of(folder: Path, parts: Sequence[str], classes: str) -> str:
+    """What to write into a configuration to use the result."""
+    lines = [f"{part}: {folder / part}/images and {folder / part}/annotations" for part in parts]
+    return "\n".join([*lines, f"classes: {classes}"])

@@ -1,0 +1,99 @@
+"""The configuration of oriented detection, the Python files below ``Object_Detection/configs``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from s5.engine.config import Section
+from s5.engine.mdf_config import check_task_names
+from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunConfig, Share
+
+
+class ObjectsConfig(Section):
+    """Images and their objects; paths are relative to ``data_root`` unless absolute.
+
+    ``annotations`` is a folder of DOTA text files, or of DIOR-R's XML files, of the images' names. ``names``
+    is a file that lists the images to take; without it all are taken.
+    """
+
+    images: Path | tuple[Path, ...]
+    annotations: Path
+    names: Path | None = None
+
+
+class DetTaskConfig(Section):
+    """One data set."""
+
+    classes: str | tuple[str, ...]
+    train: ObjectsConfig
+    val: ObjectsConfig
+    batch_size: Positive = 2
+    weight: PositiveFloat = 1.0
+    flip: bool = True
+    skip_empty: bool = False
+    merge: bool = False
+
+
+class DetModelConfig(Section):
+    """The detector around the backbone; the values of Oriented R-CNN are those of the published model."""
+
+    expert_channels: Positive = 256
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    activation_checkpointing: bool = False
+    compile: bool = False
+    enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
+    proposals: Positive = 2000
+    score_thr: Share = 0.05
+    nms: Share = 0.1
+    max_per_img: Positive = 2000
+
+
+class DetOptimConfig(OptimConfig):
+    """AdamW with the published values of detection."""
+
+    lr: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+    warmup_iters: Annotated[int, Field(ge=0)] = 500
+    clip_grad: PositiveFloat | None = 35.0
+
+
+class DetScheduleConfig(Section):
+    """Length and intervals in epochs. An epoch draws every image of the largest data set once."""
+
+    epochs: Positive = 12
+    milestones: tuple[Positive, ...] = (8, 11)
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    steps_per_epoch: Positive | None = None
+    val_interval: Positive = 1
+    checkpoint_interval: Positive = 1
+    keep_checkpoints: Positive = 2
+    log_interval: Positive = 50  # steps
+
+
+class DetConfig(RunConfig):
+    """Everything one detection run depends on."""
+
+    data_root: Path
+    backbone: str = "vit_b_moe"
+    load_from: Path | None = None
+    tasks: dict[str, DetTaskConfig]
+    size: Crop = 1024
+    workers: Annotated[int, Field(ge=0)] = 8
+    model: DetModelConfig = DetModelConfig()
+    optim: DetOptimConfig = DetOptimConfig()
+    schedule: DetScheduleConfig = DetScheduleConfig()
+    find_unused_parameters: bool = False
+
+    _names_usable = field_validator("tasks")(check_task_names)
+
+    @model_validator(mode="after")
+    def _milestones_within(self) -> "DetConfig":
+        late = [epoch for epoch in self.schedule.milestones if epoch >= self.schedule.epochs]
+        if late or list(self.schedule.milestones) != sorted(set(self.schedule.milestones)):
+            raise ValueError(
+                f"schedule.milestones {list(self.schedule.milestones)} must rise and lie below "
+                f"schedule.epochs {self.schedule.epochs}"
+            )
+        return self

@@ -1,0 +1,69 @@
+"""The pixels of the images to predict: read in advance, or of a large TIFF when they are needed."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from s5.data.geotiff import open_raster
+from s5.data.image_io import read_image
+from s5.engine.predict_sources import Source
+from s5.models.inference import Rows
+
+AHEAD = 2  # images read in advance
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image whose pixels are in memory or read when they are needed.
+
+    Attributes:
+        height: rows of the image.
+        width: columns of the image.
+        read: window (top, left, height, width) as uint8 (height, width, 3).
+    """
+
+    height: int
+    width: int
+    read: Callable[[int, int, int, int], np.ndarray]
+
+    def columns(self, left: int, right: int) -> Rows:
+        """The columns [left, right) as the image to predict."""
+        return Rows(
+            self.height,
+            right - left,
+            lambda top, bottom: torch.from_numpy(self.read(top, left, bottom - top, right - left)).permute(
+                2, 0, 1
+            ),
+        )
+
+
+def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Future | None]]:
+    """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        ahead: deque[tuple[Source, Future | None]] = deque()
+        for source in sources:
+            ahead.append((source, None if source.is_tiff else pool.submit(read_image, source.path)))
+            if len(ahead) > AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+
+@contextmanager
+def open_pixels(source: Source, image: Future | None) -> Iterator[Pixels]:
+    """The pixels of an image of :func:`read_ahead`.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if image is not None:
+        whole: np.ndarray = image.result()
+        height, width = whole.shape[:2]
+        yield Pixels(height, width, lambda top, left, h, w: whole[top : top + h, left : left + w])
+        return
+    with open_raster(source.path) as raster:
+        yield Pixels(raster.height, raster.width, raster.read)

@@ -1,0 +1,18 @@
+"""Oriented R-CNN for several tasks on one ViT, built from the parts of mmdetection and mmrotate."""
+
+import contextlib
+import io
+
+# When imported, also later by their registries, both print which optional packages they do without, into output
+# that programs may read.
+with contextlib.redirect_stdout(io.StringIO()):
+    import mmdet.datasets
+    import mmdet.models
+    import mmrotate.datasets
+    import mmrotate.models  # noqa: F401
+
+from s5.models.detection.detector import MultiTaskDetector, build_detector, build_head
+from s5.models.detection.model import DetectionModel
+from s5.models.detection.settings import Settings
+
+__all__ = ["DetectionModel", "MultiTaskDetector", "Settings", "build_detector", "build_head"]

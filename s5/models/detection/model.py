@@ -1,0 +1,104 @@
+"""A detector with everything around it that training and evaluation share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from mmrotate.structures.bbox import RotatedBoxes
+from torch import Tensor
+
+from s5.models.detection.detector import MultiTaskDetector
+from s5.models.inference import to_unit
+from s5.models.task_model import TaskModel
+
+STRIDE = 32  # of the coarsest map of the backbone; inputs are padded to multiples
+
+
+class DetectionModel(TaskModel):
+    """mmengine model around a :class:`~s5.models.detection.detector.MultiTaskDetector`.
+
+    Args:
+        detector: the network.
+        dtype: autocast type of the matrix work; None is float32. Geometry and losses are float32 in any case.
+        weights: factor of each task in the loss; 1 if left out.
+    """
+
+    def __init__(
+        self,
+        detector: MultiTaskDetector,
+        dtype: torch.dtype | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(dtype)
+        self.detector = detector
+        self.weights = dict(weights or {})
+
+    @property
+    def network(self) -> MultiTaskDetector:
+        """What is saved and loaded as weights."""
+        return self.detector
+
+    def forward(
+        self, images: Tensor, counts: Sequence[int], mode: str = "predict", **batch: Any
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Losses or detections of a batch that is ordered by task.
+
+        Args:
+            images: (B, 3, S, S) uint8, padded at the right and bottom.
+            counts: images of each task.
+            mode: ``loss`` or ``predict``.
+            batch: ``shapes`` (height, width) of the images without padding, ``scales`` from the image file to
+                the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image.
+
+        Returns:
+            ``loss``: ``loss`` and ``loss_<task>_<part>``. ``predict``: of each image ``pred_instances`` with
+            ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+        """
+        with self.autocast():
+            inputs = self._prepare(to_unit(images))
+            if mode == "loss":
+                return self._total(self.detector.loss(inputs, self._samples(images, batch, True), counts))
+            found = self.detector.predict(inputs, self._samples(images, batch, False), counts)
+        return [
+            {
+                "pred_instances": {
+                    "bboxes": _tensor(result.bboxes),
+                    "scores": result.scores,
+                    "labels": result.labels,
+                }
+            }
+            for result in found
+        ]
+
+    def _total(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        weighted = [
+            self.weights.get(task, 1.0) * value for task, parts in losses.items() for value in parts.values()
+        ]
+        logged = {
+            f"loss_{task}_{part}": value for task, parts in losses.items() for part, value in parts.items()
+        }
+        return {"loss": torch.stack(weighted).sum(), **logged}
+
+    def _samples(self, images: Tensor, batch: dict[str, Any], labeled: bool) -> list[DetDataSample]:
+        side = tuple(images.shape[-2:])
+        samples = []
+        for i, (shape, scale) in enumerate(zip(batch["shapes"], batch["scales"], strict=True)):
+            meta = {"img_shape": shape, "pad_shape": side, "batch_input_shape": side}
+            sample = DetDataSample(metainfo={**meta, "scale_factor": (scale, scale)})
+            if labeled:
+                sample.gt_instances = self._instances(batch["boxes"][i], batch["labels"][i])
+                sample.ignored_instances = self._instances(batch["ignored"][i])
+            samples.append(sample)
+        return samples
+
+    def _instances(self, boxes: Tensor, labels: Tensor | None = None) -> InstanceData:
+        instances = InstanceData(bboxes=RotatedBoxes(boxes.to(self.device)))
+        if labels is not None:
+            instances.labels = labels.to(self.device)
+        return instances
+
+
+def _tensor(boxes: RotatedBoxes | Tensor) -> Tensor:
+    return boxes.tensor if isinstance(boxes, RotatedBoxes) else boxes

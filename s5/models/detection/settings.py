@@ -1,0 +1,168 @@
+"""Oriented R-CNN as published, in mmdetection's terms: what every task has beside the backbone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import ConfigDict
+
+FPN_CHANNELS = 256
+STRIDES = (4, 8, 16, 32)
+ANGLE = "le90"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be chosen of Oriented R-CNN; the published values.
+
+    Attributes:
+        enlarge: factors of height and width of the RoIs before pooling; (1, 1) is mmrotate's way.
+        proposals: proposals per image that the RPN hands on, before and after its NMS.
+        score_thr: detections below this score are dropped.
+        nms: rotated IoU above which the lower of two detections of a class is dropped.
+        max_per_img: detections kept per image.
+    """
+
+    enlarge: tuple[float, float] = (1.4, 1.2)
+    proposals: int = 2000
+    score_thr: float = 0.05
+    nms: float = 0.1
+    max_per_img: int = 2000
+
+
+def oriented_rcnn(width: int, num_classes: int, settings: Settings) -> dict[str, Any]:
+    """Configurations of neck, RPN head and RoI head, and of the proposals in training.
+
+    Args:
+        width: channels of the backbone's feature maps.
+        num_classes: classes, background not counted.
+        settings: what may be chosen.
+    """
+    proposals = {
+        "nms_pre": settings.proposals,
+        "max_per_img": settings.proposals,
+        "nms": {"type": "nms", "iou_threshold": 0.8},
+        "min_bbox_size": 0,
+    }
+    return {
+        "neck": {
+            "type": "mmdet.FPN",
+            "in_channels": [width] * 4,
+            "out_channels": FPN_CHANNELS,
+            "num_outs": 5,
+        },
+        "rpn_head": _rpn_head(proposals),
+        "roi_head": _roi_head(num_classes, settings),
+        "proposals": _config(proposals),
+    }
+
+
+def _rpn_head(proposals: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "Float32OrientedRPNHead",
+        "in_channels": FPN_CHANNELS,
+        "feat_channels": FPN_CHANNELS,
+        "num_classes": 1,
+        "anchor_generator": {
+            "type": "mmdet.AnchorGenerator",
+            "scales": [8],
+            "ratios": [0.5, 1.0, 2.0],
+            "strides": [*STRIDES, 64],
+            "use_box_type": True,
+        },
+        "bbox_coder": {
+            "type": "mmrotate.AnalyticMidpointCoder",
+            "angle_version": ANGLE,
+            "target_means": [0.0] * 6,
+            "target_stds": [1.0, 1.0, 1.0, 1.0, 0.5, 0.5],
+        },
+        "loss_cls": {"type": "mmdet.CrossEntropyLoss", "use_sigmoid": True},
+        "loss_bbox": {"type": "mmdet.SmoothL1Loss", "beta": 1 / 9},
+        "train_cfg": _config(
+            {
+                "assigner": _assigner(0.7, 0.3, "RBbox2HBboxOverlaps2D"),
+                "sampler": _sampler(256, 0.5, add_truth=False),
+                "allowed_border": 0,
+                "pos_weight": -1,
+            }
+        ),
+        "test_cfg": _config(proposals),
+    }
+
+
+def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
+    return {
+        "type": "mmdet.StandardRoIHead",
+        "bbox_roi_extractor": {
+            "type": "EnlargingRoIExtractor",
+            "enlarge": settings.enlarge,
+            "roi_layer": {"type": "RoIAlignRotated", "out_size": 7, "sample_num": 2, "clockwise": True},
+            "out_channels": FPN_CHANNELS,
+            "featmap_strides": list(STRIDES),
+        },
+        "bbox_head": {
+            "type": "Float32BBoxHead",
+            "predict_box_type": "rbox",
+            "in_channels": FPN_CHANNELS,
+            "fc_out_channels": 1024,
+            "roi_feat_size": 7,
+            "num_classes": num_classes,
+            "reg_predictor_cfg": {"type": "mmdet.Linear"},
+            "cls_predictor_cfg": {"type": "mmdet.Linear"},
+            "bbox_coder": {
+                "type": "mmrotate.DeltaXYWHTRBBoxCoder",
+                "angle_version": ANGLE,
+                "norm_factor": None,
+                "edge_swap": True,
+                "proj_xy": True,
+                "target_means": (0.0,) * 5,
+                "target_stds": (0.1, 0.1, 0.2, 0.2, 0.1),
+            },
+            "reg_class_agnostic": True,
+            "loss_cls": {"type": "mmdet.CrossEntropyLoss", "use_sigmoid": False},
+            "loss_bbox": {"type": "mmdet.SmoothL1Loss", "beta": 1.0},
+        },
+        "train_cfg": _config(
+            {
+                "assigner": _assigner(0.5, 0.5, "RBboxOverlaps2D"),
+                "sampler": _sampler(512, 0.25, add_truth=True),
+                "pos_weight": -1,
+            }
+        ),
+        "test_cfg": _config(_final(settings)),
+    }
+
+
+def _final(settings: Settings) -> dict[str, Any]:
+    return {
+        "nms_pre": 2000,
+        "min_bbox_size": 0,
+        "score_thr": settings.score_thr,
+        "nms": {"type": "nms_rotated", "iou_threshold": settings.nms},
+        "max_per_img": settings.max_per_img,
+    }
+
+
+def _assigner(positive: float, negative: float, overlaps: str) -> dict[str, Any]:
+    return {
+        "type": "mmdet.MaxIoUAssigner",
+        "pos_iou_thr": positive,
+        "neg_iou_thr": negative,
+        "min_pos_iou": negative,
+        "match_low_quality": positive != negative,  # of the RPN only
+        "ignore_iof_thr": -1,
+        "iou_calculator": {"type": f"mmrotate.{overlaps}"},
+    }
+
+
+def _sampler(num: int, positive_share: float, add_truth: bool) -> dict[str, Any]:
+    return {
+        "type": "mmdet.RandomSampler",
+        "num": num,
+        "pos_fraction": positive_share,
+        "neg_pos_ub": -1,
+        "add_gt_as_proposals": add_truth,
+    }
+
+
+def _config(values: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(values)

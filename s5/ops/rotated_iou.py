@@ -1,0 +1,159 @@
+"""Intersection over union of rotated boxes, exact and differentiable.
+
+The area that box B shares with box A, without building the polygon of the intersection: seen from A
+(its centre the origin, its sides along the axes), A is |x| < a, |y| < b. With k(u, a) = u clamped to
+[-a, a], whose derivative is 1 inside A and 0 outside,
+
+    shared area = integral over B of k'(x, a) k'(y, b) dx dy = integral along B's boundary of k(x, a) dk(y, b)
+
+by Green's theorem. B's boundary is four straight edges p + t e with -1/2 <= t <= 1/2. On an edge, dk(y, b) is
+e_y dt while |y| < b, from t0 to t1, and 0 elsewhere; k(x, a) is constant, then linear, then constant, with
+bends at s0 and s1, the ends of |x| < a (both moved into [t0, t1]). The integral of such a function is
+
+    e_y (k(x(t0)) (s - t0) + k(x(t1)) (t1 - s))     with s = (s0 + s1) / 2.
+
+So an edge takes two divisions and some clamping; there are no cases, no sorting and no intersection points to
+lose where edges coincide. An error of t by rounding is multiplied by the edge's extent, so that nearly
+parallel edges are as exact as others. All of it is float64, in units of the pair's larger side and relative
+to A's centre, whatever the type of the boxes: in float32, boxes of 10000 : 1 were off by 2e-3.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from s5.ops.boxes import columns_of, enclosing_boxes, overlapping_pairs
+
+MODES = ("iou", "iof")
+PAIRS = 1 << 14  # computed at once, on a CPU: few, for the reasons given for the tables in s5.ops.boxes
+CUDA_PAIRS = 1 << 22
+SHORTEST = 1e-100  # extent of an edge, below which its inverse is not allowed to grow
+NOISE = 2e-15  # shared area over the product of the sizes, five times what rounding gave of boxes apart
+
+
+def rotated_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False) -> Tensor:
+    """Overlap of rotated boxes.
+
+    On a CPU only pairs whose enclosing upright boxes overlap are computed; on CUDA all are, in pieces of
+    one size and without waiting for the device. Memory is bounded beyond that of the result.
+
+    Args:
+        boxes1: (..., N, 5) as x, y, w, h, theta in radians, any floating type.
+        boxes2: (..., M, 5) with the same leading dimensions; (..., N, 5) if `aligned`, which broadcasts.
+        mode: ``iou``, or ``iof``: the shared area as a part of the first box.
+        aligned: Compare box by box, with a gradient. Otherwise each with each, without one.
+
+    Returns:
+        (..., N, M), (..., N) if `aligned`, in [0, 1], of the type of `boxes1`. Boxes without area and boxes
+        with values that are not finite have an overlap of 0 with all.
+
+    Raises:
+        ValueError: The mode is unknown.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+    if aligned:
+        return _overlap(tuple(columns_of(boxes1)), tuple(columns_of(boxes2)), mode).to(boxes1.dtype)
+    with torch.no_grad():
+        return _pairwise(boxes1, boxes2, mode)
+
+
+def overlaps_of_pairs(
+    columns1: Tensor, columns2: Tensor, upright1: Tensor, upright2: Tensor, mode: str = "iou"
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Overlaps of all pairs whose upright boxes overlap.
+
+    Args:
+        columns1: (6, N) of `columns_of`.
+        columns2: (6, M).
+        upright1: (N, 4) enclosing boxes, which may be moved to keep boxes apart that are not to meet.
+        upright2: (M, 4).
+        mode: As for `rotated_iou`.
+
+    Yields:
+        Indices into the first and the second boxes and the overlap in float64, of a bounded number of pairs.
+    """
+    for i, j in overlapping_pairs(upright1, upright2, PAIRS):
+        yield i, j, _overlap(_take(columns1, i), _take(columns2, j), mode)
+
+
+def _pairwise(boxes1: Tensor, boxes2: Tensor, mode: str) -> Tensor:
+    result = boxes1.new_zeros(*boxes1.shape[:-1], boxes2.shape[-2])
+    if result.numel():
+        fill = _fill_dense if boxes1.is_cuda else _fill_sparse
+        tables = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (result, boxes1, boxes2))
+        for out, first, second in zip(*tables, strict=True):
+            fill(out, columns_of(first), columns_of(second), mode)
+    return result
+
+
+def _fill_sparse(out: Tensor, first: Tensor, second: Tensor, mode: str) -> None:
+    upright1, upright2 = enclosing_boxes(first), enclosing_boxes(second)
+    for i, j, overlap in overlaps_of_pairs(first, second, upright1, upright2, mode):
+        place = i * out.shape[1] + j
+        out.view(-1).scatter_(0, place, overlap.to(out.dtype))  # faster than out[i, j] = ...
+
+
+def _fill_dense(out: Tensor, first: Tensor, second: Tensor, mode: str) -> None:
+    rows = max(1, CUDA_PAIRS // out.shape[1])
+    for part, columns in zip(out.split(rows), first[..., None].split(rows, dim=1), strict=True):
+        part.copy_(_overlap(tuple(columns), tuple(second[:, None]), mode))
+
+
+def _take(columns: Tensor, index: Tensor) -> list[Tensor]:
+    return [column.index_select(0, index) for column in columns]  # ten times as fast as column[index]
+
+
+def _overlap(first: Sequence[Tensor], second: Sequence[Tensor], mode: str) -> Tensor:
+    shared, area1, area2 = _shared_area(first, second)
+    whole = area1 if mode == "iof" else area1 + area2 - shared
+    has_area = whole > 0  # false for NaN as well
+    return torch.where(has_area, shared / torch.where(has_area, whole, 1), 0)
+
+
+def _shared_area(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Shared area, area of the first and of the second boxes, in units of the larger side squared."""
+    x1, y1, w1, h1, cos1, sin1 = first
+    x2, y2, w2, h2, cos2, sin2 = second
+    size = torch.maximum(torch.maximum(w1, h1), torch.maximum(w2, h2)).detach()  # the ratio is free of it
+    unit = torch.where(size > 0, size, 1)
+    w1, h1, w2, h2 = w1 / unit, h1 / unit, w2 / unit, h2 / unit
+    # Centres further apart than the two diagonals are as good as any: what is too far stays finite.
+    dx, dy = ((x2 - x1) / unit).clamp(-4, 4), ((y2 - y1) / unit).clamp(-4, 4)
+    px, py = dx * cos1 + dy * sin1, dy * cos1 - dx * sin1
+    cos, sin = cos1 * cos2 + sin1 * sin2, cos1 * sin2 - sin1 * cos2
+    along, across = (w2 * cos, w2 * sin), (-h2 * sin, h2 * cos)
+    half = w1 / 2, h1 / 2
+    # Counter-clockwise: along the first axis on one side, back on the other; the same for the second axis.
+    shared = _edges((px, py), along, across, half) - _edges((px, py), across, along, half)
+    shared = torch.where(shared > NOISE * (w1 + h1) * (w2 + h2), shared, 0)
+    area1, area2 = w1 * h1, w2 * h2
+    return torch.minimum(shared, torch.minimum(area1, area2)), area1, area2
+
+
+Vector = tuple[Tensor, Tensor]
+
+
+def _edges(centre: Vector, edge: Vector, offset: Vector, half: Vector) -> Tensor:
+    """Integral along the edge on the side of -offset, minus that along the edge on the side of +offset."""
+    ex, ey = edge
+    (inverse_x, reach_x), (inverse_y, reach_y) = (
+        _crossing(extent, side) for extent, side in zip(edge, half, strict=True)
+    )
+    total = []
+    for sign in (-0.5, 0.5):
+        px, py = centre[0] + sign * offset[0], centre[1] + sign * offset[1]
+        middle = -py * inverse_y
+        t0, t1 = (middle - reach_y).clamp(-0.5, 0.5), (middle + reach_y).clamp(-0.5, 0.5)
+        middle = -px * inverse_x
+        s = (torch.clamp(middle - reach_x, t0, t1) + torch.clamp(middle + reach_x, t0, t1)) / 2
+        k0, k1 = (torch.clamp(px + t * ex, -half[0], half[0]) for t in (t0, t1))
+        total.append(k0 * (s - t0) + k1 * (t1 - s))
+    return ey * (total[0] - total[1])
+
+
+def _crossing(extent: Tensor, side: Tensor) -> Vector:
+    """Inverse of an edge's extent along an axis, and how long (in t) the edge takes from 0 to `side`."""
+    inverse = 1 / torch.where(extent.abs() > SHORTEST, extent, SHORTEST)
+    return inverse, side * inverse.abs()

@@ -27,6 +27,16 @@ EXPECTED = {
 }
 
 
+EXPECTED_DETECTORS = {
+    ("vit_b", 1, 0): 111.180,
+    ("vit_l", 1, 0): 334.662,
+    ("vit_h", 1, 0): 671.721,
+    ("vit_b", 2, 256): 138.283,
+    ("vit_l", 2, 256): 377.760,
+    ("vit_h", 2, 256): 729.971,
+}
+
+
 @pytest.fixture(scope="module")
 def rows():
     return [row for backbone in VARIANTS for row in params.segmentation_rows(backbone)]
@@ -36,6 +46,14 @@ def test_counts_of_the_results_table(rows):
     counts = {(row.backbone, row.datasets, row.expert_channels): row.params for row in rows}
     assert len(counts) == len(rows)
     for key, millions in EXPECTED.items():
+        assert round(counts[key] / 1e6, 3) == millions, key
+
+
+def test_detector_counts_of_the_results_table():
+    rows = [row for backbone in ("vit_b", "vit_l", "vit_h") for row in params.detection_rows(backbone)]
+    counts = {(row.backbone, row.datasets, row.expert_channels): row.params for row in rows}
+    assert len(counts) == len(rows)
+    for key, millions in EXPECTED_DETECTORS.items():
         assert round(counts[key] / 1e6, 3) == millions, key
 
 
@@ -50,6 +68,7 @@ def test_json_is_a_list_of_objects_with_exact_counts(capsys, monkeypatch):
 
 def test_table_has_a_line_per_backbone(rows, capsys, monkeypatch):
     monkeypatch.setattr(params, "segmentation_rows", lambda name: [r for r in rows if r.backbone == name])
+    monkeypatch.setattr(params, "detection_rows", lambda name: [])
     params.main([])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["vit_t", "vit_s", "vit_b", "vit_l", "vit_h", "vit_g"]

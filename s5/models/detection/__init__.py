@@ -3,12 +3,12 @@
 import contextlib
 import io
 
-# When imported, also later by their registries, both print which optional packages they do without, into output
-# that programs may read.
+# When imported, also later by their registries, both print which optional packages they do without, into
+# output that programs may read.
 with contextlib.redirect_stdout(io.StringIO()):
-    import mmdet.datasets
-    import mmdet.models
-    import mmrotate.datasets
+    import mmdet.datasets  # noqa: F401
+    import mmdet.models  # noqa: F401
+    import mmrotate.datasets  # noqa: F401
     import mmrotate.models  # noqa: F401
 
 from s5.models.detection.detector import MultiTaskDetector, build_detector, build_head

@@ -52,8 +52,14 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         half_diagonal = torch.maximum(top_length, right_length)
         top, right = top * (half_diagonal / top_length), right * (half_diagonal / right_length)
         one, other = right - top, right + top  # two neighbouring sides
-        angle = torch.atan2(one[..., 1], one[..., 0])
-        sides = torch.stack([one.norm(dim=-1), other.norm(dim=-1), angle], -1)
+        width, height = one.norm(dim=-1), other.norm(dim=-1)
+        # The longer side tells the angle; the other may have no length, and so no direction.
+        angle = torch.where(
+            width >= height,
+            torch.atan2(one[..., 1], one[..., 0]),
+            torch.atan2(other[..., 1], other[..., 0]) + math.pi / 2,
+        )
+        sides = torch.stack([width, height, angle], -1)
         boxes = RotatedBoxes(torch.cat([center, sides], -1))
         regular = boxes.regularize_boxes(self.angle_version)
         return RotatedBoxes(regular) if self.use_box_type else regular

@@ -95,7 +95,12 @@ def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
         "bbox_roi_extractor": {
             "type": "EnlargingRoIExtractor",
             "enlarge": settings.enlarge,
-            "roi_layer": {"type": "RoIAlignRotated", "out_size": 7, "sample_num": 2, "clockwise": True},
+            "roi_layer": {
+                "type": "RoIAlignRotated",
+                "output_size": 7,
+                "sampling_ratio": 2,
+                "clockwise": True,
+            },
             "out_channels": FPN_CHANNELS,
             "featmap_strides": list(STRIDES),
         },

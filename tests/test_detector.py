@@ -1,0 +1,156 @@
+"""The detector: coding of proposals, losses, precision, published weights, several tasks in one pass."""
+
+import math
+
+import pytest
+import torch
+from mmrotate.models.task_modules.coders import MidpointOffsetCoder
+from mmrotate.structures.bbox import rbox2qbox
+
+from s5.engine.checkpoint import load_weights
+from s5.models import convert_detection
+from s5.models.convert import convert, to_published
+from s5.models.detection import DetectionModel, Settings, build_detector
+from s5.models.detection.coder import AnalyticMidpointCoder
+from s5.models.segmentor import build_segmentor
+
+SETTINGS = Settings(proposals=30, max_per_img=10, score_thr=0.0)
+SIZE = 64
+STDS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
+
+
+@pytest.fixture
+def model() -> DetectionModel:
+    torch.manual_seed(0)
+    detector = build_detector("vit_t", {"dior": 20, "dota": 18}, SIZE, expert_channels=48, settings=SETTINGS)
+    return DetectionModel(detector)
+
+
+def boxes(count: int) -> torch.Tensor:
+    sides = torch.rand(count, 2) * 10 + 8
+    return torch.cat([torch.rand(count, 2) * 40 + 12, sides, torch.rand(count, 1) * 3 - 1.5], 1)
+
+
+def batch(objects: tuple[int, ...] = (3, 0, 2)) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (len(objects), 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    return {
+        "images": images,
+        "shapes": [(SIZE, SIZE)] * len(objects),
+        "scales": [1.0] * len(objects),
+        "boxes": [boxes(count) for count in objects],
+        "labels": [torch.randint(0, 18, (count,)) for count in objects],
+        "ignored": [boxes(1), boxes(0), boxes(0)][: len(objects)],
+    }
+
+
+def test_proposals_are_decoded_as_by_opencv() -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(2000, 2) * 800
+    anchors = torch.cat([corners, corners + torch.rand(2000, 2) * 100 + 5], 1)
+    deltas = torch.randn(2000, 6) * 0.5
+    ours, theirs = (
+        coder(angle_version="le90", target_stds=STDS, use_box_type=False).decode(anchors, deltas)
+        for coder in (AnalyticMidpointCoder, MidpointOffsetCoder)
+    )
+    assert ((ours[:, 2] >= ours[:, 3]) & (ours[:, 4] >= -math.pi / 2) & (ours[:, 4] < math.pi / 2)).all()
+    # A square has four angles, so corners are compared: each of ours with the nearest of theirs.
+    a, b = (rbox2qbox(part).view(-1, 4, 2) for part in (ours, theirs))
+    assert torch.cdist(a, b).amin(2).max() < 0.01
+
+
+def test_no_proposal_is_decoded_to_nan() -> None:
+    anchors = torch.tensor([[0.0, 0, 0, 0], [5, 5, 5, 9], [0, 0, 1e4, 1e4]])
+    deltas = torch.tensor([[0.0] * 6, [50.0] * 6, [-50.0] * 6])
+    coder = AnalyticMidpointCoder(angle_version="le90", target_stds=STDS, use_box_type=False)
+    assert coder.decode(anchors, deltas).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("objects", [(3, 0, 2), (0, 0, 0)])
+def test_losses_are_finite_and_every_weight_has_a_gradient(
+    model: DetectionModel, objects: tuple[int, ...], dtype: torch.dtype | None
+) -> None:
+    model.dtype = dtype
+    losses = model(counts=[1, 2], mode="loss", **batch(objects))
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
+    parts = [value for name, value in losses.items() if name != "loss"]
+    assert len(parts) == 8 and losses["loss"].item() == pytest.approx(sum(parts).item(), rel=1e-5)
+    losses["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+@torch.no_grad()
+def test_tasks_together_are_found_as_one_by_one(model: DetectionModel) -> None:
+    model.eval()
+    images = batch()
+    together = model(counts=[1, 2], mode="predict", **images)
+    first = model(images["images"][:1], [1, 0], shapes=images["shapes"][:1], scales=[1.0])
+    rest = model(images["images"][1:], [0, 2], shapes=images["shapes"][1:], scales=[1.0, 1.0])
+    for one, other in zip(together, [*first, *rest], strict=True):
+        one, other = one["pred_instances"], other["pred_instances"]
+        assert len(one["scores"]) == 10 and torch.equal(one["labels"], other["labels"])
+        torch.testing.assert_close(one["bboxes"], other["bboxes"], atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_published_weights_convert_both_ways_and_find_the_same_boxes(model: DetectionModel) -> None:
+    state = model.detector.state_dict()
+    published = to_published(state)
+    assert {key.partition(".")[0] for key in published} == {
+        "backbone",
+        *(f"{part}_{task}" for part in convert_detection.PARTS for task in convert_detection.TASKS),
+    }
+    angle = "bbox_head.fc_reg.bias"
+    assert torch.equal(published[f"roi_head_dior.{angle}"][4], -state[f"heads.dior.roi_head.{angle}"][4])
+    rows = published["roi_head_dota.bbox_head.fc_cls.weight"]
+    ours = state["heads.dota.roi_head.bbox_head.fc_cls.weight"]
+    ship = [
+        names.index("ship")
+        for names in (convert_detection.PUBLISHED_DOTA_CLASSES, convert_detection.DOTA_CLASSES)
+    ]
+    assert torch.equal(rows[ship[0]], ours[ship[1]]) and torch.equal(rows[-1], ours[-1])
+    assert convert(published).layout == "published S5"
+    torch.manual_seed(1)
+    other = build_detector("vit_t", {"dior": 20, "dota": 18}, SIZE, expert_channels=48, settings=SETTINGS)
+    report = load_weights(other, published)
+    assert not report.missing and not report.misshaped and not report.unexpected
+    images = batch()
+    for one, two in zip(
+        model.eval()(counts=[1, 2], mode="predict", **images),
+        DetectionModel(other).eval()(counts=[1, 2], mode="predict", **images),
+        strict=True,
+    ):
+        assert torch.equal(one["pred_instances"]["bboxes"], two["pred_instances"]["bboxes"])
+
+
+def test_starts_from_s4p_at_another_size(model: DetectionModel) -> None:
+    s4p = build_segmentor("vit_t", {"s4p": 5}, 96, channels=8)
+    report = load_weights(model.detector, s4p.backbone.state_dict())
+    assert report.backbone_share == 1.0
+    assert {name.partition(".")[0] for name in report.missing} == {"heads"}
+
+
+def test_one_task_is_plain_oriented_rcnn() -> None:
+    detector = build_detector("vit_t", {"mine": 3}, SIZE, settings=SETTINGS)
+    assert detector.backbone.experts == ()
+    model = DetectionModel(detector)
+    losses = model(
+        counts=[3],
+        mode="loss",
+        **{**batch(), "labels": [torch.zeros(n, dtype=torch.long) for n in (3, 0, 2)]},
+    )
+    assert losses["loss"].isfinite()
+
+
+def test_rois_are_enlarged_before_their_level_is_chosen() -> None:
+    for enlarge, factors in (((1.0, 1.0), (1, 1)), ((1.4, 1.2), (1.2, 1.4))):
+        head = build_detector("vit_t", {"mine": 1}, SIZE, settings=Settings(enlarge=enlarge)).heads["mine"]
+        extractor = head.roi_head.bbox_roi_extractor
+        levels = tuple(torch.randn(1, 256, 64 // s, 64 // s) for s in (1, 2, 4, 8))
+        roi = torch.tensor([[0.0, 100, 90, 60, 30, 0.3]])
+        larger = roi.clone()
+        larger[:, 3:5] *= torch.tensor(factors)
+        plain = super(type(extractor), extractor).forward(levels, larger)
+        torch.testing.assert_close(extractor(levels, roi), plain)

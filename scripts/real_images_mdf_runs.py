@@ -17,6 +17,7 @@ from s5.engine.checkpoint import load_weights, save_atomic
 from s5.engine.checkpoint_files import mdf_files
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.network import MOE
 from s5.params import count_parameters
 
 CPU = torch.device("cpu")
@@ -81,7 +82,7 @@ class Experiment:
 
     def backbone(self, method: str) -> str:
         """The backbone of a method's models."""
-        return self.args.backbone + (mdf.MOE if METHODS[method].experts else "")
+        return self.args.backbone + (MOE if METHODS[method].experts else "")
 
     def run_folder(self, method: str, tasks: Sequence[str], seed: int) -> Path:
         """Where a model of a method is trained."""

@@ -155,6 +155,12 @@ def test_subset_of_late_tasks_starts_at_once(root: Path, tmp_path: Path) -> None
     assert "loss_ponds" in dict(losses(tmp_path / "run")[1])
 
 
+def test_relative_data_root(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parent)
+    args = arguments(Path(root.name), tmp_path / "run", **{"schedule.epochs": 1})
+    assert script().main(args) == 0
+
+
 def test_images_in_training_and_validation_are_told(root: Path, tmp_path: Path) -> None:
     same = {"tasks.ponds.val": {"images": "ponds/train/images", "masks": "ponds/train/masks"}}
     assert script().main(arguments(root, tmp_path / "run", **same, **{"schedule.epochs": 1})) == 0

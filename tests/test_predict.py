@@ -19,9 +19,11 @@ from trained_models import table, write_checkpoint
 from s5.data.errors import DataError
 from s5.data.geotiff import Raster
 from s5.data.image_io import read_image, read_mask, write_image
+from s5.data.labels import get_table
 from s5.engine import predict_share
 from s5.engine.command import run_command
 from s5.engine.config import ConfigError
+from s5.engine.predict_files import _painted
 from s5.engine.predict_sources import find_sources
 from s5.models import strips
 from s5.models.segmentation_model import SegmentationModel
@@ -398,3 +400,10 @@ def test_a_missing_checkpoint_is_no_traceback(images, tmp_path, capsys):
     code = run_command(lambda: predict(tmp_path / "none.pth", images, tmp_path / "out"))
     assert code == 1
     assert f"error: no checkpoint {tmp_path}/none.pth" in capsys.readouterr().err
+
+
+def test_overlays_leave_the_background_as_it_is():
+    table = get_table({"name": "roofs", "classes": ["roof"], "palette": [[200, 0, 0]]})
+    ids, photo = np.array([[0, 1]], np.uint8), np.full((1, 2, 3), 100, np.uint8)
+    assert _painted("overlay", ids, table, photo, 0.5).tolist() == [[[100, 100, 100], [150, 50, 50]]]
+    assert _painted("color", ids, table, photo, 0.5).tolist() == [[[0, 0, 0], [200, 0, 0]]]

@@ -269,5 +269,5 @@ def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -
 
 def _images(root: Path, where: Path | FoldersConfig) -> Split:
     if isinstance(where, FoldersConfig):
-        return pair_folders(root / where.images, root / where.masks, root)
+        return pair_folders(where.images, where.masks, root)
     return resolve_split(root, where)

@@ -155,7 +155,12 @@ def _painted(
     if kind == "index":
         return np.array(table.values, np.uint8)[ids]
     colors = table.colorize(ids)
-    return colors if photo is None or kind == "color" else cv2.addWeighted(photo, 1 - alpha, colors, alpha, 0)
+    if photo is None or kind == "color":
+        return colors
+    overlay = cv2.addWeighted(photo, 1 - alpha, colors, alpha, 0)
+    if table.background is not None:  # its colour, often black, would only darken the picture
+        overlay = np.where((ids == table.background)[..., None], photo, overlay)
+    return overlay
 
 
 def _finish(writers: Mapping[tuple[str, str], BandWriter]) -> None:

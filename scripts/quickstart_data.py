@@ -18,7 +18,7 @@ from s5.data.scenes import LABEL_SETS
 from s5.data.scenes.dataset import Request, write_dataset
 from s5.data.splits import format_line, write_split
 
-TASKS = ("landcover", "roads", "buildings")
+TASKS = ("landcover", "roads", "water")
 TRAIN, VAL = 60, 20
 
 

@@ -198,7 +198,7 @@ def test_summary_has_all_models_and_the_majority(report, runs: Path, capsys) -> 
     assert table["mIoU"][:2] == ["61.2", "54.5"]
     assert table["building"][0] == "absent"
     assert "120 steps" in parts[0] and "landcover 75.0" in parts[0]
-    for task, part in zip(("landcover", "roads", "buildings"), parts[1:], strict=True):
+    for task, part in zip(("landcover", "roads", "water"), parts[1:], strict=True):
         assert f"{task}: 3 scenes, 2 held out" in part
         table = rows(part)
         assert list(table)[2:] == [*LABEL_SETS[task].classes, "mIoU"]

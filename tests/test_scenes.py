@@ -145,7 +145,7 @@ def test_label_sets():
         "scenes": [0, 1, 2, 3, 4, 5, 6, 7, 255],
         "landcover": [0, 1, 2, 3, 3, 255, 255, 255, 255],
         "roads": [0, 0, 0, 1, 0, 0, 0, 0, 255],
-        "buildings": [0, 0, 0, 0, 1, 0, 0, 0, 255],
+        "water": [0, 0, 1, 0, 0, 0, 0, 0, 255],
         "objects": [0, 0, 0, 0, 0, 1, 2, 3, 255],
     }
     for name, ids in wanted.items():

@@ -33,7 +33,7 @@ LABEL_SETS: dict[str, LabelSet] = {
     "scenes": LabelSet(CLASSES, tuple(range(len(CLASSES)))),
     "landcover": LabelSet(("field", "forest", "water", "built"), (0, 1, 2, 3, 3, IGNORE, IGNORE, IGNORE)),
     "roads": LabelSet(("background", "road"), (0, 0, 0, 1, 0, 0, 0, 0)),
-    "buildings": LabelSet(("background", "building"), (0, 0, 0, 0, 1, 0, 0, 0)),
+    "water": LabelSet(("background", "water"), (0, 0, 1, 0, 0, 0, 0, 0)),
     "objects": LabelSet(("background", "vehicle", "ship", "plane"), (0, 0, 0, 0, 0, 1, 2, 3)),
 }
 

@@ -1,9 +1,11 @@
 """The detector: coding of proposals, losses, precision, published weights, several tasks in one pass."""
 
 import math
+import time
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from mmrotate.models.task_modules.coders import MidpointOffsetCoder
 from mmrotate.structures.bbox import rbox2qbox
 
@@ -17,6 +19,12 @@ from s5.models.segmentor import build_segmentor
 SETTINGS = Settings(proposals=30, max_per_img=10, score_thr=0.0)
 SIZE = 64
 STDS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def scope() -> None:
+    """As after any training in the same process: mmengine then looks names up in its own registry first."""
+    DefaultScope.get_instance(f"test_{time.time_ns()}", scope_name="mmengine")
 
 
 @pytest.fixture

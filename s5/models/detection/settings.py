@@ -58,7 +58,7 @@ def oriented_rcnn(width: int, num_classes: int, settings: Settings) -> dict[str,
 
 def _rpn_head(proposals: dict[str, Any]) -> dict[str, Any]:
     return {
-        "type": "Float32OrientedRPNHead",
+        "type": "mmdet.Float32OrientedRPNHead",
         "in_channels": FPN_CHANNELS,
         "feat_channels": FPN_CHANNELS,
         "num_classes": 1,
@@ -93,7 +93,7 @@ def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
     return {
         "type": "mmdet.StandardRoIHead",
         "bbox_roi_extractor": {
-            "type": "EnlargingRoIExtractor",
+            "type": "mmdet.EnlargingRoIExtractor",
             "enlarge": settings.enlarge,
             "roi_layer": {
                 "type": "RoIAlignRotated",
@@ -105,7 +105,7 @@ def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
             "featmap_strides": list(STRIDES),
         },
         "bbox_head": {
-            "type": "Float32BBoxHead",
+            "type": "mmdet.Float32BBoxHead",
             "predict_box_type": "rbox",
             "in_channels": FPN_CHANNELS,
             "fc_out_channels": 1024,

@@ -105,10 +105,14 @@ def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch) -> DataLo
 
 def build_metrics(cfg: DetConfig, classes: Classes) -> list[DetectionMetric]:
     """Scores of every task, named ``<task>/mAP50`` ..."""
-    return [
-        DetectionMetric(names, task, prefix=task, merge=cfg.tasks[task].merge)
-        for task, names in classes.items()
-    ]
+    metrics = []
+    for task, names in classes.items():
+        whole = cfg.tasks[task].whole
+        labels = None if whole is None else cfg.data_root / whole
+        metrics.append(
+            DetectionMetric(names, task, prefix=task, merge=labels is not None, annotations=labels)
+        )
+    return metrics
 
 
 def build_steps(cfg: DetConfig, data: TrainingData) -> Steps:
@@ -163,9 +167,11 @@ def weights_meta(cfg: DetConfig, classes: Mapping[str, tuple[str, ...]]) -> dict
 
 
 def _where(root: Path, objects: ObjectsConfig) -> dict[str, Any]:
-    folders = objects.images if isinstance(objects.images, tuple) else (objects.images,)
+    def below(folders: Path | tuple[Path, ...]) -> list[Path]:
+        return [root / folder for folder in (folders if isinstance(folders, tuple) else (folders,))]
+
     return {
-        "images": [root / folder for folder in folders],
-        "annotations": root / objects.annotations,
+        "images": below(objects.images),
+        "annotations": below(objects.annotations),
         "split": None if objects.names is None else root / objects.names,
     }

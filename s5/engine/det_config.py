@@ -13,17 +13,21 @@ from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunCo
 class ObjectsConfig(Section):
     """Images and their objects; paths are relative to ``data_root`` unless absolute.
 
-    ``annotations`` is a folder of DOTA text files, or of DIOR-R's XML files, of the images' names. ``names``
-    is a file that lists the images to take; without it all are taken.
+    ``images`` and ``annotations`` are a folder each, or several; annotations are DOTA text files, or DIOR-R's
+    XML files, of the images' names. ``names`` is a file that lists the images to take; without it all are.
     """
 
     images: Path | tuple[Path, ...]
-    annotations: Path
+    annotations: Path | tuple[Path, ...]
     names: Path | None = None
 
 
 class DetTaskConfig(Section):
-    """One data set."""
+    """One data set.
+
+    With ``whole``, the validation images are windows, and this is the folder with the labels of the images
+    that they were cut from: scores are then those of the whole images, with detections merged.
+    """
 
     classes: str | tuple[str, ...]
     train: ObjectsConfig
@@ -32,7 +36,7 @@ class DetTaskConfig(Section):
     weight: PositiveFloat = 1.0
     flip: bool = True
     skip_empty: bool = False
-    merge: bool = False
+    whole: Path | None = None
 
 
 class DetModelConfig(Section):
@@ -60,7 +64,10 @@ class DetOptimConfig(OptimConfig):
 
 
 class DetScheduleConfig(Section):
-    """Length and intervals in epochs. An epoch draws every image of the largest data set once."""
+    """Length and intervals in epochs.
+
+    An epoch is as many whole steps as the images of the data set that takes longest suffice for.
+    """
 
     epochs: Positive = 12
     milestones: tuple[Positive, ...] = (8, 11)

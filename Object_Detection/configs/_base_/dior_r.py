@@ -2,7 +2,10 @@
 
 _dior = dict(
     classes="dior_r",
-    train=dict(images="dior_r/trainval/images", annotations="dior_r/trainval/annotations"),
+    train=dict(  # on train and val together, as the field does
+        images=("dior_r/train/images", "dior_r/val/images"),
+        annotations=("dior_r/train/annotations", "dior_r/val/annotations"),
+    ),
     val=dict(images="dior_r/test/images", annotations="dior_r/test/annotations"),
     batch_size=2,  # per GPU
 )

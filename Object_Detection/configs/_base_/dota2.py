@@ -5,5 +5,5 @@ _dota = dict(
     train=dict(images="dota/train/images", annotations="dota/train/annotations"),
     val=dict(images="dota/val/images", annotations="dota/val/annotations"),
     batch_size=2,  # per GPU
-    merge=True,  # scores of the whole images
+    whole="dota/val/whole",  # labels of the whole images, of which the scores are
 )

@@ -13,8 +13,6 @@ from s5.models.detection.detector import MultiTaskDetector
 from s5.models.inference import to_unit
 from s5.models.task_model import TaskModel
 
-STRIDE = 32  # of the coarsest map of the backbone; inputs are padded to multiples
-
 
 class DetectionModel(TaskModel):
     """mmengine model around a :class:`~s5.models.detection.detector.MultiTaskDetector`.

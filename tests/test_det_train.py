@@ -1,4 +1,4 @@
-"""Detection runs of the entry script in this process: outputs, equal resume, scores of whole images, configs."""
+"""Detection runs of the entry script: outputs, equal resume, scores of whole images, configurations."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,8 @@ size = {SIZE}
 workers = 0
 model = dict(expert_channels=48, proposals=20, max_per_img=10, score_thr=0.0)
 optim = dict(warmup_iters=1)
-schedule = dict(epochs=3, milestones=(2,), steps_per_epoch=1, val_interval=3, keep_checkpoints=9, log_interval=1)
+schedule = dict(epochs=3, milestones=(2,), steps_per_epoch=1, val_interval=3)
+schedule.update(keep_checkpoints=9, log_interval=1)
 """
     )
     return path

@@ -4,7 +4,12 @@ Published names are ``{neck,rpn_head,roi_head}_{dior,dota}.*``. Shapes are those
 are counted in the other direction, and the classes of DOTA come in another order.
 """
 
-from s5.models.adapt import StateDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the class names are wanted where no model is
+    from s5.models.adapt import StateDict
 
 PARTS = ("neck", "rpn_head", "roi_head")
 TASKS = ("dior", "dota")

@@ -1,0 +1,85 @@
+"""What `predict.py` writes, and where."""
+
+import numpy as np
+import pytest
+import yaml
+from mdf_runs import REPO
+from predicting import TABLES, expected_ids, files, predict
+from processes import start_ranks
+
+from s5.data.errors import DataError
+from s5.data.image_io import read_image, read_mask
+from s5.data.labels import get_table
+from s5.engine.predict_files import _painted
+from s5.engine.predict_sources import find_sources
+
+
+def test_every_task_gets_masks_colours_and_overlays(checkpoint, model, images, tmp_path):
+    out = tmp_path / "out"
+    assert predict(checkpoint, images, out, "--overlay-alpha", "0.25") == 0
+    names = ["a.png", "deep/b.c.png", "deep/er/d.png"]
+    kinds = ("color", "index", "overlay")
+    written = [f"{task}/{kind}/{name}" for task in TABLES for kind in kinds for name in names]
+    assert files(out) == sorted([*written, *(f"{task}/prediction.yaml" for task in TABLES)])
+    varied = set()
+    for task, labels in TABLES.items():
+        for name, source in zip(names, ("a.png", "deep/b.c.jpg", "deep/er/d.png"), strict=True):
+            photo = read_image(images / source)
+            ids = labels.encode(read_mask(out / task / "index" / name), name)
+            assert np.array_equal(ids, expected_ids(model, photo, task))
+            color = read_image(out / task / "color" / name)
+            assert np.array_equal(color, labels.colorize(ids))
+            overlay = read_image(out / task / "overlay" / name).astype(float)
+            assert np.abs(overlay - (0.75 * photo + 0.25 * color)).max() <= 0.51
+            varied |= {(task, value) for value in np.unique(ids)}
+    assert len(varied) > 3
+
+
+def test_settings_tell_the_meaning_of_the_values(checkpoint, model, images, tmp_path):
+    predict(
+        checkpoint, images / "a.png", tmp_path / "out", "--crop", "64", "--tta", "flip", "--scales", "0.5"
+    )
+    settings = yaml.safe_load((tmp_path / "out/ponds/prediction.yaml").read_text())
+    assert settings["labels"] == TABLES["ponds"].as_mapping()
+    assert (settings["mode"], settings["crop"], settings["stride"]) == ("slide_window", 64, 48)
+    assert (settings["tta"], settings["scales"]) == ("flip", [0.5])
+
+
+def test_one_task_one_kind_and_another_mode(checkpoint, model, images, tmp_path):
+    options = ("--task", "roofs", "--kinds", "index", "--mode", "original")
+    assert predict(checkpoint, images / "a.png", tmp_path / "out", *options) == 0
+    assert files(tmp_path / "out") == ["roofs/index/a.png", "roofs/prediction.yaml"]
+
+
+def test_a_pattern_keeps_the_folders_after_its_fixed_part(images, tmp_path):
+    names = [str(source.name) for source in find_sources(f"{images}/deep/**/*", tmp_path)]
+    assert names == ["b.c", "er/d"]
+    assert [str(source.name) for source in find_sources(str(images / "deep/er/d.png"), tmp_path)] == ["d"]
+
+
+def test_processes_share_the_images(checkpoint, model, images, tmp_path):
+    (images / "text.jpg").write_text("no image")
+    predict(checkpoint, images, tmp_path / "alone")
+    shared = [str(checkpoint), str(images), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    shared += ["--precision", "fp32"]
+    ranks = start_ranks(REPO / "Semantic_Segmentation/predict.py", shared, tmp_path, 3)
+    assert [process.wait() for process in ranks] == [1, 0, 0], [process.text() for process in ranks]
+    first, *others = (process.text() for process in ranks)
+    assert first.count("text.jpg: is not an image") == 1 and "3 images, 2 tasks" in first
+    assert not any(word in text for text in others for word in ("text.jpg", "2 tasks", "Traceback"))
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    for name in files(tmp_path / "out"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_two_images_of_one_name_are_an_error(checkpoint, model, images, tmp_path):
+    (images / "a.jpg").write_bytes((images / "deep/b.c.jpg").read_bytes())
+    with pytest.raises(DataError, match=r"a.jpg and .*a.png: their results would have the same name"):
+        predict(checkpoint, images, tmp_path / "out")
+
+
+def test_overlays_leave_the_background_as_it_is():
+    table = get_table({"name": "roofs", "classes": ["roof"], "palette": [[200, 0, 0]]})
+    ids, photo = np.array([[0, 1]], np.uint8), np.full((1, 2, 3), 100, np.uint8)
+    assert _painted("overlay", ids, table, photo, 0.5).tolist() == [[[100, 100, 100], [150, 50, 50]]]
+    assert _painted("color", ids, table, photo, 0.5).tolist() == [[[0, 0, 0], [200, 0, 0]]]

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.timing import device_name, markdown_table
 from s5.models.precision import has_bf16
+from s5.ops.cpu_memory import keep_freed_memory
 
 VARIANTS = {
     "plain float32": (True, None),
@@ -30,6 +32,7 @@ PAIRS = (
     ("S5 bf16", "plain float32"),
     ("S5 bf16", "plain, bf16 autocast"),
 )
+STATUS = Path("/proc/self/status")
 HEADER = ("step", "seconds", "images/s", "peak memory, GB")
 
 Step = Callable[[], object]
@@ -82,6 +85,8 @@ class StepBenchmark(NamedTuple):
         # The time of a single thread can be told apart from that of other processes.
         clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
         plain, dtype = VARIANTS[args.variant]
+        if not plain and args.device == "cpu":
+            keep_freed_memory()  # as every training run does
         before = peak_memory(args.device)
         step = (self.plain if plain else self.ours)(args, dtype)
         seconds = []
@@ -126,4 +131,7 @@ def peak_memory(device: str) -> int:
     """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():  # getrusage starts from the peak of the process that started this one
+        lines = STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -30,6 +30,7 @@ from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.sections import OptimConfig
 from s5.models.task_model import TaskModel
+from s5.ops.cpu_memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ def run_training(
     logger.info("%s on %s, precision %s", name, launch.device, model.dtype or "float32")
     logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)
     safety, custom_hooks = hooks
+    if launch.device.type == "cpu":
+        keep_freed_memory()
     runner = S5Runner(
         launch=launch,
         model=model,

@@ -15,6 +15,7 @@ from torch import Tensor
 # for another thread, let alone one that another process delays, takes longer than the table.
 ROWS = 32
 COLUMNS = 1000
+FURTHEST = torch.finfo(torch.float64).max
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -32,15 +33,19 @@ def enclosing_boxes(columns: Tensor) -> Tensor:
         columns: (6, ...) of `columns_of`.
 
     Returns:
-        (..., 4) as x1, y1, x2, y2.
+        (..., 4) as x1, y1, x2, y2, finite where the box has an area, else NaN.
     """
     x, y, w, h, cos, sin = columns
     half_x, half_y = (w * cos.abs() + h * sin.abs()) / 2, (w * sin.abs() + h * cos.abs()) / 2
-    return torch.stack((x - half_x, y - half_y, x + half_x, y + half_y), dim=-1)
+    corners = torch.stack((x - half_x, y - half_y, x + half_x, y + half_y), dim=-1)
+    has_area = ((w > 0) & (h > 0))[..., None]
+    return torch.where(has_area, corners.clamp(-FURTHEST, FURTHEST), torch.nan)
 
 
 def overlapping_pairs(first: Tensor, second: Tensor, count: int) -> Iterator[Pairs]:
-    """Find the pairs of upright boxes that overlap, without trying all of them.
+    """Find the pairs of upright boxes that overlap or touch, without trying all of them.
+
+    Touching counts, because a box that is smaller than the rounding of its place is a point here.
 
     Both sets are sorted by their left side. A few boxes of the first set can then only meet a
     contiguous piece of the second, and only this piece is compared.
@@ -77,13 +82,13 @@ def _pairs_by_rows(first: Tensor, second: Tensor) -> Iterator[Pairs]:
         return
     first, (x1, y1, x2, y2) = first[to_first], second[to_second].T.contiguous()
     blocks, furthest = first.split(ROWS), x2.cummax(0).values
-    begins = torch.searchsorted(furthest, first[::ROWS, 0].contiguous(), right=True).tolist()
-    ends = torch.searchsorted(x1, torch.stack([block[:, 2].max() for block in blocks])).tolist()
+    begins = torch.searchsorted(furthest, first[::ROWS, 0].contiguous()).tolist()
+    ends = torch.searchsorted(x1, torch.stack([block[:, 2].max() for block in blocks]), right=True).tolist()
     for row, block, begin, end in zip(range(0, len(first), ROWS), blocks, begins, ends, strict=True):
         left, top, right, bottom = block[..., None].unbind(1)
         for column in range(begin, end, COLUMNS):
             part = slice(column, min(column + COLUMNS, end))
-            overlap = (left < x2[part]) & (x1[part] < right) & (top < y2[part]) & (y1[part] < bottom)
+            overlap = (left <= x2[part]) & (x1[part] <= right) & (top <= y2[part]) & (y1[part] <= bottom)
             i, j = overlap.nonzero(as_tuple=True)
             yield to_first.index_select(0, row + i), to_second.index_select(0, column + j)
 

@@ -29,6 +29,7 @@ MODES = ("iou", "iof")
 PAIRS = 1 << 14  # computed at once, on a CPU: few, for the reasons given for the tables in s5.ops.boxes
 CUDA_PAIRS = 1 << 22
 SHORTEST = 1e-100  # extent of an edge, below which its inverse is not allowed to grow
+LEAST_AREA = 1e-150  # by whose square the gradient can still be divided
 NOISE = 2e-15  # shared area over the product of the sizes, five times what rounding gave of boxes apart
 
 
@@ -108,7 +109,7 @@ def _take(columns: Tensor, index: Tensor) -> list[Tensor]:
 def _overlap(first: Sequence[Tensor], second: Sequence[Tensor], mode: str) -> Tensor:
     shared, area1, area2 = _shared_area(first, second)
     whole = area1 if mode == "iof" else area1 + area2 - shared
-    has_area = whole > 0  # false for NaN as well
+    has_area = whole > LEAST_AREA  # false for NaN as well
     return torch.where(has_area, shared / torch.where(has_area, whole, 1), 0)
 
 

@@ -27,8 +27,10 @@ ROUNDS = 16
 def rotated_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
     """Choose the boxes that no better box of their class overlaps.
 
-    On a CPU only pairs whose enclosing boxes overlap are computed. On CUDA each block of 4096 boxes waits for
-    the device where it must be known how many boxes are kept and how many are left, and nowhere else.
+    On a CPU only pairs whose enclosing boxes overlap are computed. On CUDA all are. There up to 4096 boxes
+    wait for the device once, because it must be known how many are kept (and once more for every 16 boxes in
+    a row each of which decides about the next). More are taken in blocks of 4096, and each block waits once
+    more, for how many boxes are left.
 
     Args:
         boxes: (N, 5) as x, y, w, h, theta in radians.
@@ -60,8 +62,9 @@ def kept_in_order(boxes: Tensor, threshold: float, labels: Tensor | None = None)
     kept = []
     while len(rest):
         block, rest = rest[:BLOCK], rest[BLOCK:]
-        kept.append(block[conflicts.kept_among(block)])
-        rest = rest[~conflicts.suppressed(kept[-1], rest)]
+        kept.append(block.index_select(0, conflicts.kept_among(block)))
+        if len(rest):
+            rest = rest[~conflicts.suppressed(kept[-1], rest)]
     return torch.cat(kept) if kept else rest
 
 
@@ -76,7 +79,8 @@ class _Sparse:
         none = block[:0]
         first, second = map(torch.cat, zip((none, none), *self._pairs(block, block), strict=True))
         ahead = first < second
-        return torch.from_numpy(_greedy(len(block), first[ahead].numpy(), second[ahead].numpy()))
+        kept = _greedy(len(block), first[ahead].numpy(), second[ahead].numpy())
+        return torch.from_numpy(kept.nonzero()[0])
 
     def suppressed(self, kept: Tensor, rest: Tensor) -> Tensor:
         result = torch.zeros(len(rest), dtype=torch.bool)
@@ -125,15 +129,16 @@ def kept_by_rounds(conflicts: Tensor) -> Tensor:
             diagonal false.
 
     Returns:
-        (N,) bool, true where a box is kept.
+        (K,) int64 indices of the kept boxes, rising.
     """
     kept = torch.ones(len(conflicts), dtype=torch.bool, device=conflicts.device)
     while True:
         for _ in range(ROUNDS):
             before = kept
             kept = ~(conflicts & before[:, None]).any(dim=0)
-        if torch.equal(kept, before):  # waits for the device
-            return kept
+        both = torch.stack((before, kept)).cpu()  # waits for the device
+        if torch.equal(*both):
+            return both[1].nonzero().squeeze(1).to(conflicts.device, non_blocking=True)
 
 
 def _greedy(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import torch
-from s5.ops.cpu_memory import keep_freed_memory
+from s5.ops.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from s5.models.adapt import CheckpointError, drop_class_slot, fit_positions, split_experts
-from s5.models.convert import PUBLISHED_TASKS, convert, to_published
+from s5.models.convert import convert, to_published
+from s5.models.convert_published import PUBLISHED_TASKS
 from s5.models.segmentor import build_segmentor
 from s5.models.variants import Variant
 from s5.models.vit import ViT

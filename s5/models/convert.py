@@ -17,13 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
-from s5.models import convert_detection as detection
+from s5.models import convert_published as published
 from s5.models.adapt import CheckpointError, StateDict, drop_class_slot
-
-# Tasks of the released multi-dataset model, in the order of its experts.
-PUBLISHED_TASKS = ("vaihingen", "potsdam", "openearthmap", "loveda")
-PUBLISHED_SPELLING = {"openearthmap": "OpenEarthMap"}
-DEFAULT_TASK = "seg"
+from s5.models.convert_detection import PARTS
+from s5.models.convert_published import BLOCK_KEY, has_name
 
 KNOWN_LAYOUTS = (
     "S5 (blocks.*, pyramid.*)",
@@ -34,29 +31,6 @@ CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student", "
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 # Groups: prefix of the model, prefix of the encoder in it (None where the model is the encoder).
 ANCHOR = re.compile(r"^((?:.*?\.)??)((?:encoder|backbone)\.)?patch_embed\.proj(?:ection)?\.weight$")
-BLOCK_KEY = re.compile(r"^(?:blocks|layers)\.(\d+)\.(.+)$")
-EXPERT_KEY = re.compile(r"^blocks\.\d+\.mlp\.experts\.([^.]+)\.")
-
-# Published name -> name here.
-BLOCK_NAMES = {
-    "ln1": "norm1",
-    "ln2": "norm2",
-    "attn.attn.in_proj_weight": "attn.qkv.weight",
-    "attn.attn.in_proj_bias": "attn.qkv.bias",
-    "attn.attn.out_proj": "attn.proj",
-    "ffn.layers.0.0": "mlp.fc1",
-    "ffn.layers.1": "mlp.fc2",
-    "ffn.experts": "mlp.experts",
-}
-BACKBONE_NAMES = {
-    "cls_token": "cls_token",
-    "pos_embed": "pos_embed",
-    "patch_embed.projection": "patch_embed.proj",
-    "fpn1.0": "pyramid.up4.0",
-    "fpn1.1.ln": "pyramid.up4.1",
-    "fpn1.3": "pyramid.up4.3",
-    "fpn2.0": "pyramid.up2",
-}
 OWN_BLOCK_NAMES = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.experts")
 OWN_BACKBONE_NAMES = ("cls_token", "pos_embed", "patch_embed.proj", "pyramid")
 
@@ -90,7 +64,7 @@ class Weights:
     @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts; empty for a dense backbone."""
-        return _experts(self.backbone)
+        return published.expert_names(self.backbone)
 
 
 def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
@@ -100,7 +74,7 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
         checkpoint: State dict, or a container such as ``{"model": state_dict}``; keys may have
             prefixes (``module.``, ``segmentor.`` ...).
         experts: Names of the experts of a published encoder, in order, where neither its heads nor
-            their number (four: `PUBLISHED_TASKS`) tell them.
+            their number (four: those of `s5.models.convert_published`) tell them.
 
     Raises:
         CheckpointError: The keys fit no known layout; the message lists some of them.
@@ -113,9 +87,12 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
     rest = {key: value for key, value in inner.items() if not key.startswith(encoder)} if encoder else {}
 
     if any(key.startswith("layers.") for key in whole):
-        layout, (backbone, unused) = "published S5", _from_published_encoder(whole)
-        heads, more = _from_published_heads(rest)
-        backbone = _name_experts(backbone, tuple(heads), tuple(experts))
+        layout = "published S5"
+        kept, unused = _select(whole, published.BLOCK_NAMES, published.BACKBONE_NAMES)
+        heads, more = published.from_published_heads(rest)
+        backbone = published.name_experts(
+            published.from_published_encoder(kept), tuple(heads), tuple(experts)
+        )
     elif any(key.startswith("blocks.") for key in whole):
         layout = "S5" if any(key.startswith("pyramid.") for key in whole) else "MAE or timm"
         backbone, unused = _select(whole, OWN_BLOCK_NAMES, OWN_BACKBONE_NAMES)
@@ -142,29 +119,13 @@ def to_published(state: Mapping[str, torch.Tensor]) -> StateDict:
         raise CheckpointError(
             f"not a state dict of this package's models: {weights.layout}, {weights.unused[:3]}"
         )
-    detects = any(_detects(head) for head in weights.heads.values())
-    prefix = ("backbone." if detects else "encoder.") if weights.heads else ""
-    experts = _published_order(weights.experts)
-    published = {prefix + _published_key(key, experts): value for key, value in weights.backbone.items()}
-    for task, head in weights.heads.items():
-        if detects:
-            meant = detection.to_published_meaning(task, head)
-            published |= {detection.published_key(task, name): value for name, value in meant.items()}
-            continue
-        decoder, classifier = _published_head_names(task, single=len(weights.heads) == 1)
-        names = {"decode_head": f"{decoder}.decode_head", "classifier": f"{classifier}.1"}
-        published |= {_rename(key, names): value for key, value in head.items()}
-    return published
-
-
-def _published_key(key: str, experts: tuple[str, ...]) -> str:
-    match = BLOCK_KEY.match(key)
-    if match is None:
-        return _rename(key, _inverse(BACKBONE_NAMES))
-    name = _rename(match[2], _inverse(BLOCK_NAMES))
-    if expert := EXPERT_KEY.match(key):
-        name = name.replace(f".{expert[1]}.", f".{experts.index(expert[1])}.")
-    return f"layers.{match[1]}.{name}"
+    encoder = published.to_published_encoder(weights.backbone, weights.experts)
+    prefix = ""
+    if weights.heads:
+        detects = any(map(published.detects, weights.heads.values()))
+        prefix = "backbone." if detects else "encoder."
+    named = {prefix + key: value for key, value in encoder.items()}
+    return named | published.to_published_heads(weights.heads)
 
 
 def _tensors(checkpoint: Mapping) -> StateDict:
@@ -186,18 +147,6 @@ def _locate_encoder(state: StateDict) -> tuple[str, str]:
     raise CheckpointError(_unrecognised(state))
 
 
-def _from_published_encoder(state: StateDict) -> tuple[StateDict, list[str]]:
-    kept, unused = _select(state, BLOCK_NAMES, BACKBONE_NAMES)
-    renamed = {}
-    for key, value in kept.items():
-        match = BLOCK_KEY.match(key)
-        name = (
-            f"blocks.{match[1]}.{_rename(match[2], BLOCK_NAMES)}" if match else _rename(key, BACKBONE_NAMES)
-        )
-        renamed[name] = value
-    return renamed, unused
-
-
 def _select(
     state: StateDict, block_names: Iterable[str], names: Iterable[str]
 ) -> tuple[StateDict, list[str]]:
@@ -205,9 +154,9 @@ def _select(
     kept, unused = {}, []
     for key, value in state.items():
         match = BLOCK_KEY.match(key)
-        if match and not _has_name(match[2], block_names):
+        if match and not has_name(match[2], block_names):
             raise CheckpointError(_unsupported(key))
-        if match or _has_name(key, names):
+        if match or has_name(key, names):
             kept[key] = value
         else:
             unused.append(key)
@@ -220,90 +169,11 @@ def _from_own_heads(state: StateDict) -> tuple[dict[str, StateDict], list[str]]:
     for key, value in state.items():
         part, _, rest = key.partition(".")
         task, _, name = rest.partition(".")
-        if part == "heads" and _has_name(name, ("decode_head", "classifier", *detection.PARTS)):
+        if part == "heads" and has_name(name, ("decode_head", "classifier", *PARTS)):
             heads.setdefault(task, {})[name] = value
         else:
             unused.append(key)
     return heads, unused
-
-
-def _from_published_heads(state: StateDict) -> tuple[dict[str, StateDict], list[str]]:
-    several = any(key.startswith("semseghead_") for key in state)
-    spelling = {old: new for new, old in PUBLISHED_SPELLING.items()}
-    heads: dict[str, StateDict] = {}
-    unused = []
-    for key, value in state.items():
-        if (found := detection.from_published(key)) is not None:
-            heads.setdefault(found[0], {})[found[1]] = value
-            continue
-        part, _, name = key.partition(".")
-        kind, _, suffix = part.partition("_")
-        if kind not in ("semsegdecoder", "semseghead"):
-            unused.append(key)
-            continue
-        task = spelling.get(suffix, suffix) or (PUBLISHED_TASKS[0] if several else DEFAULT_TASK)
-        name = name if kind == "semsegdecoder" else name.replace("1.", "classifier.", 1)
-        heads.setdefault(task, {})[name] = value
-    heads = {
-        task: detection.to_our_meaning(task, head) if _detects(head) else head for task, head in heads.items()
-    }
-    return heads, unused
-
-
-def _detects(head: StateDict) -> bool:
-    return any(_has_name(name, detection.PARTS) for name in head)
-
-
-def _name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[str, ...]) -> StateDict:
-    """Replace the experts' numbers by task names."""
-    count = len(_experts(backbone))
-    if not count:
-        return backbone
-    if len(heads) == count:
-        names = _published_order(heads)
-    elif count == len(PUBLISHED_TASKS):
-        names = PUBLISHED_TASKS
-    elif count == len(experts):
-        names = experts
-    else:
-        raise CheckpointError(f"the checkpoint has {count} experts without names; the model's are {experts}")
-    return {
-        key.replace(f".experts.{match[1]}.", f".experts.{names[int(match[1])]}.")
-        if (match := EXPERT_KEY.match(key))
-        else key: value
-        for key, value in backbone.items()
-    }
-
-
-def _experts(backbone: StateDict) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(match[1] for key in backbone if (match := EXPERT_KEY.match(key))))
-
-
-def _published_order(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    known = (PUBLISHED_TASKS, detection.TASKS)
-    return next((order for order in known if set(order) == set(tasks)), tasks)
-
-
-def _published_head_names(task: str, single: bool) -> tuple[str, str]:
-    if single:
-        return "semsegdecoder", "semseghead"
-    suffix = PUBLISHED_SPELLING.get(task, task)
-    decoder = "semsegdecoder" if task == PUBLISHED_TASKS[0] else f"semsegdecoder_{suffix}"
-    return decoder, f"semseghead_{suffix}"
-
-
-def _rename(key: str, names: Mapping[str, str]) -> str:
-    """Replace the leading part of a key; the key must have one of `names`."""
-    old = next(name for name in names if _has_name(key, (name,)))
-    return names[old] + key[len(old) :]
-
-
-def _inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {new: old for old, new in names.items()}
-
-
-def _has_name(key: str, names: Iterable[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _unsupported(key: str) -> str:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from s5.engine.command import run_command
-from s5.engine.predict_command import predict, prediction_parser, start
+from s5.engine.predict_command import predict, prediction_parser, report, start
 from s5.engine.predict_files import KINDS, Target
 
 HERE = Path(__file__).resolve().parent
@@ -44,12 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     tasks = [] if args.task == ["all"] else args.task
     target = Target(args.out, {}, tuple(dict.fromkeys(args.kinds)), args.overlay_alpha)
-    problems = predict(args, start(args.device), args.input, tasks, target)
-    for problem in problems:
-        print("error:", problem, file=sys.stderr)
-    if problems:
-        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
-    return 1 if problems else 0
+    return report(predict(args, start(args.device), args.input, tasks, target))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from s5.engine.hooks.summary import SUMMARY_FILE
@@ -44,12 +45,13 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
     if not metrics.exists() or json.loads(metrics.read_text())["iteration"] != iterations:
         script, *arguments = command
         arguments += ["--work-dir", str(work_dir), "--resume"]
-        _run([sys.executable, str(REPO / script), *arguments])
+        run_command_line([sys.executable, REPO / script, *arguments])
     return json.loads(metrics.read_text())
 
 
-def _run(command: list[str]) -> None:
-    process = subprocess.Popen(command)
+def run_command_line(command: Sequence[object]) -> None:
+    """Run a command; its failure ends this script with its exit code."""
+    process = subprocess.Popen([str(part) for part in command])
     try:
         code = process.wait()
     except KeyboardInterrupt:  # the run has it too: it saves and leaves

@@ -1,5 +1,6 @@
 """Rotated boxes to test with, and their exact overlap."""
 
+import itertools
 import math
 
 import numpy as np
@@ -21,6 +22,16 @@ def random_boxes(
     return low + draws * (high - low)
 
 
+def extreme_boxes(count: int, dtype: torch.dtype) -> Tensor:
+    """Boxes (count, 5) of the largest and the smallest numbers, without area, far away, turned many times."""
+    limits = torch.finfo(dtype)
+    places = [0, 1e7, -1e7, 1e30, 1e-30, limits.max, -limits.max]
+    sizes = [0, -5, 1, 40, 1e7, 1e-30, 1e30, limits.tiny, limits.max, -limits.max]
+    angles = [0, 1.5, -1e6, 1e30]
+    boxes = torch.tensor(list(itertools.product(places, places[:3], sizes, sizes, angles)), dtype=dtype)
+    return boxes[torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))[:count]]
+
+
 def exact_overlap(boxes1: Tensor, boxes2: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """IoU and IoF of pairs of boxes in float64."""
     origin = boxes1[:, :2].double()
@@ -34,8 +45,10 @@ def exact_overlap(boxes1: Tensor, boxes2: Tensor) -> tuple[np.ndarray, np.ndarra
 
 
 def polygons(boxes: Tensor, origin: Tensor) -> np.ndarray:
-    x, y, w, h, theta = boxes.double().numpy().T[..., None]
+    """Polygons of boxes (N, 5), each seen from its own origin (N, 2): far ones are as exact as others."""
+    boxes = torch.cat((boxes[:, :2].double() - origin, boxes[:, 2:].double()), dim=1)
+    x, y, w, h, theta = boxes.numpy().T[..., None]
     u, v = UNIT_CORNERS[:, 0] * w, UNIT_CORNERS[:, 1] * h
     cos, sin = np.cos(theta), np.sin(theta)
     corners = np.stack((x + u * cos - v * sin, y + u * sin + v * cos), axis=-1)
-    return shapely.polygons(corners - origin.numpy()[:, None])
+    return shapely.polygons(corners)

@@ -24,11 +24,11 @@ FOLDERS = [
 ]
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.glob("**/*.md"))])
 NAMED = re.compile(
-    r"`((?:s5|tests|scripts|configs|docs|benchmarks|S4_Pretrain|Semantic_Segmentation)/[\w./]+\.\w+)`"
+    r"`((?:s5|tests|scripts|configs|docs|benchmarks|S4_Pretrain|Semantic_Segmentation|Object_Detection)/[\w./]+\.\w+)`"
 )
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-TREES = ("S4_Pretrain", "Semantic_Segmentation")
+TREES = ("S4_Pretrain", "Semantic_Segmentation", "Object_Detection")
 LAUNCHERS = {"train.sh": "S4_Pretrain/scripts", "md_finetune.sh": "Semantic_Segmentation/scripts"}
 LAUNCH = re.compile(rf"`((?:\w+=\S+ )*bash ({'|'.join(LAUNCHERS)}) [^`]+)`")
 
@@ -103,8 +103,10 @@ def test_every_file_of_a_tree_is_explained(tree: str) -> None:
     files = [p for p in (ROOT / tree).rglob("*") if p.suffix in (".py", ".sh", ".slurm", ".yaml")]
     assert len(files) > 3
     for path in files:
-        assert path in named, f"the tree in README.md lacks {path.relative_to(ROOT)}"
-        assert path.relative_to(ROOT / tree).as_posix() in page, f"{tree}/README.md does not name {path.name}"
+        own = path.relative_to(ROOT / tree)
+        places = [own, *(place for place in own.parents if len(place.parts) > 1)]  # or its folder
+        assert any(ROOT / tree / place in named for place in places), f"the tree in README.md lacks {path}"
+        assert any(place.as_posix() in page for place in places), f"{tree}/README.md does not name {own}"
 
 
 class Parsed(Exception):

@@ -186,7 +186,7 @@ def test_checkpoint_of_another_expert_width(root: Path, tmp_path: Path, moe_file
 
 
 def test_moe_checkpoint_for_a_dense_model(root: Path, tmp_path: Path, moe_file: Path) -> None:
-    message = r"experts for ponds, streets, the model has none: .*--backbone vit_t_moe"
+    message = r"experts for ponds, streets, the model has none: .*backbone with experts, vit_t_moe"
     fails(root, tmp_path, message, "--checkpoint", str(moe_file), backbone="vit_t")
 
 

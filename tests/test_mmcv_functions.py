@@ -1,7 +1,6 @@
 """mmcv's Python operators on top of ours, called as mmdetection and mmrotate call them."""
 
 import ast
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from rotated_boxes import random_boxes
+from s4p_runs import environment
 from torch import Tensor
 
 import s5  # noqa: F401 - before mmcv, which looks for its extension
@@ -166,9 +166,9 @@ def test_batched_nms() -> None:
 def test_in_a_spawned_worker(tmp_path) -> None:
     script = tmp_path / "work.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "S5_MMCV_EXT": "pure", "OMP_NUM_THREADS": "1"}
+    variables = environment() | {"S5_MMCV_EXT": "pure"}
     result = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, script], env=variables, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     iou, kept = ast.literal_eval(result.stdout)

@@ -104,7 +104,7 @@ def cosine(step: int, total: int, warmup: int) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `scheduler.step")
-@pytest.mark.parametrize(("total", "warmup"), [(1000, 0), (1000, 5), (3, 2)])
+@pytest.mark.parametrize(("total", "warmup"), [(1000, 0), (1000, 1), (1000, 5), (3, 2)])
 def test_schedule_warms_up_and_falls_to_zero(total: int, warmup: int) -> None:
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": [p], "lr": LR * share} for p, share in zip(parameters, (1, 0.5), strict=True)]
@@ -121,7 +121,7 @@ def test_schedule_warms_up_and_falls_to_zero(total: int, warmup: int) -> None:
     first = [rate / LR for rate, _ in rates]
     assert first[warmup:] == pytest.approx([cosine(i, total, warmup) for i in range(warmup, total)], abs=1e-9)
     assert total < 1000 or first[-1] < 1e-5
-    if warmup:
+    if warmup > 1:
         assert first[0] == pytest.approx(1e-3)
         steps = [b - a for a, b in zip(first[:warmup], first[1:warmup], strict=False)]
         assert all(step == pytest.approx(0.999 / (warmup - 1)) for step in steps), "linear"

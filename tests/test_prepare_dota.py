@@ -7,7 +7,7 @@ from oriented_data import paint, rectangles
 from s5.data.image_io import read_image, write_image
 from s5.data.oriented.annotations import AnnotationReader, make_objects, write_objects
 from s5.data.oriented.classes import DOTA_V1, DOTA_V2
-from s5.data.oriented.dataset import OrientedImages
+from s5.data.oriented.dataset import OrientedImages, OrientedValidation
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_objects, place_of
 from s5.data.prepare.__main__ import main
@@ -105,6 +105,20 @@ def test_test_part_has_no_labels(dota, tmp_path):
     assert len(windows) == 6 and all(objects is None for _, _, objects in windows)
     assert not (tmp_path / "root/dota/splits/test.txt").exists()
     assert not (tmp_path / "root/dota/test-dev/annotations").exists()
+
+
+def test_test_images_may_lie_in_the_folder_of_their_part(dota, tmp_path, capsys):
+    write_image(dota / "test-challenge/P0005.png", paint(OBJECTS, HEIGHT, WIDTH))
+    run(dota, tmp_path / "root")
+    assert len(list(parts_of(tmp_path / "root", "test-challenge"))) == 6
+    said = capsys.readouterr().out
+    assert "test=dict(images='dota/test-dev/images', names='dota/splits/test-dev.txt', windows=True)" in said
+    assert "train/annotations" in said and "test-dev/annotations" not in said
+    listed = tmp_path / "root/dota/splits/test-dev.txt"
+    images = OrientedValidation(
+        tmp_path / "root/dota/test-dev/images", None, DOTA_V2, "dota", size=64, split=listed
+    )
+    assert len(images) == 6 and len(images[0]["objects"]) == 0
 
 
 def test_several_scales(dota, tmp_path):

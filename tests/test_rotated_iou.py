@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from rotated_boxes import exact_overlap, random_boxes
+from rotated_boxes import exact_overlap, extreme_boxes, random_boxes
 from torch import Tensor
 
 from s5.ops import rotated_iou as module
@@ -51,6 +51,10 @@ def thin(boxes: Tensor) -> Tensor:
     return boxes * torch.tensor([1, 1, 10, 1e-3, 1])
 
 
+def scaled(boxes: Tensor, factor: float) -> Tensor:
+    return boxes * torch.tensor([factor] * 4 + [1], dtype=boxes.dtype)
+
+
 def on_grid(boxes: Tensor) -> Tensor:
     """Whole numbers and multiples of 45 degrees: many common corners and edges."""
     return torch.cat((boxes[:, :4].round(), (boxes[:, 4:] * 4 / math.pi).round() * math.pi / 4), dim=1)
@@ -65,6 +69,11 @@ PAIRS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "theta - pi": lambda: (BOXES, turned(BOXES, -math.pi)),
     "many turns": lambda: (turned(BOXES, 100 * math.pi), turned(OTHERS, -300)),
     "sides swapped": lambda: (BOXES, swapped(BOXES)),
+    "theta + pi, nearly equal 1e-6": lambda: (BOXES, turned(moved(BOXES, 1e-6), math.pi)),
+    "theta + pi, nearly equal 1e-3": lambda: (BOXES, turned(moved(BOXES, 1e-3), math.pi)),
+    "sides swapped, nearly equal 1e-6": lambda: (BOXES, swapped(moved(BOXES, 1e-6))),
+    "sides swapped, nearly equal 1e-3": lambda: (BOXES, swapped(moved(BOXES, 1e-3))),
+    "a million radians": lambda: (turned(BOXES, 1e6), turned(OTHERS, -1e6)),
     "equal": lambda: (BOXES, BOXES.clone()),
     "nearly equal 1e-7": lambda: (BOXES, moved(BOXES, 1e-7)),
     "nearly equal 1e-5": lambda: (BOXES, moved(BOXES, 1e-5)),
@@ -76,8 +85,11 @@ PAIRS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "thin, nearly equal": lambda: (thin(BOXES), moved(thin(BOXES), 1e-3)),
     "thin on square": lambda: (thin(BOXES), OTHERS),
     "far from the origin": lambda: (BOXES + FAR, moved(BOXES, 1.0) + FAR),
+    "very far from the origin": lambda: (BOXES + 100 * FAR, moved(BOXES, 1.0) + 100 * FAR),
     "small in huge": lambda: (BOXES, OTHERS * torch.tensor([1, 1, 1000, 1000, 1])),
-    "tiny": lambda: (BOXES * torch.tensor([1e-4] * 4 + [1]), OTHERS * torch.tensor([1e-4] * 4 + [1])),
+    "tiny": lambda: (scaled(BOXES, 1e-4), scaled(OTHERS, 1e-4)),
+    "1e-30": lambda: (scaled(BOXES, 1e-30), scaled(OTHERS, 1e-30)),
+    "1e30": lambda: (scaled(BOXES, 1e30), scaled(OTHERS, 1e30)),
     "corners and edges in common": lambda: (on_grid(BOXES), on_grid(OTHERS)),
 }
 
@@ -129,26 +141,26 @@ def test_no_boxes(rows: int, columns: int) -> None:
     assert rotated_iou(BOXES[:0], BOXES[:0], aligned=True).shape == (0,)
 
 
-def test_any_finite_box_gives_a_finite_overlap() -> None:
-    boxes = torch.tensor(
-        [
-            [1e38, 1e38, 3e38, 3e38, 1],
-            [-1e38, 3e38, 1e30, 3e38, 2],
-            [0, 0, 0, 0, 0],
-            [0, 0, 5, 0, 1],
-            [0, 0, -5, -5, 1],
-            [0, 0, 1e-30, 1e-30, 3],
-            [0, 0, 3, 3, 1e30],
-            [0, 0, 4, 4, 0],
-        ]
-    )
-    for mode in ("iou", "iof"):
-        result = rotated_iou(boxes, boxes, mode)
-        assert ((result >= 0) & (result <= 1)).all()
-        torch.testing.assert_close(
-            result, rotated_iou(boxes[:, None], boxes, mode, aligned=True), rtol=0, atol=0
-        )
-    assert result.diagonal().tolist() == [1, 1, 0, 0, 0, 1, 1, 1]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", ["iou", "iof"])
+def test_any_finite_box_gives_a_finite_overlap_and_gradient(mode: str, dtype: torch.dtype) -> None:
+    boxes = extreme_boxes(700, dtype).requires_grad_()
+    aligned = rotated_iou(boxes[:, None], boxes, mode, aligned=True)
+    assert ((aligned >= 0) & (aligned <= 1)).all()
+    (gradient,) = torch.autograd.grad(aligned.sum(), boxes)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(rotated_iou(boxes, boxes, mode), aligned.detach(), rtol=0, atol=0)
+
+
+def test_any_box_with_an_area_is_equal_to_itself() -> None:
+    """Also where it is smaller than the rounding of its place."""
+    boxes = extreme_boxes(2000, torch.float32)
+    low, high = boxes[:, 2:4].amin(1), boxes[:, 2:4].amax(1)
+    itself = rotated_iou(boxes[:, None], boxes[:, None]).squeeze()
+    has_area = (low > 0) & (high / low < 1e14)  # thinner ones are lost in the rounding
+    assert has_area.sum() > 200
+    assert torch.equal(itself[has_area], torch.ones(int(has_area.sum())))
+    assert torch.equal(itself[low <= 0], torch.zeros(int((low <= 0).sum())))
 
 
 def test_boxes_that_are_not_finite_overlap_nothing() -> None:
@@ -213,8 +225,7 @@ class TestInvariance:
 
     @pytest.mark.parametrize("factor", [1e-6, 0.7, 1e6])
     def test_scale_of_both(self, factor: float) -> None:
-        scale = torch.tensor([factor] * 4 + [1], dtype=torch.float64)
-        self.check(self.boxes1 * scale, self.boxes2 * scale)
+        self.check(scaled(self.boxes1, factor), scaled(self.boxes2, factor))
 
     def test_mirroring_of_both(self) -> None:
         mirror = torch.tensor([-1, 1, 1, 1, -1])
@@ -231,7 +242,7 @@ class TestInvariance:
 
 def test_overlapping_pairs_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (enclosing_boxes(columns_of(boxes[:700])) for boxes in (BOXES, OTHERS))
-    expected = ((first[:, None, :2] < second[:, 2:]) & (second[:, :2] < first[:, None, 2:])).all(-1)
+    expected = ((first[:, None, :2] <= second[:, 2:]) & (second[:, :2] <= first[:, None, 2:])).all(-1)
     monkeypatch.setattr("s5.ops.boxes.COLUMNS", 90)
     for count in (100, 999, 10**6):
         pieces = list(overlapping_pairs(first, second, count))

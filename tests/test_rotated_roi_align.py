@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rotated_boxes import extreme_boxes
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -125,19 +126,17 @@ def test_memory_format_does_not_matter(memory_format: torch.memory_format) -> No
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("ratio", [0, 2])
-def test_any_finite_region_gives_finite_output(ratio: int) -> None:
-    rois = torch.tensor(
-        [
-            [0, 5, 5, 0, 0, 0.3],
-            [1, 8, 3, -2, 9, -2],
-            [1, 1e30, -1e30, 3, 3, 1],
-            [0, 3, 3, 1e30, 1e30, 1],
-            [0, 3, 3, 5, 5, 1e30],
-        ]
-    )
-    grad = torch.randn(5, 3, 2, 3)
-    for result in gradient(torch.randn(2, 3, 9, 11), rois, Sampling((2, 3), 0.5, ratio), grad):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("ratio", "aligned", "clockwise"), FLAGS)
+def test_any_finite_region_gives_finite_output(
+    ratio: int, aligned: bool, clockwise: bool, dtype: torch.dtype
+) -> None:
+    boxes = extreme_boxes(60, dtype)
+    rois = torch.cat((torch.arange(60)[:, None] % 2, boxes), dim=1).to(dtype)
+    features, grad = torch.randn(2, 3, 9, 11).to(dtype), torch.randn(60, 3, 2, 3).to(dtype)
+    sampling = Sampling((2, 3), 0.5, ratio, aligned, clockwise)
+    for result in gradient(features, rois, sampling, grad):
+        assert result.dtype == dtype
         assert result.isfinite().all()
 
 

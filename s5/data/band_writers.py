@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from s5.data.geotiff import require_rasterio
+from s5.data.geotiff import georeference, require_rasterio
 from s5.data.image_io import write_image, write_mask
 
 
@@ -75,9 +75,7 @@ class TiffWriter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(like) as source:
-                place = {"crs": source.crs, "transform": source.transform}
-                if source.transform.is_identity:  # rasterio's word for none
-                    place = {}
+                place = georeference(source)
                 height, width = source.height, source.width
             self._file = rasterio.open(
                 self._temporary,
@@ -92,7 +90,7 @@ class TiffWriter:
                 bigtiff="if_safer",
                 photometric="rgb" if channels == 3 else "minisblack",
                 interleave="pixel",
-                **place,
+                **({} if place is None else place._asdict()),
             )
 
     def write(self, top: int, left: int, band: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,31 @@ from s5.data.errors import ImageError
 from s5.data.intensity import stretch, stretch_limits
 
 if TYPE_CHECKING:
+    from rasterio import Affine
+    from rasterio.crs import CRS
     from rasterio.io import DatasetReader
 
 _SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a copy reduced to about this side
 _CACHE_BYTES = 256 << 20  # holds the strips of a row of windows, so that each is decoded once
+
+
+class Georeference(NamedTuple):
+    """Where on the earth an image is.
+
+    Attributes:
+        crs: reference system of the map coordinates; None where the file does not name it.
+        transform: from columns and rows to map coordinates.
+    """
+
+    crs: CRS | None
+    transform: Affine
+
+
+def georeference(dataset: DatasetReader) -> Georeference | None:
+    """Where an open image is; None for one without map coordinates."""
+    if dataset.transform.is_identity:  # rasterio's word for none
+        return None
+    return Georeference(dataset.crs, dataset.transform)
 
 
 class Raster:
@@ -31,11 +52,13 @@ class Raster:
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
+        georeference: where on the earth it is; None where it does not say.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
         self._dataset, self._path = dataset, path
         self.height, self.width = int(dataset.height), int(dataset.width)
+        self.georeference = georeference(dataset)
         self._colors = _color_map(dataset)
         # Two bands are grey and alpha.
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 MIN_BACKBONE_SHARE = 0.9
 NAMES_SHOWN = 6
 UNUSED_CLASSIFIER = "decode_head.conv_seg"
+CLASSIFIERS = ("classifier.", "roi_head.bbox_head.fc_cls.")  # of segmentation and detection
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def load_weights(
         tensors = {f"backbone.{key}": value for key, value in tensors.items()}
     if isinstance(heads := getattr(model, "heads", None), nn.ModuleDict):
         tensors |= _match_heads(weights.heads, tuple(heads))
+        notes += _other_tasks(tuple(weights.heads), tuple(heads))
     else:
         tensors |= {f"heads.{task}.{k}": v for task, head in weights.heads.items() for k, v in head.items()}
 
@@ -149,7 +151,7 @@ def _check_architecture(weights: Weights, backbone: ViT) -> None:
 def _name_of(width: int, depth: int, patch: int) -> str:
     for name, variant in VARIANTS.items():
         if (variant.width, variant.depth, variant.patch) == (width, depth, patch):
-            return f". The checkpoint is {name}: use --backbone {name}"
+            return f". The checkpoint is {name}: choose {name} as the backbone"
     return f". No backbone of this package has that form; there are {', '.join(VARIANTS)}"
 
 
@@ -175,13 +177,12 @@ def _check_experts(weights: Weights, backbone: ViT) -> None:
     has = f"the checkpoint has experts for {', '.join(theirs)}"
     if not ours:
         raise CheckpointError(
-            f"{has}, the model has none: use a backbone with experts, such as --backbone "
-            f"{backbone.variant.name}_moe"
+            f"{has}, the model has none: choose a backbone with experts, {backbone.variant.name}_moe"
         )
     if lacking := [task for task in ours if task not in theirs]:
         raise CheckpointError(
-            f"{has}, but none for {', '.join(lacking)}, which the model has: start from a dense checkpoint, "
-            f"or choose tasks of the checkpoint with --tasks"
+            f"{has}, but none for {', '.join(lacking)}, which the model has: start from a dense checkpoint "
+            f"(such as of S4P), or train tasks of the checkpoint alone"
         )
     width = len(weights.backbone[f"blocks.0.mlp.experts.{theirs[0]}.bias"])
     if width != backbone.expert_channels:
@@ -195,10 +196,19 @@ def _match_heads(heads: Mapping[str, StateDict], tasks: tuple[str, ...]) -> Stat
     """Name the heads' tensors as in the model; the decoder of a lone head serves all tasks."""
     if len(heads) == 1:
         ((name, head),) = heads.items()
-        decoder = {key: value for key, value in head.items() if not key.startswith("classifier.")}
+        decoder = {key: value for key, value in head.items() if not key.startswith(CLASSIFIERS)}
         own = {name, tasks[0]} if len(tasks) == 1 else {name}
         heads = {task: head if task in own else decoder for task in tasks}
     return {f"heads.{task}.{key}": value for task, head in heads.items() for key, value in head.items()}
+
+
+def _other_tasks(theirs: tuple[str, ...], ours: tuple[str, ...]) -> list[str]:
+    """What to say of the heads of several tasks that are not all those of the model."""
+    strange, new = ([task for task in a if task not in b] for a, b in ((theirs, ours), (ours, theirs)))
+    if len(theirs) < 2 or not strange:
+        return []
+    rest = f"; {', '.join(new)} start from random weights" if new else ""
+    return [f"the model has no {', '.join(strange)}, whose heads are not loaded{rest}"]
 
 
 def _compare(

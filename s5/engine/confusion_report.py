@@ -1,8 +1,5 @@
 """A confusion matrix for people: as a picture, and as tables that spreadsheets open."""
 
-import csv
-import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +7,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from s5.data.image_io import write_bytes
+from s5.engine.reports import number_cell, write_csv
 from s5.ops.confusion import scores
 
 PER_CLASS = ("IoU", "F1", "Precision", "Recall", "Acc")
@@ -44,13 +41,13 @@ def write_class_csv(path: Path, matrix: Tensor, classes: Sequence[str]) -> None:
     """Write one line per class: scores in percent (empty where undefined) and pixels."""
     columns = (*PER_CLASS, "pixels", "predicted_pixels")
     rows = class_table(matrix, classes).items()
-    _write_csv(path, [["class", *columns], *([name, *map(_cell, row.values())] for name, row in rows)])
+    write_csv(path, [["class", *columns], *([name, *map(number_cell, row.values())] for name, row in rows)])
 
 
 def write_confusion_csv(path: Path, matrix: Tensor, classes: Sequence[str]) -> None:
     """Write pixel counts: a line per true class, a column per predicted one."""
     rows = zip(classes, matrix.tolist(), strict=True)
-    _write_csv(path, [["true \\ predicted", *classes], *([name, *row] for name, row in rows)])
+    write_csv(path, [["true \\ predicted", *classes], *([name, *row] for name, row in rows)])
 
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> np.ndarray:
@@ -134,15 +131,3 @@ def _upright(canvas: np.ndarray, text: str, x: int, y: int) -> None:
     _text(strip, text, 0, TEXT)
     turned = np.rot90(strip)
     canvas[y - width : y, x : x + height] = np.minimum(canvas[y - width : y, x : x + height], turned)
-
-
-def _cell(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return "" if math.isnan(value) else f"{value:.4f}"
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    write_bytes(path, text.getvalue().encode("utf-8"))

@@ -1,6 +1,7 @@
 """The pieces of a detection run, built from its configuration. The entry scripts put them together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from s5.data.build import TrainingData
+from s5.data.errors import DataError
 from s5.data.oriented.classes import get_classes
 from s5.data.oriented.dataset import OrientedImages, OrientedValidation
 from s5.data.oriented.loaders import objects_loader, objects_validation_loader
 from s5.engine.checkpoint_files import det_files
 from s5.engine.config import ConfigError
-from s5.engine.det_config import DetConfig, ObjectsConfig
+from s5.engine.det_config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.engine.detection_metric import DetectionMetric
 from s5.engine.hooks import CheckpointHook, DataStateHook, SafetyHook
 from s5.engine.hooks.boxes import BoxPicturesHook
@@ -75,43 +77,34 @@ def build_training_data(cfg: DetConfig, classes: Classes, launch: Launch) -> Tra
     Raises:
         DataError: images or annotations are missing or wrong, or fewer than one global step takes.
     """
-    sources = [
-        OrientedImages(
-            **_where(cfg.data_root, task.train),
-            classes=classes[name],
-            size=cfg.size,
-            flip=task.flip,
-            keep_empty=not task.skip_empty,
-            name=name,
-        )
-        for name, task in cfg.tasks.items()
-    ]
+    sources = [_training_images(cfg, name, classes[name]) for name in cfg.tasks]
     batch_sizes = [task.batch_size for task in cfg.tasks.values()]
     return objects_loader(sources, batch_sizes, cfg.seed, placement(launch, cfg.workers))
 
 
-def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch) -> DataLoader:
-    """The validation images of this process, of all tasks.
+def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch, part: str = "val") -> DataLoader:
+    """The validation images of this process, of all tasks; with ``part`` "test", those to be submitted.
 
     Raises:
         DataError: images or annotations are missing or wrong.
     """
-    parts = [
-        OrientedValidation(**_where(cfg.data_root, task.val), classes=classes[name], task=name, size=cfg.size)
-        for name, task in cfg.tasks.items()
-    ]
+    parts = [_whole_images(cfg, name, classes[name], part) for name in cfg.tasks]
     return objects_validation_loader(parts, placement(launch, cfg.workers))
 
 
 def build_metrics(cfg: DetConfig, classes: Classes) -> list[DetectionMetric]:
-    """Scores of every task, named ``<task>/mAP50`` ..."""
+    """Scores of every task, named ``<task>/mAP50`` ...
+
+    Raises:
+        DataError: the folder of the labels of whole images is missing.
+    """
     metrics = []
     for task, names in classes.items():
-        whole = cfg.tasks[task].whole
+        whole, leave_out = cfg.tasks[task].whole, cfg.tasks[task].leave_out
         labels = None if whole is None else cfg.data_root / whole
-        metrics.append(
-            DetectionMetric(names, task, prefix=task, merge=labels is not None, annotations=labels)
-        )
+        if labels is not None and not labels.is_dir():
+            raise DataError(f"tasks.{task}.whole: no folder {labels}; give that of the whole images' labels")
+        metrics.append(DetectionMetric(names, task, task, labels is not None, labels, leave_out))
     return metrics
 
 
@@ -166,12 +159,48 @@ def weights_meta(cfg: DetConfig, classes: Mapping[str, tuple[str, ...]]) -> dict
     }
 
 
-def _where(root: Path, objects: ObjectsConfig) -> dict[str, Any]:
+def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> OrientedImages:
+    task = cfg.tasks[name]
+    with _naming(f"tasks.{name}.train"):
+        return OrientedImages(
+            **_where(cfg.data_root, task.train),
+            classes=classes,
+            size=cfg.size,
+            flip=task.flip,
+            keep_empty=not task.skip_empty,
+            train_difficult=task.train_difficult,
+            leave_out=task.leave_out,
+            name=name,
+        )
+
+
+def _whole_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part: str) -> OrientedValidation:
+    task = cfg.tasks[name]
+    with _naming(f"tasks.{name}.{part}"):
+        return OrientedValidation(
+            **_where(cfg.data_root, getattr(task, part)),
+            classes=classes,
+            task=name,
+            size=cfg.size,
+            leave_out=task.leave_out,
+        )
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors say the key of the configuration whose data they are of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
+def _where(root: Path, objects: ObjectsConfig | DetTestConfig) -> dict[str, Any]:
     def below(folders: Path | tuple[Path, ...]) -> list[Path]:
         return [root / folder for folder in (folders if isinstance(folders, tuple) else (folders,))]
 
     return {
         "images": below(objects.images),
-        "annotations": below(objects.annotations),
+        "annotations": None if objects.annotations is None else below(objects.annotations),
         "split": None if objects.names is None else root / objects.names,
     }

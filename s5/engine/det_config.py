@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from s5.data.oriented.classes import CLASSES
 from s5.engine.config import Section
 from s5.engine.mdf_config import check_task_names
 from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunConfig, Share
@@ -22,21 +23,51 @@ class ObjectsConfig(Section):
     names: Path | None = None
 
 
+class DetTestConfig(Section):
+    """Test images, as a rule without annotations; paths as in :class:`ObjectsConfig`.
+
+    With ``windows``, the images are windows of larger ones, named as ``python -m s5.data.prepare dota`` names
+    them: their detections are merged.
+    """
+
+    images: Path | tuple[Path, ...]
+    annotations: Path | tuple[Path, ...] | None = None
+    names: Path | None = None
+    windows: bool = False
+
+
 class DetTaskConfig(Section):
     """One data set.
 
     With ``whole``, the validation images are windows, and this is the folder with the labels of the images
-    that they were cut from: scores are then those of the whole images, with detections merged.
+    that they were cut from: scores are then those of the whole images, with detections merged. ``test`` are
+    images to submit to a server; training does not read them.
+
+    ``train_difficult`` trains on difficult objects as on others, as mmrotate does; scores leave them out in
+    any case. ``leave_out`` names classes that the annotations have and the task has not.
     """
 
     classes: str | tuple[str, ...]
     train: ObjectsConfig
     val: ObjectsConfig
+    test: DetTestConfig | None = None
     batch_size: Positive = 2
     weight: PositiveFloat = 1.0
     flip: bool = True
     skip_empty: bool = False
+    train_difficult: bool = False
+    leave_out: tuple[str, ...] = ()
     whole: Path | None = None
+
+    @model_validator(mode="after")
+    def _left_out_classes_are_others(self) -> "DetTaskConfig":
+        named = CLASSES.get(self.classes, ()) if isinstance(self.classes, str) else self.classes
+        taken = {name.casefold() for name in named}
+        if both := [name for name in self.leave_out if name.casefold() in taken]:
+            raise ValueError(
+                f"leave_out has {', '.join(both)}, which classes has as well; take them out of one of the two"
+            )
+        return self
 
 
 class DetModelConfig(Section):
@@ -48,6 +79,10 @@ class DetModelConfig(Section):
     compile: bool = False
     enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
     proposals: Positive = 2000
+    anchors: Positive = 256
+    rois: Positive = 512
+    channels: Positive = 256
+    fc_channels: Positive = 1024
     score_thr: Share = 0.05
     nms: Share = 0.1
     max_per_img: Positive = 2000

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 AT_50, AT_75 = THRESHOLDS.index(0.5), THRESHOLDS.index(0.75)
 COLUMN = 12  # characters
-_Item = TypeVar("_Item")
+Item = TypeVar("Item")
 Found = dict[str, tuple[Detections, Objects]]
 
 
@@ -44,6 +44,7 @@ class DetectionMetric(BaseMetric):
         merge: put windows together before scoring.
         annotations: folder of the annotations (``.txt``) of whole images, for ``merge``; without it, their
             objects are those of the windows together.
+        leave_out: classes that these annotations may have, but that are not scored.
 
     Attributes:
         precision: of the last evaluation, of the whole images with ``merge``; in the main process only.
@@ -58,10 +59,12 @@ class DetectionMetric(BaseMetric):
         prefix: str = "",
         merge: bool = False,
         annotations: Path | str | None = None,
+        leave_out: Sequence[str] = (),
     ) -> None:
         super().__init__(prefix=prefix)
         self.classes, self.task, self.merge = tuple(classes), task, merge
         self.annotations = None if annotations is None else Path(annotations)
+        self._reader = AnnotationReader(classes, leave_out)
         self.precision: Precision | None = None
         self._matches: dict[str, Matches] = {}
         self._windows: Found = {}
@@ -79,7 +82,7 @@ class DetectionMetric(BaseMetric):
         for name, task, objects, sample in zip(*batch, data_samples, strict=True):
             if task != self.task:
                 continue
-            found = _detections(sample["pred_instances"])
+            found = detections_of(sample["pred_instances"])
             self._matches[name] = match(found, objects, len(self.classes))
             if self.merge:
                 self._windows[name] = found, objects
@@ -90,7 +93,7 @@ class DetectionMetric(BaseMetric):
         Raises:
             AnnotationError: annotations of the whole images cannot be read; in all processes.
         """
-        matches, windows = _gather(self._matches), _gather(self._windows)
+        matches, windows = gather(self._matches), gather(self._windows)
         self._matches, self._windows = {}, {}
         outcome: list[Any] = [None]
         if matches is not None and windows is not None:
@@ -122,8 +125,7 @@ class DetectionMetric(BaseMetric):
         if self.annotations is None:
             objects = merge_objects((name, part) for name, (_, part) in sorted(found.items()))
         else:
-            reader = AnnotationReader(self.classes)
-            objects = {image: reader.read(self.annotations / f"{image}.txt") for image in merged}
+            objects = {image: self._reader.read(self.annotations / f"{image}.txt") for image in merged}
         return {image: (merged[image], objects[image]) for image in merged}
 
     def _report(self, precision: Precision) -> dict[str, float]:
@@ -160,13 +162,14 @@ def _means(precision: Precision) -> dict[str, float]:
     return scores
 
 
-def _detections(instances: Mapping[str, Any]) -> Detections:
+def detections_of(instances: Mapping[str, Any]) -> Detections:
+    """Detections from a model's ``bboxes`` (n, 5), ``scores`` and ``labels``."""
     boxes = instances["bboxes"]
     boxes = getattr(boxes, "tensor", boxes)  # mmrotate's box type around a tensor
     return make_detections(*(values.cpu() for values in (boxes, instances["scores"], instances["labels"])))
 
 
-def _gather(items: dict[str, _Item]) -> dict[str, _Item] | None:
+def gather(items: dict[str, Item]) -> dict[str, Item] | None:
     """What all processes have, in the main process; None in the others."""
     if not dist.is_initialized():
         return items

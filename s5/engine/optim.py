@@ -95,8 +95,10 @@ def step_schedule(milestones: Sequence[int], gamma: float, warmup_iters: int = 0
 
 
 def _warmup(iters: int) -> list[dict[str, Any]]:
+    if iters < 2:  # a ramp of one step has nothing to rise from, and LinearLR would stay at its start
+        return []
     linear = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": iters}
-    return [linear] if iters else []
+    return [linear]
 
 
 def _undecayed(network: nn.Module) -> Iterable[str]:

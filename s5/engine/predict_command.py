@@ -3,40 +3,24 @@
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from s5.data.errors import ImageError
-from s5.data.folders import find_files
 from s5.engine import launch, trained
 from s5.engine.command import command_parser
 from s5.engine.config import ConfigError
 from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
 from s5.engine.launch import Launch
 from s5.engine.network import BACKBONES
-from s5.engine.predict_files import KINDS, Target
-from s5.engine.predict_settings import Settings, changes, settings_of, write_settings
-from s5.engine.predict_share import cannot_write, from_main, predict_share
-from s5.engine.predict_sources import Source, find_sources
+from s5.engine.predict_files import Target, predict_files
+from s5.engine.predict_plan import Request, carry_out
+from s5.engine.predict_settings import settings_of
+from s5.engine.predict_share import Work
 from s5.engine.trained import Recipe
 from s5.models.precision import PRECISIONS, resolve_precision
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be done, for all processes together.
-
-    Attributes:
-        sources: images to predict.
-        outdated: tasks whose results in the folder were made in another way.
-    """
-
-    sources: list[Source]
-    outdated: list[str]
 
 
 def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser:
@@ -69,10 +53,7 @@ def predict(
     target: Target,
     renew: bool = False,
 ) -> list[ImageError]:
-    """Predict images to files with the checkpoint of the command line; several processes share them.
-
-    Results that were made in another way (checkpoint, windows ...) are removed before the first is written:
-    after an interruption none is left to be taken for a new one.
+    """Predict images to files with the checkpoint of the command line; see :func:`predict_plan.carry_out`.
 
     Args:
         args: of :func:`prediction_parser`, with ``checkpoint`` and ``resume``.
@@ -93,22 +74,24 @@ def predict(
     recipe = _find_recipe(args, tasks)
     target = replace(target, tables=recipe.tables)
     dtype = resolve_precision(args.precision, place.device)
-    settings = settings_of(args, recipe, dtype)
-    plan = from_main(lambda: _plan(args, given, target, settings, renew), place)
-    if not plan.sources:
-        return []
-    model = trained.build_trained(
-        recipe, args.checkpoint, place.device, dtype, chosen_tta(args), args.allow_pickle
-    )
-    from_main(lambda: _prepare(target, plan, settings), place)
-    begin = time.monotonic()
-    problems = predict_share(model, plan.sources, target, place)
-    seconds = time.monotonic() - begin
-    done = len(plan.sources) - len(problems)
-    logger.info(
-        "%d images, %d tasks, %.1f s, %.2f images/s", done, len(recipe.tables), seconds, done / seconds
-    )
-    return problems
+    request = Request([given], target, settings_of(args, recipe, dtype), args.resume, renew)
+
+    def build() -> Work:
+        model = trained.build_trained(
+            recipe, args.checkpoint, place.device, dtype, chosen_tta(args), args.allow_pickle
+        )
+        return partial(predict_files, model, target=target)
+
+    return carry_out(request, build, place)
+
+
+def report(problems: Sequence[ImageError]) -> int:
+    """Name the images that could not be read; returns the exit code."""
+    for problem in problems:
+        print("error:", problem, file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _find_recipe(args: argparse.Namespace, tasks: Sequence[str]) -> Recipe:
@@ -124,47 +107,3 @@ def _find_recipe(args: argparse.Namespace, tasks: Sequence[str]) -> Recipe:
         )
     recipe = recipe.only(tasks)
     return replace(recipe, inference=changed_inference(recipe.inference, args))
-
-
-def _plan(args: argparse.Namespace, given: str, target: Target, settings: Settings, renew: bool) -> _Plan:
-    sources = find_sources(given, target.folder)
-    changed = changes(target.folder, settings)
-    if changed and args.resume and not renew:
-        what = next(iter(changed.values()))
-        raise ConfigError(f"{what}; choose another folder, or leave out --resume to make them anew")
-    for task, what in changed.items():
-        _require_no_others(_results_of(target, [task]), sources, what)
-        logger.warning("%s; they are predicted again", what)
-    if changed or not args.resume:
-        return _Plan(sources, list(changed))
-    left = [source for source in sources if not all(path.exists() for path in target.paths(source))]
-    logger.info("%d of %d images are finished already", len(sources) - len(left), len(sources))
-    return _Plan(left, [])
-
-
-def _results_of(target: Target, tasks: Sequence[str]) -> Target:
-    """All that may be in a folder for some of the tasks, also what is not asked for now."""
-    return replace(target, tables={task: target.tables[task] for task in tasks}, kinds=KINDS)
-
-
-def _require_no_others(target: Target, sources: Sequence[Source], what: str) -> None:
-    """Refuse a folder where results would be left that were made in another way than it then says."""
-    ours = {path for source in sources for path in target.paths(source)}
-    folders = (target.folder / task / kind for task in target.tables for kind in target.kinds)
-    others = [path for folder in folders for path in find_files(folder) if path not in ours]
-    if others:
-        raise ConfigError(
-            f"{what}, and {len(others)} are of other images ({others[0]}); choose another folder, or remove "
-            f"{target.folder}"
-        )
-
-
-def _prepare(target: Target, plan: _Plan, settings: Settings) -> None:
-    """Remove results that would not be told from new ones, and say how the new ones are made."""
-    try:
-        for source in plan.sources:
-            for path in _results_of(target, plan.outdated).paths(source):
-                path.unlink(missing_ok=True)
-        write_settings(target.folder, settings)
-    except OSError as error:
-        raise cannot_write(target.folder, error) from None

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -43,6 +43,15 @@ class Target:
     tables: Mapping[str, LabelTable]
     kinds: Sequence[str] = KINDS
     alpha: float = 0.5
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.tables)
+
+    def all_of(self, tasks: Sequence[str]) -> "Target":
+        """The same with every kind of result for some of the tasks."""
+        return replace(self, tables={task: self.tables[task] for task in tasks}, kinds=KINDS)
 
     def paths(self, source: Source) -> list[Path]:
         """All results of an image."""

@@ -11,11 +11,12 @@ from s5.data.errors import ImageError
 from s5.engine import launch
 from s5.engine.config import ConfigError
 from s5.engine.launch import Launch
-from s5.engine.predict_files import Target, predict_files
 from s5.engine.predict_sources import Source
-from s5.models.segmentation_model import SegmentationModel
 
 T = TypeVar("T")
+
+Work = Callable[[Sequence[Source]], list[ImageError]]
+"""Predicts images to files; returns the errors of those that could not be read."""
 
 LONGEST_RUN = timedelta(days=30)  # that a process waits for the last one
 
@@ -35,10 +36,14 @@ def from_main(make: Callable[[], T], place: Launch) -> T:
     return made[0]
 
 
-def predict_share(
-    model: SegmentationModel, sources: Sequence[Source], target: Target, place: Launch
-) -> list[ImageError]:
+def predict_share(work: Work, sources: Sequence[Source], folder: Path, place: Launch) -> list[ImageError]:
     """Predict the images of this process; the main process waits for the others.
+
+    Args:
+        work: predicts images and writes the results.
+        sources: the images of all processes.
+        folder: of the results, for messages.
+        place: this process.
 
     Returns:
         Errors of images that could not be read: in the main process those of all, in the others none.
@@ -51,9 +56,9 @@ def predict_share(
     problems: list[ImageError] = []
     failure: ConfigError | None = None
     try:
-        problems = predict_files(model, sources[place.rank :: place.world_size], target)
+        problems = work(sources[place.rank :: place.world_size])
     except OSError as error:
-        failure = cannot_write(target.folder, error)
+        failure = cannot_write(folder, error)
     shares = [(problems, failure)]
     if place.world_size > 1:
         # Nobody leaves before all are done: torchrun ends the others of a process that ended with an error.

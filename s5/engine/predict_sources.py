@@ -34,8 +34,8 @@ class Source:
         return folder / f"{self.name}{'.tif' if self.is_tiff else '.png'}"
 
 
-def find_sources(given: str, out: Path) -> list[Source]:
-    """The images of a folder (with its subfolders), a file or a glob pattern, ordered by name.
+def find_sources(given: Sequence[str], out: Path) -> list[Source]:
+    """The images of folders (with their subfolders), files or glob patterns; of each ordered by name.
 
     Names are relative to the folder, or to the part of the pattern before its first wildcard; hidden files
     and earlier results in ``out`` are left out.
@@ -43,6 +43,17 @@ def find_sources(given: str, out: Path) -> list[Source]:
     Raises:
         DataError: nothing found, or two images whose results would have the same name.
     """
+    sources: dict[Path, Source] = {}
+    for source in (source for each in given for source in _sources(each, out)):
+        other = sources.setdefault(source.name, source)
+        if other.path != source.path:
+            raise DataError(
+                f"{other.path} and {source.path}: their results would have the same name; rename one"
+            )
+    return [*sources.values()]
+
+
+def _sources(given: str, out: Path) -> list[Source]:
     path = Path(given)
     if path.is_dir():
         root, files = path, find_images(path, leave_out=out)
@@ -56,15 +67,9 @@ def find_sources(given: str, out: Path) -> list[Source]:
         files = sorted(p for p in found if not results.intersection(_folders_of(p)))
     else:
         raise DataError(f"{given}: no such file or folder, and no pattern with * or ?")
-    sources: dict[Path, Source] = {}
-    for file in files:
-        source = Source(file, file.relative_to(root).with_suffix(""), _is_tiff(file))
-        other = sources.setdefault(source.name, source)
-        if other is not source:
-            raise DataError(f"{other.path} and {file}: their results would have the same name; rename one")
-    if not sources:
+    if not files:
         raise DataError(f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are")
-    return [*sources.values()]
+    return [Source(file, file.relative_to(root).with_suffix(""), _is_tiff(file)) for file in files]
 
 
 def _result_folders(out: Path, root: Path) -> set[Path]:

@@ -137,7 +137,7 @@ class S5Runner(Runner):
         if lacking:
             return (
                 f"it has no {', '.join(sorted(lacking))}. Checkpoints to resume from are named "
-                f"iter_<number>.pth; from weights alone, start a new run (--init or --checkpoint)"
+                "iter_<number>.pth; from weights alone, start a new run (--init, --checkpoint, --load-from)"
             )
         ours, theirs = unwrap(self.model).state_dict(), checkpoint["state_dict"]
         shapes = {

@@ -1,6 +1,6 @@
 """A trained model from its file: rebuilt from what the file says of itself, or from a configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,24 @@ class Recipe:
         Raises:
             ConfigError: unknown task; lists the known ones.
         """
-        for task in tasks:
-            if task not in self.tables:
-                raise ConfigError(f"unknown task {task!r}; this model's tasks: {', '.join(self.tables)}")
-        kept = [task for task in self.tables if task in tasks or not tasks]
+        kept = known_tasks(self.tables, tasks)
         return replace(
             self,
             tables={task: self.tables[task] for task in kept},
             inference={task: self.inference[task] for task in kept},
         )
+
+
+def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The tasks of a model that are wanted, in its order; all if none are named.
+
+    Raises:
+        ConfigError: unknown task; lists the known ones.
+    """
+    for task in wanted:
+        if task not in known:
+            raise ConfigError(f"unknown task {task!r}; this model's tasks: {', '.join(known)}")
+    return [task for task in known if task in wanted or not wanted]
 
 
 def recipe_of_meta(meta: Mapping[str, Any]) -> Recipe | None:

@@ -30,7 +30,7 @@ from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.sections import OptimConfig
 from s5.models.task_model import TaskModel
-from s5.ops.cpu_memory import keep_freed_memory
+from s5.ops.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

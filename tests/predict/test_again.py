@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from predicting import files, predict
 
-from s5.engine import predict_share
+from s5.engine import predict_command
 from s5.engine.config import ConfigError
 from s5.engine.predict_sources import find_sources
 
@@ -57,10 +57,10 @@ def test_no_result_of_another_checkpoint_outlives_an_interruption(
     predict(checkpoint, images, out, "--kinds", "color")  # in the same way: the other kinds are kept
     assert len(files(out)) == 2 * (3 * 3 + 1)
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict_share, "predict_files", interrupted)
+    monkeypatch.setattr(predict_command, "predict_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(checkpoint, images, out, "--stride", "16", "--task", "roofs", "--kinds", "index")
     left = [name for name in files(out) if "prediction.yaml" not in name]
@@ -93,7 +93,7 @@ def test_a_pattern_leaves_earlier_results_out(checkpoint, model, images, pattern
     for _ in range(2):
         options = ("--task", "ponds", "--kinds", "index")
         assert predict(checkpoint, f"{images}/{pattern}", images / out, *options) == 0
-    assert [Path(source.name).name for source in find_sources(f"{images}/{pattern}", images / out)] == [
+    assert [Path(source.name).name for source in find_sources([f"{images}/{pattern}"], images / out)] == [
         Path(name).name for name in found
     ]
     assert len(files(images)) == before + len(found) + 1

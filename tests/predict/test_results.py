@@ -52,9 +52,9 @@ def test_one_task_one_kind_and_another_mode(checkpoint, model, images, tmp_path)
 
 
 def test_a_pattern_keeps_the_folders_after_its_fixed_part(images, tmp_path):
-    names = [str(source.name) for source in find_sources(f"{images}/deep/**/*", tmp_path)]
+    names = [str(source.name) for source in find_sources([f"{images}/deep/**/*"], tmp_path)]
     assert names == ["b.c", "er/d"]
-    assert [str(source.name) for source in find_sources(str(images / "deep/er/d.png"), tmp_path)] == ["d"]
+    assert [str(source.name) for source in find_sources([str(images / "deep/er/d.png")], tmp_path)] == ["d"]
 
 
 def test_processes_share_the_images(checkpoint, model, images, tmp_path):

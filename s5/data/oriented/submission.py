@@ -16,6 +16,7 @@ import numpy as np
 from s5.data.errors import DataError
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
+from s5.data.oriented.text import corners_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,7 @@ def pack_dota(
         DataError: images are missing, unknown or have unusable names, a detection has values that cannot be,
             or the file is not named ``.zip``.
     """
-    if out.suffix.lower() != ".zip":
-        raise DataError(f"{out}: the server takes a .zip; name it so")
+    require_names(out, images)
     _require_all(detections, images)
     for name, found in detections.items():
         _require_sound(name, found, classes)
@@ -64,6 +64,21 @@ def pack_dota(
     if not counts.total():
         logger.warning("%s: there are no detections in it", out)
     return counts
+
+
+def require_names(out: Path, images: Sequence[str]) -> None:
+    """Refuse names that a submission cannot have.
+
+    Raises:
+        DataError: the file is not named ``.zip``, or names of images have a '/' or white space.
+    """
+    if out.suffix.lower() != ".zip":
+        raise DataError(f"{out}: the server takes a .zip; name it so")
+    _require_none(
+        [name for name in images if "/" in name or any(c.isspace() for c in name)],
+        "have '/' or white space",
+        len(images),
+    )
 
 
 def check_submission(path: Path, classes: Sequence[str], images: Sequence[str]) -> Counter[str]:
@@ -107,25 +122,24 @@ def _text(detections: Mapping[str, Detections], label: int) -> str:
         found = detections[image]
         own = found.select(found.labels == label)
         for score, corners in zip(own.scores, to_polygons(own.boxes).reshape(-1, 8), strict=True):
-            lines.append(f"{image} {score} {' '.join(f'{value:.2f}' for value in corners)}\n")
+            lines.append(f"{image} {score} {corners_text(corners)}\n")
     return "".join(lines)
 
 
 def _require_all(detections: Mapping[str, Detections], images: Sequence[str]) -> None:
-    for names, what in (
-        ([name for name in images if name not in detections], "have not been predicted"),
-        (sorted(detections.keys() - set(images)), "are no test images"),
-        (
-            [name for name in images if "/" in name or any(c.isspace() for c in name)],
-            "have '/' or white space",
-        ),
-    ):
-        if names:
-            more = " ..." if len(names) > SHOWN else ""
-            raise DataError(
-                f"{len(names)} of {len(images)} images {what}: {', '.join(names[:SHOWN])}{more}. A "
-                "submission has every test image, by its name without extension"
-            )
+    missing = [name for name in images if name not in detections]
+    _require_none(missing, "have not been predicted", len(images))
+    _require_none(sorted(detections.keys() - set(images)), "are no test images", len(images))
+
+
+def _require_none(names: Sequence[str], what: str, count: int) -> None:
+    """Refuse images of which something is said that must be said of none."""
+    if names:
+        more = " ..." if len(names) > SHOWN else ""
+        raise DataError(
+            f"{len(names)} of {count} images {what}: {', '.join(names[:SHOWN])}{more}. A submission has "
+            "every test image, by its name without extension"
+        )
 
 
 def _require_sound(name: str, found: Detections, classes: Sequence[str]) -> None:

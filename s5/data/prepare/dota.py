@@ -33,7 +33,7 @@ _EXPECTED = """expected below {src}, each part in a folder (train, val, test, te
   train/images/**/P0000.png ...             the images; of DOTA-v2.0, those of DOTA-v1.0 as well
   train/labelTxt-v2.0/**/P0000.txt ...      the oriented labels (labelTxt-v1.5 and -v1.0 for these versions,
                                             or labelTxt); the folders of horizontal ones are left out
-  val/images, val/labelTxt-v2.0, test-dev/images ...
+  val/images, val/labelTxt-v2.0, test-dev/images ...   test parts without labels, also without images/
 or images and labelTxt of one data set in this format, which becomes train.
 https://captain-whu.github.io/DOTA"""
 
@@ -150,10 +150,21 @@ class Dota(ObjectsRecipe):
         """Folders and classes."""
         folder = self.out / self.folder
         classes = ", ".join(self.classes) or VERSIONS[self.version]
-        return usage_of(folder, [part for part in self.parts if (folder / part).is_dir()], classes)
+        there = [part for part in self.parts if (folder / part).is_dir()]
+        labeled = [part for part in there if (folder / part / "annotations").is_dir()]
+        tests = [
+            f"{part}: {folder / part}/images, without labels; in a configuration test=dict(images="
+            f"'{self.folder}/{part}/images', names='{self.folder}/splits/{part}.txt', windows=True)"
+            for part in there
+            if part not in labeled
+        ]
+        return "\n".join([usage_of(folder, labeled, classes), *tests])
 
     def _part(self, part: str, folder: Path) -> list[Source]:
-        images = by_stem(find_images(folder / "images"))
+        found = find_images(folder / "images")
+        if part not in (TRAIN, VAL):
+            found = found or find_images(folder)  # there is nothing else in it
+        images = by_stem(found)
         texts = by_stem(self._texts(folder))
         if not images or (not texts and part in (TRAIN, VAL)):
             if images or texts:

@@ -1,11 +1,12 @@
 """Logs images per second, the share of time spent waiting for data, and peak memory."""
 
-import resource
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+from s5.ops.memory import peak_memory
 
 
 class ThroughputHook(Hook):
@@ -42,10 +43,3 @@ class ThroughputHook(Hook):
         hub.update_scalar("train/data_wait", wait / step)
         self._peak = max(self._peak, peak_memory(self.device))
         hub.update_scalar("train/peak_memory_gib", self._peak / 2**30)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -60,6 +60,23 @@ class MultiTaskDetector(nn.Module):
         parts = self._parts(images, samples, counts)
         return [found for _, head, features, own in parts for found in head.predict(features, own, rescale)]
 
+    def predict_all(
+        self, images: Tensor, samples: SampleList, rescale: bool = True
+    ) -> dict[str, list[InstanceData]]:
+        """Detections of the same images by every task; arguments as of :meth:`predict`.
+
+        A dense backbone computes its feature maps once for all heads; one with experts goes through once with
+        the images repeated for every task.
+        """
+        count = len(images)
+        if self.backbone.experts:
+            repeated = images.repeat(len(self.heads), 1, 1, 1), [*samples] * len(self.heads)
+            found = self.predict(*repeated, [count] * len(self.heads), rescale)
+            return {task: found[i * count : (i + 1) * count] for i, task in enumerate(self.heads)}
+        maps = self.backbone(images)
+        heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
+        return {task: head.predict(head.neck(maps), samples, rescale) for task, head in heads.items()}
+
     def _parts(
         self, images: Tensor, samples: SampleList, counts: Sequence[int]
     ) -> Iterator[tuple[str, OrientedRCNN, tuple[Tensor, ...], SampleList]]:

@@ -59,16 +59,25 @@ class DetectionModel(TaskModel):
             if mode == "loss":
                 return self._total(self.detector.loss(inputs, self._samples(images, batch, True), counts))
             found = self.detector.predict(inputs, self._samples(images, batch, False), counts)
-        return [
-            {
-                "pred_instances": {
-                    "bboxes": _tensor(result.bboxes),
-                    "scores": result.scores,
-                    "labels": result.labels,
-                }
-            }
-            for result in found
-        ]
+        return [{"pred_instances": _as_dict(result)} for result in found]
+
+    def predict_all(
+        self, images: Tensor, shapes: Sequence[tuple[int, int]], scales: Sequence[float]
+    ) -> dict[str, list[dict[str, Tensor]]]:
+        """Detections of the same images by every task, from one pass of the network.
+
+        Args:
+            images: (B, 3, S, S) uint8, padded at the right and bottom.
+            shapes: height and width of the images without padding.
+            scales: from the image file to the input.
+
+        Returns:
+            By task, of each image ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+        """
+        samples = self._samples(images, {"shapes": shapes, "scales": scales}, False)
+        with self.autocast():
+            found = self.detector.predict_all(self._prepare(to_unit(images)), samples)
+        return {task: [_as_dict(result) for result in results] for task, results in found.items()}
 
     def _total(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         weighted = [
@@ -96,6 +105,10 @@ class DetectionModel(TaskModel):
         if labels is not None:
             instances.labels = labels.to(self.device)
         return instances
+
+
+def _as_dict(found: InstanceData) -> dict[str, Tensor]:
+    return {"bboxes": _tensor(found.bboxes), "scores": found.scores, "labels": found.labels}
 
 
 def _tensor(boxes: RotatedBoxes | Tensor) -> Tensor:

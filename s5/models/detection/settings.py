@@ -5,7 +5,6 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 
-FPN_CHANNELS = 256
 STRIDES = (4, 8, 16, 32)
 ANGLE = "le90"
 
@@ -17,6 +16,11 @@ class Settings:
     Attributes:
         enlarge: factors of height and width of the RoIs before pooling; (1, 1) is mmrotate's way.
         proposals: proposals per image that the RPN hands on, before and after its NMS.
+        anchors: anchors per image that the RPN learns from, up to half of them on objects.
+        rois: proposals per image that the RoI head learns from, up to a quarter of them on objects; they
+            take most of the time of a step with a small backbone.
+        channels: width of FPN, RPN and pooled RoIs.
+        fc_channels: width of the RoI head's two linear layers.
         score_thr: detections below this score are dropped.
         nms: rotated IoU above which the lower of two detections of a class is dropped.
         max_per_img: detections kept per image.
@@ -24,6 +28,10 @@ class Settings:
 
     enlarge: tuple[float, float] = (1.4, 1.2)
     proposals: int = 2000
+    anchors: int = 256
+    rois: int = 512
+    channels: int = 256
+    fc_channels: int = 1024
     score_thr: float = 0.05
     nms: float = 0.1
     max_per_img: int = 2000
@@ -47,20 +55,20 @@ def oriented_rcnn(width: int, num_classes: int, settings: Settings) -> dict[str,
         "neck": {
             "type": "mmdet.FPN",
             "in_channels": [width] * 4,
-            "out_channels": FPN_CHANNELS,
+            "out_channels": settings.channels,
             "num_outs": 5,
         },
-        "rpn_head": _rpn_head(proposals),
+        "rpn_head": _rpn_head(proposals, settings),
         "roi_head": _roi_head(num_classes, settings),
         "proposals": _config(proposals),
     }
 
 
-def _rpn_head(proposals: dict[str, Any]) -> dict[str, Any]:
+def _rpn_head(proposals: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return {
         "type": "mmdet.Float32OrientedRPNHead",
-        "in_channels": FPN_CHANNELS,
-        "feat_channels": FPN_CHANNELS,
+        "in_channels": settings.channels,
+        "feat_channels": settings.channels,
         "num_classes": 1,
         "anchor_generator": {
             "type": "mmdet.AnchorGenerator",
@@ -80,7 +88,7 @@ def _rpn_head(proposals: dict[str, Any]) -> dict[str, Any]:
         "train_cfg": _config(
             {
                 "assigner": _assigner(0.7, 0.3, "RBbox2HBboxOverlaps2D"),
-                "sampler": _sampler(256, 0.5, add_truth=False),
+                "sampler": _sampler(settings.anchors, 0.5, add_truth=False),
                 "allowed_border": 0,
                 "pos_weight": -1,
             }
@@ -101,14 +109,14 @@ def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
                 "sampling_ratio": 2,
                 "clockwise": True,
             },
-            "out_channels": FPN_CHANNELS,
+            "out_channels": settings.channels,
             "featmap_strides": list(STRIDES),
         },
         "bbox_head": {
             "type": "mmdet.Float32BBoxHead",
             "predict_box_type": "rbox",
-            "in_channels": FPN_CHANNELS,
-            "fc_out_channels": 1024,
+            "in_channels": settings.channels,
+            "fc_out_channels": settings.fc_channels,
             "roi_feat_size": 7,
             "num_classes": num_classes,
             "reg_predictor_cfg": {"type": "mmdet.Linear"},
@@ -129,7 +137,7 @@ def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
         "train_cfg": _config(
             {
                 "assigner": _assigner(0.5, 0.5, "RBboxOverlaps2D"),
-                "sampler": _sampler(512, 0.25, add_truth=True),
+                "sampler": _sampler(settings.rois, 0.25, add_truth=True),
                 "pos_weight": -1,
             }
         ),

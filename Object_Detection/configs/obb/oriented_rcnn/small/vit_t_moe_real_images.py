@@ -1,0 +1,53 @@
+"""ViT-T with experts on two small data sets of real images; scripts/real_images_det.py runs this.
+
+`dota14` is trained on and scored on the same images: whether all objects can be learned by heart shows
+whether data, boxes, losses and scores belong together. `ucas_aod` has images held out.
+"""
+
+data_root = "work_dirs/real_images_det/data"  # the script sets it
+load_from = None  # weights of S4P
+
+backbone = "vit_t_moe"
+_dota = dict(images="dota14/train/images", annotations="dota14/train/annotations")
+tasks = dict(
+    ucas=dict(
+        classes=("plane", "car"),
+        train=dict(images="ucas/train/images", annotations="ucas/train/annotations"),
+        val=dict(images="ucas/val/images", annotations="ucas/val/annotations"),
+        whole="ucas/val/whole",
+        batch_size=1,
+        skip_empty=True,
+    ),
+    dota14=dict(
+        classes="dota_v1",
+        train=_dota,
+        val=_dota,
+        whole="dota14/train/whole",
+        batch_size=3,
+        skip_empty=True,
+        flip=False,  # it shall be learned by heart
+    ),
+)
+size = 512
+workers = 1
+
+model = dict(
+    expert_channels=48,  # a quarter of ViT-T's 192
+    drop_path=0.0,
+    channels=128,
+    fc_channels=512,
+    proposals=1000,
+    rois=256,
+    max_per_img=500,
+)
+optim = dict(lr=5e-4, layer_decay=1.0, warmup_iters=50)
+schedule = dict(
+    epochs=10,
+    milestones=(7, 9),
+    steps_per_epoch=120,
+    val_interval=5,
+    checkpoint_interval=1,
+    keep_checkpoints=1,
+    log_interval=20,
+)
+seed = 0

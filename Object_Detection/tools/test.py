@@ -1,0 +1,124 @@
+"""Scores a trained detector on the validation images of its tasks, and writes what DOTA's server takes.
+
+    python tools/test.py CONFIG work_dirs/NAME/vit_b_moe_det_best.pth
+    python tools/test.py CONFIG CKPT --tasks dior --out detections --cfg-options data_root=/data/det
+    python tools/test.py CONFIG CKPT --split test --submit dota=dota.zip         test images, without labels
+    torchrun --nproc_per_node 8 tools/test.py CONFIG CKPT ...                    the same results, sooner
+
+CHECKPOINT is a weights file (<backbone>_det*.pth) or a resumable one (iter_<n>.pth), with or without .pth.
+Writes to the work folder: scores.json, <task>_classes.csv, pictures/, train.log; to --out, the detections as
+<task>/<image>.txt, of whole images where the configuration says that the images are windows.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s5.engine import det, det_evaluation, det_trained, launch
+from s5.engine.checkpoint import read_checkpoint
+from s5.engine.command import add_common_options, run_command
+from s5.engine.config import ConfigError
+from s5.engine.det_evaluation import DetectionCollector, is_merged
+from s5.engine.evaluation import run_validation
+from s5.engine.hooks.boxes import BoxPicturesHook
+from s5.models.precision import resolve_precision
+
+logger = logging.getLogger("s5.test")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="Python configuration, or config.yaml of a run")
+    parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")
+    add_common_options(parser, "--options")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--split", choices=det_evaluation.PARTS, default="val", help="default: val")
+    parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the detections as text")
+    parser.add_argument(
+        "--submit", nargs="+", default=[], metavar="TASK=ZIP", help="write the file for DOTA's server"
+    )
+    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="images on a task's sheet")
+    parser.add_argument("--launcher", choices=["none", "pytorch"], help="not needed: seen by itself")
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.tasks = [name for part in args.tasks for name in part.split(",") if name]
+    return args
+
+
+def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Path]:
+    """Files to write by task.
+
+    Raises:
+        ConfigError: not TASK=ZIP, or a task that is not evaluated.
+    """
+    files = {task: Path(path) for task, separator, path in (item.partition("=") for item in given) if path}
+    if len(files) < len(given):
+        raise ConfigError(f"--submit {' '.join(given)}: expected TASK=FILE.zip, a file for each task")
+    for task in files:
+        if task not in tasks:
+            raise ConfigError(f"--submit {task}: no such task is evaluated; there are {', '.join(tasks)}")
+    return files
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns 0."""
+    args = parse_args(argv)
+    cfg = det_trained.load_det_config(args.config, args.cfg_options)
+    cfg = det_evaluation.select_part(cfg, args.split, args.tasks)
+    submissions = find_submissions(args.submit, list(cfg.tasks))
+    place = launch.start(args.device)
+    folder = "evaluation" if args.split == "val" else "evaluation_test"
+    work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
+    launch.setup_logging(work_dir, place)
+
+    recipe = det_trained.recipe_of_config(cfg)
+    det_trained.require_fit(
+        args.checkpoint, read_checkpoint(args.checkpoint, args.allow_pickle), recipe, args.config
+    )
+    classes = dict(recipe.classes)
+    loader = det.build_val_loader(cfg, classes, place, args.split)
+    images = {part.task: part for part in loader.dataset.datasets}
+    merged = {task: is_merged(cfg, task, args.split) for task in classes}
+    names = {task: det_evaluation.image_names(images[task], merged[task]) for task in submissions}
+    for task, out in submissions.items():
+        det_evaluation.require_submission(out, names[task], classes[task])
+
+    dtype = resolve_precision(cfg.precision, place.device)
+    model = det_trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+    metrics = (det.build_metrics if args.split == "val" else det_evaluation.build_scores)(cfg, classes)
+    wanted = list(classes) if args.out else list(submissions)
+    collectors = {task: DetectionCollector(classes[task], task, merged[task]) for task in wanted}
+    if not metrics and not collectors:
+        raise ConfigError("nothing to do: the images have no annotations; give --out or --submit")
+    hooks = [BoxPicturesHook(classes, args.pictures)]
+    scores = run_validation(
+        place,
+        work_dir,
+        f"test_{cfg.backbone}",
+        model,
+        loader,
+        [*metrics, *collectors.values()],
+        hooks,
+        cfg.schedule.log_interval,
+    )
+    if place.is_main:
+        for task, collector in collectors.items() if args.out else ():
+            det_evaluation.write_texts(args.out, collector)
+            logger.info("%d files in %s", len(collector.detections), args.out / task)
+        for task, out in submissions.items():
+            det_evaluation.submit(out, collectors[task], names[task])
+        if metrics:
+            settings = {"checkpoint": str(args.checkpoint), "split": args.split}
+            det_evaluation.write_reports(work_dir, metrics, scores, settings)
+            logger.info("scores and pictures are in %s", work_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

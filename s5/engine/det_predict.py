@@ -1,0 +1,196 @@
+"""Prediction of image files by a detector: cut into windows, in batches through the network, merged again."""
+
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+
+from s5.data.errors import ImageError
+from s5.data.geotiff import Georeference
+from s5.data.oriented.dataset import fit_image
+from s5.data.oriented.detections import Detections
+from s5.data.oriented.merge import merge_windows, window_name
+from s5.data.prepare.patches import Window, windows
+from s5.data.progress import Progress
+from s5.engine.ahead import ahead
+from s5.engine.det_results import DetResults, reduced, write_results
+from s5.engine.detection_metric import detections_of
+from s5.engine.lanes import Lanes
+from s5.engine.predict_pixels import Pixels, open_pixels, read_ahead
+from s5.engine.predict_sources import Source
+from s5.models.detection import DetectionModel
+
+logger = logging.getLogger(__name__)
+
+WRITERS = 4  # threads
+WAITING = 6  # images that wait to be written
+WHOLE = "image"  # in the names of windows
+READY = 2  # batches that are cut in advance
+GPU_BATCH = 4  # windows in one pass; on a CPU more than one take memory and no less time
+MANY = 100  # windows of an image, from which on their progress is told
+BAND_BYTES = 128 << 20  # pixels of a large image that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How images go into the network.
+
+    Attributes:
+        size: side of the square that the network sees, in pixels.
+        window: side of the windows in pixels of the image; an image with both sides within it is one.
+        overlap: pixels that neighbouring windows share.
+    """
+
+    size: int
+    window: int
+    overlap: int
+
+
+@dataclass
+class _Image:
+    """An image on its way.
+
+    Attributes:
+        source: the file.
+        georeference: where on the earth it is.
+        total: its windows.
+        drawing: what to draw on, see :func:`~s5.engine.det_results.reduced`; of a TIFF it is read at the end.
+        found: by task, name and detections of the windows that are done.
+    """
+
+    source: Source
+    georeference: Georeference | None
+    total: int
+    drawing: tuple[np.ndarray, int] | None
+    found: dict[str, list[tuple[str, Detections]]] = field(default_factory=dict)
+
+    def add(self, name: str, found: Mapping[str, Detections]) -> bool:
+        """Take what was found in a window; returns whether it was the last."""
+        for task, detections in found.items():
+            self.found.setdefault(task, []).append((name, detections))
+        return all(len(parts) == self.total for parts in self.found.values())
+
+    def merged(self) -> dict[str, Detections]:
+        """Detections of the whole image by task."""
+        if self.total == 1:
+            return {task: parts[0][1] for task, parts in self.found.items()}
+        return {task: merge_windows(parts)[WHOLE] for task, parts in self.found.items()}
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A window as the network takes it: padded square, shape without padding, scale."""
+
+    image: _Image
+    name: str
+    square: np.ndarray
+    scale: float
+    shape: tuple[int, int]
+
+
+def predict_files(
+    model: DetectionModel, sources: Sequence[Source], results: DetResults, how: Cutting
+) -> list[ImageError]:
+    """Predict images and write the results; reading, the network and writing overlap.
+
+    Images are held whole, TIFFs by bands of rows. Every result appears whole or not at all.
+
+    Args:
+        model: in evaluation mode, with the tasks of ``results``.
+        sources: the images.
+        results: where to.
+        how: windows and size.
+
+    Returns:
+        Errors of images that could not be read; the others are done.
+
+    Raises:
+        OSError: a result cannot be written.
+    """
+    problems: list[ImageError] = []
+    batch = GPU_BATCH if model.device.type == "cuda" else 1
+    written = 0
+    with (
+        Lanes(WRITERS, WAITING) as lanes,
+        Progress(len(sources), "predicting", "images", logger) as progress,
+        closing(ahead(_items(sources, results, how, problems), READY * batch)) as items,
+    ):
+        while group := list(islice(items, batch)):
+            for item, found in zip(group, _detect(model, group), strict=True):
+                if item.image.add(item.name, found):
+                    lanes.submit(written, _write, item.image, results)
+                    written += 1
+            if done := written + len(problems) - progress.done:
+                progress.update(done)
+        lanes.wait()
+    return problems
+
+
+def _items(
+    sources: Sequence[Source], results: DetResults, how: Cutting, problems: list[ImageError]
+) -> Generator[_Item]:
+    """The windows of all images, one image after the other."""
+    with closing(read_ahead(sources)) as images:
+        for source, image in images:
+            try:
+                with open_pixels(source, image) as pixels:
+                    yield from _windows(source, pixels, results, how)
+            except ImageError as error:
+                problems.append(error)
+
+
+def _windows(source: Source, pixels: Pixels, results: DetResults, how: Cutting) -> Iterator[_Item]:
+    places = windows(pixels.height, pixels.width, how.window, how.overlap)
+    in_memory = "drawings" in results.kinds and not source.is_tiff
+    image = _Image(source, pixels.georeference, len(places), reduced(pixels) if in_memory else None)
+    with ExitStack() as stack:
+        if len(places) >= MANY:
+            progress = stack.enter_context(Progress(len(places), str(source.name), "windows", logger))
+        for window, part in _parts(pixels, places):
+            yield _Item(
+                image,
+                window_name(WHOLE, how.window, window.left, window.top),
+                *fit_image(part, how.size),
+            )
+            if len(places) >= MANY:
+                progress.update()
+
+
+def _parts(pixels: Pixels, places: Sequence[Window]) -> Iterator[tuple[Window, np.ndarray]]:
+    """Windows with their pixels, which are read for many windows of a row at once."""
+    for _, row in groupby(places, lambda window: window.top):
+        windows_of_row = list(row)
+        top, height = windows_of_row[0].top, windows_of_row[0].height
+        columns = max(1, BAND_BYTES // (3 * height))
+        while windows_of_row:
+            left = windows_of_row[0].left
+            group = [w for w in windows_of_row if w.left + w.width <= left + columns] or windows_of_row[:1]
+            band = pixels.read(top, left, height, group[-1].left + group[-1].width - left)
+            for window in group:
+                yield window, band[:, window.left - left : window.left - left + window.width]
+            windows_of_row = windows_of_row[len(group) :]
+
+
+@torch.inference_mode()
+def _detect(model: DetectionModel, group: Sequence[_Item]) -> list[dict[str, Detections]]:
+    """Detections in pixels of each window, by task."""
+    images = torch.from_numpy(np.stack([item.square for item in group]))
+    if model.device.type == "cuda":
+        images = images.pin_memory()
+    images = images.to(model.device, non_blocking=True).permute(0, 3, 1, 2)
+    found = model.predict_all(images, [item.shape for item in group], [item.scale for item in group])
+    return [
+        {task: detections_of(instances[i]) for task, instances in found.items()} for i in range(len(group))
+    ]
+
+
+def _write(image: _Image, results: DetResults) -> None:
+    drawing = image.drawing
+    if drawing is None and "drawings" in results.kinds:
+        with open_pixels(image.source, None) as pixels:
+            drawing = reduced(pixels)
+    write_results(results, image.source, image.merged(), image.georeference, drawing)

@@ -1,0 +1,149 @@
+"""A prediction to files from its plan to its end: what is left to do, what has to go, who does it."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from s5.data.errors import ImageError
+from s5.data.folders import find_files
+from s5.engine.config import ConfigError
+from s5.engine.launch import Launch
+from s5.engine.predict_settings import Settings, changes, write_settings
+from s5.engine.predict_share import Work, cannot_write, from_main, predict_share
+from s5.engine.predict_sources import Source, find_sources
+
+logger = logging.getLogger(__name__)
+
+
+class Results(Protocol):
+    """Where results go and which."""
+
+    @property
+    def folder(self) -> Path:
+        """Results are ``<folder>/<task>/<kind>/<name>`` and an extension."""
+        ...
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks to predict."""
+        ...
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Kinds of results."""
+        ...
+
+    def paths(self, source: Source) -> list[Path]:
+        """All results of an image."""
+        ...
+
+    def all_of(self, tasks: Sequence[str]) -> "Results":
+        """All that may be in the folder for some of the tasks, also what is not asked for now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        given: folders, files or patterns.
+        results: where to.
+        settings: what the results depend on.
+        resume: leave images alone whose results exist.
+        renew: with ``resume``, make results anew that were made in another way, instead of an error.
+    """
+
+    given: Sequence[str]
+    results: Results
+    settings: Settings
+    resume: bool
+    renew: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done, for all processes together.
+
+    Attributes:
+        sources: images to predict.
+        outdated: tasks whose results in the folder were made in another way.
+    """
+
+    sources: list[Source]
+    outdated: list[str]
+
+
+def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> list[ImageError]:
+    """Predict images to files; several processes share them.
+
+    Results that were made in another way (checkpoint, windows ...) are removed before the first is written:
+    after an interruption none is left to be taken for a new one.
+
+    Args:
+        request: what is asked for.
+        build: makes what predicts images; not called if nothing is left to do.
+        place: this process.
+
+    Returns:
+        Errors of images that could not be read; of all processes, in the main one.
+
+    Raises:
+        ConfigError: the results that are there were made with other settings, or cannot be written.
+        DataError: no images.
+    """
+    plan = from_main(lambda: _plan(request), place)
+    if not plan.sources:
+        return []
+    work = build()
+    from_main(lambda: _prepare(request, plan), place)
+    begin = time.monotonic()
+    problems = predict_share(work, plan.sources, request.results.folder, place)
+    seconds = time.monotonic() - begin
+    done, tasks = len(plan.sources) - len(problems), len(request.results.tasks)
+    logger.info("%d images, %d tasks, %.1f s, %.2f images/s", done, tasks, seconds, done / seconds)
+    return problems
+
+
+def _plan(request: Request) -> _Plan:
+    results = request.results
+    sources = find_sources(request.given, results.folder)
+    changed = changes(results.folder, request.settings)
+    if changed and request.resume and not request.renew:
+        what = next(iter(changed.values()))
+        raise ConfigError(f"{what}; choose another folder, or leave out --resume to make them anew")
+    for task, what in changed.items():
+        _require_no_others(results.all_of([task]), sources, what)
+        logger.warning("%s; they are predicted again", what)
+    if changed or not request.resume:
+        return _Plan(sources, list(changed))
+    left = [source for source in sources if not all(path.exists() for path in results.paths(source))]
+    logger.info("%d of %d images are finished already", len(sources) - len(left), len(sources))
+    return _Plan(left, [])
+
+
+def _require_no_others(results: Results, sources: Sequence[Source], what: str) -> None:
+    """Refuse a folder where results would be left that were made in another way than it then says."""
+    ours = {path for source in sources for path in results.paths(source)}
+    folders = (results.folder / task / kind for task in results.tasks for kind in results.kinds)
+    others = [path for folder in folders for path in find_files(folder) if path not in ours]
+    if others:
+        raise ConfigError(
+            f"{what}, and {len(others)} are of other images ({others[0]}); choose another folder, or remove "
+            f"{results.folder}"
+        )
+
+
+def _prepare(request: Request, plan: _Plan) -> None:
+    """Remove results that would not be told from new ones, and say how the new ones are made."""
+    results = request.results
+    try:
+        for source in plan.sources:
+            for path in results.all_of(plan.outdated).paths(source):
+                path.unlink(missing_ok=True)
+        write_settings(results.folder, request.settings)
+    except OSError as error:
+        raise cannot_write(results.folder, error) from None

@@ -1,0 +1,69 @@
+"""Files and tables that report scores."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from s5.data.image_io import write_bytes
+
+SCORES_FILE = "scores.json"
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report; JSON has no NaN, an undefined score is null."""
+    text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    """Write a table for spreadsheets."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_bytes(path, text.getvalue().encode("utf-8"))
+
+
+def number_cell(value: float) -> str:
+    """A number for :func:`write_csv`; empty if undefined."""
+    if isinstance(value, int):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
+    """A table with a line per task, and the mean over several; says where a task has no score.
+
+    Args:
+        scores: in percent, by task and name.
+        names: the columns; those that no task has are left out.
+    """
+    rows = dict(scores)
+    columns = [name for name in names if any(name in row for row in rows.values())]
+    notes = []
+    if len(rows) > 1:
+        shared = [name for name in columns if all(name in row for row in rows.values())]
+        known = {name: [row[name] for row in rows.values() if not math.isnan(row[name])] for name in shared}
+        counts = {name: len(values) for name, values in known.items() if len(values) < len(rows)}
+        notes = [f"{name} of {count} of {len(rows)} tasks" for name, count in counts.items()]
+        rows["mean"] = {name: fmean(values) if values else math.nan for name, values in known.items()}
+    width = max(map(len, rows)) + 2
+    lines = [f"{'task':<{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
+    for task, row in rows.items():
+        cells = (f"{row[name]:.2f}" if name in row else "" for name in columns)
+        lines.append(
+            f"{task:<{width}}"
+            + "".join(f"{c:>{len(name) + 3}}" for c, name in zip(cells, columns, strict=True))
+        )
+    if notes:
+        lines.append(f"(mean where there is a score: {', '.join(notes)})")
+    return "\n".join(lines)
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

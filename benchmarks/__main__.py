@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import loader, mdf_step, rotated, s4p_step, sliding, steps
+from benchmarks import detection_step, loader, mdf_step, rotated, s4p_step, sliding, steps
 
 BENCHMARKS = {
     "loader": loader.run,
     "step": s4p_step.BENCHMARK.run,
     "mdf": mdf_step.BENCHMARK.run,
+    "detection": detection_step.BENCHMARK.run,
     "sliding": sliding.run,
     "rotated": rotated.run,
 }

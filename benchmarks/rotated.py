@@ -1,7 +1,12 @@
-"""Seconds of the operators on rotated boxes: the plain way, S5, and torchvision on upright boxes."""
+"""Time and peak memory of the operators on rotated boxes: plain, S5, and torchvision on upright boxes.
+
+The three take turns in one process; each one's memory is measured in a process of its own.
+"""
 
 import argparse
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +17,7 @@ from torch import Tensor
 from benchmarks.plain_rotated import plain_iou, plain_nms, plain_roi_align
 from benchmarks.timing import device_name, interleaved, markdown_table
 from s5.ops.boxes import columns_of, enclosing_boxes
+from s5.ops.memory import peak_memory
 from s5.ops.rotated_iou import rotated_iou
 from s5.ops.rotated_nms import rotated_nms
 from s5.ops.rotated_roi_align import Sampling, rotated_roi_align
@@ -19,9 +25,10 @@ from s5.ops.rotated_roi_align import Sampling, rotated_roi_align
 IMAGE, SIZES = 1024, (8, 120)  # pixels
 CLASSES, THRESHOLD = 18, 0.1
 CHANNELS, MAP, BINS, RATIO = 256, 256, 7, 2
-HEADER = ("operator", "plain, s", "S5, s", "ratio", "torchvision, upright, s")
+VARIANTS = {"plain": "plain", "ours": "S5", "upright": "torchvision, upright"}
+HEADER = ("operator", "way", "seconds", "ratio", "peak memory, GB")
 
-Tasks = dict[str, Callable[[], object]]
+Tasks = dict[str, Callable[[], object]]  # by name in VARIANTS
 
 
 def run(args: argparse.Namespace) -> str:
@@ -32,17 +39,18 @@ def run(args: argparse.Namespace) -> str:
         torch.set_num_threads(args.threads)
     one_thread = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if one_thread else time.perf_counter  # other processes do not count
-    operators = {
-        f"IoU of {args.boxes} x {args.boxes} boxes": iou_tasks(args.boxes, device),
-        f"NMS of {args.detections} boxes in {CLASSES} classes": nms_tasks(args.detections, device),
-        f"RoIAlign of {args.rois} regions, forward and backward": roi_align_tasks(args.rois, device),
+    names = {
+        "iou": f"IoU of {args.boxes} x {args.boxes} boxes",
+        "nms": f"NMS of {args.detections} boxes in {CLASSES} classes",
+        "roi_align": f"RoIAlign of {args.rois} regions, forward and backward",
     }
     rows: list[Sequence[object]] = []
-    for name, tasks in operators.items():
-        waiting = {key: _waiting(task, device) for key, task in tasks.items()}
-        seconds = interleaved(waiting, args.repeats, clock)
-        plain, ours, upright = seconds.values()
-        rows.append((name, plain, ours, plain / ours, upright))
+    for operator, name in names.items():
+        tasks = {key: _waiting(task, device) for key, task in OPERATORS[operator](args, device).items()}
+        seconds = interleaved(tasks, args.repeats, clock)
+        for key, way in VARIANTS.items():
+            ratio = seconds["plain"] / seconds[key]
+            rows.append((name, way, seconds[key], ratio, _memory_apart(operator, key, args) / 1e9))
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     title = (
         f"Rotated boxes of {SIZES[0]} to {SIZES[1]} px on {IMAGE}²; {BINS}x{BINS} bins of {RATIO}x{RATIO} "
@@ -51,9 +59,9 @@ def run(args: argparse.Namespace) -> str:
     return f"{title}\n\n{markdown_table(HEADER, rows)}"
 
 
-def iou_tasks(count: int, device: torch.device) -> Tasks:
+def iou_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
     """Each box with each."""
-    boxes1, boxes2 = _boxes(count, device), _boxes(count, device)
+    boxes1, boxes2 = _boxes(args.boxes, device), _boxes(args.boxes, device)
     upright1, upright2 = _upright(boxes1), _upright(boxes2)
     return {
         "plain": lambda: plain_iou(boxes1, boxes2),
@@ -62,8 +70,9 @@ def iou_tasks(count: int, device: torch.device) -> Tasks:
     }
 
 
-def nms_tasks(count: int, device: torch.device) -> Tasks:
+def nms_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
     """Detections of an image of many objects."""
+    count = args.detections
     boxes, scores = _boxes(count, device), torch.rand(count, device=device)
     labels = torch.randint(0, CLASSES, (count,), device=device)
     upright = _upright(boxes)
@@ -74,8 +83,9 @@ def nms_tasks(count: int, device: torch.device) -> Tasks:
     }
 
 
-def roi_align_tasks(count: int, device: torch.device) -> Tasks:
+def roi_align_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
     """The regions of one image, with the gradient for the features."""
+    count = args.rois
     features = torch.randn(1, CHANNELS, MAP, MAP, device=device, requires_grad=True)
     scale, boxes = MAP / IMAGE, _boxes(count, device)
     image = torch.zeros(count, 1, device=device)
@@ -93,6 +103,9 @@ def roi_align_tasks(count: int, device: torch.device) -> Tasks:
             lambda: torchvision.ops.roi_align(features, upright, BINS, scale, RATIO, aligned=True)
         ),
     }
+
+
+OPERATORS = {"iou": iou_tasks, "nms": nms_tasks, "roi_align": roi_align_tasks}
 
 
 def _boxes(count: int, device: torch.device) -> Tensor:
@@ -115,8 +128,44 @@ def _waiting(task: Callable[[], object], device: torch.device) -> Callable[[], N
     return waiting
 
 
+def _memory_apart(operator: str, variant: str, args: argparse.Namespace) -> int:
+    """Peak memory in bytes beyond that of the inputs, of one call in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.rotated", "--measure", operator, variant]
+    for option in ("boxes", "detections", "rois", "threads", "device"):
+        command += [f"--{option}", str(getattr(args, option))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def _measure(args: argparse.Namespace) -> int:
+    torch.manual_seed(0)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    operator, variant = args.measure
+    task = OPERATORS[operator](args, torch.device(args.device))[variant]
+    before = peak_memory(torch.device(args.device))
+    task()
+    return peak_memory(torch.device(args.device)) - before
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--boxes", type=int, default=2000, help="boxes on each side of the IoU table")
     parser.add_argument("--detections", type=int, default=10000, help="boxes for NMS")
     parser.add_argument("--rois", type=int, default=1024, help="regions for RoIAlign")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table; with ``--measure`` the memory of one of its rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rotated", description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    print(_measure(args) if args.measure else run(args))
+
+
+if __name__ == "__main__":
+    main()

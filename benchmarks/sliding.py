@@ -26,6 +26,7 @@ from s5.models.precision import has_bf16
 from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import Segmentor, build_segmentor
 from s5.models.task_model import IMAGENET_MEAN, IMAGENET_STD
+from s5.ops.memory import peak_memory
 from s5.ops.photometric import normalize
 
 TASK, NUM_CLASSES = "loveda", 7
@@ -71,13 +72,13 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         torch.set_num_threads(args.threads)
     plain, dtype = VARIANTS[args.variant]
     image = torch.randint(256, (3, args.image, args.image), dtype=torch.uint8)
-    before = steps.peak_memory(args.device)
+    before = peak_memory(torch.device(args.device))
     segmentor = build_segmentor(args.backbone, {TASK: NUM_CLASSES}, args.window)
     predict = (plain_prediction if plain else s5_prediction)(segmentor, args, dtype)
     predict(image[:, : args.window, : args.window])
     start = time.perf_counter()
     predict(image)
-    return {"seconds": time.perf_counter() - start, "bytes": steps.peak_memory(args.device) - before}
+    return {"seconds": time.perf_counter() - start, "bytes": peak_memory(torch.device(args.device)) - before}
 
 
 def run(args: argparse.Namespace) -> str:

@@ -6,20 +6,18 @@ all of them.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.timing import device_name, markdown_table
 from s5.models.precision import has_bf16
-from s5.ops.cpu_memory import keep_freed_memory
+from s5.ops.memory import keep_freed_memory, peak_memory
 
 VARIANTS = {
     "plain float32": (True, None),
@@ -32,7 +30,6 @@ PAIRS = (
     ("S5 bf16", "plain float32"),
     ("S5 bf16", "plain, bf16 autocast"),
 )
-STATUS = Path("/proc/self/status")
 HEADER = ("step", "seconds", "images/s", "peak memory, GB")
 
 Step = Callable[[], object]
@@ -87,7 +84,7 @@ class StepBenchmark(NamedTuple):
         plain, dtype = VARIANTS[args.variant]
         if not plain and args.device == "cpu":
             keep_freed_memory()  # as every training run does
-        before = peak_memory(args.device)
+        before = peak_memory(torch.device(args.device))
         step = (self.plain if plain else self.ours)(args, dtype)
         seconds = []
         for _ in range(args.steps + 1):
@@ -96,7 +93,10 @@ class StepBenchmark(NamedTuple):
             if args.device != "cpu":
                 torch.cuda.synchronize()
             seconds.append(clock() - start)
-        return {"seconds": statistics.median(seconds[1:]), "bytes": peak_memory(args.device) - before}
+        return {
+            "seconds": statistics.median(seconds[1:]),
+            "bytes": peak_memory(torch.device(args.device)) - before,
+        }
 
     def main(self, description: str | None, argv: Sequence[str] | None = None) -> None:
         """Prints the table; with ``--variant`` measures one of its rows."""
@@ -125,13 +125,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps per measurement, after a first one")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a step; 0 = PyTorch's choice")
     parser.add_argument("--bf16", action="store_true", help="measure bf16 even where it is not native")
-
-
-def peak_memory(device: str) -> int:
-    """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    if STATUS.exists():  # getrusage starts from the peak of the process that started this one
-        lines = STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -18,6 +18,9 @@ ROWS = 4
 def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, root: Path) -> None:
     """Write image, truth and the prediction of every model, for a few images spread over a split.
 
+    A second sheet, ``<name>_predictions``, has the predictions alone: it may be shown where images and labels
+    may not.
+
     Args:
         path: where to.
         models: weight files of multi-dataset training.
@@ -30,10 +33,12 @@ def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, 
     table = next(iter(recipes.values())).tables[task]
     networks = [build_trained(recipe, file, device, None) for file, recipe in recipes.items()]
     images = ValidationImages(Split(split, root), table, task)
-    rows = []
+    tiles, predictions = [], []
     for index in torch.linspace(0, len(images) - 1, min(ROWS, len(images))).long().tolist():
         item = images[index]
         photo = item["images"]
-        row = [photo.permute(1, 2, 0).numpy(), colored(item["labels"], table)]
-        rows.append(row + [colored(network.predict(photo, task), table) for network in networks])
+        tiles.append([photo.permute(1, 2, 0).numpy(), colored(item["labels"], table)])
+        predictions.append([colored(network.predict(photo, task), table) for network in networks])
+    rows = [[*tile, *row] for tile, row in zip(tiles, predictions, strict=True)]
     write_image(path, contact_sheet(rows))
+    write_image(path.with_stem(f"{path.stem}_predictions"), contact_sheet(predictions))

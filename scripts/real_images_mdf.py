@@ -4,8 +4,8 @@
 
 Data sets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by place where it is known.
 All models of a seed start from the same weights and see equally many images of each data set. Runs that are
-finished are kept, interrupted ones go on. Writes `report.md` with means and standard deviations, and a
-contact sheet for each data set.
+finished are kept, interrupted ones go on. Writes `report.md` with means and standard deviations, and contact
+sheets for each data set.
 """
 
 import argparse

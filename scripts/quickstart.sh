@@ -10,11 +10,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 OUT=work_dirs/quickstart # relative to the repository, where main goes
 TREE=Semantic_Segmentation
+DETECTION=Object_Detection
 
 # Keeps the scenes of an earlier run, and replaces them where this version draws others.
 make_data() {
   "$S5_PYTHON" -m s5.data.scenes --out "$OUT/data" --overwrite &&
-    "$S5_PYTHON" scripts/quickstart_data.py "$OUT/data/mdf"
+    "$S5_PYTHON" scripts/quickstart_data.py "$OUT/data/mdf" &&
+    "$S5_PYTHON" scripts/quickstart_objects.py "$OUT/data/det"
 }
 
 # pretrain NAME [options]: one S4P run from random weights into $OUT/NAME.
@@ -38,6 +40,23 @@ apply() {
   "$S5_PYTHON" $TREE/evaluate.py "$OUT/mdf/${1}_moe_mdf.pth" --device "$2" &&
     "$S5_PYTHON" $TREE/predict.py "$OUT/mdf/${1}_moe_mdf.pth" "$OUT/data/labeled/scenes/val/images" \
       --out "$OUT/mdf/predictions" --task all --device "$2"
+}
+
+# detect BACKBONE DEVICE: one detector for both sets of classes, from the backbone of S4P.
+detect() {
+  rm -rf "${OUT:?}/det"
+  "$S5_PYTHON" $DETECTION/tools/train.py $DETECTION/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py \
+    --work-dir "$OUT/det" --load-from "$OUT/s4p/${1}_s4p" --device "$2" \
+    --cfg-options backbone="${1}_moe" data_root="$OUT/data/det"
+}
+
+# find_objects BACKBONE DEVICE: scores on the held-out scenes of both tasks, and detections in larger scenes that are of
+# none, by windows of the size that was trained on.
+find_objects() {
+  "$S5_PYTHON" $DETECTION/tools/test.py "$OUT/det/config.yaml" "$OUT/det/${1}_moe_det.pth" --device "$2" &&
+    "$S5_PYTHON" $DETECTION/tools/predict.py "$OUT/det/${1}_moe_det.pth" \
+      "$OUT/data/labeled/scenes/val/images/00000*.png" --out "$OUT/det/predictions" --window 128 --overlap 32 \
+      --device "$2"
 }
 
 report() {
@@ -90,6 +109,8 @@ main() {
   stage "Supervised only, the same number of steps" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
   stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"
   stage "Scores and overlays of the three tasks" apply "$backbone" "$device"
+  stage "Oriented detection: one model for two sets of classes" detect "$backbone" "$device"
+  stage "Scores and drawings of both detection tasks" find_objects "$backbone" "$device"
   stage "Report" report
   printf '\nAll stages: %d s. Results: %s/%s\n' $((SECONDS - start)) "$S5_ROOT" "$OUT"
 }

@@ -17,14 +17,16 @@ from s5.data.build import resolve_split
 from s5.data.labels import LabelTable, get_table
 from s5.data.splits import Split
 from s5.engine.config import load_config
-from s5.engine.evaluation import SCORES_FILE
+from s5.engine.det_config import DetConfig
 from s5.engine.hooks.summary import SUMMARY_FILE
 from s5.engine.mdf import build_tasks
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.reports import SCORES_FILE
 from s5.engine.s4p_config import S4PConfig
 
 RUNS = {"s4p": "S4P", "supervised": "supervised only"}
 TITLE = "MoE-MDF"
+MEAN_AP, APS = "mAP50", ("AP50", "AP75", "recall50")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,13 +39,15 @@ def main(argv: list[str] | None = None) -> int:
     lines = [
         "# Quickstart",
         "",
-        "IoU in percent on held-out generated scenes, after minutes of training from random weights: what the"
-        " pipeline does, not how good the methods are. The last column of each table gives every pixel the"
-        " most frequent class.",
+        "Scores in percent on held-out generated scenes, after minutes of training from random weights: what"
+        " the pipeline does, not how good the methods are. Those of segmentation are IoU; the last column of"
+        " its tables gives every pixel the most frequent class.",
         "",
         *pretraining(folder),
         "",
         *fine_tuning(folder / "mdf"),
+        "",
+        *detection(folder / "det"),
         "",
         f"Logs: train.log in each folder, or tensorboard --logdir {folder}",
     ]
@@ -95,6 +99,31 @@ def fine_tuning(folder: Path) -> list[str]:
         "",
         f"Pictures (image, truth, prediction) and confusion matrices: {folder / 'evaluation'}",
         f"Overlays of all tasks on the scenes that S4P is scored on: {folder / 'predictions'}",
+    ]
+
+
+def detection(folder: Path) -> list[str]:
+    """The section on the detector for two sets of classes."""
+    cfg = load_config(DetConfig, folder / "config.yaml")
+    report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
+    steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
+    means = ", ".join(f"{task} {percent(report[task][MEAN_AP])}" for task in cfg.tasks)
+    lines = [
+        f"## Oriented detection: one model for {', '.join(cfg.tasks)}",
+        "",
+        f"{steps} steps from the backbone of S4P; every task has scenes and classes of its own. mAP50:"
+        f" {means}.",
+    ]
+    for task, result in ((task, report[task]) for task in cfg.tasks):
+        classes = result["classes"]
+        columns = {title: {name: percent(row[title]) for name, row in classes.items()} for title in APS}
+        columns["objects"] = {name: str(row["objects"]) for name, row in classes.items()}
+        lines += ["", f"### {task}", "", *markdown_table(columns, list(classes))]
+    return [
+        *lines,
+        "",
+        f"Pictures (truth in white, detections): {folder / 'evaluation' / 'pictures'}",
+        f"Detections of both tasks in scenes that S4P is scored on: {folder / 'predictions'}",
     ]
 
 

@@ -45,7 +45,7 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
     if not metrics.exists() or json.loads(metrics.read_text())["iteration"] != iterations:
         script, *arguments = command
         arguments += ["--work-dir", str(work_dir), "--resume"]
-        run_command_line([sys.executable, REPO / script, *arguments])
+        run_command_line([sys.executable, str(REPO / script), *arguments])
     return json.loads(metrics.read_text())
 
 

@@ -112,7 +112,7 @@ def test_all_methods_train_from_the_same_weights_and_are_kept(
         started.append(command)
         assert script().main(command[2:]) == 0
 
-    monkeypatch.setattr(training_runs, "_run", run)
+    monkeypatch.setattr(training_runs, "run_command_line", run)
     assert experiment.main(arguments) == 0
     assert len(started) == 5, "two models of all data sets, and one of each"
     folder = tmp_path / "out/vit_t_2_random"
@@ -180,15 +180,15 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one(
         assert command[-3:] == ["--work-dir", str(tmp_path), "--resume"]
         (tmp_path / "final_metrics.json").write_text('{"iteration": 100, "mIoU": 20}')
 
-    monkeypatch.setattr(training_runs, "_run", run)
+    monkeypatch.setattr(training_runs, "run_command_line", run)
     assert training_runs.train_once(["train.py"], tmp_path, 100)["mIoU"] == 20
-    monkeypatch.setattr(training_runs, "_run", None)
+    monkeypatch.setattr(training_runs, "run_command_line", None)
     assert training_runs.train_once(["train.py"], tmp_path, 100)["mIoU"] == 20
 
 
 def test_a_failed_run_stops_the_experiment(training_runs) -> None:
     with pytest.raises(SystemExit, match="3"):
-        training_runs._run(["bash", "-c", "exit 3"])
+        training_runs.run_command_line(["bash", "-c", "exit 3"])
 
 
 @pytest.mark.parametrize(

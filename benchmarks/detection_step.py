@@ -15,6 +15,7 @@ from benchmarks.steps import Step, StepBenchmark
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.models.detection import DetectionModel, build_detector
 from s5.models.variants import VARIANTS
+from s5.ops.memory import keep_freed_memory
 
 TASKS = {"dior": 20, "dota": 18}
 EXPERT_CHANNELS = 256  # at most; a third of a small backbone's
@@ -54,6 +55,8 @@ def _parts(
     args: argparse.Namespace, dtype: torch.dtype | None
 ) -> tuple[DetectionModel, OptimWrapper, dict[str, Any]]:
     """The model, its optimizer and a batch of images with objects."""
+    if args.device == "cpu":
+        keep_freed_memory()  # in both ways
     detector = build_detector(args.backbone, TASKS, args.size, expert_channels=_expert_channels(args))
     model = DetectionModel(detector, dtype).to(args.device, memory_format=torch.channels_last).train()
     groups = param_groups(detector, 1e-4, 0.05, 0.9)

@@ -1,10 +1,16 @@
-"""Freed memory stays with the process, where that is possible."""
+"""Freed memory stays with the process, where that is possible; its peak is told."""
 
 import platform
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from s5.ops import memory
+from s5.ops.memory import peak_memory
 
 # A block far above the size from which glibc asks the operating system for each block on its own.
 SCRIPT = """
@@ -30,3 +36,22 @@ def test_large_blocks_are_used_again_without_new_pages() -> None:
         for how in ("keep", "default")
     }
     assert faults["keep"] < 100 < faults["default"]
+
+
+def test_peak_is_of_this_process_and_in_bytes() -> None:
+    peak = peak_memory(torch.device("cpu"))
+    block = torch.ones(50_000_000)
+    grown = peak_memory(torch.device("cpu")) - peak
+    assert peak > 50e6
+    assert grown < block.nbytes * 1.5
+    assert peak_memory(torch.device("cpu")) >= block.nbytes
+
+
+@pytest.mark.parametrize("status", [b"Name:\tpython\n", b"Name:\tp\xffthon\n", None])
+def test_peak_without_a_high_water_mark(status: bytes | None, monkeypatch, tmp_path: Path) -> None:
+    path = tmp_path / "status"
+    if status is not None:
+        path.write_bytes(status)
+    monkeypatch.setattr(memory, "_STATUS", path)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak_memory(torch.device("cpu")) == pytest.approx(used, rel=0.01)

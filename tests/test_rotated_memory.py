@@ -11,16 +11,13 @@ import json, sys
 from pathlib import Path
 import torch
 from rotated_boxes import random_boxes
+from s5.ops.memory import peak_memory
 from s5.ops.rotated_iou import rotated_iou
 from s5.ops.rotated_nms import rotated_nms
 from s5.ops.rotated_roi_align import Sampling, rotated_roi_align
 
 torch.set_num_threads(1)
 scores, labels = torch.rand(100_000), torch.arange(100_000) % 18
-
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 def spread():
     return len(rotated_nms(random_boxes(100_000, 20_000, (8, 120)), scores, 0.1, labels))
@@ -38,8 +35,8 @@ def regions():
     rotated_roi_align(features, rois, Sampling((7, 7), 0.25)).sum().backward()
     return features.grad.count_nonzero().item()
 
-before = peak()
-print(json.dumps([globals()[sys.argv[1]](), peak() - before]))
+before = peak_memory(torch.device("cpu"))
+print(json.dumps([globals()[sys.argv[1]](), peak_memory(torch.device("cpu")) - before]))
 """
 
 

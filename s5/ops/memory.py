@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 import resource
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():  # getrusage starts from the peak of the process that started this one
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # What getrusage says starts from the peak of the process that started this one.
+    status = _STATUS.read_bytes() if _STATUS.exists() else b""
+    own = re.search(rb"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -16,10 +16,11 @@ from s5.engine import launch, s4p
 from s5.engine.checkpoint import load_weights
 from s5.engine.command import command_parser, run_command
 from s5.engine.config import load_config
-from s5.engine.evaluation import run_validation, write_reports
+from s5.engine.evaluation import write_reports
 from s5.engine.hooks import PicturesHook, SummaryHook
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.s4p_config import S4PConfig
+from s5.engine.validation import run_validation
 
 HERE = Path(__file__).resolve().parent
 

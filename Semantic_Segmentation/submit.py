@@ -15,8 +15,9 @@ from pathlib import Path
 from s5.data.errors import DataError
 from s5.data.submission import VALUES, pack_loveda
 from s5.engine.command import run_command
-from s5.engine.predict_command import predict, prediction_parser, start
+from s5.engine.predict_command import predict, prediction_parser
 from s5.engine.predict_files import Target
+from s5.engine.predict_plan import start
 
 HERE = Path(__file__).resolve().parent
 

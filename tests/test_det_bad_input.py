@@ -138,6 +138,15 @@ def test_missing_labels_of_the_whole_images(root: Path) -> None:
     fails(root, rf"tasks\.b\.whole: no folder {root}/b/whole")
 
 
+def test_wrong_labels_of_the_whole_images(root: Path) -> None:
+    """Said before the first step, not at the first validation."""
+    (root / "b/whole/big.txt").write_text(f"{LINE} kite 0\n")
+    fails(root, rf"^tasks\.b\.whole: {root}/b/whole/big\.txt, line 1: unknown class 'kite'.*leave_out")
+    (root / "b/whole/big.txt").unlink()
+    message = rf"^tasks\.b\.whole: labels of 1 of 1 whole images are missing: {root}/b/whole/big\.txt\. Add"
+    fails(root, message)
+
+
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_empty_split(root: Path, part: str) -> None:
     (root / "names.txt").write_text("\n \n")

@@ -15,6 +15,8 @@ from s5.engine import det
 from s5.engine.checkpoint import read_checkpoint
 from s5.engine.config import ConfigError, load_python_config
 from s5.engine.det_config import DetConfig
+from s5.engine.det_metrics import build_metrics
+from s5.engine.launch import Launch
 
 FOLDER = REPO / "Object_Detection/configs/obb/oriented_rcnn"
 CONFIGS = sorted(path for part in ("mtd", "single") for path in (FOLDER / part).glob("*.py"))
@@ -87,7 +89,10 @@ def test_python_configuration_that_does_not_run(tmp_path: Path) -> None:
 
 
 def test_every_task_is_built_with_its_whole_labels(config: Path) -> None:
-    cfg = load_python_config(DetConfig, config)
-    one, other = det.build_metrics(cfg, det.build_classes(cfg))
+    cfg = load_python_config(DetConfig, config, ["model.nms=0.25"])
+    classes = det.build_classes(cfg)
+    loader = det.build_val_loader(cfg, classes, Launch(torch.device("cpu"), 0, 1))
+    one, other = build_metrics(cfg, classes, loader)
     assert (one.merge, other.merge) == (False, True)
-    assert other.annotations == cfg.data_root / "b/whole"
+    assert (one.whole, {name: len(objects) for name, objects in other.whole.items()}) == (None, {"big": 2})
+    assert other.nms == 0.25

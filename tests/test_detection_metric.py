@@ -11,12 +11,12 @@ import torch.distributed as dist
 from oriented_data import CLASSES, detect, rectangles
 
 from s5.data.collate import collate_validation
-from s5.data.oriented.annotations import Objects, make_objects, write_objects
+from s5.data.oriented.annotations import Objects, make_objects
 from s5.data.oriented.average_precision import THRESHOLDS, average_precision, match
 from s5.data.oriented.detections import Detections, concatenate, make_detections
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_windows, window_name
-from s5.data.oriented.raw import AnnotationError
+from s5.engine.detection_collector import DetectionCollector
 from s5.engine.detection_metric import DetectionMetric
 
 K = len(CLASSES)
@@ -163,13 +163,12 @@ def windows(image, objects, seed=0):
     return items
 
 
-def test_merged_images_are_scored_against_their_own_annotations(tmp_path):
+def test_merged_images_are_scored_against_their_own_labels():
     items = []
     wholes = {f"city{i}": city(i) for i in range(3)}
     for i, (name, objects) in enumerate(wholes.items()):
         items += windows(name, objects, i)
-        write_objects(tmp_path / f"{name}.txt", objects, CLASSES)
-    scores = evaluated(items, merge=True, annotations=tmp_path)
+    scores = evaluated(items, merge=True, whole=wholes)
     merged = merge_windows(
         (item["name"], make_detections(*p["pred_instances"].values())) for item, p in items
     )
@@ -188,9 +187,18 @@ def test_merged_images_are_scored_against_their_own_annotations(tmp_path):
     assert of_windows.precision.objects[1:].tolist() == expected.objects[1:].tolist()
 
 
-def test_annotations_of_a_whole_image_are_missing(tmp_path):
-    with pytest.raises(AnnotationError, match=r"city\.txt: cannot be read"):
-        evaluated(windows("city", city()), merge=True, annotations=tmp_path)
+def test_windows_are_merged_at_the_threshold_that_is_given():
+    """Two boxes of one place, of IoU 2/3."""
+    objects = make_objects([[0, 0, 20, 0, 20, 10, 0, 10]], [0], [False])
+    found = make_detections([[10, 5, 20, 10, 0], [14, 5, 20, 10, 0]], [0.9, 0.8], [0, 0])
+    items = [({"name": window_name("one", 60, 0, 0), "task": "harbour", "objects": objects}, sample(found))]
+    for nms, kept in ((0.1, 1), (0.8, 2)):
+        metric = DetectionMetric(CLASSES, "harbour", merge=True, nms=nms)
+        collector = DetectionCollector(CLASSES, "harbour", merge=True, nms=nms)
+        for part in (metric, collector):
+            process(part, items)
+            part.evaluate(1)
+        assert metric.precision.detections[0] == len(collector.detections["one"].scores) == kept
 
 
 # Several processes
@@ -201,8 +209,6 @@ def run_rank(rank, world, folder, work, results):
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     try:
         results.put((rank, work(rank, world)))
-    except AnnotationError as error:
-        results.put((rank, str(error)))
     finally:
         dist.destroy_process_group()
 
@@ -244,13 +250,3 @@ def test_windows_of_one_image_in_several_processes(tmp_path):
         return evaluated(items[rank::world], merge=True)
 
     assert in_processes(work, tmp_path) == dict.fromkeys(range(3), expected)
-
-
-def test_error_ends_all_processes(tmp_path):
-    items = windows("city", city())
-
-    def work(rank, world):
-        return evaluated(items[rank::world], merge=True, annotations=tmp_path)
-
-    results = in_processes(work, tmp_path)
-    assert all("city.txt: cannot be read" in results[rank] for rank in range(3))

@@ -17,8 +17,9 @@ code is then 1.
 """
 
 import argparse
+import logging
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +31,13 @@ from s5.engine.config import ConfigError
 from s5.engine.det_predict import Cutting, predict_files
 from s5.engine.det_results import FORMATS, DetResults
 from s5.engine.det_trained import DetRecipe
-from s5.engine.predict_command import report, start
-from s5.engine.predict_plan import Request, carry_out
-from s5.engine.predict_settings import Settings
+from s5.engine.predict_plan import Request, carry_out, report, start
+from s5.engine.predict_settings import Settings, identify
 from s5.engine.predict_share import Work
-from s5.engine.trained import identify
 from s5.models.precision import PRECISIONS, resolve_precision
+from s5.ops import mmcv_ext
+
+logger = logging.getLogger("s5.predict")
 
 OVERLAP = 200 / 1024  # of the window, as DOTA is cut
 SMALLEST = 32  # pixels of a window
@@ -62,6 +64,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("task", "formats"):
         given = [part for value in getattr(args, name) for part in value.split(",") if part]
+        if not given:
+            parser.error(f"--{name} {' '.join(getattr(args, name))}: names nothing")
         setattr(args, name, list(dict.fromkeys(given)))
     if unknown := [name for name in args.formats if name not in FORMATS]:
         parser.error(f"--formats {unknown[0]}: must be of {names}")
@@ -76,25 +80,26 @@ def find_cutting(args: argparse.Namespace, recipe: DetRecipe) -> Cutting:
     Raises:
         ConfigError: they would be too small, or leave gaps.
     """
-    window = args.window or recipe.img_size
+    window = recipe.img_size if args.window is None else args.window
     if window < SMALLEST:
         raise ConfigError(f"--window {window}: at least {SMALLEST} pixels")
     overlap = round(OVERLAP * window) if args.overlap is None else args.overlap
     if not 0 <= overlap < window:
         raise ConfigError(f"--overlap {overlap}: from 0 to less than the window of {window} pixels")
-    return Cutting(recipe.img_size, window, overlap)
+    return Cutting(recipe.img_size, window, overlap, recipe.settings.nms)
 
 
 def settings_of(
     args: argparse.Namespace, recipe: DetRecipe, how: Cutting, dtype: torch.dtype | None
 ) -> Settings:
     """What the results of each task depend on."""
+    chosen = asdict(recipe.settings)
+    chosen["enlarge"] = list(recipe.settings.enlarge)  # YAML has no tuples
     return {
         task: {
             **identify(args.checkpoint),
             "precision": str(dtype or torch.float32).removeprefix("torch."),
-            "score_thr": args.score_thr,
-            "nms": recipe.settings.nms,
+            **chosen,
             "size": how.size,
             "window": how.window,
             "overlap": how.overlap,
@@ -108,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     """Predict; returns 0, or 1 when images could not be read."""
     args = parse_args(argv)
     place = start(args.device)
+    logger.info("mmcv operators: %s", mmcv_ext.in_use())
     recipe = det_trained.find_recipe(args.checkpoint, args.config, args.cfg_options, args.allow_pickle)
     if not recipe.configured and (args.config or args.cfg_options):
         raise ConfigError(

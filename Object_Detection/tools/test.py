@@ -13,16 +13,18 @@ Writes to the work folder: scores.json, <task>_classes.csv, pictures/, train.log
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from s5.engine import det, det_evaluation, det_trained, launch
+from s5.engine import det, det_evaluation, det_reports, det_submission, det_trained, launch
 from s5.engine.checkpoint import read_checkpoint
 from s5.engine.command import add_common_options, run_command
 from s5.engine.config import ConfigError
-from s5.engine.det_evaluation import DetectionCollector, is_merged
-from s5.engine.evaluation import run_validation
+from s5.engine.det_metrics import build_metrics, images_of, is_merged
+from s5.engine.detection_collector import DetectionCollector
 from s5.engine.hooks.boxes import BoxPicturesHook
+from s5.engine.launch import Launch
+from s5.engine.validation import run_validation
 from s5.models.precision import resolve_precision
 
 logger = logging.getLogger("s5.test")
@@ -66,16 +68,32 @@ def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Pa
     return files
 
 
+def make_folders(
+    out: Path | None, submissions: Mapping[str, Path], tasks: Sequence[str], place: Launch
+) -> None:
+    """Make the folders of what is written beside the work folder, and prove that they can be written.
+
+    Raises:
+        LaunchError: one cannot be.
+    """
+    for task in tasks if out else ():
+        launch.make_work_dir(out / task, place, "--out")
+    for file in submissions.values():
+        launch.make_work_dir(file.parent, place, "--submit")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns 0."""
     args = parse_args(argv)
-    cfg = det_trained.load_det_config(args.config, args.cfg_options)
-    cfg = det_evaluation.select_part(cfg, args.split, args.tasks)
+    whole_cfg = det_trained.load_det_config(args.config, args.cfg_options)
+    cfg = det_evaluation.select_part(whole_cfg, args.split, args.tasks)
     submissions = find_submissions(args.submit, list(cfg.tasks))
     place = launch.start(args.device)
     folder = "evaluation" if args.split == "val" else "evaluation_test"
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
     launch.setup_logging(work_dir, place)
+    if not args.tasks and (lacking := [task for task in whole_cfg.tasks if task not in cfg.tasks]):
+        logger.info("left out, as without images of --split %s: %s", args.split, ", ".join(lacking))
 
     recipe = det_trained.recipe_of_config(cfg)
     det_trained.require_fit(
@@ -83,20 +101,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     classes = dict(recipe.classes)
     loader = det.build_val_loader(cfg, classes, place, args.split)
-    images = {part.task: part for part in loader.dataset.datasets}
+    images = images_of(loader)
     merged = {task: is_merged(cfg, task, args.split) for task in classes}
     names = {task: det_evaluation.image_names(images[task], merged[task]) for task in submissions}
     for task, out in submissions.items():
-        det_evaluation.require_submission(out, names[task], classes[task])
+        det_submission.require_submission(out, names[task], classes[task])
+    for task in classes if args.out else ():
+        det_evaluation.warn_of_windows(images[task], merged[task])
 
-    dtype = resolve_precision(cfg.precision, place.device)
-    model = det_trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
-    metrics = (det.build_metrics if args.split == "val" else det_evaluation.build_scores)(cfg, classes)
+    metrics = build_metrics(cfg, classes, loader, args.split)
     wanted = list(classes) if args.out else list(submissions)
-    collectors = {task: DetectionCollector(classes[task], task, merged[task]) for task in wanted}
+    collectors = {
+        task: DetectionCollector(classes[task], task, merged[task], cfg.model.nms) for task in wanted
+    }
     if not metrics and not collectors:
         raise ConfigError("nothing to do: the images have no annotations; give --out or --submit")
-    hooks = [BoxPicturesHook(classes, args.pictures)]
+    make_folders(args.out, submissions, list(classes), place)
+    dtype = resolve_precision(cfg.precision, place.device)
+    model = det_trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+    if place.is_main:
+        with det_reports.writing(work_dir):
+            det_reports.remove_reports(work_dir, det_evaluation.PARTS)
     scores = run_validation(
         place,
         work_dir,
@@ -104,19 +129,21 @@ def main(argv: list[str] | None = None) -> int:
         model,
         loader,
         [*metrics, *collectors.values()],
-        hooks,
+        [BoxPicturesHook(classes, args.pictures, args.split)],
         cfg.schedule.log_interval,
     )
-    if place.is_main:
-        for task, collector in collectors.items() if args.out else ():
-            det_evaluation.write_texts(args.out, collector)
-            logger.info("%d files in %s", len(collector.detections), args.out / task)
-        for task, out in submissions.items():
-            det_evaluation.submit(out, collectors[task], names[task])
+    if not place.is_main:
+        return 0
+    with det_reports.writing(work_dir):
         if metrics:
             settings = {"checkpoint": str(args.checkpoint), "split": args.split}
-            det_evaluation.write_reports(work_dir, metrics, scores, settings)
+            det_reports.write_reports(work_dir, metrics, scores, settings)
             logger.info("scores and pictures are in %s", work_dir)
+        for task, collector in collectors.items() if args.out else ():
+            det_reports.write_texts(args.out, collector)
+            logger.info("%d files in %s", len(collector.detections), args.out / task)
+        for task, out in submissions.items():
+            det_submission.submit(out, collectors[task], names[task])
     return 0
 
 

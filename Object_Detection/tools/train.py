@@ -23,6 +23,7 @@ from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_common_options, add_resume_option, run_command
 from s5.engine.config import load_python_config
 from s5.engine.det_config import DetConfig
+from s5.engine.det_metrics import build_metrics
 from s5.engine.training import run_training
 
 logger = logging.getLogger("s5.train")
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = det.build_classes(cfg)
     data = det.build_training_data(cfg, classes, place)
     val_loader = det.build_val_loader(cfg, classes, place)
+    metrics = build_metrics(cfg, classes, val_loader)
 
     torch.manual_seed(cfg.seed)
     model = det.build_model(cfg, classes, place.device)
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         model,
         data,
         val_loader,
-        det.build_metrics(cfg, classes),
+        metrics,
         cfg.optim,
         det.build_schedule(cfg, data),
         det.build_steps(cfg, data),

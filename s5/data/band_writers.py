@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from s5.data.geotiff import georeference, require_rasterio
+from s5.data.geotiff import Georeference, require_rasterio
 from s5.data.image_io import write_image, write_mask
 
 
@@ -60,23 +60,24 @@ class PngWriter:
 
 
 class TiffWriter:
-    """A compressed TIFF on the same place of the earth as another, of which only some rows are in memory.
+    """A compressed TIFF, of which only some rows are in memory.
 
     Args:
         path: where to; missing folders are made.
-        like: TIFF of the same size whose reference system and transform are taken over, where it has them.
+        height: rows of the picture.
+        width: columns of the picture.
         channels: 1, or 3 for RGB.
+        place: where on the earth it is, if that is known.
     """
 
-    def __init__(self, path: Path, like: Path, channels: int) -> None:
+    def __init__(
+        self, path: Path, height: int, width: int, channels: int, place: Georeference | None
+    ) -> None:
         rasterio = require_rasterio(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(like) as source:
-                place = georeference(source)
-                height, width = source.height, source.width
             self._file = rasterio.open(
                 self._temporary,
                 "w",

@@ -36,13 +36,6 @@ class Georeference(NamedTuple):
     transform: Affine
 
 
-def georeference(dataset: DatasetReader) -> Georeference | None:
-    """Where an open image is; None for one without map coordinates."""
-    if dataset.transform.is_identity:  # rasterio's word for none
-        return None
-    return Georeference(dataset.crs, dataset.transform)
-
-
 class Raster:
     """An open TIFF, read by windows as uint8 RGB.
 
@@ -52,13 +45,11 @@ class Raster:
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
-        georeference: where on the earth it is; None where it does not say.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
         self._dataset, self._path = dataset, path
         self.height, self.width = int(dataset.height), int(dataset.width)
-        self.georeference = georeference(dataset)
         self._colors = _color_map(dataset)
         # Two bands are grey and alpha.
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
@@ -126,6 +117,18 @@ def size(path: str | Path) -> tuple[int, int]:
         return int(dataset.height), int(dataset.width)
 
 
+def read_georeference(path: str | Path) -> Georeference | None:
+    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml); None without map coordinates.
+
+    Raises:
+        ImageError: rasterio is not installed, or the file is missing or damaged.
+    """
+    with _open(path, beside=True) as dataset:
+        if dataset.transform.is_identity:  # rasterio's word for none
+            return None
+        return Georeference(dataset.crs, dataset.transform)
+
+
 def require_rasterio(path: str | Path) -> ModuleType:
     """Import rasterio.
 
@@ -140,10 +143,13 @@ def require_rasterio(path: str | Path) -> ModuleType:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[DatasetReader]:
+def _open(path: str | Path, beside: bool = False) -> Iterator[DatasetReader]:
+    """Open a TIFF, with the files ``beside`` it or without."""
     rasterio = require_rasterio(path)
-    # No listing of the folder for side files: pools have a million files in one.
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+    # Files beside it are tried by their names at most: pools have a million files in a folder, which GDAL
+    # would list for every image.
+    listing = "TRUE" if beside else "EMPTY_DIR"
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN=listing):
         with warnings.catch_warnings(), _decoding(path):
             # Plain TIFFs carry no map coordinates; that is no concern here.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)

@@ -18,7 +18,6 @@ from s5.data.oriented.loaders import objects_loader, objects_validation_loader
 from s5.engine.checkpoint_files import det_files
 from s5.engine.config import ConfigError
 from s5.engine.det_config import DetConfig, DetTestConfig, ObjectsConfig
-from s5.engine.detection_metric import DetectionMetric
 from s5.engine.hooks import CheckpointHook, DataStateHook, SafetyHook
 from s5.engine.hooks.boxes import BoxPicturesHook
 from s5.engine.launch import Launch
@@ -79,7 +78,8 @@ def build_training_data(cfg: DetConfig, classes: Classes, launch: Launch) -> Tra
     """
     sources = [_training_images(cfg, name, classes[name]) for name in cfg.tasks]
     batch_sizes = [task.batch_size for task in cfg.tasks.values()]
-    return objects_loader(sources, batch_sizes, cfg.seed, placement(launch, cfg.workers))
+    about = {"settings": asdict(build_settings(cfg))}
+    return objects_loader(sources, batch_sizes, cfg.seed, placement(launch, cfg.workers), about)
 
 
 def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch, part: str = "val") -> DataLoader:
@@ -90,22 +90,6 @@ def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch, part: str
     """
     parts = [_whole_images(cfg, name, classes[name], part) for name in cfg.tasks]
     return objects_validation_loader(parts, placement(launch, cfg.workers))
-
-
-def build_metrics(cfg: DetConfig, classes: Classes) -> list[DetectionMetric]:
-    """Scores of every task, named ``<task>/mAP50`` ...
-
-    Raises:
-        DataError: the folder of the labels of whole images is missing.
-    """
-    metrics = []
-    for task, names in classes.items():
-        whole, leave_out = cfg.tasks[task].whole, cfg.tasks[task].leave_out
-        labels = None if whole is None else cfg.data_root / whole
-        if labels is not None and not labels.is_dir():
-            raise DataError(f"tasks.{task}.whole: no folder {labels}; give that of the whole images' labels")
-        metrics.append(DetectionMetric(names, task, task, labels is not None, labels, leave_out))
-    return metrics
 
 
 def build_steps(cfg: DetConfig, data: TrainingData) -> Steps:
@@ -161,7 +145,7 @@ def weights_meta(cfg: DetConfig, classes: Mapping[str, tuple[str, ...]]) -> dict
 
 def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> OrientedImages:
     task = cfg.tasks[name]
-    with _naming(f"tasks.{name}.train"):
+    with naming(f"tasks.{name}.train"):
         return OrientedImages(
             **_where(cfg.data_root, task.train),
             classes=classes,
@@ -176,7 +160,7 @@ def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> Ori
 
 def _whole_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part: str) -> OrientedValidation:
     task = cfg.tasks[name]
-    with _naming(f"tasks.{name}.{part}"):
+    with naming(f"tasks.{name}.{part}"):
         return OrientedValidation(
             **_where(cfg.data_root, getattr(task, part)),
             classes=classes,
@@ -187,7 +171,7 @@ def _whole_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part: str
 
 
 @contextmanager
-def _naming(key: str) -> Iterator[None]:
+def naming(key: str) -> Iterator[None]:
     """Errors say the key of the configuration whose data they are of."""
     try:
         yield

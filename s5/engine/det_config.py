@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from s5.data.oriented.classes import CLASSES
 from s5.engine.config import Section
-from s5.engine.mdf_config import check_task_names
 from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunConfig, Share
+from s5.engine.task_names import check_task_names
 
 
 class ObjectsConfig(Section):

@@ -1,69 +1,17 @@
-"""Scores of a trained detector on images with annotations, and what it finds in images without."""
+"""What an evaluation of a detector takes of the configuration: tasks and images."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from mmengine.evaluator import BaseMetric
-
-from s5.data.oriented.classes import CLASSES
 from s5.data.oriented.dataset import OrientedValidation
-from s5.data.oriented.detections import Detections
-from s5.data.oriented.merge import merge_windows, place_of
-from s5.data.oriented.submission import pack_dota, require_names
-from s5.data.oriented.text import write_detections
+from s5.data.oriented.merge import place_of
+from s5.data.oriented.whole import whole_names
 from s5.engine.config import ConfigError
 from s5.engine.det_config import DetConfig
-from s5.engine.detection_metric import AT_50, AT_75, DetectionMetric, detections_of, gather
-from s5.engine.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("val", "test")
-SUMMARY = ("mAP50", "mAP75", "mAP50:95", "mAP50_area", "windows.mAP50")
-
-
-class DetectionCollector(BaseMetric):
-    """Collects the detections of one task's images in the main process; gives no scores.
-
-    Args:
-        classes: names of the classes, by label.
-        task: whose images are taken.
-        merge: put windows of larger images together.
-
-    Attributes:
-        detections: of the last evaluation, by name of the image; empty in other processes.
-    """
-
-    default_prefix = ""  # mmengine asks for one
-
-    def __init__(self, classes: Sequence[str], task: str, merge: bool) -> None:
-        super().__init__()
-        self.classes, self.task, self.merge = tuple(classes), task, merge
-        self.detections: dict[str, Detections] = {}
-        self._found: dict[str, Detections] = {}
-
-    def process(self, data_batch: Mapping[str, Sequence], data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take the detections of the task's images in a batch, see :class:`DetectionMetric`."""
-        for name, task, sample in zip(data_batch["name"], data_batch["task"], data_samples, strict=True):
-            if task == self.task:
-                self._found[name] = detections_of(sample["pred_instances"])
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """Bring the detections of all processes together; there are no scores."""
-        found = gather(self._found) or {}
-        self._found = {}
-        return self.compute_metrics(found)
-
-    def compute_metrics(self, results: dict[str, Detections]) -> dict[str, float]:
-        """Keep the detections, merged or as they are, in the order of the names."""
-        self.detections = (
-            merge_windows(results.items())
-            if self.merge
-            else {name: results[name] for name in sorted(results)}
-        )
-        return {}
 
 
 def select_part(cfg: DetConfig, part: str, tasks: Sequence[str]) -> DetConfig:
@@ -93,123 +41,30 @@ def select_part(cfg: DetConfig, part: str, tasks: Sequence[str]) -> DetConfig:
     return cfg.model_copy(update={"tasks": having})
 
 
-def is_merged(cfg: DetConfig, task: str, part: str) -> bool:
-    """Whether the images of a task are windows, whose detections are put together."""
-    section = cfg.tasks[task]
-    return section.whole is not None if section.test is None or part == "val" else section.test.windows
-
-
-def build_scores(cfg: DetConfig, classes: Mapping[str, Sequence[str]]) -> list[DetectionMetric]:
-    """Metrics of the test images of the tasks that have annotations of them."""
-    return [
-        DetectionMetric(classes[name], name, name, task.test.windows, None, task.leave_out)
-        for name, task in cfg.tasks.items()
-        if task.test is not None and task.test.annotations is not None
-    ]
-
-
 def image_names(images: OrientedValidation, merged: bool) -> list[str]:
     """Names of the whole images of a task.
 
     Raises:
         ConfigError: some of them are windows, which are not put together.
     """
-    names = [images.samples.name(index) for index in range(len(images))]
-    whole = {name: place_of(name).image for name in names}
-    windows = [name for name in names if whole[name] != name]
-    if windows and not merged:
-        raise ConfigError(
-            f"{images.task}: {len(windows)} of {len(names)} images are windows of larger ones by their names "
-            f"({windows[0]}): set test.windows=True for test images, whole for validation images"
-        )
-    return sorted(set(whole.values()))
+    if problem := _lone_windows(images, merged):
+        raise ConfigError(problem)
+    return whole_names(images.samples.names)
 
 
-def require_submission(out: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse what :func:`submit` could not write, before the network has run for hours.
-
-    Raises:
-        DataError: the file is not named ``.zip``, or images have names that the server cannot take.
-    """
-    require_names(out, names)
-    if not any(set(classes) == set(known) for name, known in CLASSES.items() if name.startswith("dota")):
-        logger.warning("%s: the classes are of no version of DOTA, whose server would refuse them", out)
+def warn_of_windows(images: OrientedValidation, merged: bool) -> None:
+    """Say that images of a task are windows, whose detections are not put together, if so."""
+    if problem := _lone_windows(images, merged):
+        logger.warning("%s. Without it, the detections written are of single windows", problem)
 
 
-def submit(out: Path, collector: DetectionCollector, names: Sequence[str]) -> None:
-    """Write the file that DOTA's server takes, see :func:`~s5.data.oriented.submission.pack_dota`."""
-    counts = pack_dota(out, collector.detections, collector.classes, names)
-    logger.info("%s: %d detections in %d images, ready to be uploaded", out, counts.total(), len(names))
-
-
-def write_texts(folder: Path, collector: DetectionCollector) -> None:
-    """Write ``<folder>/<task>/<image>.txt`` for each image, see :mod:`s5.data.oriented.text`."""
-    for name, found in collector.detections.items():
-        write_detections(folder / collector.task / f"{name}.txt", found, collector.classes)
-
-
-def write_reports(
-    folder: Path,
-    metrics: Sequence[DetectionMetric],
-    scores: Mapping[str, float],
-    settings: Mapping[str, Any],
-) -> None:
-    """Write ``scores.json``, and of each task ``<task>_classes.csv``; log a line per task.
-
-    Args:
-        folder: where to.
-        metrics: after their evaluation.
-        scores: what they gave, with prefixes.
-        settings: what was evaluated and how; goes into ``scores.json``.
-    """
-    means = {metric.task: _means(metric.task, scores) for metric in metrics}
-    report = {
-        metric.task: {**settings, **means[metric.task], "classes": class_scores(metric)} for metric in metrics
-    }
-    write_json(folder / SCORES_FILE, report)
-    for metric in metrics:
-        write_csv(folder / f"{metric.task}_classes.csv", _table(metric, means[metric.task]))
-    logger.info("\n%s", summary_table(means, SUMMARY))
-
-
-def class_scores(metric: DetectionMetric) -> dict[str, dict[str, float]]:
-    """Scores of every class in percent (NaN without objects), its objects and detections."""
-    precision = metric.precision
-    assert precision is not None
-    columns = {
-        "AP50": precision.eleven_points[:, AT_50],
-        "AP75": precision.eleven_points[:, AT_75],
-        "AP50:95": precision.eleven_points.mean(1),
-        "AP50_area": precision.area[:, AT_50],
-        "recall50": precision.recall[:, AT_50],
-    }
-    return {
-        name: {
-            **{column: float(100 * values[i]) for column, values in columns.items()},
-            "objects": int(precision.objects[i]),
-            "detections": int(precision.detections[i]),
-        }
-        for i, name in enumerate(metric.classes)
-    }
-
-
-def _means(task: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores of a task over all classes."""
-    own = {
-        name.removeprefix(f"{task}/"): value for name, value in scores.items() if name.startswith(f"{task}/")
-    }
-    return {name: value for name, value in own.items() if not name.startswith("AP50.")}
-
-
-def _table(metric: DetectionMetric, means: Mapping[str, float]) -> list[list[object]]:
-    """A line per class and one of the means."""
-    rows = class_scores(metric)
-    columns = list(next(iter(rows.values())))
-    counts = ("objects", "detections")
-    last = [
-        sum(row[name] for row in rows.values()) if name in counts else means.get(f"m{name}", float("nan"))
-        for name in columns
-    ]
-    lines = {**{name: list(row.values()) for name, row in rows.items()}, "mean": last}
-    table: list[list[object]] = [["class", *columns]]
-    return table + [[name, *map(number_cell, values)] for name, values in lines.items()]
+def _lone_windows(images: OrientedValidation, merged: bool) -> str | None:
+    """What is to be done about windows that are not put together; None without any."""
+    names = images.samples.names
+    windows = [name for name in names if place_of(name).image != name]
+    if merged or not windows:
+        return None
+    return (
+        f"{images.task}: {len(windows)} of {len(names)} images are windows of larger ones by their names "
+        f"({windows[0]}): set test.windows=True for test images, whole for validation images"
+    )

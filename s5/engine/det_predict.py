@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from s5.data.errors import ImageError
-from s5.data.geotiff import Georeference
+from s5.data.geotiff import Georeference, read_georeference
 from s5.data.oriented.dataset import fit_image
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.merge import merge_windows, window_name
@@ -43,11 +43,13 @@ class Cutting:
         size: side of the square that the network sees, in pixels.
         window: side of the windows in pixels of the image; an image with both sides within it is one.
         overlap: pixels that neighbouring windows share.
+        nms: rotated IoU above which the lower of two detections of a class is dropped, as windows are merged.
     """
 
     size: int
     window: int
     overlap: int
+    nms: float
 
 
 @dataclass
@@ -56,7 +58,7 @@ class _Image:
 
     Attributes:
         source: the file.
-        georeference: where on the earth it is.
+        georeference: where on the earth it is; read for GeoJSON alone.
         total: its windows.
         drawing: what to draw on, see :func:`~s5.engine.det_results.reduced`; of a TIFF it is read at the end.
         found: by task, name and detections of the windows that are done.
@@ -74,11 +76,11 @@ class _Image:
             self.found.setdefault(task, []).append((name, detections))
         return all(len(parts) == self.total for parts in self.found.values())
 
-    def merged(self) -> dict[str, Detections]:
-        """Detections of the whole image by task."""
+    def merged(self, nms: float) -> dict[str, Detections]:
+        """Detections of the whole image by task; windows merged with the threshold ``nms``."""
         if self.total == 1:
             return {task: parts[0][1] for task, parts in self.found.items()}
-        return {task: merge_windows(parts)[WHOLE] for task, parts in self.found.items()}
+        return {task: merge_windows(parts, nms)[WHOLE] for task, parts in self.found.items()}
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def predict_files(
         OSError: a result cannot be written.
     """
     problems: list[ImageError] = []
+    undrawn: list[ImageError] = []  # apart, as they count as progress already
     batch = GPU_BATCH if model.device.type == "cuda" else 1
     written = 0
     with (
@@ -122,12 +125,12 @@ def predict_files(
         while group := list(islice(items, batch)):
             for item, found in zip(group, _detect(model, group), strict=True):
                 if item.image.add(item.name, found):
-                    lanes.submit(written, _write, item.image, results)
+                    lanes.submit(written, _write, item.image, results, how.nms, undrawn)
                     written += 1
             if done := written + len(problems) - progress.done:
                 progress.update(done)
         lanes.wait()
-    return problems
+    return problems + undrawn
 
 
 def _items(
@@ -146,7 +149,13 @@ def _items(
 def _windows(source: Source, pixels: Pixels, results: DetResults, how: Cutting) -> Iterator[_Item]:
     places = windows(pixels.height, pixels.width, how.window, how.overlap)
     in_memory = "drawings" in results.kinds and not source.is_tiff
-    image = _Image(source, pixels.georeference, len(places), reduced(pixels) if in_memory else None)
+    on_earth = "geojson" in results.kinds and source.is_tiff
+    image = _Image(
+        source,
+        read_georeference(source.path) if on_earth else None,
+        len(places),
+        reduced(pixels) if in_memory else None,
+    )
     with ExitStack() as stack:
         if len(places) >= MANY:
             progress = stack.enter_context(Progress(len(places), str(source.name), "windows", logger))
@@ -188,9 +197,14 @@ def _detect(model: DetectionModel, group: Sequence[_Item]) -> list[dict[str, Det
     ]
 
 
-def _write(image: _Image, results: DetResults) -> None:
+def _write(image: _Image, results: DetResults, nms: float, problems: list[ImageError]) -> None:
+    """Write the results of an image, none of one that can no longer be read for its drawing."""
     drawing = image.drawing
     if drawing is None and "drawings" in results.kinds:
-        with open_pixels(image.source, None) as pixels:
-            drawing = reduced(pixels)
-    write_results(results, image.source, image.merged(), image.georeference, drawing)
+        try:
+            with open_pixels(image.source, None) as pixels:
+                drawing = reduced(pixels)
+        except ImageError as error:
+            problems.append(error)
+            return
+    write_results(results, image.source, image.merged(nms), image.georeference, drawing)

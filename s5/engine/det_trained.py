@@ -12,7 +12,7 @@ from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config, load_python_config
 from s5.engine.det_config import DetConfig
 from s5.engine.network import MOE, dense_name, expert_channels
-from s5.engine.trained import known_tasks
+from s5.engine.task_names import known_tasks
 from s5.models.convert import Weights, convert
 from s5.models.detection import DetectionModel, Settings, build_detector
 from s5.models.variants import VARIANTS
@@ -137,6 +137,7 @@ def require_fit(
         ConfigError: names what differs, and both values.
     """
     weights, meta = _convert(checkpoint, content), _meta(content)
+    said_of_data = meta.get("dataset_meta") or {}  # of resumable checkpoints
     heads = _heads(checkpoint, weights)
     backbone = _backbone(weights)
     if backbone != recipe.backbone:
@@ -147,7 +148,7 @@ def require_fit(
             f"{checkpoint} has the tasks {', '.join(heads)}, but not {', '.join(lacking)}, which {where} "
             f"has; choose among them with --tasks"
         )
-    named = meta.get("tasks") or meta.get("dataset_meta", {}).get("tasks") or {}
+    named = meta.get("tasks") or said_of_data.get("tasks") or {}
     for task, ours in recipe.classes.items():
         theirs = tuple(named.get(task, ()))
         count = len(heads[task][CLASSIFIER]) - 1  # the last row is the background's
@@ -156,7 +157,8 @@ def require_fit(
             raise ConfigError(
                 f"task {task}: {checkpoint} was trained for {said}, {where} has {', '.join(ours)}"
             )
-    enlarge = tuple(meta.get("settings", {}).get("enlarge", recipe.settings.enlarge))
+    settings = meta.get("settings") or said_of_data.get("settings") or {}
+    enlarge = tuple(settings.get("enlarge", recipe.settings.enlarge))
     if enlarge != tuple(recipe.settings.enlarge):
         raise ConfigError(
             f"{checkpoint} was trained with model.enlarge {enlarge}, {where} has {recipe.settings.enlarge}; "

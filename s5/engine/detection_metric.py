@@ -2,18 +2,16 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
 from mmengine.evaluator import BaseMetric
 
-from s5.data.errors import DataError
-from s5.data.oriented.annotations import AnnotationReader, Objects
+from s5.data.oriented.annotations import Objects
 from s5.data.oriented.average_precision import THRESHOLDS, Matches, Precision, average_precision, match
 from s5.data.oriented.detections import Detections, make_detections
-from s5.data.oriented.merge import merge_objects, merge_windows
+from s5.data.oriented.merge import NMS_THRESHOLD, merge_objects, merge_windows
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +40,9 @@ class DetectionMetric(BaseMetric):
         task: whose images are counted.
         prefix: scores are named ``<prefix>/mAP50``, or ``mAP50`` without one.
         merge: put windows together before scoring.
-        annotations: folder of the annotations (``.txt``) of whole images, for ``merge``; without it, their
-            objects are those of the windows together.
-        leave_out: classes that these annotations may have, but that are not scored.
+        whole: objects of the whole images by name, for ``merge``, see :mod:`s5.data.oriented.whole`; without
+            them, those of the windows together.
+        nms: IoU above which detections of overlapping windows are one, for ``merge``.
 
     Attributes:
         precision: of the last evaluation, of the whole images with ``merge``; in the main process only.
@@ -58,13 +56,12 @@ class DetectionMetric(BaseMetric):
         task: str,
         prefix: str = "",
         merge: bool = False,
-        annotations: Path | str | None = None,
-        leave_out: Sequence[str] = (),
+        whole: Mapping[str, Objects] | None = None,
+        nms: float = NMS_THRESHOLD,
     ) -> None:
         super().__init__(prefix=prefix)
         self.classes, self.task, self.merge = tuple(classes), task, merge
-        self.annotations = None if annotations is None else Path(annotations)
-        self._reader = AnnotationReader(classes, leave_out)
+        self.whole, self.nms = whole, nms
         self.precision: Precision | None = None
         self._matches: dict[str, Matches] = {}
         self._windows: Found = {}
@@ -88,23 +85,14 @@ class DetectionMetric(BaseMetric):
                 self._windows[name] = found, objects
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Scores of everything processed since the last call, by all processes together.
-
-        Raises:
-            AnnotationError: annotations of the whole images cannot be read; in all processes.
-        """
+        """Scores of everything processed since the last call, by all processes together."""
         matches, windows = gather(self._matches), gather(self._windows)
         self._matches, self._windows = {}, {}
         outcome: list[Any] = [None]
         if matches is not None and windows is not None:
-            try:
-                outcome = [self.compute_metrics((matches, windows))]
-            except DataError as error:
-                outcome = [error]  # the others wait for an answer
+            outcome = [self.compute_metrics((matches, windows))]
         if dist.is_initialized():
             dist.broadcast_object_list(outcome, 0)
-        if isinstance(outcome[0], DataError):
-            raise outcome[0]
         prefix = f"{self.prefix}/" if self.prefix else ""
         return {prefix + name: value for name, value in outcome[0].items()}
 
@@ -121,11 +109,10 @@ class DetectionMetric(BaseMetric):
 
     def _whole(self, found: Found) -> Found:
         """Detections and objects of the whole images that the windows are of."""
-        merged = merge_windows((name, detections) for name, (detections, _) in found.items())
-        if self.annotations is None:
+        merged = merge_windows(((name, detections) for name, (detections, _) in found.items()), self.nms)
+        objects = self.whole
+        if objects is None:
             objects = merge_objects((name, part) for name, (_, part) in sorted(found.items()))
-        else:
-            objects = {image: self._reader.read(self.annotations / f"{image}.txt") for image in merged}
         return {image: (merged[image], objects[image]) for image in merged}
 
     def _report(self, precision: Precision) -> dict[str, float]:

@@ -4,21 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.evaluator import BaseMetric, Evaluator
-from mmengine.hooks import Hook
-from torch.utils.data import DataLoader
-
-from s5.data.build import stop_workers
 from s5.data.image_io import write_image
 from s5.data.labels import LabelTable
 from s5.engine.config import ConfigError
 from s5.engine.confusion_report import class_table, draw_confusion, write_class_csv, write_confusion_csv
-from s5.engine.launch import Launch
-from s5.engine.log_backends import build_visualizer
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.reports import SCORES_FILE, summary_table, write_json
-from s5.engine.runner import S5Runner, log_options
-from s5.models.task_model import TaskModel
 from s5.ops.confusion import scores
 
 SUMMARY = ("mIoU", "mIoU_no_background", "mF1", "mAcc", "aAcc")
@@ -43,33 +34,6 @@ def check_classes(trained: Mapping[str, LabelTable], data: Mapping[str, LabelTab
                 f"task {task}: the checkpoint was trained for the classes {', '.join(theirs)}, the "
                 f"configuration has {', '.join(ours)}"
             )
-
-
-def run_validation(
-    launch: Launch,
-    work_dir: Path,
-    name: str,
-    model: TaskModel,
-    loader: DataLoader,
-    metrics: Sequence[BaseMetric],
-    hooks: Sequence[Hook],
-    log_interval: int,
-) -> dict[str, float]:
-    """Predict the validation images and let metrics and hooks see them; returns all scores."""
-    runner = S5Runner(
-        launch=launch,
-        model=model,
-        work_dir=str(work_dir),
-        val_dataloader=loader,
-        val_cfg={},
-        val_evaluator=Evaluator(metrics),
-        custom_hooks=list(hooks),
-        **log_options(log_interval),
-        visualizer=build_visualizer(work_dir, name),
-    )
-    scores = runner.val()
-    stop_workers(loader)
-    return scores
 
 
 def write_reports(

@@ -100,8 +100,8 @@ def setup_logging(work_dir: Path, launch: Launch) -> None:
         logger.addHandler(handler)
 
 
-def make_work_dir(path: Path, launch: Launch) -> Path:
-    """Create the output folder and prove that it can be written.
+def make_work_dir(path: Path, launch: Launch, option: str = "--work-dir") -> Path:
+    """Create an output folder and prove that it can be written; ``option`` is what chooses it.
 
     Raises:
         LaunchError: it cannot be created or written.
@@ -115,7 +115,7 @@ def make_work_dir(path: Path, launch: Launch) -> Path:
         except OSError as error:
             raise LaunchError(
                 f"{path}: the output folder cannot be written ({error.strerror or error}); "
-                f"choose another --work-dir"
+                f"choose another {option}"
             ) from None
     return path
 

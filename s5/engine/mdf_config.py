@@ -1,11 +1,9 @@
 """The configuration of multi-dataset fine-tuning, ``Semantic_Segmentation/configs/rsseg.yaml``."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
-from torch import nn
 
 from s5.engine.config import Section
 from s5.engine.sections import (
@@ -18,11 +16,8 @@ from s5.engine.sections import (
     ScaleRange,
     Share,
 )
+from s5.engine.task_names import check_task_names
 from s5.models.mdf import TaskLoss
-
-T = TypeVar("T")
-
-TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 class FoldersConfig(Section):
@@ -114,27 +109,6 @@ class MDFScheduleConfig(Section):
     checkpoint_interval: Positive = 1
     keep_checkpoints: Positive = 2
     log_interval: Positive = 50  # steps
-
-
-def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
-    """Refuse names that cannot name a module or a file; returns the tasks.
-
-    Raises:
-        ValueError: no task, or a bad name.
-    """
-    if not tasks:
-        raise ValueError("at least one data set is needed")
-    taken = dir(nn.ModuleDict())
-    for name in tasks:
-        if not TASK_NAME.fullmatch(name) or name in taken:
-            raise ValueError(
-                f"{name!r} cannot name a task: a letter, then letters, digits, _ and -, and no name of "
-                f"an attribute of torch's modules such as 'keys' or 'type'"
-            )
-    twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
-    if twice:
-        raise ValueError(f"data sets of the same name: {', '.join(twice)}")
-    return tasks
 
 
 class MDFConfig(RunConfig):

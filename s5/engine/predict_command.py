@@ -1,15 +1,15 @@
 """What the commands that predict images have in common."""
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from s5.data.errors import ImageError
-from s5.engine import launch, trained
+from s5.engine import trained
 from s5.engine.command import command_parser
 from s5.engine.config import ConfigError
 from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
@@ -17,7 +17,7 @@ from s5.engine.launch import Launch
 from s5.engine.network import BACKBONES
 from s5.engine.predict_files import Target, predict_files
 from s5.engine.predict_plan import Request, carry_out
-from s5.engine.predict_settings import settings_of
+from s5.engine.predict_settings import Settings, identify
 from s5.engine.predict_share import Work
 from s5.engine.trained import Recipe
 from s5.models.precision import PRECISIONS, resolve_precision
@@ -35,14 +35,6 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     add_inference_options(parser)
     return parser
-
-
-def start(device: str) -> Launch:
-    """Join the other processes, if any, and log to the console from the main one."""
-    place = launch.start(device)
-    level = logging.INFO if place.is_main else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    return place
 
 
 def predict(
@@ -85,13 +77,25 @@ def predict(
     return carry_out(request, build, place)
 
 
-def report(problems: Sequence[ImageError]) -> int:
-    """Name the images that could not be read; returns the exit code."""
-    for problem in problems:
-        print("error:", problem, file=sys.stderr)
-    if problems:
-        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
-    return 1 if problems else 0
+def settings_of(args: argparse.Namespace, recipe: Recipe, dtype: torch.dtype | None) -> Settings:
+    """What the results of each task depend on, and what their values mean.
+
+    Args:
+        args: of :func:`prediction_parser`, with ``checkpoint``.
+        recipe: the model.
+        dtype: of the matrix work, None for float32.
+    """
+    return {
+        task: {
+            **identify(args.checkpoint),
+            "precision": str(dtype or torch.float32).removeprefix("torch."),
+            **asdict(recipe.inference[task]),
+            "tta": args.tta,
+            "scales": args.scales,
+            "labels": table.as_mapping(),
+        }
+        for task, table in recipe.tables.items()
+    }
 
 
 def _find_recipe(args: argparse.Namespace, tasks: Sequence[str]) -> Recipe:

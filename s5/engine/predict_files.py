@@ -12,6 +12,7 @@ import numpy as np
 
 from s5.data.band_writers import BandWriter, PngWriter, TiffWriter
 from s5.data.errors import ImageError
+from s5.data.geotiff import Georeference, read_georeference
 from s5.data.labels import LabelTable
 from s5.data.progress import Progress
 from s5.engine.lanes import Lanes
@@ -53,9 +54,13 @@ class Target:
         """The same with every kind of result for some of the tasks."""
         return replace(self, tables={task: self.tables[task] for task in tasks}, kinds=KINDS)
 
+    def path(self, task: str, kind: str, source: Source) -> Path:
+        """One result of an image: TIFF of a TIFF, otherwise PNG."""
+        return self.folder / task / kind / f"{source.name}{'.tif' if source.is_tiff else '.png'}"
+
     def paths(self, source: Source) -> list[Path]:
         """All results of an image."""
-        return [source.result(self.folder / task / kind) for task in self.tables for kind in self.kinds]
+        return [self.path(task, kind, source) for task in self.tables for kind in self.kinds]
 
 
 def predict_files(model: SegmentationModel, sources: Sequence[Source], target: Target) -> list[ImageError]:
@@ -96,8 +101,9 @@ def _predict(
     model: SegmentationModel, pixels: Pixels, source: Source, target: Target, lanes: Lanes, lane: int
 ) -> None:
     """Predict one image; what is computed is handed to the lane of the image, which writes it."""
+    place = read_georeference(source.path) if source.is_tiff else None
     writers = {
-        (task, kind): _writer(source.result(target.folder / task / kind), source, kind, pixels)
+        (task, kind): _writer(target.path(task, kind, source), source, kind, pixels, place)
         for task in target.tables
         for kind in target.kinds
     }
@@ -138,9 +144,9 @@ def _strips(
             yield tasks, strip
 
 
-def _writer(path: Path, source: Source, kind: str, pixels: Pixels) -> BandWriter:
+def _writer(path: Path, source: Source, kind: str, pixels: Pixels, place: Georeference | None) -> BandWriter:
     if source.is_tiff:
-        return TiffWriter(path, source.path, 1 if kind == "index" else 3)
+        return TiffWriter(path, pixels.height, pixels.width, 1 if kind == "index" else 3, place)
     return PngWriter(path, pixels.height, pixels.width)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from s5.data.geotiff import Georeference, open_raster
+from s5.data.geotiff import open_raster
 from s5.data.image_io import read_image
 from s5.engine.predict_sources import Source
 from s5.models.inference import Rows
@@ -25,13 +25,11 @@ class Pixels:
         height: rows of the image.
         width: columns of the image.
         read: window (top, left, height, width) as uint8 (height, width, 3).
-        georeference: where on the earth it is; None where it does not say.
     """
 
     height: int
     width: int
     read: Callable[[int, int, int, int], np.ndarray]
-    georeference: Georeference | None = None
 
     def columns(self, left: int, right: int) -> Rows:
         """The columns [left, right) as the image to predict."""
@@ -68,4 +66,4 @@ def open_pixels(source: Source, image: Future | None) -> Iterator[Pixels]:
         yield Pixels(height, width, lambda top, left, h, w: whole[top : top + h, left : left + w])
         return
     with open_raster(source.path) as raster:
-        yield Pixels(raster.height, raster.width, raster.read, raster.georeference)
+        yield Pixels(raster.height, raster.width, raster.read)

@@ -1,6 +1,7 @@
 """A prediction to files from its plan to its end: what is left to do, what has to go, who does it."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from s5.data.errors import ImageError
 from s5.data.folders import find_files
+from s5.engine import launch
 from s5.engine.config import ConfigError
 from s5.engine.launch import Launch
 from s5.engine.predict_settings import Settings, changes, write_settings
@@ -77,6 +79,14 @@ class _Plan:
     outdated: list[str]
 
 
+def start(device: str) -> Launch:
+    """Join the other processes, if any, and log to the console from the main one."""
+    place = launch.start(device)
+    level = logging.INFO if place.is_main else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    return place
+
+
 def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> list[ImageError]:
     """Predict images to files; several processes share them.
 
@@ -106,6 +116,15 @@ def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> lis
     done, tasks = len(plan.sources) - len(problems), len(request.results.tasks)
     logger.info("%d images, %d tasks, %.1f s, %.2f images/s", done, tasks, seconds, done / seconds)
     return problems
+
+
+def report(problems: Sequence[ImageError]) -> int:
+    """Name the images that could not be read; returns the exit code."""
+    for problem in problems:
+        print("error:", problem, file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _plan(request: Request) -> _Plan:

@@ -1,41 +1,27 @@
 """How the results in a folder of predictions were made: the file that says so, and what has changed since."""
 
-import argparse
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from s5.data.image_io import write_bytes
 from s5.data.submission import SETTINGS_FILE
-from s5.engine import trained
-from s5.engine.trained import Recipe
 
 Settings = Mapping[str, Mapping[str, Any]]
 """What the results of each task depend on, and what their values mean."""
 
 
-def settings_of(args: argparse.Namespace, recipe: Recipe, dtype: torch.dtype | None) -> Settings:
-    """The settings of a prediction.
-
-    Args:
-        args: of :func:`s5.engine.predict_command.prediction_parser`, with ``checkpoint``.
-        recipe: the model.
-        dtype: of the matrix work, None for float32.
-    """
+def identify(checkpoint: Path) -> dict[str, str | int]:
+    """What tells a checkpoint that could be read from another, and from itself before it was written anew."""
+    file = checkpoint.expanduser()
+    file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
+    stat = file.stat()
     return {
-        task: {
-            **trained.identify(args.checkpoint),
-            "precision": str(dtype or torch.float32).removeprefix("torch."),
-            **asdict(recipe.inference[task]),
-            "tta": args.tta,
-            "scales": args.scales,
-            "labels": table.as_mapping(),
-        }
-        for task, table in recipe.tables.items()
+        "checkpoint": str(file),
+        "checkpoint_bytes": stat.st_size,
+        "checkpoint_modified_ns": stat.st_mtime_ns,
     }
 
 

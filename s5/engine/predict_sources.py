@@ -29,10 +29,6 @@ class Source:
     name: Path
     is_tiff: bool
 
-    def result(self, folder: Path) -> Path:
-        """Path of a result in a folder: TIFF for TIFF, otherwise PNG."""
-        return folder / f"{self.name}{'.tif' if self.is_tiff else '.png'}"
-
 
 def find_sources(given: Sequence[str], out: Path) -> list[Source]:
     """The images of folders (with their subfolders), files or glob patterns; of each ordered by name.
@@ -41,12 +37,13 @@ def find_sources(given: Sequence[str], out: Path) -> list[Source]:
     and earlier results in ``out`` are left out.
 
     Raises:
-        DataError: nothing found, or two images whose results would have the same name.
+        DataError: nothing found, a folder is ``out`` itself, or two images whose results would have the same
+            name.
     """
     sources: dict[Path, Source] = {}
     for source in (source for each in given for source in _sources(each, out)):
         other = sources.setdefault(source.name, source)
-        if other.path != source.path:
+        if other.path != source.path and other.path.resolve() != source.path.resolve():
             raise DataError(
                 f"{other.path} and {source.path}: their results would have the same name; rename one"
             )
@@ -56,6 +53,11 @@ def find_sources(given: Sequence[str], out: Path) -> list[Source]:
 def _sources(given: str, out: Path) -> list[Source]:
     path = Path(given)
     if path.is_dir():
+        if path.resolve() == out.resolve():
+            raise DataError(
+                f"{given} is the folder of the results (--out) as well, where no images are looked for; "
+                f"choose another for the results, as {path / 'predictions'}"
+            )
         root, files = path, find_images(path, leave_out=out)
     elif path.is_file():
         root, files = path.parent, [path]

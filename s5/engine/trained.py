@@ -1,6 +1,6 @@
 """A trained model from its file: rebuilt from what the file says of itself, or from a configuration."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from s5.engine.checkpoint import load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
 from s5.engine.network import dense_name, expert_channels
+from s5.engine.task_names import known_tasks
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import build_segmentor
@@ -57,18 +58,6 @@ class Recipe:
         )
 
 
-def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
-    """The tasks of a model that are wanted, in its order; all if none are named.
-
-    Raises:
-        ConfigError: unknown task; lists the known ones.
-    """
-    for task in wanted:
-        if task not in known:
-            raise ConfigError(f"unknown task {task!r}; this model's tasks: {', '.join(known)}")
-    return [task for task in known if task in wanted or not wanted]
-
-
 def recipe_of_meta(meta: Mapping[str, Any]) -> Recipe | None:
     """What a weights file of multi-dataset training says of itself; None if it does not say enough."""
     if not all(key in meta for key in NEEDED) or not isinstance(meta["labels"], Mapping):
@@ -98,18 +87,6 @@ def recipe_of_config(cfg: MDFConfig, backbone: str) -> Recipe:
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
         configured=True,
     )
-
-
-def identify(checkpoint: Path) -> dict[str, str | int]:
-    """What tells a checkpoint that could be read from another, and from itself before it was written anew."""
-    file = checkpoint.expanduser()
-    file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
-    stat = file.stat()
-    return {
-        "checkpoint": str(file),
-        "checkpoint_bytes": stat.st_size,
-        "checkpoint_modified_ns": stat.st_mtime_ns,
-    }
 
 
 def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from s5.data.prepare.__main__ import main as prepare
 from s5.engine.config import ConfigError
 from s5.engine.predict_sources import find_sources
 from s5.models.detection import DetectionModel, build_detector
+from s5.ops import mmcv_ext
 
 NAMES = ["a", "deep/b.c", "deep/d"]
 
@@ -129,6 +131,30 @@ def test_windows_are_those_of_the_prepared_images_and_merged_alike(
         assert ours.read_text() == theirs.read_text()
 
 
+def test_windows_are_merged_at_the_threshold_of_the_model(predicted: Path, tmp_path: Path) -> None:
+    """At 1, nothing that a window keeps is dropped; 0.1 drops what neighbouring windows see twice."""
+    counts = {}
+    for nms in (0.1, 1.0):
+        settings = replace(SETTINGS, nms=nms)
+        write_detector(tmp_path / f"{nms}.pth", {"roads": ("car",)}, settings=asdict(settings))
+        given = (tmp_path / f"{nms}.pth", predicted / "images/deep", tmp_path / f"{nms}", "--formats", "dota")
+        assert predict(*given) == 0
+        counts[nms] = [len(rows(tmp_path / f"{nms}/roads/dota/{name}.txt")) for name in ("b.c", "d")]
+        said = yaml.safe_load((tmp_path / f"{nms}/roads/prediction.yaml").read_text())
+        assert said["nms"] == nms
+    windows = (6, 2)
+    assert counts[1.0] == [count * SETTINGS.max_per_img for count in windows]
+    assert counts[0.1] < counts[1.0]
+
+
+def test_the_log_says_which_operators_are_in_use(
+    checkpoint: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "s5.predict"):
+        predict(checkpoint, images / "a.png", tmp_path / "out", "--formats", "dota")
+    assert f"mmcv operators: {mmcv_ext.in_use()}" in caplog.messages
+
+
 def test_geojson_in_pixels(predicted: Path) -> None:
     collection = json.loads((predicted / "out/harbour/geojson/deep/b.c.geojson").read_text())
     text = rows(predicted / "out/harbour/dota/deep/b.c.txt")
@@ -201,6 +227,8 @@ def test_results_below_the_input_are_no_input(checkpoint: Path, images: Path) ->
 def test_inputs_may_be_several_and_repeat(images: Path, tmp_path: Path) -> None:
     given = [str(images), str(images / "a.png"), f"{images}/deep/*.png"]
     assert [str(s.name) for s in find_sources(given, tmp_path)] == [*NAMES, "d"]
+    same = [f"{images}/a.png", f"{images}/../images/a.png"]
+    assert [str(s.name) for s in find_sources(same, tmp_path)] == ["a"]
 
 
 @pytest.mark.slow

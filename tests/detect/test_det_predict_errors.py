@@ -50,10 +50,19 @@ def test_no_images_is_an_error(
         predict(checkpoint, [images / "a.png", images / given], tmp_path / "out")
 
 
+def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
+    checkpoint: Path, images: Path
+) -> None:
+    with pytest.raises(DataError, match=r"images is the folder of the results \(--out\) as well"):
+        predict(checkpoint, images, images / "deep/..")
+    assert not (images / "harbour").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--window", "16"), "--window 16: at least 32 pixels"),
+        (("--window", "0"), "--window 0: at least 32 pixels"),
         (("--overlap", "64"), "--overlap 64: from 0 to less than the window of 64"),
         (("--overlap", "-1"), "--overlap -1: from 0"),
         (("--config", "x.py"), "says itself what it holds, .*leave --config and"),
@@ -70,6 +79,8 @@ def test_settings_that_make_no_sense_are_an_error(
     ("options", "message"),
     [
         (("--formats", "dota,shp"), "--formats shp: must be of drawings, dota, geojson"),
+        (("--formats", ","), "--formats ,: names nothing"),
+        (("--task", ","), "--task ,: names nothing"),
         (("--score-thr", "2"), "--score-thr 2.0: from 0 to 1"),
     ],
 )
@@ -89,18 +100,10 @@ def test_options_that_do_not_exist(
 def test_a_resumable_checkpoint_needs_its_configuration(
     checkpoint: Path, model: torch.nn.Module, images: Path, tmp_path: Path
 ) -> None:
-    content = torch.load(checkpoint)
-    tasks = {"dataset_meta": {"tasks": content["meta"]["tasks"]}}
-    state = {f"detector.{name}": value for name, value in content["state_dict"].items()}
-    torch.save({"state_dict": state, "meta": tasks}, tmp_path / "iter_7.pth")
-    given = (tmp_path / "iter_7", images / "a.png", tmp_path / "out", "--formats", "dota")
+    given = (resumable(checkpoint, tmp_path), images / "a.png", tmp_path / "out", "--formats", "dota")
     with pytest.raises(ConfigError, match=r"iter_7 does not say what network it holds: .*\(--config\)"):
         predict(*given)
-    one = {"images": "-", "annotations": "-"}
-    sections = {task: {"classes": list(names), "train": one, "val": one} for task, names in TASKS.items()}
-    options = [f"tasks={yaml.safe_dump(sections, default_flow_style=True, width=999)}"]
-    cfg = load_det_config(write_config(write_datasets(tmp_path / "data")), options)
-    save_config(cfg, tmp_path / "config.yaml")
+    run_config(tmp_path)
     assert predict(*given) == 0, "a run leaves it beside"
     assert predict(checkpoint, images / "a.png", tmp_path / "alone", "--formats", "dota") == 0
     for task in TASKS:
@@ -108,6 +111,38 @@ def test_a_resumable_checkpoint_needs_its_configuration(
         assert ours.read_text() == theirs.read_text()
     with pytest.raises(ConfigError, match="iter_7 has the tasks harbour, roads, but not a, b"):
         predict(*given, "--config", tmp_path / "data/config.py")
+
+
+def test_resume_knows_what_the_configuration_said(
+    checkpoint: Path, model: torch.nn.Module, images: Path, tmp_path: Path
+) -> None:
+    given = (resumable(checkpoint, tmp_path), images / "a.png", tmp_path / "out", "--formats", "dota")
+    options = ("--config", run_config(tmp_path), "--resume", "--cfg-options")
+    for _ in range(2):
+        assert predict(*given, *options, "model.max_per_img=4") == 0
+    with pytest.raises(ConfigError, match="max_per_img 4, now it is 3"):
+        predict(*given, *options, "model.max_per_img=3")
+    with pytest.raises(ConfigError, match=r"enlarge \[1.4, 1.2\], now it is \[3.0, 3.0\]"):
+        predict(*given, *options, "model.max_per_img=4", "model.enlarge=[3,3]")
+
+
+def resumable(checkpoint: Path, folder: Path) -> Path:
+    """Write the detector as a resumable checkpoint holds it; returns the path without its extension."""
+    content = torch.load(checkpoint)
+    tasks = {"dataset_meta": {"tasks": content["meta"]["tasks"]}}
+    state = {f"detector.{name}": value for name, value in content["state_dict"].items()}
+    torch.save({"state_dict": state, "meta": tasks}, folder / "iter_7.pth")
+    return folder / "iter_7"
+
+
+def run_config(folder: Path) -> Path:
+    """Write the configuration of the detector as a run leaves it in its folder."""
+    one = {"images": "-", "annotations": "-"}
+    sections = {task: {"classes": list(names), "train": one, "val": one} for task, names in TASKS.items()}
+    options = [f"tasks={yaml.safe_dump(sections, default_flow_style=True, width=999)}"]
+    cfg = load_det_config(write_config(write_datasets(folder / "data")), options)
+    save_config(cfg, folder / "config.yaml")
+    return folder / "config.yaml"
 
 
 def test_checkpoints_that_are_no_detector(

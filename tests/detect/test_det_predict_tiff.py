@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from det_models import files, picture, predict, rows, write_geotiff
 from rasterio import Affine
 from rasterio.crs import CRS
 
-from s5.data.geotiff import Georeference, Raster
+from s5.data.geotiff import Georeference, Raster, read_georeference
 from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import CROWD, draw_detections
@@ -87,6 +88,52 @@ def test_a_geotiff_gives_longitude_and_latitude(
     assert 0.9996 * meridian(north) == pytest.approx(5_400_000 - y / 2, abs=0.02)
     across = 0.9996 * AXIS / np.sqrt(1 - E2 * np.sin(north) ** 2) * np.cos(north)  # metres of a radian
     assert across * east == pytest.approx(x / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["scene.tfw", "scene.tif.aux.xml"])
+def test_the_place_may_be_in_a_file_beside(
+    checkpoint: Path, model: DetectionModel, tmp_path: Path, kind: str
+) -> None:
+    """A world file says no reference system: GeoJSON stays in pixels, but the place is known."""
+    write_geotiff(tmp_path / "scene.tif", picture(50, 50))
+    numbers = ", ".join(map(str, UTM.transform.to_gdal()))
+    beside = {
+        "scene.tfw": "\n".join(map(str, (0.5, 0, 0, -0.5, 500_000.25, 5_399_999.75))),
+        "scene.tif.aux.xml": f"<PAMDataset><SRS>{UTM.crs.to_wkt()}</SRS>"
+        f"<GeoTransform>{numbers}</GeoTransform></PAMDataset>",
+    }
+    assert read_georeference(tmp_path / "scene.tif") is None
+    (tmp_path / kind).write_text(beside[kind])
+    place = read_georeference(tmp_path / "scene.tif")
+    assert place is not None and place.transform.almost_equals(UTM.transform)
+    assert place.crs == (None if kind == "scene.tfw" else UTM.crs)
+    assert predict(checkpoint, tmp_path / "scene.tif", tmp_path / "out", "--task", "roads") == 0
+    collection = json.loads((tmp_path / "out/roads/geojson/scene.geojson").read_text())
+    assert collection["reference"].startswith("pixels" if place.crs is None else "WGS84")
+
+
+def test_a_tiff_that_is_gone_when_it_is_drawn_is_named(
+    checkpoint: Path,
+    model: DetectionModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_geotiff(tmp_path / f"in/{name}.tif", picture(50, 50))
+    write = det_predict._write
+
+    def removed(image: det_predict._Image, *args: Any) -> None:
+        if image.source.path.name == "b.tif":
+            image.source.path.unlink()
+        write(image, *args)
+
+    monkeypatch.setattr(det_predict, "_write", removed)
+    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--task", "roads") == 1
+    said = capsys.readouterr().err
+    assert "in/b.tif: damaged TIFF" in said and "1 images could not be read; all others are done" in said
+    assert [Path(name).stem for name in files(tmp_path / "out/roads/dota")] == ["a", "c"]
 
 
 def meridian(latitude: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from trained_models import table, write_checkpoint
 
 from s5.data.errors import DataError, ImageError
 from s5.data.image_io import write_image
-from s5.engine.checkpoint import CheckpointError
+from s5.engine.checkpoint import CheckpointError, read_checkpoint
 from s5.engine.config import ConfigError
+from s5.engine.launch import LaunchError
 
 TASKS = {"a": ("box",), "b": ("box",)}
 MEANS = ("mAP50", "mAP75", "mAP50:95", "mAP50_area", "mAP75_area", "mAP50:95_area")
@@ -219,6 +221,56 @@ def test_resumable_checkpoint_of_another_task_set(trained: Path, tmp_path: Path)
     fails(ConfigError, message, trained / "config.yaml", trained / "iter_2.pth", tmp_path, *options)
 
 
+def test_resumable_checkpoint_of_other_enlarged_boxes(trained: Path, tmp_path: Path) -> None:
+    """One of before has no settings, and is taken as it is."""
+    config, options = trained / "config.yaml", ("--tasks", "a", "--cfg-options", "model.enlarge=[1,1]")
+    message = r"iter_2.pth was trained with model.enlarge \(1.4, 1.2\), .*config.yaml has \(1.0, 1.0\)"
+    fails(ConfigError, message, config, trained / "iter_2.pth", tmp_path, *options)
+    content = read_checkpoint(trained / "iter_2.pth")
+    del content["meta"]["dataset_meta"]["settings"]
+    torch.save(content, tmp_path / "iter_2.pth")
+    assert evaluate(config, tmp_path / "iter_2.pth", tmp_path / "work", *options) == 0
+
+
+def test_places_that_cannot_be_written_are_said_before_the_work(
+    config: Path, start: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for options, message in (
+        (("--out", file), r"file/b: .*cannot be written .*choose another --out"),
+        (("--submit", f"b={file}/b.zip"), r"file: .*cannot be written .*choose another --submit"),
+    ):
+        fails(LaunchError, message, config, start, tmp_path, "--tasks", "b", *options)
+    (tmp_path / "b.zip").mkdir()
+    options = ("--tasks", "b", "--submit", f"b={tmp_path}/b.zip")
+    fails(ConfigError, "b.zip is a folder", config, start, tmp_path, *options)
+    assert not list(tmp_path.glob("work/pictures/*"))
+
+
+def test_scores_are_there_when_other_files_cannot_be_written(
+    config: Path, start: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts/b/big.txt").mkdir(parents=True)
+    message = r"texts/b/.*big.txt.*: cannot be written \(Is a directory\). Make room"
+    fails(LaunchError, message, config, start, tmp_path, "--tasks", "b", "--out", tmp_path / "texts")
+    assert list(json.loads((tmp_path / "work/scores.json").read_text())) == ["b"]
+
+
+def test_files_of_an_evaluation_before_are_removed(config: Path, start: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    assert evaluate(config, start, work) == 0
+    (work / "pictures/val_b_000012.jpg").write_bytes(b"of a training")
+    assert (work / "b_classes.csv").exists() and (work / "pictures/val_b_000000.jpg").exists()
+    assert evaluate(config, start, work, "--tasks", "a") == 0
+    assert {path for path in files(work) if path.startswith(("scores", "b", "a", "pictures"))} == {
+        "a_classes.csv",
+        "pictures/val_a_000000.jpg",
+        "pictures/val_b_000012.jpg",
+        "scores.json",
+    }
+
+
 def test_images_that_are_missing_or_broken(config: Path, start: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(config.parent, root)
@@ -277,6 +329,18 @@ def test_test_images_with_annotations_are_scored(config: Path, start: Path, tmp_
     )
     report = json.loads((tmp_path / "scores.json").read_text())
     assert list(report) == ["a"] and report["a"]["split"] == "test" and report["a"]["mAP50"] > 0
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["test_a_000000.jpg"]
+    assert "without images of --split test: b" in (tmp_path / "train.log").read_text()
+
+
+def test_windows_that_are_written_as_such_are_warned_of(
+    config: Path, start: Path, unlabeled: Path, tmp_path: Path
+) -> None:
+    options = (*unlabeled_options(unlabeled, windows=False), "--out", tmp_path / "texts")
+    assert evaluate(config, start, tmp_path / "work", *options) == 0
+    assert len(files(tmp_path / "texts")) == 3
+    log = (tmp_path / "work/train.log").read_text()
+    assert re.search(r"b: 3 of 3 images are windows .*windows=True.* are of single windows", log)
 
 
 def test_a_submission_that_cannot_be_is_refused_before_the_work(

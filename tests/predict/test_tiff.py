@@ -73,6 +73,14 @@ def test_a_plain_tiff_has_no_place(checkpoint, model, tmp_path):
             assert file.crs is None and file.transform.is_identity
 
 
+def test_the_place_may_be_in_a_file_beside(checkpoint, model, tmp_path):
+    write_geotiff(tmp_path / "in.tif", np.full((40, 40, 3), 90, np.uint8))
+    (tmp_path / "in.tfw").write_text("0.5\n0\n0\n-0.5\n500000.25\n5399999.75\n")
+    assert predict(checkpoint, tmp_path / "in.tif", tmp_path / "out", "--kinds", "index") == 0
+    with rasterio.open(tmp_path / "out/ponds/index/in.tif") as file:
+        assert file.transform == Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)
+
+
 def test_a_tiff_that_breaks_off_leaves_nothing(checkpoint, model, tmp_path, capsys):
     pixels = np.random.default_rng(1).integers(0, 256, (300, 60, 3), dtype=np.uint8)
     write_geotiff(tmp_path / "scene.tif", pixels)

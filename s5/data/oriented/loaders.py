@@ -1,6 +1,6 @@
 """Loaders of training and of validation images with oriented boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,11 @@ class ObjectsCollate:
 
 
 def objects_loader(
-    sources: Sequence[OrientedImages], batch_sizes: Sequence[int], seed: int, placement: Placement
+    sources: Sequence[OrientedImages],
+    batch_sizes: Sequence[int],
+    seed: int,
+    placement: Placement,
+    about: Mapping[str, Any] | None = None,
 ) -> TrainingData:
     """Endless loader of batches of several tasks, ordered by task.
 
@@ -61,13 +65,14 @@ def objects_loader(
         batch_sizes: images of each per step and process.
         seed: seed of order and mirroring.
         placement: this process's part.
+        about: what checkpoints say of the run beside the classes of its tasks.
 
     Raises:
         DataError: a task has fewer images than one global step takes.
     """
     sampler = build_sampler(sources, batch_sizes, seed, placement)
     collate = ObjectsCollate([source.name for source in sources])
-    metainfo = {"tasks": {source.name: source.classes for source in sources}}
+    metainfo = {"tasks": {source.name: source.classes for source in sources}, **(about or {})}
     return TrainingData(build_loader(sources, sampler, collate, metainfo, placement), sampler, 0)
 
 

@@ -13,7 +13,7 @@ from s5.data.folders import find_files
 from s5.data.image_io import image_size
 from s5.data.oriented.annotations import ANNOTATION_EXTENSIONS, AnnotationReader, Objects, make_objects
 from s5.data.oriented.raw import AnnotationError
-from s5.data.splits import IMAGE_EXTENSIONS, Sample, Split, format_line
+from s5.data.splits import IMAGE_EXTENSIONS, Split, format_line
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class AnnotatedImages:
         self.folders = " and ".join(map(str, folders))
         self._samples = Split.from_lines(lines, Path("/"), self.folders)
         self._names = Split.from_lines([f"{name}\t" for name in names], Path("/"), self.folders)
-        self._pack(_read_all(reader, self._samples))
+        self._pack(read_all(reader, (sample.mask for sample in self._samples)))
         if annotations is not None and not len(self._labels):
             raise DataError(
                 f"{self.folders}: none of the {len(names)} images has an object of the classes "
@@ -75,6 +75,11 @@ class AnnotatedImages:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all images, see :meth:`name`."""
+        return [self.name(index) for index in range(len(self))]
 
     def name(self, index: int) -> str:
         """Path of an image below its folder, without extension."""
@@ -108,13 +113,18 @@ class AnnotatedImages:
         )
 
 
-def _read_all(reader: AnnotationReader, samples: Iterable[Sample]) -> list[Objects]:
+def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Objects]:
+    """The objects of annotation files; none for None. Warns of objects without area, which are left out.
+
+    Raises:
+        AnnotationError: files cannot be read; names the first ones.
+    """
     objects: list[Objects] = []
     errors: list[str] = []
     without_area: list[str] = []
-    for sample in samples:
+    for path in paths:
         try:
-            read = make_objects() if sample.mask is None else reader.read(sample.mask, without_area)
+            read = make_objects() if path is None else reader.read(path, without_area)
         except AnnotationError as error:
             errors.append(str(error))
         else:

@@ -1,4 +1,4 @@
-"""Drawings of what a detector finds in validation images, at every validation."""
+"""Drawings of what a detector finds in validation or test images, at every validation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,17 +17,19 @@ MIN_SCORE = 0.3
 class BoxPicturesHook(Hook):
     """Writes ground truth (white) and detections of the first validation images of every task.
 
-    To ``work_dir/pictures/val_<task>_<iter>.jpg`` and TensorBoard.
+    To ``work_dir/pictures/<part>_<task>_<iter>.jpg`` and TensorBoard.
 
     Args:
         classes: names of the classes of each task.
         count: rows of a sheet.
+        part: "val" or "test", which the images are.
     """
 
     priority = "LOW"
 
-    def __init__(self, classes: Mapping[str, Sequence[str]], count: int = 4) -> None:
+    def __init__(self, classes: Mapping[str, Sequence[str]], count: int = 4, part: str = "val") -> None:
         self.classes = classes
+        self.part = part
         self.count = count
         self._rows: dict[str, list[list[np.ndarray]]] = {task: [] for task in classes}
 
@@ -48,7 +50,7 @@ class BoxPicturesHook(Hook):
         """Write the sheets."""
         for task, rows in self._rows.items():
             if rows:
-                write_sheet(runner, f"val_{task}", rows)
+                write_sheet(runner, f"{self.part}_{task}", rows)
                 self._rows[task] = []
 
 

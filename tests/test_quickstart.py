@@ -18,9 +18,10 @@ from s5.data.image_io import read_mask
 from s5.data.labels import get_table
 from s5.data.scenes import LABEL_SETS
 from s5.data.splits import Split
-from s5.engine import det, det_evaluation, mdf
+from s5.engine import det, det_reports, mdf
 from s5.engine.config import load_config, load_python_config, save_config
 from s5.engine.det_config import DetConfig
+from s5.engine.det_metrics import build_metrics
 from s5.engine.evaluation import write_reports
 from s5.engine.launch import Launch
 from s5.engine.mdf_config import MDFConfig
@@ -248,8 +249,9 @@ def runs(scenes_root: Path, tasks_root: Path, objects_root: Path, tmp_path: Path
 def write_detection(cfg: DetConfig, folder: Path) -> None:
     """A run that finds all planes and buildings, and no ships."""
     classes = det.build_classes(cfg)
-    metrics = det.build_metrics(cfg, classes)
-    for batch in det.build_val_loader(cfg, classes, Launch(torch.device("cpu"), 0, 1)):
+    loader = det.build_val_loader(cfg, classes, Launch(torch.device("cpu"), 0, 1))
+    metrics = build_metrics(cfg, classes, loader)
+    for batch in loader:
         (objects,), (task,) = batch["objects"], batch["task"]
         found = objects.select(np.array([classes[task][label] != "ship" for label in objects.labels], bool))
         parts = (torch.from_numpy(part) for part in (found.boxes, np.ones(len(found)), found.labels))
@@ -260,7 +262,7 @@ def write_detection(cfg: DetConfig, folder: Path) -> None:
     save_config(cfg, folder / "config.yaml")
     (folder / "final_metrics.json").write_text('{"iteration": 130}')
     scores = {name: value for metric in metrics for name, value in metric.evaluate(1).items()}
-    det_evaluation.write_reports(folder / "evaluation", metrics, scores, {})
+    det_reports.write_reports(folder / "evaluation", metrics, scores, {})
 
 
 def rows(text: str) -> dict[str, list[str]]:

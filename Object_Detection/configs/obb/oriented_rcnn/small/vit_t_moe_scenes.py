@@ -1,12 +1,13 @@
 """ViT-T with experts on two label sets of the embedded scenes: small enough for two CPU cores.
 
-    python scripts/quickstart_objects.py work_dirs/quickstart/data/det                      writes the scenes
-    python Object_Detection/tools/train.py Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py
+scripts/quickstart.sh writes the scenes and trains on them, from the weights of its S4P stage. By hand, from
+the repository's root:
 
-scripts/quickstart.sh runs both, from the weights of its S4P stage.
+    python scripts/quickstart_objects.py work_dirs/quickstart/data/det
+    python Object_Detection/tools/train.py THIS_FILE --load-from work_dirs/quickstart/s4p/vit_t_s4p
 """
 
-data_root = "work_dirs/quickstart/data/det"  # from the repository's root, where both commands above run
+data_root = "work_dirs/quickstart/data/det"
 load_from = None
 
 backbone = "vit_t_moe"
@@ -51,13 +52,14 @@ optim = dict(
     lr=5e-4,
     layer_decay=1.0,  # S4P's weights are minutes old: nothing to keep
     warmup_iters=20,
+    clip_grad=1.0,
 )
 schedule = dict(
-    epochs=10,
-    milestones=(7, 9),
+    epochs=13,
+    milestones=(10, 12),
     steps_per_epoch=20,
-    val_interval=10,  # once, at the end: nothing is chosen on the validation scenes
-    checkpoint_interval=5,
+    val_interval=13,  # once, at the end: nothing is chosen on the validation scenes
+    checkpoint_interval=13,
     keep_checkpoints=1,
     log_interval=20,
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint import load_weights
+from s5.engine.checkpoint_io import find_checkpoint
 from s5.engine.command import command_parser, run_command
 from s5.engine.config import load_config
 from s5.engine.evaluation import write_reports
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
     place = launch.start(args.device)
+    find_checkpoint(args.checkpoint)  # a folder beside it is made next
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
 

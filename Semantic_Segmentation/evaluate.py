@@ -49,11 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     path = trained.find_config(args.config, args.checkpoint, HERE / "configs/rsseg.yaml")
     cfg = mdf.select_tasks(load_config(MDFConfig, path, args.cfg_options), args.tasks)
     place = launch.start(args.device)
+    recipe = trained.find_recipe(args.checkpoint, args.backbone, path, args.cfg_options, args.allow_pickle)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
     logger.info("configuration: %s", path)
 
-    recipe = trained.find_recipe(args.checkpoint, args.backbone, path, args.cfg_options, args.allow_pickle)
     tables = mdf.build_tables(cfg)
     check_classes(recipe.tables, tables)
     validated = {task: section.evaluation.inference() for task, section in cfg.tasks.items()}

@@ -5,7 +5,8 @@
 
 From a folder that predict.py wrote (or any of index masks named like the images), or from a checkpoint, whose
 predictions are kept beside the zip, so that a second call goes on; those of another checkpoint or in another
-way are made anew. Names, number, size and values are checked before the zip is written.
+way are made anew. Names, number, size and values are checked before the zip is written. The server takes all
+1796 test images and no part of them; --partial writes the file of a part, to look at.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import sys
 from pathlib import Path
 
 from s5.data.errors import DataError
-from s5.data.submission import VALUES, pack_loveda
+from s5.data.prepare.loveda import COUNTS, TEST
+from s5.data.submission import VALUES, find_tests, pack_loveda
 from s5.engine.command import run_command
 from s5.engine.predict_command import predict, prediction_parser
 from s5.engine.predict_files import Target
@@ -33,12 +35,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--values", choices=VALUES, help="index masks count from 1 (raw) or 0 (ids); default: found out"
     )
+    parser.add_argument(
+        "--partial", action="store_true", help="also of a part of the test images, which the server refuses"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the submission; returns 0."""
     args = parse_args(argv)
+    find_tests(args.images, args.partial)  # before hours of prediction
     place = start(args.device)
     folder = args.predictions
     if not folder.is_dir():
@@ -50,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError("\n".join(map(str, problems)))
         folder /= args.task
     if place.is_main:
-        count = pack_loveda(folder, args.images, args.out, args.values)
-        print(f"{args.out}: {count} masks, ready to be uploaded")
+        count = pack_loveda(folder, args.images, args.out, args.values, args.partial)
+        whole = count == COUNTS[TEST]
+        refused = f"the server will refuse the file, as it takes all {COUNTS[TEST]} of the test part"
+        print(f"{args.out}: {count} masks, {'ready to be uploaded' if whole else refused}")
     return 0
 
 

@@ -12,7 +12,7 @@ from shipped_data import class_map, erode, isprs_colors, make_potsdam
 
 from s5.data.check import check_split, main, require_clean
 from s5.data.errors import DataError
-from s5.data.image_io import write_image, write_mask
+from s5.data.image_io import read_mask, write_image, write_mask
 from s5.data.labels import get_table
 from s5.data.pairs import pair_folders
 from s5.data.prepare.__main__ import main as prepare
@@ -111,6 +111,37 @@ def test_shifted_loveda(tmp_path):
     no_ignored = [np.where(class_map(90, 90, 10, i) > 6, 0, class_map(90, 90, 10, i)) for i in range(3)]
     (message,) = conventions(report_on(tmp_path / "d", [m.astype(np.uint8) for m in no_ignored], "loveda"))
     assert "count classes from 0" in message
+
+
+def no_data_at_the_sides(masks, share=0.1):
+    """These masks with 0 where the scene ends, along a slope."""
+    side = np.tri(90, 90, -round(90 * (1 - (2 * share) ** 0.5)), dtype=bool)
+    return [np.where(side, 0, mask).astype(np.uint8) for mask in masks]
+
+
+def test_shifted_loveda_without_no_data_is_a_warning(tmp_path):
+    """No value is outside the table; only what 0 looks like tells."""
+    shifted = [class_map(90, 90, 7, i) for i in range(8)]
+    report = report_on(tmp_path / "a", shifted, "loveda")
+    assert report.ok
+    (message,) = report.warnings
+    assert "no 7 ('agricultural')" in message and "Set labels: loveda_train_ids" in message
+    assert "'check: false'" in message
+    assert not report_on(tmp_path / "b", [mask + 1 for mask in shifted], "loveda").warnings
+
+
+def test_shifted_real_masks_of_loveda(shared, tmp_path):
+    paths = sorted((shared / "data/seg/mmseg_fixtures/loveda/ann_dir").rglob("*.png"))
+    report = report_on(tmp_path, [read_mask(path) - np.uint8(1) for path in paths], "loveda")
+    assert any("loveda_train_ids" in message for message in [*report.errors, *report.warnings])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_no_data_at_the_sides_is_no_shift(tmp_path, share):
+    """Right masks of a few images without the last class."""
+    masks = no_data_at_the_sides([class_map(90, 90, 6, i) + np.uint8(1) for i in range(16)], share)
+    report = report_on(tmp_path, masks, "loveda")
+    assert report.ok and not report.warnings
 
 
 def test_own_classes_one_higher(tmp_path):

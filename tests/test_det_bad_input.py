@@ -191,6 +191,8 @@ def test_unreadable_image(root: Path, workers: int, capfd: pytest.CaptureFixture
         ({"tasks__a__train_dificult": True}, r"unknown key 'tasks\.a\.train_dificult' - did you mean"),
         ({"tasks": {}}, r"tasks"),
         ({"size": 100}, r"size = 100"),
+        ({"model__expert_channels": 193}, r"expert_channels 193: vit_t_moe .* choose 0 .* to 192 "),
+        ({"model__expert_channels": -1}, r"model.expert_channels = -1: .*greater than or equal to 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

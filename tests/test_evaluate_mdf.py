@@ -16,6 +16,7 @@ from trained_models import table, write_checkpoint
 
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask
+from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
 
 EVALUATE = REPO / "Semantic_Segmentation/evaluate.py"
@@ -209,6 +210,13 @@ def test_image_and_mask_of_different_sizes_are_named(model_folder, root, tmp_pat
     cv2.imwrite(str(mask), np.zeros((40, 47), np.uint8))
     with pytest.raises(DataError, match=r"masks/001.png: mask of 40x47 pixels for an image of 40x48"):
         evaluate(model_folder / "vit_t_moe_mdf_best.pth", tmp_path / "out", data_root=str(data))
+
+
+def test_a_mistyped_checkpoint_leaves_no_folder(model_folder, tmp_path):
+    config = ["--config", str(model_folder / "config.yaml"), "--device", "cpu"]
+    with pytest.raises(CheckpointError, match="no checkpoint .*typo/model.pth"):
+        script("evaluate").main([str(tmp_path / "typo/model.pth"), *config])
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_task_lists_the_known(model_folder, tmp_path):

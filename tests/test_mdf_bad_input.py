@@ -74,7 +74,8 @@ def test_class_count_against_mask_values(root: Path, tmp_path: Path) -> None:
     fails(
         root,
         tmp_path,
-        r"6 errors[\s\S]*roofs/train/masks/000.png: value 2 \(\d+ pixels\) is not in label table 'roofs'",
+        r"6 errors[\s\S]*roofs/train/masks/000.png: value 2 \(\d+ pixels\) is not in label table 'roofs'.*"
+        r"add the value to classes .*or to ignore",
         **{"tasks.roofs.labels.classes": ["ground", "water"]},
     )
 
@@ -97,14 +98,18 @@ def test_image_and_mask_of_different_size(root: Path, tmp_path: Path) -> None:
 def test_empty_dataset(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "roofs/train/images")
     (root / "roofs/train/images").mkdir()
-    fails(root, tmp_path, r"roofs/train/images")
+    fails(
+        root, tmp_path, r"tasks.roofs.train: \S*roofs/train/images: no files that end in .*; put some there"
+    )
 
 
 def test_no_validation_images(root: Path) -> None:
     config = configuration(root)
-    del config["tasks"]["ponds"]["val"]
-    with pytest.raises(ValueError, match=r"tasks.ponds[\s\S]*no validation images[\s\S]*hold_out"):
-        MDFConfig.model_validate(config)
+    for val in ({}, {"val": None}):  # without the key, or with nothing behind it
+        config["tasks"]["ponds"].pop("val", None)
+        config["tasks"]["ponds"] |= val
+        with pytest.raises(ValueError, match=r"tasks.ponds[\s\S]*no validation images[\s\S]*hold_out"):
+            MDFConfig.model_validate(config)
 
 
 def test_mask_without_image(root: Path, tmp_path: Path) -> None:
@@ -125,11 +130,14 @@ def test_batch_of_one(root: Path, tmp_path: Path) -> None:
     [
         ({"tasks.ponds.start_epoch": 3}, r"tasks.ponds.start_epoch 3: training ends after schedule.epochs 1"),
         ({"tasks.ponds.batchsize": 3}, r"unknown key 'tasks.ponds.batchsize' - did you mean 'batch_size'\?"),
-        ({"tasks.ponds.train.folder": "x"}, r"unknown key 'tasks.ponds.train.folders.folder'.*images, masks"),
+        ({"tasks.ponds.train.folder": "x"}, r"unknown key 'tasks.ponds.train.folder'.*images, masks"),
+        ({"tasks.ponds.train": {"images": "x"}}, r"  tasks.ponds.train.masks: required key is missing"),
+        ({"tasks.ponds.val": 5}, r"  tasks.ponds.val = 5: "),
+        ({"tasks.ponds.val": {"hold_out": 2}}, r"  tasks.ponds.val.hold_out = 2: "),
         ({"tasks.ponds.labels": "pond"}, r"unknown label table 'pond'; known: .*loveda"),
         (
-            {"model.expert_channels": 192},
-            r"expert_channels 192: vit_t_moe has 192 channels.*expert_channels=48",
+            {"model.expert_channels": 193},
+            r"expert_channels 193: vit_t_moe has 192 channels, so choose 0 .* to 192 .*such as 48",
         ),
         ({"tasks.ponds.train": "none.txt"}, r"split file \S*none.txt not found"),
         ({"precision": "fp16"}, r"precision fp16 needs a GPU"),
@@ -186,7 +194,7 @@ def test_checkpoint_of_another_expert_width(root: Path, tmp_path: Path, moe_file
 
 
 def test_moe_checkpoint_for_a_dense_model(root: Path, tmp_path: Path, moe_file: Path) -> None:
-    message = r"experts for ponds, streets, the model has none: .*backbone with experts, vit_t_moe"
+    message = r"experts for ponds, streets, the model has none: .*vit_t_moe, and model.expert_channels=48"
     fails(root, tmp_path, message, "--checkpoint", str(moe_file), backbone="vit_t")
 
 

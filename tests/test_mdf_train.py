@@ -139,6 +139,29 @@ def test_options_train(root: Path, tmp_path: Path, backbone: str, changes: dict)
     assert all(0 <= scores[f"{task}/mIoU"] <= 100 for task in TASKS)
 
 
+@pytest.mark.parametrize("channels", [0, 192])
+def test_no_experts_and_nothing_but_experts(root: Path, tmp_path: Path, channels: int) -> None:
+    """The ends of the range: trained from a dense checkpoint, scored, and started from once more."""
+    dense = build_segmentor("vit_t", {"s4p": 5}, 32, channels=8)
+    torch.save({"state_dict": dense.state_dict()}, tmp_path / "dense.pth")
+    changes = {"model.expert_channels": channels, "schedule.epochs": 1, "precision": "fp32"}
+    args = arguments(root, tmp_path / "run", "--checkpoint", str(tmp_path / "dense.pth"), **changes)
+    assert script().main(args) == 0
+    best = tmp_path / "run/vit_t_moe_mdf_best.pth"
+    meta = read_checkpoint(best)["meta"]
+    assert (meta["backbone"], meta["expert_channels"]) == ("vit_t_moe", channels)
+    assert (
+        script("evaluate").main([str(best), "--device", "cpu", "--work-dir", str(tmp_path / "scores")]) == 0
+    )
+    scores = json.loads((tmp_path / "scores/scores.json").read_text())
+    trained = json.loads((tmp_path / "run/final_metrics.json").read_text())
+    assert {task: scores[task]["mIoU"] for task in TASKS} == pytest.approx(
+        {task: trained[f"{task}/mIoU"] for task in TASKS}
+    )
+    again = arguments(root, tmp_path / "again", "--checkpoint", str(best), **changes)
+    assert script().main(again) == 0
+
+
 def test_subset_and_single_task(root: Path, tmp_path: Path) -> None:
     args = arguments(root, tmp_path / "run", "--tasks", "roofs", **{"schedule.epochs": 1})
     assert script().main(args) == 0

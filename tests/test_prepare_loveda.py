@@ -73,14 +73,30 @@ def test_missing_files(src, tmp_path, capsys):
     (src / "Test/Urban/images_png/11.png").unlink()
     assert run(src, out) == 1
     error = capsys.readouterr().err
-    assert "Train: 4 images, 3 masks of 4, 3 usable" in error
-    assert "Val: 3 images, 4 masks of 4, 3 usable" in error
-    assert "Test: 3 images of 4" in error
+    assert "Train: 4 images, 3 masks of 4, 3 usable; without mask: Urban/2\n" in error
+    assert "Val: 3 images, 4 masks of 4, 3 usable; without image: Urban/7\n" in error
+    assert "Test: 3 images of 4, 3 usable; not there: 11\n" in error
     assert f"expected below {src}" in error and "Train(.zip)/{Urban,Rural}" in error
     assert "https://zenodo.org/record/5706578" in error
     assert run(src, out, "--partial") == 0
     assert len(Split("loveda/splits/train.txt", out)) == 3 * 4
+    assert (out / "loveda/unusable.txt").read_text().splitlines() == [
+        f"{src}/Train/Urban/images_png/2.png: its mask is missing",
+        f"{src}/Val/Urban/masks_png/7.png: its image is missing",
+    ]
     assert run(tmp_path / "empty", out) == 1
+
+
+def test_official_numbers(src, tmp_path, capsys, monkeypatch):
+    """Missing images are told by number, the first ones, unless the images are numbered otherwise."""
+    monkeypatch.setattr(loveda, "COUNTS", {"train": 20, "val": 4, "test": 4})
+    assert run(src, tmp_path / "root") == 1
+    error = capsys.readouterr().err
+    assert "4 usable; not there: 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 6 more\n" in error
+    (src / "Train/Urban/images_png/2.png").rename(src / "Train/Urban/images_png/21.png")
+    (src / "Train/Urban/masks_png/2.png").rename(src / "Train/Urban/masks_png/21.png")
+    assert run(src, tmp_path / "root") == 1
+    assert "not there" not in capsys.readouterr().err
 
 
 def test_without_test_images(src, tmp_path, caplog):

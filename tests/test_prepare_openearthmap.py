@@ -83,13 +83,25 @@ def test_other_missing_files_are_an_error(src, tmp_path, capsys):
     (root / "aachen/labels/aachen_3.tif").unlink()
     assert run(src, tmp_path / "root") == 1
     error = capsys.readouterr().err
-    assert "2 files of train.txt and val.txt: images aachen_1.tif, labels aachen_3.tif" in error
+    assert "2 files of train.txt, val.txt and test.txt: images aachen_1.tif, labels aachen_3.tif" in error
     assert "https://zenodo.org/record/7223446" in error
     assert run(src, tmp_path / "root", "--partial") == 1, "the one validation image is lost"
+    unusable = (tmp_path / "root/openearthmap/unusable.txt").read_text()
+    assert unusable == f"{root / 'aachen/images/aachen_3.tif'}: its label is missing\n"
     assert len(Split("openearthmap/splits/train.txt", tmp_path / "root")) == 2 * 4
     (root / "val.txt").unlink()
     assert run(src, tmp_path / "root") == 1
     assert "no val.txt" in capsys.readouterr().err
+
+
+def test_a_missing_test_image_is_an_error(src, tmp_path, capsys, caplog):
+    """Of these only images are there, and no label is asked for."""
+    (src / "OpenEarthMap_wo_xBD/aachen/images/aachen_4.tif").unlink()
+    assert run(src, tmp_path / "root") == 1
+    assert "1 files of train.txt, val.txt and test.txt: images aachen_4.tif" in capsys.readouterr().err
+    assert run(src, tmp_path / "root", "--partial") == 0
+    assert "images aachen_4.tif" in caplog.text
+    assert not (tmp_path / "root/openearthmap/splits/test.txt").exists()
 
 
 def test_wrong_xbd_folder(src, tmp_path, capsys):

@@ -14,6 +14,7 @@ from trained_models import write_checkpoint
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, write_image, write_mask
 from s5.data.labels import TABLES
+from s5.data.prepare import loveda
 from s5.engine.command import run_command
 
 NAMES = {"Rural/images_png": ["4191", "4192"], "Urban/images_png": ["5167", "5168"]}
@@ -47,9 +48,9 @@ def write_masks(folder, ids, shift=1):
     return folder
 
 
-def submit(predictions, images, out, *options):
+def submit(predictions, images, out, *options, partial=True):
     arguments = ["loveda", str(predictions), "--images", str(images), "--out", str(out), "--device", "cpu"]
-    return script("submit").main([*arguments, *options])
+    return script("submit").main([*arguments, *options, *(["--partial"] if partial else [])])
 
 
 def contents(path):
@@ -170,14 +171,33 @@ def test_the_file_must_be_a_zip(tests, ids, tmp_path):
         submit(write_masks(tmp_path / "masks", ids), tests, tmp_path / "result.rar")
 
 
-def test_from_a_checkpoint(tests, tmp_path, caplog):
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_the_server_takes_all_test_images_or_none(tests, ids, tmp_path, from_checkpoint):
+    predictions = tmp_path / "nowhere.pth" if from_checkpoint else write_masks(tmp_path / "masks", ids)
+    out = tmp_path / "zips/result.zip"
+    with pytest.raises(DataError, match=r"Test: 4 images, but LoveDA's test part has 1796.*--partial"):
+        submit(predictions, tests, out, partial=False)
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(4, "ready to be uploaded"), (5, "server will refuse the file")]
+)
+def test_a_part_is_not_called_ready(tests, ids, tmp_path, monkeypatch, capsys, count, words):
+    monkeypatch.setitem(loveda.COUNTS, "test", count)
+    folder = write_masks(tmp_path / "masks", ids)
+    assert submit(folder, tests, tmp_path / "result.zip", partial=count == 5) == 0
+    text = capsys.readouterr().out
+    assert "result.zip: 4 masks, " in text and words in text and ("ready" in text) == (count == 4)
+    assert_holds(tmp_path / "result.zip", ids)
+
+
+def test_from_a_checkpoint(tests, tmp_path):
     torch.manual_seed(0)
     tables = {"potsdam": TABLES["potsdam"], "loveda": TABLES["loveda"]}
     model = write_checkpoint(tmp_path / "model/vit_t_moe_mdf.pth", tables)
     arguments = (tmp_path / "model/vit_t_moe_mdf.pth", tests, tmp_path / "result.zip", "--precision", "fp32")
-    with caplog.at_level("WARNING"):
-        assert submit(*arguments) == 0
-    assert "4 images; LoveDA's test part has 1796" in caplog.text
+    assert submit(*arguments) == 0
     ids = {
         path.stem: model.predict(torch.from_numpy(read_image(path)).permute(2, 0, 1), "loveda").numpy()
         for path in tests.rglob("*.png")
@@ -214,7 +234,7 @@ def test_several_processes_write_one_file(tests, tmp_path):
     write_checkpoint(checkpoint, {"loveda": TABLES["loveda"]})
     assert submit(checkpoint, tests, tmp_path / "alone.zip", "--precision", "fp32") == 0
     shared = ["loveda", str(checkpoint), "--images", str(tests), "--out", str(tmp_path / "shared.zip")]
-    shared += ["--device", "cpu", "--precision", "fp32"]
+    shared += ["--device", "cpu", "--precision", "fp32", "--partial"]
     for process in start_ranks(REPO / "Semantic_Segmentation/submit.py", shared, tmp_path, 2):
         assert process.wait() == 0, process.text()
     assert (tmp_path / "shared.zip").read_bytes() == (tmp_path / "alone.zip").read_bytes()

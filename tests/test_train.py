@@ -188,6 +188,13 @@ def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, f
         script("evaluate").main([str(finished / "vit_t_s4p.pth"), *args])
 
 
+def test_evaluating_a_mistyped_checkpoint_leaves_no_folder(root: Path, tmp_path: Path) -> None:
+    args = ["--backbone", "vit_t", "--device", "cpu", *options(root)]
+    with pytest.raises(CheckpointError, match="no checkpoint .*typo/model.pth"):
+        script("evaluate").main([str(tmp_path / "typo/model.pth"), *args])
+    assert not list(tmp_path.glob("typo*"))
+
+
 def test_a_refused_run_leaves_the_configuration_of_the_first(root: Path, finished: Path) -> None:
     before = (finished / "config.yaml").read_text()
     with pytest.raises(RuntimeError, match="already holds a run"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from timm.layers import Mlp
 
+from s5.models.adapt import split_experts
 from s5.models.moe import MoeMlp
 from s5.models.variants import VARIANTS, Variant, get_variant
 from s5.models.vit import ViT, resample_positions
@@ -143,6 +144,17 @@ def test_expert_weights_of_one_task_equal_a_plain_ffn_bit_for_bit():
     assert torch.equal(moe(tokens, (3,)), plain(tokens))
 
 
+def test_experts_as_wide_as_the_backbone_share_nothing_and_compute_at_first_what_the_dense_one_does():
+    dense, moe = tiny_vit().eval(), tiny_vit(experts=("a", "b"), expert_channels=32).eval()
+    moe.load_state_dict(split_experts(dense.state_dict(), ("a", "b"), 32))
+    assert not [name for name, _ in moe.named_parameters() if ".fc2." in name]
+    images = torch.randn(3, 3, 64, 64)
+    expected = dense(images)
+    for counts in ((2, 1), (0, 3)):
+        for got, want in zip(moe(images, counts), expected, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
 def test_no_expert_channels_give_a_dense_backbone():
     vit = tiny_vit(experts=("a", "b"), expert_channels=0)
     assert vit.experts == ()
@@ -168,7 +180,7 @@ def test_counts_that_do_not_match_name_the_experts_and_the_batch(counts):
         vit(torch.zeros(3, 3, 64, 64), counts)
 
 
-@pytest.mark.parametrize("channels", [32, -1])
+@pytest.mark.parametrize("channels", [33, -1])
 def test_expert_channels_out_of_range_are_an_error_with_the_value(channels):
-    with pytest.raises(ValueError, match=f"between 1 and 31, got {channels}"):
+    with pytest.raises(ValueError, match=f"between 1 and 32, got {channels}"):
         tiny_vit(experts=("a",), expert_channels=channels)

@@ -89,16 +89,16 @@ def main(argv: list[str] | None = None) -> int:
     cfg = det_evaluation.select_part(whole_cfg, args.split, args.tasks)
     submissions = find_submissions(args.submit, list(cfg.tasks))
     place = launch.start(args.device)
+    recipe = det_trained.recipe_of_config(cfg)
+    det_trained.require_fit(
+        args.checkpoint, read_checkpoint(args.checkpoint, args.allow_pickle), recipe, args.config
+    )
     folder = "evaluation" if args.split == "val" else "evaluation_test"
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
     launch.setup_logging(work_dir, place)
     if not args.tasks and (lacking := [task for task in whole_cfg.tasks if task not in cfg.tasks]):
         logger.info("left out, as without images of --split %s: %s", args.split, ", ".join(lacking))
 
-    recipe = det_trained.recipe_of_config(cfg)
-    det_trained.require_fit(
-        args.checkpoint, read_checkpoint(args.checkpoint, args.allow_pickle), recipe, args.config
-    )
     classes = dict(recipe.classes)
     loader = det.build_val_loader(cfg, classes, place, args.split)
     images = images_of(loader)

@@ -38,7 +38,7 @@ from s5.data.table_argument import HELP, parse_table
 logger = logging.getLogger(__name__)
 
 _CHUNK = 32  # samples a thread takes at a time
-_CHECK_VERSION = 3  # raise it when the check finds more: clean results that are remembered then lapse
+_CHECK_VERSION = 4  # raise it when the check finds more: clean results that are remembered then lapse
 _Result = TypeVar("_Result")
 
 
@@ -176,15 +176,18 @@ def _histogram(mask: np.ndarray) -> np.ndarray:
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """int64 (4,), see :attr:`Report.borders`."""
+    """int64 (5,), see :attr:`Report.borders`."""
     rows = mask[::4]
     differ, zero, high = rows[:, 1:] != rows[:, :-1], rows == 0, rows == 255
-    begun = (
-        high[:, 1:] & ~high[:, :-1]
-    )  # runs of 255 that begin inside; at most one of a row ends at its side
-    enclosed = begun.sum() - (high[:, -1] & begun.any(1)).sum()
     over_zero = (differ & (zero[:, 1:] | zero[:, :-1])).sum()
-    return np.array([differ.sum(), over_zero, zero.sum(), enclosed], np.int64)
+    counts = [differ.sum(), over_zero, zero.sum(), _enclosed(high), _enclosed(zero)]
+    return np.array(counts, np.int64)
+
+
+def _enclosed(of_value: np.ndarray) -> int:
+    """Number of runs along the rows that touch neither side."""
+    begun = of_value[:, 1:] & ~of_value[:, :-1]  # begin inside; at most one of a row ends at its side
+    return int(begun.sum() - (of_value[:, -1] & begun.any(1)).sum())
 
 
 def _fingerprint(split: Split, table: LabelTable, workers: int | None) -> str:

@@ -41,8 +41,9 @@ class Report:
         warnings: messages on what may be wrong and is for the user to judge.
         sizes: number of images per (height, width).
         raw_histogram: int64 (256,), pixels per raw mask value over all masks that could be read.
-        borders: int64 (4,), over every fourth row of these masks: neighbours that differ, those of them of
-            which one is 0, pixels that are 0, and runs of 255 that do not touch the side of their mask.
+        borders: int64 (5,), over every fourth row of these masks: neighbours that differ, those of them of
+            which one is 0, pixels that are 0, and runs of 255 and of 0 that do not touch the side of
+            their mask.
     """
 
     split: str
@@ -52,7 +53,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    borders: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
+    borders: np.ndarray = field(default_factory=lambda: np.zeros(5, np.int64))
 
     @property
     def ok(self) -> bool:

@@ -45,7 +45,7 @@ def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.nda
     Args:
         table: the table they are read with.
         histogram: int64 (256,), pixels per raw value.
-        borders: int64 (4,), see :attr:`s5.data.check_report.Report.borders`.
+        borders: int64 (5,), see :attr:`s5.data.check_report.Report.borders`.
 
     Returns:
         The finding; None if there is none.
@@ -137,7 +137,11 @@ def _one_lower(
     if _is_isprs(table):
         shifted |= share > 0.05 and borders[0] >= _MIN_BORDERS and not _zero_is_between_objects(borders)
     elif table == TABLES["loveda"]:
-        shifted |= share > _MORE_THAN_NO_DATA
+        # No-data is where a scene ends, at the sides of images; background is among the other classes.
+        inside = borders[1] >= _MIN_BORDERS and bool(2 * borders[4] > _INSIDE * borders[1])
+        if inside and not shifted and share <= _MORE_THAN_NO_DATA:
+            return _maybe_one_lower(table, present, share)
+        shifted |= inside and share > _MORE_THAN_NO_DATA
     if not shifted:
         return None
     return Suspicion(
@@ -145,6 +149,17 @@ def _one_lower(
         f"from 0, one lower than {_named(table)}, so every class would be taken for the one before and the "
         f"first one be ignored. {_table_one_lower(table)}{_otherwise(table, present)}",
         is_error=True,
+    )
+
+
+def _maybe_one_lower(table: LabelTable, present: set[int], share: float) -> Suspicion:
+    """What a few right masks may look like too."""
+    return Suspicion(
+        f"the masks hold {_listed(present)} and no {table.num_classes} ({table.classes[-1]!r}), and 0 "
+        f"({100 * share:.0f} % of the pixels) lies inside the images, as classes do. Do they count classes "
+        f"from 0, one lower than {_named(table)}? {_table_one_lower(table)}. If 0 is no-data and these "
+        f"images have no {table.classes[-1]!r}, nothing is wrong: 'check: false' ends this warning",
+        is_error=False,
     )
 
 

@@ -102,7 +102,8 @@ class LabelTable:
         found = ", ".join(f"{v} ({n} pixels)" for v, n in self.unknown_values(histogram).items())
         return (
             f"{path}: value {found} is not in label table {self.name!r} (valid: {self.valid_values()}). "
-            "Choose the table that these masks were written for, or convert them"
+            "Choose the table that these masks were written for; in a table of your own, add the value to "
+            "classes (and to values, if it has them) or to ignore; or convert the masks"
         )
 
     def valid_values(self) -> str:

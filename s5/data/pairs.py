@@ -81,7 +81,10 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         if other != path:
             raise SplitError(f"{other} and {path} have the same name; keep one of them")
     if not found:
-        raise SplitError(f"{folder}: no files that end in {', '.join(IMAGE_EXTENSIONS)}")
+        raise SplitError(
+            f"{folder}: no files that end in {', '.join(IMAGE_EXTENSIONS)}; put some there, or name "
+            "another folder"
+        )
     return found
 
 

@@ -32,7 +32,28 @@ SHOWN = 5  # names in a message
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same file
 
 
-def pack_loveda(predictions: Path, images: Path, out: Path, values: str | None = None) -> int:
+def find_tests(images: Path, partial: bool = False) -> dict[str, Path]:
+    """The test images by the names of their masks in the zip, in its order.
+
+    Args:
+        images: their folder, with subfolders.
+        partial: whether another number than that of LoveDA's test part will do.
+
+    Raises:
+        DataError: there are none, two of one name, or not as many as the server takes.
+    """
+    tests = _by_stem(images, "test images")
+    if len(tests) != COUNTS[TEST] and not partial:
+        raise DataError(
+            f"{images}: {len(tests)} images, but LoveDA's test part has {COUNTS[TEST]} and the server takes "
+            f"no other number of masks; give the whole part (--partial writes the file nevertheless)"
+        )
+    return tests
+
+
+def pack_loveda(
+    predictions: Path, images: Path, out: Path, values: str | None = None, partial: bool = False
+) -> int:
     """Check the predictions of the test images and write the submission, whole or not at all.
 
     Args:
@@ -42,20 +63,20 @@ def pack_loveda(predictions: Path, images: Path, out: Path, values: str | None =
         out: the zip.
         values: ``raw`` (1 to 7) or ``ids`` (0 to 6); None asks ``prediction.yaml`` beside the masks, else
             the masks: a 0 or a 7 in any of them tells.
+        partial: see :func:`find_tests`.
 
     Returns:
         Number of masks in it.
 
     Raises:
-        DataError: predictions are missing or too many, of another size, or hold other values; names them.
+        DataError: images or predictions are missing or too many, predictions are of another size, or hold
+            other values; names them.
     """
     if out.suffix.lower() != ".zip":
         raise DataError(f"{out}: the server takes a .zip; name it so")
     folder = _mask_folder(predictions)
-    tests, masks = _by_stem(images, "test images"), _by_stem(folder, "predictions")
+    tests, masks = find_tests(images, partial), _by_stem(folder, "predictions")
     _require_pairs(tests, masks, folder)
-    if len(tests) != COUNTS[TEST]:
-        logger.warning("%s: %d images; LoveDA's test part has %d", images, len(tests), COUNTS[TEST])
     histogram = np.zeros(256, np.int64)
     for stem, path in masks.items():
         histogram += _histogram(path, tests[stem])

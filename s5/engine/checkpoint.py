@@ -174,17 +174,18 @@ def _check_experts(weights: Weights, backbone: ViT) -> None:
     theirs, ours = weights.experts, backbone.experts
     if not theirs:
         return
+    width = len(weights.backbone[f"blocks.0.mlp.experts.{theirs[0]}.bias"])
     has = f"the checkpoint has experts for {', '.join(theirs)}"
     if not ours:
         raise CheckpointError(
-            f"{has}, the model has none: choose a backbone with experts, {backbone.variant.name}_moe"
+            f"{has}, the model has none: choose a backbone with experts, {backbone.variant.name}_moe, and "
+            f"model.expert_channels={width}"
         )
     if lacking := [task for task in ours if task not in theirs]:
         raise CheckpointError(
             f"{has}, but none for {', '.join(lacking)}, which the model has: start from a dense checkpoint "
             f"(such as of S4P), or train tasks of the checkpoint alone"
         )
-    width = len(weights.backbone[f"blocks.0.mlp.experts.{theirs[0]}.bias"])
     if width != backbone.expert_channels:
         raise CheckpointError(
             f"experts of {width} channels in the checkpoint, of {backbone.expert_channels} in the model: set "

@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path, allow_pickle: bool = False) -> dict[str, A
     Raises:
         CheckpointError: The file is missing, damaged, no checkpoint, or holds more than data.
     """
-    file = _find(Path(path).expanduser())
+    file = find_checkpoint(path)
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     try:
@@ -83,7 +83,13 @@ def save_atomic(obj: object, path: str | Path) -> None:
     _sync_folder(path.parent)
 
 
-def _find(path: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
+    """The file of that name, with or without ``.pth``.
+
+    Raises:
+        CheckpointError: There is none; says where it was looked for.
+    """
+    path = Path(path).expanduser()
     candidates = [path, path.with_name(f"{path.name}.pth")]
     for candidate in candidates:
         if candidate.is_file():

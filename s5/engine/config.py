@@ -5,6 +5,7 @@ what is valid. Values can be overridden from the command line as ``section.key=v
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -63,7 +64,7 @@ def _validate(schema: type[T], path: str | Path, values: dict[str, Any], overrid
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(schema, problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {_describe(schema, values, problem)}" for problem in error.errors())
         raise ConfigError(f"{path}: {error.error_count()} problem(s):\n{problems}") from None
 
 
@@ -114,9 +115,9 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: 
     values[keys[-1]] = value
 
 
-def _describe(schema: type[BaseModel], problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+def _describe(schema: type[BaseModel], values: dict[str, Any], problem: Any) -> str:  # noqa: ANN401 - pydantic's
     location = [part for part in problem["loc"] if isinstance(part, str)]
-    name = ".".join(str(part) for part in problem["loc"])
+    name = _key(values, problem["loc"], problem["type"] == "missing")
     if problem["type"] == "extra_forbidden":
         valid = sorted(_fields_at(schema, location[:-1]))
         close = difflib.get_close_matches(location[-1], valid, n=1)
@@ -128,6 +129,20 @@ def _describe(schema: type[BaseModel], problem: Any) -> str:  # noqa: ANN401 - p
     if isinstance(problem["input"], dict | BaseModel):  # a rule about a whole section
         return f"{name}: {message}" if name else message
     return f"{name} = {problem['input']!r}: {message}"
+
+
+def _key(values: Any, location: Sequence[str | int], missing: bool) -> str:  # noqa: ANN401 - any YAML value
+    """The key as the user writes it: pydantic adds levels that name the alternative it tried."""
+    parts = []
+    for i, part in enumerate(location):
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part]
+        elif not (missing and i == len(location) - 1):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 def _fields_at(schema: type[BaseModel], location: list[str]) -> set[str]:

@@ -1,7 +1,6 @@
 """The pieces of a detection run, built from its configuration. The entry scripts put them together."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from s5.data.build import TrainingData
-from s5.data.errors import DataError
 from s5.data.oriented.classes import get_classes
 from s5.data.oriented.dataset import OrientedImages, OrientedValidation
 from s5.data.oriented.loaders import objects_loader, objects_validation_loader
@@ -23,6 +21,7 @@ from s5.engine.hooks.boxes import BoxPicturesHook
 from s5.engine.launch import Launch
 from s5.engine.network import BACKBONES, dense_name, expert_channels, training_dtype
 from s5.engine.optim import step_schedule
+from s5.engine.task_names import naming
 from s5.engine.training import Steps, common_hooks, placement
 from s5.models.detection import DetectionModel, Settings, build_detector
 
@@ -168,15 +167,6 @@ def _whole_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part: str
             size=cfg.size,
             leave_out=task.leave_out,
         )
-
-
-@contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Errors say the key of the configuration whose data they are of."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{key}: {error}") from error
 
 
 def _where(root: Path, objects: ObjectsConfig | DetTestConfig) -> dict[str, Any]:

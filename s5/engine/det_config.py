@@ -73,7 +73,7 @@ class DetTaskConfig(Section):
 class DetModelConfig(Section):
     """The detector around the backbone; the values of Oriented R-CNN are those of the published model."""
 
-    expert_channels: Positive = 256
+    expert_channels: Annotated[int, Field(ge=0)] = 256
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation_checkpointing: bool = False
     compile: bool = False

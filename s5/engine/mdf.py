@@ -22,6 +22,7 @@ from s5.engine.launch import Launch
 from s5.engine.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.network import build_network, dense_name, expert_channels, training_dtype
+from s5.engine.task_names import naming
 from s5.engine.training import Steps, check_splits, common_hooks, placement
 from s5.models.mdf import MultiDataset
 
@@ -100,9 +101,10 @@ def build_tasks(cfg: MDFConfig) -> list[Task]:
     tables = build_tables(cfg)
     tasks = []
     for name, task in cfg.tasks.items():
-        train = _images(cfg.data_root, task.train)
+        train = _training_images(cfg, name)
         if isinstance(task.val, HoldOutConfig):
-            train, _ = hold_out(train, task.val.hold_out)
+            with naming(f"tasks.{name}.val"):
+                train, _ = hold_out(train, task.val.hold_out)
         val = validation_split(cfg, name)
         if shared := len({s.image for s in train} & {s.image for s in val}):
             logger.warning("%s: %d images are in training and validation", name, shared)
@@ -118,8 +120,11 @@ def validation_split(cfg: MDFConfig, name: str) -> Split:
     """
     task = cfg.tasks[name]
     if isinstance(task.val, HoldOutConfig):
-        return hold_out(_images(cfg.data_root, task.train), task.val.hold_out)[1]
-    return _images(cfg.data_root, task.val)
+        train = _training_images(cfg, name)
+        with naming(f"tasks.{name}.val"):
+            return hold_out(train, task.val.hold_out)[1]
+    with naming(f"tasks.{name}.val"):
+        return _images(cfg.data_root, task.val)
 
 
 def check_data(cfg: MDFConfig, tasks: Sequence[Task], work_dir: Path, launch: Launch) -> None:
@@ -265,6 +270,11 @@ def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -
             for name, task in cfg.tasks.items()
         },
     }
+
+
+def _training_images(cfg: MDFConfig, name: str) -> Split:
+    with naming(f"tasks.{name}.train"):
+        return _images(cfg.data_root, cfg.tasks[name].train)
 
 
 def _images(root: Path, where: Path | FoldersConfig) -> Split:

@@ -76,7 +76,7 @@ class TaskConfig(ScaleRange):
     @model_validator(mode="before")
     @classmethod
     def _has_validation(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        if isinstance(values, dict) and "val" not in values:
+        if isinstance(values, dict) and values.get("val") is None:
             raise ValueError(
                 "no validation images. The best weights are chosen on them: set val to a split file, to "
                 "{images: FOLDER, masks: FOLDER}, or to {hold_out: 0.1} to keep back a tenth of train"
@@ -85,9 +85,9 @@ class TaskConfig(ScaleRange):
 
 
 class MDFModelConfig(ModelConfig):
-    """The network; a backbone named ``vit_b_moe`` has experts, ``vit_b`` is dense."""
+    """The network; a backbone named ``vit_b_moe`` has experts unless their channels are 0, ``vit_b`` none."""
 
-    expert_channels: Positive = 256
+    expert_channels: Annotated[int, Field(ge=0)] = 256
 
 
 class MDFOptimConfig(OptimConfig):

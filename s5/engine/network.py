@@ -22,15 +22,15 @@ def expert_channels(backbone: str, channels: int) -> int:
     """Channels of the experts: 0 for a dense backbone, else those of the configuration.
 
     Raises:
-        ConfigError: as many as the backbone is wide, or more.
+        ConfigError: more than the backbone is wide.
     """
     if not backbone.endswith(MOE):
         return 0
     width = get_variant(dense_name(backbone)).width
-    if channels >= width:
+    if channels > width:
         raise ConfigError(
-            f"model.expert_channels {channels}: {backbone} has {width} channels, of which some must stay "
-            f"shared; set for example model.expert_channels={width // 4}"
+            f"model.expert_channels {channels}: {backbone} has {width} channels, so choose 0 (no experts) to "
+            f"{width} (nothing shared in the second linear layer), such as {width // 4}"
         )
     return channels
 

@@ -1,11 +1,13 @@
-"""Names of tasks, the data sets of a model: which may be given, and which of them are meant."""
+"""Names of tasks, the data sets of a model: which may be given, which are meant, and errors that say them."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import nn
 
+from s5.data.errors import DataError
 from s5.engine.config import ConfigError
 
 T = TypeVar("T")
@@ -44,3 +46,12 @@ def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
         if task not in known:
             raise ConfigError(f"unknown task {task!r}; this model's tasks: {', '.join(known)}")
     return [task for task in known if task in wanted or not wanted]
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Errors say the key of the configuration whose data they are of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error

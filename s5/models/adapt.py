@@ -56,7 +56,7 @@ def split_experts(backbone: StateDict, experts: Sequence[str], expert_channels: 
         backbone: Weights of a dense backbone of width C.
         experts: Names of the tasks.
         expert_channels: Rows of the second linear layer that go to every expert; the first
-            ``C - expert_channels`` go to the shared part.
+            ``C - expert_channels`` go to the shared part, which is absent where that is none.
     """
     split = {}
     for key, value in backbone.items():
@@ -64,7 +64,8 @@ def split_experts(backbone: StateDict, experts: Sequence[str], expert_channels: 
             split[key] = value
             continue
         shared = len(value) - expert_channels
-        split[key] = value[:shared]
+        if shared:
+            split[key] = value[:shared]
         for name in experts:
             split[key.replace(".fc2.", f".experts.{name}.")] = value[shared:]
     return split

@@ -27,17 +27,19 @@ class MoeMlp(nn.Module):
             width: Channels C of a token.
             hidden: Channels between the two linear layers.
             experts: Names of the tasks, in the order of the batch.
-            expert_channels: Output channels of an expert, 0 < expert_channels < C.
+            expert_channels: Output channels of an expert, 1 to C; with C the second linear layer has no
+                shared part.
 
         Raises:
             ValueError: `expert_channels` is out of range.
         """
         super().__init__()
-        if not 0 < expert_channels < width:
-            raise ValueError(f"expert_channels must be between 1 and {width - 1}, got {expert_channels}")
+        if not 0 < expert_channels <= width:
+            raise ValueError(f"expert_channels must be between 1 and {width}, got {expert_channels}")
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, width - expert_channels)
+        shared = width - expert_channels
+        self.fc2 = nn.Linear(hidden, shared) if shared else None
         self.experts = nn.ModuleDict({name: nn.Linear(hidden, expert_channels) for name in experts})
 
     def forward(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -55,11 +57,13 @@ class MoeMlp(nn.Module):
         if len(present) == 1:
             return self._single(hidden, present[0])
         slices = hidden.split(list(counts))
-        own = [expert(part) for expert, part in zip(self.experts.values(), slices, strict=True)]
-        return torch.cat((self.fc2(hidden), torch.cat(own)), dim=-1)
+        own = torch.cat([expert(part) for expert, part in zip(self.experts.values(), slices, strict=True)])
+        return own if self.fc2 is None else torch.cat((self.fc2(hidden), own), dim=-1)
 
     def _single(self, hidden: torch.Tensor, name: str) -> torch.Tensor:
         expert = self.experts[name]
         assert isinstance(expert, nn.Linear)
+        if self.fc2 is None:
+            return expert(hidden)
         weight = torch.cat((self.fc2.weight, expert.weight))  # (C, hidden)
         return F.linear(hidden, weight, torch.cat((self.fc2.bias, expert.bias)))

@@ -161,6 +161,11 @@ def test_unknown_task_lists_the_known(config: Path, start: Path, tmp_path: Path)
     fails(ConfigError, "--tasks c: .*it has a, b", config, start, tmp_path, "--tasks", "a,c")
 
 
+def test_a_mistyped_checkpoint_leaves_no_folder(config: Path, tmp_path: Path) -> None:
+    fails(CheckpointError, "no checkpoint .*typo.pth", config, tmp_path / "typo.pth", tmp_path)
+    assert not (tmp_path / "work").exists()
+
+
 def test_checkpoint_of_another_network(config: Path, start: Path, tmp_path: Path) -> None:
     """Named for weights, and for resumable checkpoints, which do not say what they are."""
     options = ("--cfg-options", "backbone=vit_s")

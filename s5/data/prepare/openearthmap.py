@@ -95,11 +95,14 @@ class OpenEarthMap(ArchivedRecipe):
                 sources.append(Source(f"{group}/{stem}", group, stem, image, label))
             elif image is None and name in from_xbd:
                 xbd_missing.append(name)
-            elif group != TEST:
+            else:  # of test images there are no labels
                 missing.append(f"{'labels' if image else 'images'} {name}")
+                if image is not None:
+                    problem = f"{image}: its label is missing"
+                    sources.append(Source(f"{group}/{name}", group, name, image, problem=problem))
         self._report_xbd(xbd_missing, from_xbd)
         if missing:
-            self.require([f"{len(missing)} files of train.txt and val.txt: {listed(missing, 10)}"])
+            self.require([f"{len(missing)} files of train.txt, val.txt and test.txt: {listed(missing, 10)}"])
         return sources
 
     def usage(self) -> str:

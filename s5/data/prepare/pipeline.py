@@ -113,6 +113,8 @@ def _cut_all(
 
 def _cut(recipe: Recipe, source: Source) -> Cut | str:
     """The patches, or the message why there are none."""
+    if source.problem:
+        return source.problem
     try:
         return recipe.cut(source)
     except DataError as error:

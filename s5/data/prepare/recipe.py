@@ -28,6 +28,7 @@ class Source:
         image: the image file.
         mask: the mask file, where the data set has labels.
         area: the part of the image to cut; all of it by default.
+        problem: why it cannot be used, where that is known before it is opened: it is listed, not cut.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Source:
     image: Path
     mask: Path | None = None
     area: Window | None = None
+    problem: str = ""
 
     def __str__(self) -> str:
         return str(self.image)

@@ -10,6 +10,7 @@ version draws others.
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from s5.data.image_io import read_mask, write_mask
@@ -55,16 +56,23 @@ def relabel(root: Path, folder: Path, task: str) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the data sets."""
+def write_to(write: Callable[[Path], None], description: str | None, argv: list[str] | None) -> int:
+    """The command of a script that writes data sets: reads where to, and writes them."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", type=Path, help="where to write a folder for each task")
     root = parser.parse_args(argv).root
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_tasks(root, Request.size, TRAIN, VAL, default_workers())
+    write(root)
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the data sets."""
+    return write_to(
+        lambda root: write_tasks(root, Request.size, TRAIN, VAL, default_workers()), __doc__, argv
+    )
 
 
 if __name__ == "__main__":

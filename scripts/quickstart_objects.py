@@ -7,13 +7,12 @@ Writes the scenes of each task below `<task>`. Ships and planes have the boxes t
 of an earlier run are kept, and replaced where this version draws others.
 """
 
-import argparse
-import logging
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+from quickstart_data import write_to
 
 from s5.data.image_io import read_mask
 from s5.data.oriented.annotations import Objects, make_objects, write_objects
@@ -69,14 +68,7 @@ def building_boxes(mask: np.ndarray) -> Objects:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the data sets."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("root", type=Path, help="where to write a folder for each task")
-    root = parser.parse_args(argv).root
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_tasks(root, SIZE, TRAIN, VAL, default_workers())
-    return 0
+    return write_to(lambda root: write_tasks(root, SIZE, TRAIN, VAL, default_workers()), __doc__, argv)
 
 
 if __name__ == "__main__":

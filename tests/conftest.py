@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,9 @@ def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
     write_dataset(root, Request(labeled=6, unlabeled=8, val=4, size=64))
     return root
+
+
+@pytest.fixture
+def root(whole_root: Path, tmp_path: Path) -> Path:
+    """A copy of the module's `whole_root`, data that a test may break."""
+    return shutil.copytree(whole_root, tmp_path / "data")

@@ -27,12 +27,6 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_datasets(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture
-def root(whole_root: Path, tmp_path: Path) -> Path:
-    """Data sets to break."""
-    return shutil.copytree(whole_root, tmp_path / "data")
-
-
 def arguments(root: Path, *extra: str, **changes: object) -> list[str]:
     """Of a run in ``root/run``; `changes` override the configuration, with `__` for a dot."""
     overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]

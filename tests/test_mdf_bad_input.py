@@ -25,12 +25,6 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_datasets(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture
-def root(whole_root: Path, tmp_path: Path) -> Path:
-    """Data sets to break."""
-    return shutil.copytree(whole_root, tmp_path / "data")
-
-
 def fails(root: Path, tmp_path: Path, message: str, *extra: str, **changes: object) -> None:
     """The run stops with an error of the kind that is told without a traceback."""
     backbone = str(changes.pop("backbone", "vit_t_moe"))

@@ -1,6 +1,5 @@
 """Data and runs that the tests of bad input break."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ from training import SHORT
 @pytest.fixture(scope="module")
 def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def root(whole_root: Path, tmp_path: Path) -> Path:
-    """A data root to break."""
-    return shutil.copytree(whole_root, tmp_path / "data")
 
 
 @pytest.fixture

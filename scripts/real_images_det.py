@@ -3,7 +3,7 @@
     python scripts/real_images_det.py --data DATA [--checkpoint S4P.pth] [--cfg-options schedule.epochs=20]
 
 Data sets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format. Both are cut into
-windows of 512 pixels by ``python -m s5.data.prepare dota``; scores are those of the whole images. An
+windows of 640 pixels by ``python -m s5.data.prepare dota``; scores are those of the whole images. An
 interrupted run goes on.
 """
 
@@ -19,7 +19,7 @@ from training_runs import REPO, run_command_line
 from s5.engine.command import run_command
 
 CONFIG = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_real_images.py"
-WINDOW, GAP = 512, 128
+WINDOW, GAP = 640, 128
 HELD_OUT = 1300  # images of ucas_aod from this number on: neighbouring numbers may show one place
 
 

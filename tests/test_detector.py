@@ -152,6 +152,19 @@ def test_one_task_is_plain_oriented_rcnn() -> None:
     assert losses["loss"].isfinite()
 
 
+def test_fpn_norm_makes_the_maps_as_large_whatever_the_backbone_gives() -> None:
+    """GroupNorm in any number of channels; without it the size of the maps follows the backbone's."""
+    torch.manual_seed(0)
+    for channels, norm in ((64, True), (48, True), (64, False)):
+        settings = Settings(channels=channels, fpn_norm=norm)
+        neck = build_detector("vit_t", {"mine": 1}, SIZE, settings=settings).heads["mine"].neck.eval()
+        maps = [torch.randn(1, 192, side, side) for side in (16, 8, 4, 2)]
+        small, large = neck(maps), neck([10 * level for level in maps])
+        factors = [(b.std() / a.std()).item() for a, b in zip(small, large, strict=True)]
+        expected = 1.0 if norm else 10.0
+        assert factors == pytest.approx([expected] * 5, rel=0.05)
+
+
 def test_rois_are_enlarged_before_their_level_is_chosen() -> None:
     for enlarge, factors in (((1.0, 1.0), (1, 1)), ((1.4, 1.2), (1.2, 1.4))):
         head = build_detector("vit_t", {"mine": 1}, SIZE, settings=Settings(enlarge=enlarge)).heads["mine"]

@@ -57,7 +57,7 @@ def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Pa
     """Files to write by task.
 
     Raises:
-        ConfigError: not TASK=ZIP, or a task that is not evaluated.
+        ConfigError: not TASK=ZIP, a task that is not evaluated, or one file for two tasks.
     """
     files = {task: Path(path) for task, separator, path in (item.partition("=") for item in given) if path}
     if len(files) < len(given):
@@ -65,6 +65,8 @@ def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Pa
     for task in files:
         if task not in tasks:
             raise ConfigError(f"--submit {task}: no such task is evaluated; there are {', '.join(tasks)}")
+    if len({file.resolve() for file in files.values()}) < len(files):
+        raise ConfigError(f"--submit {' '.join(given)}: one file for two tasks; give each its own")
     return files
 
 

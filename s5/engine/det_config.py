@@ -83,6 +83,7 @@ class DetModelConfig(Section):
     rois: Positive = 512
     channels: Positive = 256
     fc_channels: Positive = 1024
+    fpn_norm: bool = False
     score_thr: Share = 0.05
     nms: Share = 0.1
     max_per_img: Positive = 2000

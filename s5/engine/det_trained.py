@@ -19,6 +19,7 @@ from s5.models.variants import VARIANTS
 
 NEEDED = ("backbone", "expert_channels", "img_size", "tasks", "settings")
 CLASSIFIER = "roi_head.bbox_head.fc_cls.weight"
+FPN_NORM = "neck.lateral_convs.0.gn.weight"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,12 @@ def require_fit(
             said = f"the classes {', '.join(theirs)}" if theirs else f"{count} classes"
             raise ConfigError(
                 f"task {task}: {checkpoint} was trained for {said}, {where} has {', '.join(ours)}"
+            )
+        norm = FPN_NORM in heads[task]
+        if norm != recipe.settings.fpn_norm:
+            raise ConfigError(
+                f"task {task}: {checkpoint} was trained with model.fpn_norm {norm}, {where} has "
+                f"{recipe.settings.fpn_norm}"
             )
     settings = meta.get("settings") or said_of_data.get("settings") or {}
     enlarge = tuple(settings.get("enlarge", recipe.settings.enlarge))

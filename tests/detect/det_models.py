@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import rasterio
 import torch
 from det_runs import SIZE, script
@@ -95,3 +96,11 @@ def rows(path: Path) -> np.ndarray:
     """Corners and score of each line of a text of detections."""
     lines = [line.split() for line in path.read_text().splitlines()]
     return np.array([[*line[:8], line[10]] for line in lines], float).reshape(-1, 9)
+
+
+def fails(
+    error: type[Exception], message: str, config: Path, checkpoint: Path, folder: Path, *options: object
+) -> None:
+    """The evaluation stops with an error of the kind that is told without a traceback."""
+    with pytest.raises(error, match=message):
+        evaluate(config, checkpoint, folder / "work", *options)

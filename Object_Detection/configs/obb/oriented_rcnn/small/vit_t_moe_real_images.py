@@ -28,26 +28,27 @@ tasks = dict(
         flip=False,  # it shall be learned by heart
     ),
 )
-size = 512
+size = 640
 workers = 1
 
 model = dict(
     expert_channels=48,  # a quarter of ViT-T's 192
     drop_path=0.0,
     channels=128,
+    fpn_norm=True,  # the weights of S4P are of a short run
     fc_channels=512,
     proposals=1000,
     rois=256,
     max_per_img=500,
 )
-optim = dict(lr=5e-4, layer_decay=1.0, warmup_iters=50)
+optim = dict(lr=1e-3, layer_decay=1.0, warmup_iters=50, clip_grad=1.0)
 schedule = dict(
-    epochs=10,
-    milestones=(7, 9),
-    steps_per_epoch=120,
-    val_interval=5,
+    epochs=30,
+    milestones=(22, 27),
+    steps_per_epoch=50,
+    val_interval=10,
     checkpoint_interval=1,
     keep_checkpoints=1,
-    log_interval=20,
+    log_interval=25,
 )
 seed = 0

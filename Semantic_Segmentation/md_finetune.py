@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from s5.engine import launch, mdf
+from s5.engine.backbones import BACKBONES
 from s5.engine.checkpoint import load_weights
 from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_resume_option, command_parser, run_command, true_or_false
 from s5.engine.config import load_config
 from s5.engine.mdf_config import MDFConfig
-from s5.engine.network import BACKBONES
 from s5.engine.optim import cosine_schedule
 from s5.engine.training import run_training
 

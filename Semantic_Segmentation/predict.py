@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from s5.engine.command import run_command
-from s5.engine.predict_command import predict, prediction_parser
-from s5.engine.predict_files import KINDS, Target
-from s5.engine.predict_plan import report, start
+from s5.engine.predict.command import predict, prediction_parser
+from s5.engine.predict.masks import KINDS, Target
+from s5.engine.predict.plan import report, start
 
 HERE = Path(__file__).resolve().parent
 

@@ -13,11 +13,11 @@ from training_runs import train_once
 
 from s5.data.splits import write_split
 from s5.engine import mdf
+from s5.engine.backbones import MOE
 from s5.engine.checkpoint import load_weights, save_atomic
 from s5.engine.checkpoint_files import mdf_files
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
-from s5.engine.network import MOE
 from s5.params import count_parameters
 
 CPU = torch.device("cpu")

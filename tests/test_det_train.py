@@ -15,7 +15,7 @@ from s5.engine import det
 from s5.engine.checkpoint import read_checkpoint
 from s5.engine.config import ConfigError, load_python_config
 from s5.engine.det_config import DetConfig
-from s5.engine.det_metrics import build_metrics
+from s5.engine.detection.task_metrics import build_metrics
 from s5.engine.launch import Launch
 
 FOLDER = REPO / "Object_Detection/configs/obb/oriented_rcnn"

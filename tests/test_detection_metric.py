@@ -16,8 +16,8 @@ from s5.data.oriented.average_precision import THRESHOLDS, average_precision, ma
 from s5.data.oriented.detections import Detections, concatenate, make_detections
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_windows, window_name
-from s5.engine.detection_collector import DetectionCollector
-from s5.engine.detection_metric import DetectionMetric
+from s5.engine.detection.collector import DetectionCollector
+from s5.engine.detection.metric import DetectionMetric
 
 K = len(CLASSES)
 

@@ -18,10 +18,11 @@ from s5.data.image_io import read_mask
 from s5.data.labels import get_table
 from s5.data.scenes import LABEL_SETS
 from s5.data.splits import Split
-from s5.engine import det, det_reports, mdf
+from s5.engine import det, mdf
 from s5.engine.config import load_config, load_python_config, save_config
 from s5.engine.det_config import DetConfig
-from s5.engine.det_metrics import build_metrics
+from s5.engine.detection import reports
+from s5.engine.detection.task_metrics import build_metrics
 from s5.engine.evaluation import write_reports
 from s5.engine.launch import Launch
 from s5.engine.mdf_config import MDFConfig
@@ -262,7 +263,7 @@ def write_detection(cfg: DetConfig, folder: Path) -> None:
     save_config(cfg, folder / "config.yaml")
     (folder / "final_metrics.json").write_text('{"iteration": 130}')
     scores = {name: value for metric in metrics for name, value in metric.evaluate(1).items()}
-    det_reports.write_reports(folder / "evaluation", metrics, scores, {})
+    reports.write_reports(folder / "evaluation", metrics, scores, {})
 
 
 def rows(text: str) -> dict[str, list[str]]:

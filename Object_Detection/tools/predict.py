@@ -25,15 +25,15 @@ from pathlib import Path
 
 import torch
 
-from s5.engine import det_trained
 from s5.engine.command import add_common_options, run_command
 from s5.engine.config import ConfigError
-from s5.engine.det_predict import Cutting, predict_files
-from s5.engine.det_results import FORMATS, DetResults
-from s5.engine.det_trained import DetRecipe
-from s5.engine.predict_plan import Request, carry_out, report, start
-from s5.engine.predict_settings import Settings, identify
-from s5.engine.predict_share import Work
+from s5.engine.detection import trained
+from s5.engine.detection.predict import Cutting, predict_files
+from s5.engine.detection.results import FORMATS, DetResults
+from s5.engine.detection.trained import DetRecipe
+from s5.engine.predict.plan import Request, carry_out, report, start
+from s5.engine.predict.settings import Settings, identify
+from s5.engine.predict.share import Work
 from s5.models.precision import PRECISIONS, resolve_precision
 from s5.ops import mmcv_ext
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     place = start(args.device)
     logger.info("mmcv operators: %s", mmcv_ext.in_use())
-    recipe = det_trained.find_recipe(args.checkpoint, args.config, args.cfg_options, args.allow_pickle)
+    recipe = trained.find_recipe(args.checkpoint, args.config, args.cfg_options, args.allow_pickle)
     if not recipe.configured and (args.config or args.cfg_options):
         raise ConfigError(
             f"{args.checkpoint} says itself what it holds, no configuration is read: leave --config and "
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     results = DetResults(args.out, recipe.classes, tuple(args.formats))
 
     def build() -> Work:
-        model = det_trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
         return partial(predict_files, model, results=results, how=how)
 
     settings = settings_of(args, recipe, how, dtype)

@@ -16,12 +16,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from s5.engine import det, det_evaluation, det_reports, det_submission, det_trained, launch
+from s5.engine import det, launch
 from s5.engine.checkpoint import read_checkpoint
 from s5.engine.command import add_common_options, run_command
 from s5.engine.config import ConfigError
-from s5.engine.det_metrics import build_metrics, images_of, is_merged
-from s5.engine.detection_collector import DetectionCollector
+from s5.engine.detection import evaluation, reports, submission, trained
+from s5.engine.detection.collector import DetectionCollector
+from s5.engine.detection.task_metrics import build_metrics, images_of, is_merged
 from s5.engine.hooks.boxes import BoxPicturesHook
 from s5.engine.launch import Launch
 from s5.engine.validation import run_validation
@@ -39,7 +40,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")
     add_common_options(parser, "--options")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--split", choices=det_evaluation.PARTS, default="val", help="default: val")
+    parser.add_argument("--split", choices=evaluation.PARTS, default="val", help="default: val")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the detections as text")
     parser.add_argument(
@@ -87,12 +88,12 @@ def make_folders(
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns 0."""
     args = parse_args(argv)
-    whole_cfg = det_trained.load_det_config(args.config, args.cfg_options)
-    cfg = det_evaluation.select_part(whole_cfg, args.split, args.tasks)
+    whole_cfg = trained.load_det_config(args.config, args.cfg_options)
+    cfg = evaluation.select_part(whole_cfg, args.split, args.tasks)
     submissions = find_submissions(args.submit, list(cfg.tasks))
     place = launch.start(args.device)
-    recipe = det_trained.recipe_of_config(cfg)
-    det_trained.require_fit(
+    recipe = trained.recipe_of_config(cfg)
+    trained.require_fit(
         args.checkpoint, read_checkpoint(args.checkpoint, args.allow_pickle), recipe, args.config
     )
     folder = "evaluation" if args.split == "val" else "evaluation_test"
@@ -105,11 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     loader = det.build_val_loader(cfg, classes, place, args.split)
     images = images_of(loader)
     merged = {task: is_merged(cfg, task, args.split) for task in classes}
-    names = {task: det_evaluation.image_names(images[task], merged[task]) for task in submissions}
+    names = {task: evaluation.image_names(images[task], merged[task]) for task in submissions}
     for task, out in submissions.items():
-        det_submission.require_submission(out, names[task], classes[task])
+        submission.require_submission(out, names[task], classes[task])
     for task in classes if args.out else ():
-        det_evaluation.warn_of_windows(images[task], merged[task])
+        evaluation.warn_of_windows(images[task], merged[task])
 
     metrics = build_metrics(cfg, classes, loader, args.split)
     wanted = list(classes) if args.out else list(submissions)
@@ -120,10 +121,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("nothing to do: the images have no annotations; give --out or --submit")
     make_folders(args.out, submissions, list(classes), place)
     dtype = resolve_precision(cfg.precision, place.device)
-    model = det_trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
     if place.is_main:
-        with det_reports.writing(work_dir):
-            det_reports.remove_reports(work_dir, det_evaluation.PARTS)
+        with reports.writing(work_dir):
+            reports.remove_reports(work_dir, evaluation.PARTS)
     scores = run_validation(
         place,
         work_dir,
@@ -136,16 +137,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     if not place.is_main:
         return 0
-    with det_reports.writing(work_dir):
+    with reports.writing(work_dir):
         if metrics:
             settings = {"checkpoint": str(args.checkpoint), "split": args.split}
-            det_reports.write_reports(work_dir, metrics, scores, settings)
+            reports.write_reports(work_dir, metrics, scores, settings)
             logger.info("scores and pictures are in %s", work_dir)
         for task, collector in collectors.items() if args.out else ():
-            det_reports.write_texts(args.out, collector)
+            reports.write_texts(args.out, collector)
             logger.info("%d files in %s", len(collector.detections), args.out / task)
         for task, out in submissions.items():
-            det_submission.submit(out, collectors[task], names[task])
+            submission.submit(out, collectors[task], names[task])
     return 0
 
 

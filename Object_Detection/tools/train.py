@@ -23,7 +23,7 @@ from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_common_options, add_resume_option, run_command
 from s5.engine.config import load_python_config
 from s5.engine.det_config import DetConfig
-from s5.engine.det_metrics import build_metrics
+from s5.engine.detection.task_metrics import build_metrics
 from s5.engine.training import run_training
 
 logger = logging.getLogger("s5.train")

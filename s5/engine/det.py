@@ -13,16 +13,16 @@ from s5.data.build import TrainingData
 from s5.data.oriented.classes import get_classes
 from s5.data.oriented.dataset import OrientedImages, OrientedValidation
 from s5.data.oriented.loaders import objects_loader, objects_validation_loader
+from s5.engine.backbones import BACKBONES, dense_name, expert_channels
 from s5.engine.checkpoint_files import det_files
 from s5.engine.config import ConfigError
 from s5.engine.det_config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.engine.hooks import CheckpointHook, DataStateHook, SafetyHook
 from s5.engine.hooks.boxes import BoxPicturesHook
 from s5.engine.launch import Launch
-from s5.engine.network import BACKBONES, dense_name, expert_channels, training_dtype
 from s5.engine.optim import step_schedule
 from s5.engine.task_names import naming
-from s5.engine.training import Steps, common_hooks, placement
+from s5.engine.training import Steps, common_hooks, placement, training_dtype
 from s5.models.detection import DetectionModel, Settings, build_detector
 
 BEST = "mAP50"

@@ -15,15 +15,17 @@ from s5.data.datasets import LabeledImages, ValidationImages, WeakAugmentation
 from s5.data.labels import LabelTable, get_table
 from s5.data.pairs import hold_out, pair_folders
 from s5.data.splits import Split
+from s5.engine.backbones import dense_name, expert_channels
 from s5.engine.checkpoint_files import mdf_files
 from s5.engine.config import ConfigError
-from s5.engine.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook, TaskStartHook
+from s5.engine.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
+from s5.engine.hooks.task_starts import TaskStartHook
 from s5.engine.launch import Launch
 from s5.engine.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
 from s5.engine.metrics import SegmentationMetric
-from s5.engine.network import build_network, dense_name, expert_channels, training_dtype
+from s5.engine.network import build_network
 from s5.engine.task_names import naming
-from s5.engine.training import Steps, check_splits, common_hooks, placement
+from s5.engine.training import Steps, check_splits, common_hooks, placement, training_dtype
 from s5.models.mdf import MultiDataset
 
 logger = logging.getLogger(__name__)

@@ -13,18 +13,13 @@ from s5.data.datasets import LabeledImages, UnlabeledImages, ValidationImages, W
 from s5.data.labels import LabelTable
 from s5.engine.checkpoint_files import s4p_files
 from s5.engine.config import ConfigError
-from s5.engine.hooks import (
-    CheckpointHook,
-    DataStateHook,
-    PicturesHook,
-    PseudoLabelHook,
-    SafetyHook,
-    ViewsHook,
-)
+from s5.engine.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
+from s5.engine.hooks.pseudo_labels import PseudoLabelHook
+from s5.engine.hooks.views import ViewsHook
 from s5.engine.launch import Launch
-from s5.engine.network import build_network, training_dtype
+from s5.engine.network import build_network
 from s5.engine.s4p_config import S4PConfig
-from s5.engine.training import Steps, check_splits, common_hooks, placement
+from s5.engine.training import Steps, check_splits, common_hooks, placement, training_dtype
 from s5.models.fixmatch import FixMatch
 
 TASK = "s4p"

@@ -9,10 +9,10 @@ import torch
 
 from s5.data.labels import LabelTable, get_table
 from s5.engine import mdf
+from s5.engine.backbones import dense_name, expert_channels
 from s5.engine.checkpoint import load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
-from s5.engine.network import dense_name, expert_channels
 from s5.engine.task_names import known_tasks
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
@@ -14,7 +15,7 @@ from s5.data.build import Placement, TrainingData, stop_workers
 from s5.data.check import require_clean
 from s5.data.labels import LabelTable
 from s5.data.splits import Split
-from s5.engine.config import Section
+from s5.engine.config import ConfigError, Section
 from s5.engine.hooks import (
     CheckpointHook,
     ConfigFileHook,
@@ -29,6 +30,7 @@ from s5.engine.log_backends import build_visualizer
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.sections import OptimConfig
+from s5.models.precision import resolve_precision
 from s5.models.task_model import TaskModel
 from s5.ops.memory import keep_freed_memory
 
@@ -47,6 +49,18 @@ class Steps:
 def placement(launch: Launch, workers: int) -> Placement:
     """The part of the data that this process loads."""
     return Placement(launch.rank, launch.world_size, workers, pin_memory=launch.device.type == "cuda")
+
+
+def training_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type of a training run, None = float32.
+
+    Raises:
+        ConfigError: fp16 was asked for and the device is a CPU.
+    """
+    dtype = resolve_precision(precision, device)
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
+    return dtype
 
 
 def check_splits(

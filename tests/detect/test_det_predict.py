@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from det_models import SETTINGS, TASKS, evaluate, files, picture, predict, rows, write_detector
+from det_models import (
+    SETTINGS,
+    TASKS,
+    evaluate,
+    files,
+    picture,
+    predict,
+    rows,
+    write_detector,
+    write_pictures,
+)
 from det_runs import SIZE, write_config
 from processes import start_ranks
 from s4p_runs import REPO
@@ -19,7 +29,8 @@ from s5.data.oriented.dataset import fit_image
 from s5.data.oriented.geometry import to_boxes
 from s5.data.prepare.__main__ import main as prepare
 from s5.engine.config import ConfigError
-from s5.engine.predict_sources import find_sources
+from s5.engine.detection import predict as det_predict
+from s5.engine.predict.sources import find_sources
 from s5.models.detection import DetectionModel, build_detector
 from s5.ops import mmcv_ext
 
@@ -28,8 +39,6 @@ NAMES = ["a", "deep/b.c", "deep/d"]
 
 @pytest.fixture(scope="module")
 def predicted(checkpoint: Path, model: DetectionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from det_models import write_pictures
-
     folder = tmp_path_factory.mktemp("predicted")
     assert predict(checkpoint, write_pictures(folder / "images"), folder / "out") == 0
     return folder
@@ -196,8 +205,6 @@ def test_resume_leaves_finished_images_alone(checkpoint: Path, images: Path, tmp
 def test_a_killed_prediction_goes_on_where_it_stopped(
     predicted: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from s5.engine import det_predict
-
     write, out = det_predict.write_results, tmp_path / "out"
 
     def stops(results: object, source: object, *args: object) -> None:

@@ -13,7 +13,7 @@ from s5.data.errors import DataError
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.command import run_command
 from s5.engine.config import ConfigError, save_config
-from s5.engine.det_trained import load_det_config
+from s5.engine.detection.trained import load_det_config
 
 
 def test_unreadable_images_are_named_and_the_others_done(

@@ -17,10 +17,10 @@ from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import CROWD, draw_detections
 from s5.data.oriented.geojson import write_geojson
-from s5.engine import det_predict
 from s5.engine.ahead import ahead
-from s5.engine.det_results import reduced
-from s5.engine.predict_pixels import Pixels
+from s5.engine.detection import predict as det_predict
+from s5.engine.detection.results import reduced
+from s5.engine.predict.pixels import Pixels
 from s5.models.detection import DetectionModel
 
 HEIGHT, WIDTH, WINDOW = 4000, 6000, 1024
@@ -207,7 +207,7 @@ def test_reduced_is_the_same_by_bands(
     pixels = Pixels(height, width, lambda top, left, h, w: image[top : top + h, left : left + w])
     small, found = reduced(pixels, 100)
     assert found == factor and small.shape == (max(1, height // factor), max(1, width // factor), 3)
-    monkeypatch.setattr("s5.engine.det_results.BAND_BYTES", 3 * factor * width * 4)
+    monkeypatch.setattr("s5.engine.detection.results.BAND_BYTES", 3 * factor * width * 4)
     assert np.array_equal(reduced(pixels, 100)[0], small)
     if height >= factor:
         cells = image[: factor * (height // factor), : factor * (width // factor)]

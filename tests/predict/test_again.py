@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from predicting import files, predict
 
-from s5.engine import predict_command
 from s5.engine.config import ConfigError
-from s5.engine.predict_sources import find_sources
+from s5.engine.predict import command
+from s5.engine.predict.sources import find_sources
 
 
 def test_results_below_the_input_are_no_input(checkpoint, model, images):
@@ -60,7 +60,7 @@ def test_no_result_of_another_checkpoint_outlives_an_interruption(
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict_command, "predict_files", interrupted)
+    monkeypatch.setattr(command, "predict_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(checkpoint, images, out, "--stride", "16", "--task", "roofs", "--kinds", "index")
     left = [name for name in files(out) if "prediction.yaml" not in name]

@@ -10,8 +10,8 @@ from processes import start_ranks
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask
 from s5.data.labels import get_table
-from s5.engine.predict_files import _painted
-from s5.engine.predict_sources import find_sources
+from s5.engine.predict.masks import _painted
+from s5.engine.predict.sources import find_sources
 
 
 def test_every_task_gets_masks_colours_and_overlays(checkpoint, model, images, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from s5.data.oriented.classes import CLASSES
 from s5.data.oriented.submission import pack_dota, require_names
 from s5.engine.config import ConfigError
-from s5.engine.detection_collector import DetectionCollector
+from s5.engine.detection.collector import DetectionCollector
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from s5.data.oriented.text import write_detections
-from s5.engine.detection_collector import DetectionCollector
-from s5.engine.detection_metric import AT_50, AT_75, DetectionMetric
+from s5.engine.detection.collector import DetectionCollector
+from s5.engine.detection.metric import AT_50, AT_75, DetectionMetric
 from s5.engine.launch import LaunchError
 from s5.engine.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 

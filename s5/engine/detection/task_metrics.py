@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from s5.data.oriented.dataset import OrientedValidation
 from s5.data.oriented.whole import read_whole
 from s5.engine.det_config import DetConfig
-from s5.engine.detection_metric import DetectionMetric
+from s5.engine.detection.metric import DetectionMetric
 from s5.engine.task_names import naming
 
 

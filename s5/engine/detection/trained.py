@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from s5.engine import det
+from s5.engine.backbones import MOE, dense_name, expert_channels
 from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config, load_python_config
 from s5.engine.det_config import DetConfig
-from s5.engine.network import MOE, dense_name, expert_channels
 from s5.engine.task_names import known_tasks
 from s5.models.convert import Weights, convert
 from s5.models.detection import DetectionModel, Settings, build_detector

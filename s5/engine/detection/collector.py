@@ -7,7 +7,7 @@ from mmengine.evaluator import BaseMetric
 
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.merge import NMS_THRESHOLD, merge_windows
-from s5.engine.detection_metric import detections_of, gather
+from s5.engine.detection.metric import detections_of, gather
 
 
 class DetectionCollector(BaseMetric):

@@ -11,7 +11,7 @@ from s5.data.errors import ImageError
 from s5.engine import launch
 from s5.engine.config import ConfigError
 from s5.engine.launch import Launch
-from s5.engine.predict_sources import Source
+from s5.engine.predict.sources import Source
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from s5.data.folders import find_files
 from s5.engine import launch
 from s5.engine.config import ConfigError
 from s5.engine.launch import Launch
-from s5.engine.predict_settings import Settings, changes, write_settings
-from s5.engine.predict_share import Work, cannot_write, from_main, predict_share
-from s5.engine.predict_sources import Source, find_sources
+from s5.engine.predict.settings import Settings, changes, write_settings
+from s5.engine.predict.share import Work, cannot_write, from_main, predict_share
+from s5.engine.predict.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
 

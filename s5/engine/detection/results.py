@@ -13,8 +13,8 @@ from s5.data.oriented.detections import Detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.oriented.text import write_detections
-from s5.engine.predict_pixels import Pixels
-from s5.engine.predict_sources import Source
+from s5.engine.predict.pixels import Pixels
+from s5.engine.predict.sources import Source
 
 FORMATS = {"drawings": ".jpg", "dota": ".txt", "geojson": ".geojson"}
 LARGEST_DRAWING = 4096  # pixels of the longer side; larger images are drawn reduced by a whole number

@@ -11,7 +11,7 @@ import torch
 
 from s5.data.geotiff import open_raster
 from s5.data.image_io import read_image
-from s5.engine.predict_sources import Source
+from s5.engine.predict.sources import Source
 from s5.models.inference import Rows
 
 AHEAD = 2  # images read in advance

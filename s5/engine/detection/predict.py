@@ -17,11 +17,11 @@ from s5.data.oriented.merge import merge_windows, window_name
 from s5.data.prepare.patches import Window, windows
 from s5.data.progress import Progress
 from s5.engine.ahead import ahead
-from s5.engine.det_results import DetResults, reduced, write_results
-from s5.engine.detection_metric import detections_of
+from s5.engine.detection.metric import detections_of
+from s5.engine.detection.results import DetResults, reduced, write_results
 from s5.engine.lanes import Lanes
-from s5.engine.predict_pixels import Pixels, open_pixels, read_ahead
-from s5.engine.predict_sources import Source
+from s5.engine.predict.pixels import Pixels, open_pixels, read_ahead
+from s5.engine.predict.sources import Source
 from s5.models.detection import DetectionModel
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class _Image:
         source: the file.
         georeference: where on the earth it is; read for GeoJSON alone.
         total: its windows.
-        drawing: what to draw on, see :func:`~s5.engine.det_results.reduced`; of a TIFF it is read at the end.
+        drawing: what to draw on, see :func:`reduced`; of a TIFF it is read at the end.
         found: by task, name and detections of the windows that are done.
     """
 

@@ -16,8 +16,8 @@ from s5.data.geotiff import Georeference, read_georeference
 from s5.data.labels import LabelTable
 from s5.data.progress import Progress
 from s5.engine.lanes import Lanes
-from s5.engine.predict_pixels import Pixels, open_pixels, read_ahead
-from s5.engine.predict_sources import Source
+from s5.engine.predict.pixels import Pixels, open_pixels, read_ahead
+from s5.engine.predict.sources import Source
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
 from s5.models.strips import Strip, column_strips

@@ -10,15 +10,15 @@ import torch
 
 from s5.data.errors import ImageError
 from s5.engine import trained
+from s5.engine.backbones import BACKBONES
 from s5.engine.command import command_parser
 from s5.engine.config import ConfigError
 from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
 from s5.engine.launch import Launch
-from s5.engine.network import BACKBONES
-from s5.engine.predict_files import Target, predict_files
-from s5.engine.predict_plan import Request, carry_out
-from s5.engine.predict_settings import Settings, identify
-from s5.engine.predict_share import Work
+from s5.engine.predict.masks import Target, predict_files
+from s5.engine.predict.plan import Request, carry_out
+from s5.engine.predict.settings import Settings, identify
+from s5.engine.predict.share import Work
 from s5.engine.trained import Recipe
 from s5.models.precision import PRECISIONS, resolve_precision
 
@@ -45,7 +45,7 @@ def predict(
     target: Target,
     renew: bool = False,
 ) -> list[ImageError]:
-    """Predict images to files with the checkpoint of the command line; see :func:`predict_plan.carry_out`.
+    """Predict images to files with the checkpoint of the command line, see :func:`carry_out`.
 
     Args:
         args: of :func:`prediction_parser`, with ``checkpoint`` and ``resume``.

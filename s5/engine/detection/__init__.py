@@ -1,0 +1,1 @@
+"""Trained detectors: what they find in images, written, scored and submitted."""

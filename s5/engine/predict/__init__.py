@@ -1,0 +1,1 @@
+"""Prediction of image files, large ones too, by one process or several."""

@@ -4,22 +4,35 @@
 
 Data sets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format. Both are cut into
 windows of 640 pixels by ``python -m s5.data.prepare dota``; scores are those of the whole images. An
-interrupted run goes on.
+interrupted run goes on. Writes to the folder of results:
+
+    evaluation/                scores of the end, tables, sheets with the true boxes
+    predictions/               drawings, text and GeoJSON of the whole images
+    <task>_predictions.jpg     predictions without the images, to be shown where those may not be
 """
 
 import argparse
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from training_runs import REPO, run_command_line
 
+from s5.data.folders import find_images
+from s5.data.image_io import read_image, write_image
+from s5.data.oriented.detections import make_detections
+from s5.data.oriented.drawing import draw_detections
+from s5.data.oriented.geometry import to_boxes
 from s5.engine.command import run_command
+from s5.engine.detection.trained import find_recipe
+from s5.engine.hooks.pictures import contact_sheet
 
 CONFIG = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_real_images.py"
 WINDOW, GAP = 640, 128
+SHEET_IMAGES, SHEET_COLUMNS = 9, 3
 HELD_OUT = 1300  # images of ucas_aod from this number on: neighbouring numbers may show one place
 
 
@@ -53,6 +66,27 @@ def _cut(source: Path, out: Path, name: str, options: Iterable[str]) -> None:
     run_command_line([sys.executable, *command, "--size", WINDOW, "--gap", GAP])
 
 
+def write_sheet(path: Path, texts: Sequence[Path], images: Sequence[Path], classes: Sequence[str]) -> None:
+    """Draw detections on white, in rows of :data:`SHEET_COLUMNS` images that are spread over all of them.
+
+    Args:
+        path: where to.
+        texts: detections of each image, as predict.py writes them.
+        images: whose sizes the drawings have.
+        classes: names of the classes.
+    """
+    chosen = np.linspace(0, len(texts) - 1, min(SHEET_IMAGES, len(texts))).round().astype(int)
+    drawings = []
+    for i in chosen:
+        lines = [line.split() for line in texts[i].read_text().splitlines()]
+        corners = np.array([line[:8] for line in lines], np.float32).reshape(-1, 4, 2)
+        scores, labels = [line[10] for line in lines], [classes.index(line[8]) for line in lines]
+        found = make_detections(to_boxes(corners), scores, labels)
+        drawings.append(draw_detections(np.full_like(read_image(images[i]), 255), 1, found, classes))
+    rows = [drawings[i : i + SHEET_COLUMNS] for i in range(0, len(drawings), SHEET_COLUMNS)]
+    write_image(path, contact_sheet(rows))
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -80,10 +114,18 @@ def main(argv: list[str] | None = None) -> int:
     run_command_line(
         [sys.executable, tools / "train.py", REPO / CONFIG, "--work-dir", run, "--resume", *start, *place]
     )
-    weights = run / "vit_t_moe_det.pth"
+    weights, evaluation = run / "vit_t_moe_det.pth", args.out / "evaluation"
     run_command_line(
-        [sys.executable, tools / "test.py", REPO / CONFIG, weights, "--out", args.out / "evaluation", *place]
+        [sys.executable, tools / "test.py", REPO / CONFIG, weights, "--work-dir", evaluation, *place]
     )
+    classes = find_recipe(weights, None).classes
+    predictions = args.out / "predictions"
+    for task, images in (("ucas", data / "ucas_aod/val/images"), ("dota14", args.data / "rot/dota14/images")):
+        chosen = ["--task", task, "--out", predictions, "--device", args.device]
+        run_command_line([sys.executable, tools / "predict.py", weights, images, *chosen])
+        found = find_images(images)
+        texts = [predictions / task / "dota" / f"{path.stem}.txt" for path in found]
+        write_sheet(args.out / f"{task}_predictions.jpg", texts, found, classes[task])
     return 0
 
 

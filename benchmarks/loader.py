@@ -75,7 +75,7 @@ class Pipelines:
             strong = cutmix(apply_photometric(images.float() / 255, photometric), boxes, partner)
             normalize(strong, MEAN, STD)
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
 
 
 def measure(pipelines: Pipelines, source: int, repeats: int) -> list[float]:

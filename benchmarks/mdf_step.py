@@ -33,7 +33,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     def step() -> None:
         losses = []
         for task, x, y in zip(TASKS, images, labels, strict=True):
-            with nullcontext() if dtype is None else torch.autocast(args.device, dtype):
+            with nullcontext() if dtype is None else torch.autocast(torch.device(args.device).type, dtype):
                 logits = segmentor(x, task)
             losses.append(pixel_cross_entropy(logits, y))
         optimizer.update_params(torch.stack(losses).sum())

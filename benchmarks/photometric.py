@@ -92,7 +92,7 @@ def _task(operation: Operation, images: Tensor, values: Tensor) -> Callable[[], 
     def task() -> None:
         operation(images, values)
         if images.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(images.device)
 
     return task
 

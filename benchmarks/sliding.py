@@ -49,7 +49,9 @@ def plain_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torc
         for top in window_starts(height, args.window, args.stride):
             for left in window_starts(width, args.window, args.stride):
                 window = (..., slice(top, top + args.window), slice(left, left + args.window))
-                with nullcontext() if dtype is None else torch.autocast(args.device, dtype):
+                with (
+                    nullcontext() if dtype is None else torch.autocast(torch.device(args.device).type, dtype)
+                ):
                     sums[window] += segmentor(pixels[window])
                 counts[window] += 1
         return (sums / counts).softmax(1).argmax(1)[0].cpu()

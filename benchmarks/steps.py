@@ -91,7 +91,7 @@ class StepBenchmark(NamedTuple):
             start = clock()
             step()
             if args.device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(args.device)
             seconds.append(clock() - start)
         return {
             "seconds": statistics.median(seconds[1:]),

@@ -77,6 +77,10 @@ def test_shipped_configs_read_what_is_prepared(path: Path) -> None:
                 for folder in folders if isinstance(folders, tuple) else (folders,):
                     assert folder.parts[0] == recipe.command and folder.parts[1] in parts
                     assert folder.parts[2] == kind
+            names = where.names if isinstance(where.names, tuple) else (where.names,)
+            folders = where.images if isinstance(where.images, tuple) else (where.images,)
+            lists = [Path(recipe.command, "splits", f"{folder.parts[1]}.txt") for folder in folders]
+            assert list(names) == lists, "folders may hold windows of before"
 
 
 def test_python_configuration_that_does_not_run(tmp_path: Path) -> None:

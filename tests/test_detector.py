@@ -5,14 +5,19 @@ import time
 
 import pytest
 import torch
+from mmdet.models.task_modules.assigners import MaxIoUAssigner
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
 from mmrotate.models.task_modules.coders import MidpointOffsetCoder
-from mmrotate.structures.bbox import rbox2qbox
+from mmrotate.structures.bbox import RotatedBoxes, rbox2qbox
 
+from s5.data.oriented.classes import DOTA_V2
 from s5.engine.checkpoint import load_weights
 from s5.models import convert_detection
 from s5.models.convert import convert, to_published
-from s5.models.detection import DetectionModel, Settings, build_detector
+from s5.models.detection import DetectionModel, Settings, assigner, build_detector
+from s5.models.detection.assigner import IgnoringAssigner
 from s5.models.detection.coder import AnalyticMidpointCoder
 from s5.models.segmentor import build_segmentor
 
@@ -114,10 +119,7 @@ def test_published_weights_convert_both_ways_and_find_the_same_boxes(model: Dete
     assert torch.equal(published[f"roi_head_dior.{angle}"][4], -state[f"heads.dior.roi_head.{angle}"][4])
     rows = published["roi_head_dota.bbox_head.fc_cls.weight"]
     ours = state["heads.dota.roi_head.bbox_head.fc_cls.weight"]
-    ship = [
-        names.index("ship")
-        for names in (convert_detection.PUBLISHED_DOTA_CLASSES, convert_detection.DOTA_CLASSES)
-    ]
+    ship = [names.index("ship") for names in (convert_detection.PUBLISHED_DOTA_CLASSES, DOTA_V2)]
     assert torch.equal(rows[ship[0]], ours[ship[1]]) and torch.equal(rows[-1], ours[-1])
     assert convert(published).layout == "published S5"
     torch.manual_seed(1)
@@ -150,6 +152,85 @@ def test_one_task_is_plain_oriented_rcnn() -> None:
         **{**batch(), "labels": [torch.zeros(n, dtype=torch.long) for n in (3, 0, 2)]},
     )
     assert losses["loss"].isfinite()
+
+
+def assigners(model: DetectionModel) -> list:
+    """The RPN's and the RoI head's, with boxes on and beside what the assigner is asked about."""
+    head = model.detector.heads["dota"]
+    rotated = torch.tensor(
+        [[30.0, 30, 20, 10, 0.5], [31, 30, 20, 10, 0.5], [30, 30, 4, 4, 0], [50, 10, 20, 10, 0]]
+    )
+    upright = HorizontalBoxes(RotatedBoxes(rotated).convert_to("hbox").tensor)
+    return [(head.rpn_head.assigner, upright), (head.roi_head.bbox_assigner, RotatedBoxes(rotated))]
+
+
+def test_what_lies_on_ignored_objects_is_not_background(model: DetectionModel) -> None:
+    """The object's own place, one beside, one within; with other objects in the image and without."""
+    ignored = InstanceData(bboxes=RotatedBoxes(torch.tensor([[30.0, 30, 20, 10, 0.5]])))
+    for one, priors in assigners(model):
+        given = InstanceData(priors=priors)
+        for truth, expected in (
+            (torch.zeros(0, 5), [-1, -1, -1, 0]),
+            (torch.tensor([[50.0, 10, 20, 10, 0]]), [-1, -1, -1, 1]),
+            (torch.tensor([[30.0, 30, 20, 10, 0.5]]), [1, 1, -1, 0]),
+        ):
+            labels = torch.zeros(len(truth), dtype=torch.long)
+            objects = InstanceData(bboxes=RotatedBoxes(truth), labels=labels)
+            assert one.assign(given, objects, ignored).gt_inds.tolist() == expected
+            unassigned = one.assign(given, objects, ignored[:0]).gt_inds
+            assert unassigned.tolist() == [max(0, value) for value in expected]
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_assigns_as_the_original(low: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where objects share the box that overlaps them most, and by a few objects at a time."""
+    torch.manual_seed(count)
+    settings = {"pos_iou_thr": 0.7, "neg_iou_thr": 0.3, "min_pos_iou": 0.3, "match_low_quality": low}
+    theirs = MaxIoUAssigner(iou_calculator={"type": "mmrotate.RBbox2HBboxOverlaps2D"}, **settings)
+    ours = IgnoringAssigner(iou_calculator={"type": "mmrotate.EnclosingOverlaps"}, **settings)
+    rotated = boxes(count)
+    rotated[count // 2 :] = rotated[: count - count // 2]  # the same again, with other labels
+    objects = InstanceData(bboxes=RotatedBoxes(rotated), labels=torch.randint(0, 9, (count,)))
+    corners = torch.rand(3000, 2) * 50
+    given = InstanceData(
+        priors=HorizontalBoxes(torch.cat([corners, corners + torch.rand(3000, 2) * 25 + 3], 1))
+    )
+    monkeypatch.setattr(assigner, "AT_ONCE", 7 * 3000)
+    expected, found = (one.assign(given, objects) for one in (theirs, ours))
+    assert torch.equal(found.gt_inds, expected.gt_inds) and torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.max_overlaps, expected.max_overlaps)
+    assert not count or {-1, 0} < set(found.gt_inds.tolist())
+
+
+@pytest.mark.parametrize("objects", [0, 2])
+def test_an_image_that_is_all_ignored_teaches_nothing(model: DetectionModel, objects: int) -> None:
+    """But for its objects: there is no background in it."""
+    given = {**batch((objects,)), "labels": [torch.zeros(objects, dtype=torch.long)]}
+    given["ignored"] = [torch.tensor([[SIZE / 2, SIZE / 2, 8 * SIZE, 8 * SIZE, 0]])]
+    losses = model(counts=[0, 1], mode="loss", **given)
+    assert losses["loss"].isfinite()
+    if not objects:
+        assert all(value == 0 for value in losses.values())
+        losses["loss"].backward()
+        head = model.detector.heads["dota"]
+        assert all(weight.grad is not None for weight in head.parameters()), "or processes would wait for it"
+    else:
+        assert losses["loss_dota_cls"] > 0
+
+
+def test_images_without_room_for_an_anchor_train(model: DetectionModel) -> None:
+    """Of 3 rows, which the smallest anchor does not fit into."""
+    losses = model(counts=[1, 2], mode="loss", **{**batch(), "shapes": [(3, SIZE), (SIZE, 3), (SIZE, SIZE)]})
+    assert losses["loss"].isfinite() and losses["loss_dior_rpn_cls"] > 0
+
+
+def test_final_boxes_may_lie_outside_the_image(model: DetectionModel) -> None:
+    coder = model.detector.heads["dota"].roi_head.bbox_head.bbox_coder
+    found = coder.decode(torch.tensor([[-20.0, 90, 30, 10, 0]]), torch.zeros(1, 5), max_shape=(SIZE, SIZE))
+    torch.testing.assert_close(
+        found.tensor if isinstance(found, RotatedBoxes) else found, torch.tensor([[-20.0, 90, 30, 10, 0]])
+    )
 
 
 def test_fpn_norm_makes_the_maps_as_large_whatever_the_backbone_gives() -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,22 @@ def test_loss_that_is_not_finite_stops_before_anything_is_saved(
     log = (work_dir / "train.log").read_text()
     assert "samples: labeled/labeled/images/" in log and "unlabeled/pool/images/" in log
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_fp16_that_skips_every_step_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Loss and weights stay finite then; only the scale of the loss falls and falls."""
+    scaler = SimpleNamespace(get_scale=lambda: scale)
+    runner = SimpleNamespace(
+        optim_wrapper=SimpleNamespace(loss_scaler=scaler), rank=0, iter=9, work_dir=tmp_path
+    )
+    step = {"data_batch": {"names": ["a"]}, "outputs": {"loss": torch.tensor(1.0)}}
+    scale = 1.0
+    SafetyHook().after_train_iter(runner, 0, **step)
+    scale = 2.0**-24
+    with pytest.raises(NonFiniteLossError, match="gradients or weights at iteration 10; .* bf16 or fp32"):
+        SafetyHook().after_train_iter(runner, 0, **step)
+    runner.optim_wrapper = SimpleNamespace()
+    SafetyHook().after_train_iter(runner, 0, **step)
 
 
 def test_huge_learning_rate_ends_in_that_error(root: Path, tmp_path: Path) -> None:

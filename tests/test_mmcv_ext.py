@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,22 @@ def test_a_compiled_extension_is_left_in_place(no_extension, monkeypatch):
     monkeypatch.setenv("S5_MMCV_EXT", "pure")
     assert mmcv_ext.install() == "pure"
     assert isinstance(sys.modules["mmcv._ext"], mmcv_ext.PureExtension)
+
+
+@pytest.mark.parametrize("cuda", ["13.2", "not available"])
+def test_a_compiled_extension_without_cuda_is_refused_on_a_gpu(no_extension, monkeypatch, cuda):
+    compiled = SimpleNamespace(get_compiling_cuda_version=lambda: cuda)
+    monkeypatch.setitem(sys.modules, "mmcv._ext", compiled)
+    mmcv_ext.require_device("cpu")
+    if cuda == "13.2":
+        mmcv_ext.require_device("cuda")
+    else:
+        with pytest.raises(
+            mmcv_ext.ExtensionError, match="no CUDA kernels: set S5_MMCV_EXT=pure.*FORCE_CUDA=1 pip"
+        ):
+            mmcv_ext.require_device("cuda")
+    monkeypatch.setitem(sys.modules, "mmcv._ext", mmcv_ext.PureExtension("mmcv._ext"))
+    mmcv_ext.require_device("cuda")
 
 
 def test_asking_for_a_missing_compiled_extension_is_an_error(no_extension, monkeypatch):

@@ -12,9 +12,10 @@ from s5.data.datasets import MultiSourceDataset
 from s5.data.errors import DataError, ImageError, SplitError
 from s5.data.image_io import write_image
 from s5.data.oriented.annotations import make_objects
-from s5.data.oriented.dataset import PADDING, OrientedImages, OrientedValidation
+from s5.data.oriented.dataset import OrientedImages, OrientedValidation
 from s5.data.oriented.geometry import to_boxes, to_polygons
 from s5.data.oriented.raw import AnnotationError
+from s5.data.oriented.squares import PADDING, fit_image
 from s5.data.sampler import Draw
 
 INSIDE = make_objects(
@@ -163,6 +164,18 @@ def test_several_folders_xml_and_official_list(tmp_path):
     (tmp_path / "paths.txt").write_text("data/JPEGImages-test/00003.jpg data/Annotations/00003.xml\n")
     images = OrientedImages(folders, tmp_path / "Annotations", CLASSES, split=tmp_path / "paths.txt")
     assert len(images) == 1 and images.load(0, rng())["labels"].tolist() == [2]
+
+
+def test_several_lists(folder):
+    (folder / "one.txt").write_text("a2\n")
+    (folder / "two.txt").write_text("a0\na2\n")
+    images = source(folder, split=(folder / "one.txt", folder / "two.txt"))
+    assert [images.load(i, rng())["name"] for i in range(len(images))] == ["a0", "a2"]
+
+
+def test_a_line_of_pixels_stays_one():
+    square, scale, shape = fit_image(np.full((1, 3000, 3), 7, np.uint8), 64)
+    assert (scale, shape) == (64 / 3000, (1, 64)) and (square[0] == 7).all() and (square[1:] == PADDING).all()
 
 
 def test_folders_in_folders(tmp_path):

@@ -10,6 +10,7 @@ from s5.data.oriented.classes import DOTA_V1, DOTA_V2
 from s5.data.oriented.dataset import OrientedImages, OrientedValidation
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_objects, place_of
+from s5.data.oriented.squares import PADDING
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.dota import VERSIONS, Dota
 from s5.data.splits import Split
@@ -113,7 +114,8 @@ def test_test_images_may_lie_in_the_folder_of_their_part(dota, tmp_path, capsys)
     assert len(list(parts_of(tmp_path / "root", "test-challenge"))) == 6
     said = capsys.readouterr().out
     assert "test=dict(images='dota/test-dev/images', names='dota/splits/test-dev.txt', windows=True)" in said
-    assert "train/annotations" in said and "test-dev/annotations" not in said
+    train = "train=dict(images='dota/train/images', annotations='dota/train/annotations', names='dota/splits"
+    assert train in said and "test-dev/annotations" not in said
     listed = tmp_path / "root/dota/splits/test-dev.txt"
     images = OrientedValidation(
         tmp_path / "root/dota/test-dev/images", None, DOTA_V2, "dota", size=64, split=listed
@@ -128,8 +130,9 @@ def test_several_scales(dota, tmp_path):
     sizes = {name.split("__")[1] for name, _, _ in windows}
     assert sizes == {"128", "64", "32"}
     large = [image for name, image, _ in windows if "__128__" in name]
-    assert [image.shape for image in large] == [(90, 128, 3)] * 2, "not padded"
-    assert np.array_equal(large[0], paint(OBJECTS, HEIGHT, WIDTH)[:, :128])
+    assert [image.shape for image in large] == [(128, 128, 3)] * 2, "padded, so that the scale is the same"
+    assert np.array_equal(large[0][:90], paint(OBJECTS, HEIGHT, WIDTH)[:, :128])
+    assert (large[0][90:] == PADDING).all()
 
 
 def test_runs_again_and_in_processes(dota, tmp_path, capsys):
@@ -172,7 +175,35 @@ def test_versions():
     }
 
 
+def test_labels_of_whole_images_that_are_lost_are_written_again(dota, tmp_path):
+    run(dota, tmp_path / "root")
+    path = tmp_path / "root/dota/train/whole/P0001.txt"
+    before = path.read_bytes()
+    path.unlink()
+    assert run(dota, tmp_path / "root") == 0 and path.read_bytes() == before
+
+
+def test_images_that_moved_to_another_part_are_trained_on_no_more(dota, tmp_path):
+    """Their windows stay where they were, but not in the list, which configurations name."""
+    run(dota, tmp_path / "root")
+    for kind in ("images/part1/P0001.png", "labelTxt-v2.0/DOTA-v2.0_train/P0001.txt"):
+        target = dota / "val" / kind.replace("/DOTA-v2.0_train", "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (dota / "train" / kind).rename(target)
+    assert run(dota, tmp_path / "root") == 0
+    names = {part: {name[:5] for name, *_ in parts_of(tmp_path / "root", part)} for part in ("train", "val")}
+    assert names == {"train": {"P0002"}, "val": {"P0001", "P0003"}}
+
+
 # Bad input
+
+
+def test_names_that_differ_in_white_space_alone(dota, tmp_path, capsys):
+    for name in ("P 7", "P_7"):
+        write(dota / "train", name)
+    assert run(dota, tmp_path / "root") == 1
+    assert "P 7.png and " in (said := capsys.readouterr().err) and "rename one of them" in said
+    assert not list((tmp_path / "root").rglob("*.png"))
 
 
 def test_what_is_unusable_is_listed_and_the_rest_is_done(dota, tmp_path, capsys):

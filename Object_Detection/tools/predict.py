@@ -1,6 +1,6 @@
 """Detects objects in images: drawings, DOTA's text and GeoJSON for every task.
 
-    python tools/predict.py vit_b_moe_det_best.pth images/ --out detections                    all tasks
+    python tools/predict.py vit_b_moe_det.pth images/ --out detections                    all tasks
     python tools/predict.py CKPT 'scenes/**/*.tif' harbour.png --out detections --task dota --score-thr 0.5
     python tools/predict.py CKPT huge.tif --out detections --formats geojson --window 1024 --overlap 200
     torchrun --nproc_per_node 8 tools/predict.py CKPT images/ --out detections     the images shared by 8 GPUs
@@ -53,7 +53,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="default: 0.3")
-    parser.add_argument("--window", type=int, metavar="PIXELS", help="default: as large as in training")
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="PIXELS",
+        help="side of windows, to which smaller images are padded (default: as in training, enlarging them)",
+    )
     parser.add_argument("--overlap", type=int, metavar="PIXELS", help="of windows; default: 200 of 1024")
     names = ", ".join(FORMATS)
     parser.add_argument("--formats", nargs="+", default=[*FORMATS], metavar="NAME", help=f"of {names}")
@@ -86,7 +91,7 @@ def find_cutting(args: argparse.Namespace, recipe: DetRecipe) -> Cutting:
     overlap = round(OVERLAP * window) if args.overlap is None else args.overlap
     if not 0 <= overlap < window:
         raise ConfigError(f"--overlap {overlap}: from 0 to less than the window of {window} pixels")
-    return Cutting(recipe.img_size, window, overlap, recipe.settings.nms)
+    return Cutting(recipe.img_size, window, args.window is not None, overlap, recipe.settings.nms)
 
 
 def settings_of(
@@ -102,6 +107,7 @@ def settings_of(
             **chosen,
             "size": how.size,
             "window": how.window,
+            "pad": how.pad,
             "overlap": how.overlap,
             "classes": list(names),
         }
@@ -113,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     """Predict; returns 0, or 1 when images could not be read."""
     args = parse_args(argv)
     place = start(args.device)
+    mmcv_ext.require_device(place.device.type)
     logger.info("mmcv operators: %s", mmcv_ext.in_use())
     recipe = trained.find_recipe(args.checkpoint, args.config, args.cfg_options, args.allow_pickle)
     if not recipe.configured and (args.config or args.cfg_options):

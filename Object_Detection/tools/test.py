@@ -1,6 +1,6 @@
 """Scores a trained detector on the validation images of its tasks, and writes what DOTA's server takes.
 
-    python tools/test.py CONFIG work_dirs/NAME/vit_b_moe_det_best.pth
+    python tools/test.py CONFIG work_dirs/NAME/vit_b_moe_det.pth
     python tools/test.py CONFIG CKPT --tasks dior --out detections --cfg-options data_root=/data/det
     python tools/test.py CONFIG CKPT --split test --submit dota=dota.zip         test images, without labels
     torchrun --nproc_per_node 8 tools/test.py CONFIG CKPT ...                    the same results, sooner
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from s5.data.errors import DataError
 from s5.engine import det, launch
 from s5.engine.checkpoint import read_checkpoint
 from s5.engine.command import add_common_options, run_command
@@ -146,7 +147,14 @@ def main(argv: list[str] | None = None) -> int:
             reports.write_texts(args.out, collector)
             logger.info("%d files in %s", len(collector.detections), args.out / task)
         for task, out in submissions.items():
-            submission.submit(out, collectors[task], names[task])
+            try:
+                submission.submit(out, collectors[task], names[task])
+            except DataError as error:
+                texts = args.out or work_dir / "detections"
+                reports.write_texts(texts, collectors[task])
+                raise DataError(
+                    f"{out} is not written, the detections are in {texts / task}: {error}"
+                ) from error
     return 0
 
 

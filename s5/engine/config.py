@@ -1,4 +1,4 @@
-"""YAML configurations read into validated objects.
+"""Configurations, YAML or Python, read into validated objects.
 
 A configuration is a pydantic model, so an unknown key or a bad value is an error that names the key and lists
 what is valid. Values can be overridden from the command line as ``section.key=value``.

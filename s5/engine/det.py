@@ -176,5 +176,5 @@ def _where(root: Path, objects: ObjectsConfig | DetTestConfig) -> dict[str, Any]
     return {
         "images": below(objects.images),
         "annotations": None if objects.annotations is None else below(objects.annotations),
-        "split": None if objects.names is None else root / objects.names,
+        "split": None if objects.names is None else below(objects.names),
     }

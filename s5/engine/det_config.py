@@ -15,12 +15,13 @@ class ObjectsConfig(Section):
     """Images and their objects; paths are relative to ``data_root`` unless absolute.
 
     ``images`` and ``annotations`` are a folder each, or several; annotations are DOTA text files, or DIOR-R's
-    XML files, of the images' names. ``names`` is a file that lists the images to take; without it all are.
+    XML files, of the images' names. ``names`` is a file that lists the images to take,
+    or several; all by default.
     """
 
     images: Path | tuple[Path, ...]
     annotations: Path | tuple[Path, ...]
-    names: Path | None = None
+    names: Path | tuple[Path, ...] | None = None
 
 
 class DetTestConfig(Section):
@@ -32,7 +33,7 @@ class DetTestConfig(Section):
 
     images: Path | tuple[Path, ...]
     annotations: Path | tuple[Path, ...] | None = None
-    names: Path | None = None
+    names: Path | tuple[Path, ...] | None = None
     windows: bool = False
 
 

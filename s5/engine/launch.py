@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 LOG_FILE = "train.log"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+LONGEST_WAIT = timedelta(days=30)  # for a process that works alone
 
 _MAIN_PROCESS_TIMEOUT = timedelta(days=7)  # its end is noticed at once; in milliseconds it must fit an int32
 _DONE, _FAILED = "done", "failed"
+_host_groups: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
 _turns = count()  # numbers the uses of main_process_first, the same in all processes
 
 
@@ -78,8 +81,21 @@ def start(device: str = "auto") -> Launch:
     return Launch(place, int(os.environ.get("RANK", 0)), world_size)
 
 
+def host_group() -> dist.ProcessGroup:
+    """All processes, to exchange what is in host memory, and to wait for one that works for long.
+
+    By NCCL, objects would go through the memory of the GPUs, and a process that waits would give up after
+    :data:`COLLECTIVE_TIMEOUT`. All processes have to call it.
+    """
+    world = dist.group.WORLD
+    if world not in _host_groups:
+        _host_groups[world] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    return _host_groups[world]
+
+
 def finish() -> None:
     """Leave the process group."""
+    _host_groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

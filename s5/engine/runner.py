@@ -48,6 +48,7 @@ class S5Runner(Runner):
     def _log_env(self, env_cfg: dict) -> None:
         """Versions and device, in one line."""
         device = self.launch.device
+        mmcv_ext.require_device(device.type)
         hardware = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
@@ -94,26 +95,31 @@ class S5Runner(Runner):
             gc.collect()  # the old wrapper's hooks on the gradients go with it
             self.model = self.wrap_model(None, self.model)
 
-    def resumable_state(self, iteration: int) -> dict[str, Any]:
+    def resumable_state(self, iteration: int) -> dict[str, Any] | None:
         """Everything that ``resume`` needs to go on after ``iteration`` steps, as the hooks complete it.
 
-        All processes have to call it: hooks agree here on refusing weights that are not finite.
+        All processes have to call it: hooks agree here on refusing weights that are not finite. But only the
+        main one gets the result; copies of it in the memory of the host take several times the weights.
         """
-        checkpoint = {
+        checkpoint: dict[str, Any] = {
             "meta": {
                 "epoch": 0,
                 "iter": iteration,
                 "max_iters": self.max_iters,
                 "seed": self.seed,
                 "dataset_meta": self.train_dataloader.dataset.metainfo,
-            },
+            }
+        }
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        if not self.launch.is_main:
+            return None
+        return {
+            **checkpoint,
             "state_dict": _to_cpu(unwrap(self.model).state_dict()),
             "message_hub": self.message_hub.state_dict(),
             "optimizer": _to_cpu(self.optim_wrapper.state_dict()),
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers],
         }
-        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        return checkpoint
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a resumable checkpoint of this very model, without executing anything in it.

@@ -1,4 +1,4 @@
-"""One training run on mmengine's Runner, the same for all segmentation trees."""
+"""One training run on mmengine's Runner, the same for all trees."""
 
 import logging
 from collections.abc import Sequence

@@ -186,5 +186,8 @@ def _in_batches(probabilities: Probabilities, windows: Iterator[Tensor], batch: 
 def _to_device(pixels: Tensor, device: torch.device | str) -> Tensor:
     """Copy to the device; from page-locked memory, so that a GPU computes meanwhile."""
     if torch.device(device).type == "cuda" and not pixels.is_cuda:
-        pixels = pixels.pin_memory()
+        # Not `pin_memory`, which takes the span in memory of all channels for some rows of each.
+        pixels = torch.empty_like(pixels, pin_memory=True, memory_format=torch.contiguous_format).copy_(
+            pixels
+        )
     return pixels.to(device, non_blocking=True)

@@ -42,6 +42,10 @@ IMPLEMENTED: dict[str, str] = {
 }
 
 
+class ExtensionError(ImportError):
+    """The compiled extension cannot do what is asked of it."""
+
+
 class PureExtension(ModuleType):
     """Module whose attributes are the extension's functions, made when they are first asked for."""
 
@@ -94,6 +98,25 @@ def install() -> str:
 def in_use() -> str:
     """Tell which extension `mmcv.ops` gets: ``pure`` (the stand-in) or ``compiled``."""
     return "pure" if isinstance(sys.modules.get(EXTENSION), PureExtension) else "compiled"
+
+
+def require_device(device: str) -> None:
+    """Refuse a compiled extension without kernels for a device, before the first of them is missed.
+
+    mmcv compiles without CUDA where no GPU is visible, as on the login node of a cluster.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+
+    Raises:
+        ExtensionError: it has none.
+    """
+    if device == "cuda" and in_use() == "compiled":
+        if import_module(EXTENSION).get_compiling_cuda_version() == "not available":
+            raise ExtensionError(
+                f"mmcv's compiled extension has no CUDA kernels: set {VARIABLE}=pure, which takes the "
+                f"operators of S5, or build it with `FORCE_CUDA=1 {HOW_TO_COMPILE}`"
+            )
 
 
 def _find_compiled() -> ModuleSpec | None:

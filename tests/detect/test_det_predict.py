@@ -25,8 +25,8 @@ from processes import start_ranks
 from s4p_runs import REPO
 
 from s5.data.image_io import read_image, write_image
-from s5.data.oriented.dataset import fit_image
 from s5.data.oriented.geometry import to_boxes
+from s5.data.oriented.squares import fit_image, pad_image
 from s5.data.prepare.__main__ import main as prepare
 from s5.engine.config import ConfigError
 from s5.engine.detection import predict as det_predict
@@ -52,6 +52,18 @@ def test_every_task_gets_every_format(predicted: Path) -> None:
     settings = yaml.safe_load((predicted / "out/harbour/prediction.yaml").read_text())
     assert (settings["size"], settings["window"], settings["overlap"]) == (64, 64, 12)
     assert (settings["score_thr"], settings["classes"]) == (0, ["ship", "crane"])
+
+
+def test_with_a_window_small_images_are_padded(predicted: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """So that objects are as large as in larger images; they are as of an image that is padded already."""
+    image = read_image(predicted / "images/a.png")[:40, :48]
+    write_image(tmp_path / "in/small.png", image)
+    write_image(tmp_path / "in/padded.png", pad_image(image, SIZE))
+    found = []
+    for name, options in (("small", ["--window", SIZE]), ("padded", []), ("small", [])):
+        assert predict(checkpoint, tmp_path / f"in/{name}.png", tmp_path / f"out{len(found)}", *options) == 0
+        found.append((tmp_path / f"out{len(found)}/roads/dota/{name}.txt").read_text())
+    assert found[0] == found[1] != found[2] and found[0]
 
 
 @torch.inference_mode()

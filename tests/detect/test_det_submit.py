@@ -11,6 +11,7 @@ from det_models import evaluate, fails, files, picture
 from s5.data.errors import DataError
 from s5.data.image_io import write_image
 from s5.engine.config import ConfigError
+from s5.engine.detection import submission
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,19 @@ def test_images_without_labels_give_a_submission(
     assert (
         "b.zip: the classes are of no version of DOTA" in log and "in 2 images, ready to be uploaded" in log
     )
+
+
+def test_a_submission_that_fails_leaves_the_detections(
+    config: Path, start: Path, unlabeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise DataError("P1: detection 0 cannot be")
+
+    monkeypatch.setattr(submission, "pack_dota", refuse)
+    options = (*unlabeled_options(unlabeled), "--submit", f"b={tmp_path / 'b.zip'}")
+    message = r"b.zip is not written, the detections are in .*work/detections/b: P1: detection 0 cannot be"
+    fails(DataError, message, config, start, tmp_path, *options)
+    assert files(tmp_path / "work/detections") == ["b/P1.txt", "b/P2.txt"]
 
 
 def test_test_images_with_annotations_are_scored(config: Path, start: Path, tmp_path: Path) -> None:

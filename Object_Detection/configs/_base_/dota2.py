@@ -2,11 +2,14 @@
 
 _dota = dict(
     classes="dota_v2",
-    train=dict(images="dota/train/images", annotations="dota/train/annotations"),
-    val=dict(images="dota/val/images", annotations="dota/val/annotations"),
+    train=dict(
+        images="dota/train/images", annotations="dota/train/annotations", names="dota/splits/train.txt"
+    ),
+    val=dict(images="dota/val/images", annotations="dota/val/annotations", names="dota/splits/val.txt"),
     test=dict(  # without labels; tools/test.py --split test --submit dota=FILE.zip
         images="dota/test-dev/images", names="dota/splits/test-dev.txt", windows=True
     ),
     batch_size=2,  # per GPU
+    skip_empty=True,  # as the field does
     whole="dota/val/whole",  # labels of the whole images, of which the scores are
 )

@@ -8,10 +8,8 @@ dropped.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -19,10 +17,10 @@ from s5.data.errors import DataError
 from s5.data.image_io import read_image
 from s5.data.oriented.annotations import Objects
 from s5.data.oriented.geometry import flip_polygons, share_inside, to_boxes
-from s5.data.oriented.samples import AnnotatedImages, Folders
+from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
+from s5.data.oriented.squares import fit_image
 
 MIN_INSIDE = 0.5
-PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 once normalised, as the published padding is
 
 
 class OrientedImages:
@@ -34,7 +32,7 @@ class OrientedImages:
         classes: names of the classes, in the order of the labels.
         size: side of the square in pixels.
         flip: mirror horizontally and vertically, each with probability 0.5.
-        split: a file that lists the images to take, by name or path; all by default.
+        split: a file that lists the images to take, by name or path, or several; all by default.
         keep_empty: train on images without objects as well.
         train_difficult: train on difficult objects as on others.
         leave_out: classes that the annotations may have, but that are not trained on.
@@ -53,7 +51,7 @@ class OrientedImages:
         *,
         size: int = 1024,
         flip: bool = True,
-        split: Path | str | None = None,
+        split: Lists = None,
         keep_empty: bool = True,
         train_difficult: bool = False,
         leave_out: Sequence[str] = (),
@@ -123,7 +121,7 @@ class OrientedValidation(Dataset):
         task: str,
         *,
         size: int = 1024,
-        split: Path | str | None = None,
+        split: Lists = None,
         leave_out: Sequence[str] = (),
     ) -> None:
         self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
@@ -136,23 +134,6 @@ class OrientedValidation(Dataset):
         """As :meth:`OrientedImages.load`, unmirrored; also ``objects``, in pixels of the file, ``task``."""
         item = _load(self.samples, index, self.size)
         return {**item, "objects": self.samples.objects(index), "task": self.task}
-
-
-def fit_image(image: np.ndarray, size: int) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """Resize an image (H, W, 3) to fit a square, keeping its proportions, and pad it at the right and below.
-
-    Returns:
-        uint8 (size, size, 3); the scale, exact for both axes; height and width of the image in the square.
-    """
-    scale = size / max(image.shape[:2])
-    if scale != 1:
-        # By the factor: by the size, the rounded one, the axes would have slightly different scales.
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    height, width = image.shape[:2]
-    square = np.empty((size, size, 3), np.uint8)
-    square[:height, :width] = image
-    square[height:] = square[:height, width:] = PADDING
-    return square, scale, (height, width)
 
 
 def _load(

@@ -18,6 +18,7 @@ from s5.data.splits import IMAGE_EXTENSIONS, Split, format_line
 logger = logging.getLogger(__name__)
 
 Folders = Path | str | Sequence[Path | str]
+Lists = Folders | None
 SHOWN = 5  # names or messages in a message
 _ENDING = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*IMAGE_EXTENSIONS, *ANNOTATION_EXTENSIONS)))})$", re.IGNORECASE
@@ -35,7 +36,8 @@ class AnnotatedImages:
         images: folder of the images, or several.
         annotations: folder of the annotation files, or several; None for images without ground truth.
         classes: names of the classes, in the order of the labels.
-        split: a file that lists the images to take, one a line, by name or by path; all by default.
+        split: a file that lists the images to take, one a line, by name or by path, or several; all by
+            default.
         leave_out: classes that the annotations may have, but of which no object is taken.
 
     Raises:
@@ -50,14 +52,16 @@ class AnnotatedImages:
         images: Folders,
         annotations: Folders | None,
         classes: Sequence[str],
-        split: Path | str | None = None,
+        split: Lists = None,
         leave_out: Sequence[str] = (),
     ) -> None:
         self.classes = tuple(classes)
         reader = AnnotationReader(classes, leave_out)
         folders = _listed(images)
         found = _by_name(folders, IMAGE_EXTENSIONS, "images")
-        names = sorted(found) if split is None else _chosen(Path(split).absolute(), found)
+        names = sorted(found)
+        if split is not None:
+            names = sorted(set().union(*(_chosen(path, found) for path in _listed(split))))
         texts: dict[str, Path] = {}
         if annotations is not None:
             texts = _by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
@@ -163,13 +167,13 @@ def _by_name(folders: Sequence[Path], extensions: tuple[str, ...], what: str) ->
     return found
 
 
-def _chosen(split: Path, found: Mapping[str, Path]) -> list[str]:
-    """Names that a list file takes, sorted."""
+def _chosen(split: Path, found: Mapping[str, Path]) -> set[str]:
+    """Names that a list file takes."""
     names = {sample.name: _name_of(sample.name, found) for sample in Split(split, split.parent)}
     if missing := [line for line, name in names.items() if name is None]:
         folder = next(iter(found.values())).parent
         raise SplitError(f"{split}: {_some(missing, 'images')} that it lists are not in {folder}")
-    return sorted({name for name in names.values() if name is not None})
+    return {name for name in names.values() if name is not None}
 
 
 def _name_of(line: str, found: Mapping[str, Path]) -> str | None:
@@ -183,7 +187,7 @@ def _require_partners(
     names: Sequence[str],
     images: Mapping[str, Path],
     texts: Mapping[str, Path],
-    split: Path | str | None,
+    split: Lists,
 ) -> None:
     problems = []
     if lone := [images[name].name for name in names if name not in texts]:

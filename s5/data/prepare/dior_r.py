@@ -16,7 +16,7 @@ from s5.data.folders import find_files, find_images
 from s5.data.image_io import read_image, write_bytes
 from s5.data.oriented.annotations import AnnotationReader, write_objects
 from s5.data.oriented.classes import DIOR_R
-from s5.data.prepare.objects import ObjectsRecipe, by_stem, read_noted, usage_of
+from s5.data.prepare.objects import ObjectsRecipe, by_stem, read_noted, require_own_names
 from s5.data.prepare.patches import safe_name
 from s5.data.prepare.recipe import Cut, Source
 
@@ -58,7 +58,7 @@ class DiorR(ObjectsRecipe):
             raise self.incomplete(
                 f"{len(images)} images, {len(texts)} oriented annotations, {len(parts)} of 3 lists"
             )
-        return [
+        sources = [
             Source(
                 key=f"{part}/{stem}",
                 group=part,
@@ -69,6 +69,8 @@ class DiorR(ObjectsRecipe):
             for part, path in parts.items()
             for stem in sorted(set(path.read_text(encoding="utf-8-sig").split()))
         ]
+        require_own_names(sources)
+        return sources
 
     def cut(self, source: Source) -> Cut:
         """Copy an image that can be read, and write its annotation."""
@@ -82,4 +84,4 @@ class DiorR(ObjectsRecipe):
 
     def usage(self) -> str:
         """Folders and classes."""
-        return usage_of(self.out / self.folder, self.parts, "dior_r")
+        return self.usage_of(self.parts, "dior_r")

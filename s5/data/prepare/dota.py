@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +21,9 @@ from s5.data.oriented.annotations import AnnotationReader, Objects, write_object
 from s5.data.oriented.classes import CLASSES, class_ids
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import LARGEST_RATE, window_name
+from s5.data.oriented.squares import pad_image
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.objects import TRAIN, VAL, ObjectsRecipe, by_stem, read_noted, usage_of
+from s5.data.prepare.objects import TRAIN, VAL, ObjectsRecipe, by_stem, read_noted, require_own_names
 from s5.data.prepare.patches import Readable, Window, open_image, safe_name, windows
 from s5.data.prepare.recipe import Cut, Source
 
@@ -45,7 +46,8 @@ class Dota(ObjectsRecipe):
     An object belongs to the windows that at least ``iof`` of its area is in. It stays whole, and its flag
     becomes 2 where the window truncates it; a difficult one stays difficult (in the tool, it would become 2).
     The parts of others are background. Windows without objects are kept: leaving them out is a matter of
-    training. They are not padded, nor resized: with rate 0.5, windows are twice as large.
+    training. What is smaller than a window is padded at the right and below, as by the tool, so that all have
+    one scale. Nothing is resized: with rate 0.5, windows are twice as large.
 
     Attributes:
         version: of DOTA, which decides the labels and classes.
@@ -120,7 +122,8 @@ class Dota(ObjectsRecipe):
 
     def parameters(self) -> dict[str, Any]:
         """With lists, as JSON has no tuples."""
-        return {**super().parameters(), "classes": list(self.classes), "rates": list(self.rates)}
+        lists = {"classes": list(self.classes), "rates": list(self.rates)}
+        return {**super().parameters(), **lists, "padded": True}  # windows were not, once
 
     def sources(self) -> list[Source]:
         """Images and labels by name; one without the other cannot be used, and says so."""
@@ -129,7 +132,12 @@ class Dota(ObjectsRecipe):
             sources = self._part(TRAIN, self.src)
         if not sources:
             raise self.incomplete("no images")
+        require_own_names(sources)
         return sources
+
+    def beside(self, source: Source) -> Sequence[str]:
+        """The labels of the whole image."""
+        return () if source.mask is None else (self._whole(source),)
 
     def cut(self, source: Source) -> Cut:
         """Cut one image at all scales."""
@@ -142,8 +150,7 @@ class Dota(ObjectsRecipe):
                 for size, window in self._windows(image.height, image.width)
             ]
         if objects is not None:
-            path = self.out / self.folder / source.group / "whole" / f"{source.stem}.txt"
-            write_objects(path, objects, self.names)
+            write_objects(self.out / self._whole(source), objects, self.names)
         return Cut(tuple(patches), note)
 
     def usage(self) -> str:
@@ -158,7 +165,10 @@ class Dota(ObjectsRecipe):
             for part in there
             if part not in labeled
         ]
-        return "\n".join([usage_of(folder, labeled, classes), *tests])
+        return "\n".join([self.usage_of(labeled, classes), *tests])
+
+    def _whole(self, source: Source) -> str:
+        return f"{self.folder}/{source.group}/whole/{source.stem}.txt"
 
     def _part(self, part: str, folder: Path) -> list[Source]:
         found = find_images(folder / "images")
@@ -202,7 +212,10 @@ class Dota(ObjectsRecipe):
     ) -> Patch:
         name = window_name(source.stem, size, window.left, window.top)
         patch = self.place(source.group, name, f".{self.format}", objects is not None)
-        write_image(self.out / patch.image, image.read(*window))
+        pixels = image.read(*window)
+        if min(window.height, window.width) < size:
+            pixels = pad_image(pixels, size)
+        write_image(self.out / patch.image, pixels)
         if objects is not None:
             inside, truncated = _in_window(objects, window, self.iof)
             write_objects(self.out / str(patch.mask), inside, self.names, truncated)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from s5.data.oriented.annotations import AnnotationReader, Objects
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.recipe import Recipe, require_name
+from s5.data.prepare.recipe import Recipe, Source, require_name
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SHOWN = 8  # archives in a message
@@ -57,6 +57,15 @@ class ObjectsRecipe(Recipe):
         base = f"{self.folder}/{part}"
         return Patch(f"{base}/images/{name}{suffix}", f"{base}/annotations/{name}.txt" if annotated else None)
 
+    def usage_of(self, parts: Sequence[str], classes: str) -> str:
+        """What to write into a configuration to use the result."""
+        lines = []
+        for part in parts:
+            images, annotations = (f"{self.folder}/{part}/{kind}" for kind in ("images", "annotations"))
+            names = self.lists()[part]
+            lines.append(f"{part}=dict(images='{images}', annotations='{annotations}', names='{names}')")
+        return "\n".join([f"below data_root={str(self.out)!r}:", *lines, f"classes: {classes}"])
+
     def incomplete(self, problem: str) -> PrepareError:
         """The error of a data set that is not all there."""
         lines = [f"{self.title} below {self.src} is not complete: {problem}"]
@@ -87,7 +96,16 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def usage_of(folder: Path, parts: Sequence[str], classes: str) -> str:
-    """What to write into a configuration to use the result."""
-    lines = [f"{part}: {folder / part}/images and {folder / part}/annotations" for part in parts]
-    return "\n".join([*lines, f"classes: {classes}"])
+def require_own_names(sources: Sequence[Source]) -> None:
+    """Refuse sources of a part whose results would have one name.
+
+    Raises:
+        PrepareError: two have.
+    """
+    found: dict[tuple[str, str], Source] = {}
+    for source in sources:
+        other = found.setdefault((source.group, source.stem), source)
+        if other is not source:
+            raise PrepareError(
+                f"{other.image} and {source.image} have the same name but for white space; rename one of them"
+            )

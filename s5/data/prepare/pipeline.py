@@ -127,7 +127,7 @@ def _finished(entry: Entry | None, source: Source, recipe: Recipe, present: set[
     if entry is None or entry.size != _size(source, recipe):
         return False
     paths = [path for patch in entry.patches for path in (patch.image, patch.mask) if path]
-    return all(str(recipe.out / path) in present for path in paths)
+    return all(str(recipe.out / path) in present for path in (*paths, *recipe.beside(source)))
 
 
 def _files(folder: Path) -> set[str]:

@@ -112,6 +112,10 @@ class Recipe(ABC):
         paths = {name: str(value.absolute()) for name, value in values.items() if isinstance(value, Path)}
         return {"command": self.command, **values, **paths}
 
+    def beside(self, source: Source) -> Sequence[str]:
+        """Files of a source beside its patches, relative to the data root."""
+        return ()
+
     def size_of(self, path: Path) -> int:
         """Bytes of a source file; 0 for a missing one, of which :meth:`cut` says what is wrong."""
         return path.stat().st_size if path.exists() else 0

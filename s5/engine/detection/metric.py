@@ -12,6 +12,7 @@ from s5.data.oriented.annotations import Objects
 from s5.data.oriented.average_precision import THRESHOLDS, Matches, Precision, average_precision, match
 from s5.data.oriented.detections import Detections, make_detections
 from s5.data.oriented.merge import NMS_THRESHOLD, merge_objects, merge_windows
+from s5.engine.launch import host_group
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class DetectionMetric(BaseMetric):
         if matches is not None and windows is not None:
             outcome = [self.compute_metrics((matches, windows))]
         if dist.is_initialized():
-            dist.broadcast_object_list(outcome, 0)
+            dist.broadcast_object_list(outcome, 0, group=host_group())
         prefix = f"{self.prefix}/" if self.prefix else ""
         return {prefix + name: value for name, value in outcome[0].items()}
 
@@ -161,5 +162,5 @@ def gather(items: dict[str, Item]) -> dict[str, Item] | None:
     if not dist.is_initialized():
         return items
     parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(items, parts)
+    dist.gather_object(items, parts, group=host_group())
     return None if parts is None else {name: item for part in parts for name, item in part.items()}

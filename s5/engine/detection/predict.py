@@ -11,9 +11,9 @@ import torch
 
 from s5.data.errors import ImageError
 from s5.data.geotiff import Georeference, read_georeference
-from s5.data.oriented.dataset import fit_image
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.merge import merge_windows, window_name
+from s5.data.oriented.squares import fit_image, pad_image
 from s5.data.prepare.patches import Window, windows
 from s5.data.progress import Progress
 from s5.engine.ahead import ahead
@@ -42,12 +42,14 @@ class Cutting:
     Attributes:
         size: side of the square that the network sees, in pixels.
         window: side of the windows in pixels of the image; an image with both sides within it is one.
+        pad: pad what is smaller than a window, so that all images have one scale; else it is enlarged.
         overlap: pixels that neighbouring windows share.
         nms: rotated IoU above which the lower of two detections of a class is dropped, as windows are merged.
     """
 
     size: int
     window: int
+    pad: bool
     overlap: int
     nms: float
 
@@ -160,6 +162,8 @@ def _windows(source: Source, pixels: Pixels, results: DetResults, how: Cutting) 
         if len(places) >= MANY:
             progress = stack.enter_context(Progress(len(places), str(source.name), "windows", logger))
         for window, part in _parts(pixels, places):
+            if how.pad and min(part.shape[:2]) < how.window:
+                part = pad_image(part, how.window)
             yield _Item(
                 image,
                 window_name(WHOLE, how.window, window.left, window.top),

@@ -27,6 +27,10 @@ def require_submission(out: Path, names: Sequence[str], classes: Sequence[str]) 
 
 
 def submit(out: Path, collector: DetectionCollector, names: Sequence[str]) -> None:
-    """Write the file that DOTA's server takes, see :func:`~s5.data.oriented.submission.pack_dota`."""
+    """Write the file that DOTA's server takes, see :func:`~s5.data.oriented.submission.pack_dota`.
+
+    Raises:
+        DataError: it cannot be made of these detections.
+    """
     counts = pack_dota(out, collector.detections, collector.classes, names)
     logger.info("%s: %d detections in %d images, ready to be uploaded", out, counts.total(), len(names))

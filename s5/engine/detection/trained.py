@@ -142,7 +142,10 @@ def require_fit(
     heads = _heads(checkpoint, weights)
     backbone = _backbone(weights)
     if backbone != recipe.backbone:
-        raise ConfigError(f"{checkpoint} holds a {backbone}, {where} has the backbone {recipe.backbone}")
+        raise ConfigError(
+            f"{checkpoint} holds a {backbone}, {where} has the backbone {recipe.backbone}; give the "
+            f"configuration of this checkpoint, or set backbone={backbone}"
+        )
     lacking = [task for task in recipe.classes if task not in heads]
     if lacking:
         raise ConfigError(
@@ -162,7 +165,7 @@ def require_fit(
         if norm != recipe.settings.fpn_norm:
             raise ConfigError(
                 f"task {task}: {checkpoint} was trained with model.fpn_norm {norm}, {where} has "
-                f"{recipe.settings.fpn_norm}"
+                f"{recipe.settings.fpn_norm}; set model.fpn_norm={norm}"
             )
     settings = meta.get("settings") or said_of_data.get("settings") or {}
     enlarge = tuple(settings.get("enlarge", recipe.settings.enlarge))

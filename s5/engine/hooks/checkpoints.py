@@ -80,7 +80,7 @@ class CheckpointHook(Hook):
         In this order a run killed in between goes on from the checkpoint before and writes the weights again.
         """
         state = runner.resumable_state(done)
-        if runner.rank != 0:
+        if state is None:
             return
         work_dir = Path(runner.work_dir)
         network = network_of(runner)

@@ -18,6 +18,7 @@ from s5.engine.runner import unwrap
 
 logger = logging.getLogger(__name__)
 
+SMALLEST_SCALE = 2.0**-20  # of the loss; it begins at 2 ** 16, and 36 steps in a row were skipped
 REPEAT_AFTER = 3.0  # seconds; torchrun forwards the signal that the terminal already sent
 
 
@@ -75,10 +76,12 @@ class SafetyHook(Hook):
         """Agree on stopping."""
         self._names = (data_batch or {})["names"]
         loss = (outputs or {})["loss"]
-        bad = not bool(torch.isfinite(loss))
-        any_bad, stop = _any_process(bad, self.received or 0, loss.device)
+        finding = None if bool(torch.isfinite(loss)) else f"loss {float(loss)}"
+        if finding is None and loss_scale(runner) < SMALLEST_SCALE:
+            finding = "gradients of every step"  # each was skipped, and halved the scale
+        any_bad, stop = _any_process(finding is not None, self.received or 0, loss.device)
         if any_bad:
-            self._raise(runner, runner.iter + 1, f"loss {float(loss)}" if bad else None)
+            self._raise(runner, runner.iter + 1, finding)
         if stop:
             self.stopped_by = signal.Signals(stop)
             runner.train_loop.stop_training = True
@@ -109,7 +112,7 @@ class SafetyHook(Hook):
                 logger.error("iteration %d, rank %d: %s", iteration, rank, text)
         last = latest_checkpoint(Path(runner.work_dir))
         raise NonFiniteLossError(
-            f"non-finite loss or weights at iteration {iteration}; the samples are named in the log. "
+            f"non-finite loss, gradients or weights at iteration {iteration}; the log names the samples. "
             f"Last good checkpoint: {last or 'none yet'}. Look at the samples, lower the learning rate, "
             f"or use precision bf16 or fp32."
         )
@@ -124,6 +127,12 @@ class SafetyHook(Hook):
                 signal.Signals(number).name,
             )
         self.received = number
+
+
+def loss_scale(runner: Runner) -> float:
+    """What fp16 training multiplies the loss by; 1 otherwise."""
+    scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def _any_process(bad: bool, stop: int, device: torch.device) -> tuple[bool, int]:

@@ -5,16 +5,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from s5.data.errors import ImageError
 from s5.data.geotiff import open_raster
-from s5.data.image_io import read_image
+from s5.data.image_io import image_size, read_image
 from s5.engine.predict.sources import Source
 from s5.models.inference import Rows
 
 AHEAD = 2  # images read in advance
+AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,28 @@ def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Future | No
     """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
     with ThreadPoolExecutor(AHEAD) as pool:
         ahead: deque[tuple[Source, Future | None]] = deque()
+        sizes: deque[int] = deque()
         for source in sources:
-            ahead.append((source, None if source.is_tiff else pool.submit(read_image, source.path)))
-            if len(ahead) > AHEAD:
+            size = 0 if source.is_tiff else _bytes(source.path)
+            while ahead and sum(sizes) + size > AHEAD_BYTES:
+                sizes.popleft()
                 yield ahead.popleft()
-        yield from ahead
+            ahead.append((source, None if source.is_tiff else pool.submit(read_image, source.path)))
+            sizes.append(size)
+            if len(ahead) > AHEAD:
+                sizes.popleft()
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+
+
+def _bytes(path: Path) -> int:
+    """Of an image in memory, by its header; 0 of one without, of which reading says what is wrong."""
+    try:
+        height, width = image_size(path)
+    except ImageError:
+        return 0
+    return 3 * height * width
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Prediction by several processes, each of which takes its share of the images."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,15 +9,13 @@ import torch.distributed as dist
 from s5.data.errors import ImageError
 from s5.engine import launch
 from s5.engine.config import ConfigError
-from s5.engine.launch import Launch
+from s5.engine.launch import Launch, host_group
 from s5.engine.predict.sources import Source
 
 T = TypeVar("T")
 
 Work = Callable[[Sequence[Source]], list[ImageError]]
 """Predicts images to files; returns the errors of those that could not be read."""
-
-LONGEST_RUN = timedelta(days=30)  # that a process waits for the last one
 
 
 def from_main(make: Callable[[], T], place: Launch) -> T:
@@ -51,8 +48,7 @@ def predict_share(work: Work, sources: Sequence[Source], folder: Path, place: La
     Raises:
         ConfigError: a result cannot be written; in the main process.
     """
-    # Its own group, as the others give up waiting after minutes; gloo, as there is nothing on the GPU.
-    group: Any = dist.new_group(backend="gloo", timeout=LONGEST_RUN) if place.world_size > 1 else None
+    group: Any = host_group() if place.world_size > 1 else None
     problems: list[ImageError] = []
     failure: ConfigError | None = None
     try:

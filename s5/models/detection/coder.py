@@ -1,11 +1,11 @@
-"""Midpoint-offset coding of oriented proposals, decoded in closed form."""
+"""Coding of oriented proposals and of final boxes, which are not clamped to the image."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
-from mmrotate.models.task_modules.coders import MidpointOffsetCoder
+from mmrotate.models.task_modules.coders import DeltaXYWHTRBBoxCoder, MidpointOffsetCoder
 from mmrotate.registry import TASK_UTILS
 from mmrotate.structures.bbox import RotatedBoxes
 from torch import Tensor
@@ -39,8 +39,8 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
             (N, 5) x, y, w, h in pixels and the angle in radians.
         """
         x1, y1, x2, y2 = get_box_tensor(bboxes).float().unbind(-1)
-        means, stds = (pred_bboxes.new_tensor(values).float() for values in (self.means, self.stds))
-        dx, dy, dw, dh, da, db = (pred_bboxes.float() * stds + means).unbind(-1)
+        coded = zip(pred_bboxes.float().unbind(-1), self.means, self.stds, strict=True)
+        dx, dy, dw, dh, da, db = (delta * std + mean for delta, mean, std in coded)
         bound = abs(math.log(wh_ratio_clip))
         width = (x2 - x1) * dw.clamp(-bound, bound).exp()
         height = (y2 - y1) * dh.clamp(-bound, bound).exp()
@@ -63,3 +63,21 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         boxes = RotatedBoxes(torch.cat([center, sides], -1))
         regular = boxes.regularize_boxes(self.angle_version)
         return RotatedBoxes(regular) if self.use_box_type else regular
+
+
+@TASK_UTILS.register_module()
+class UnclampedBoxCoder(DeltaXYWHTRBBoxCoder):
+    """mmrotate's coder of the final boxes, which leaves centres where they are.
+
+    The original moves them into the image, away from objects that a window cuts.
+    """
+
+    def decode(
+        self,
+        bboxes: RotatedBoxes | Tensor,
+        pred_bboxes: Tensor,
+        max_shape: Sequence[int] | None = None,
+        wh_ratio_clip: float = 16 / 1000,
+    ) -> RotatedBoxes | Tensor:
+        """Decode deltas (N, 5) of boxes (N, 5); ``max_shape`` is not used."""
+        return super().decode(bboxes, pred_bboxes, None, wh_ratio_clip)

@@ -8,7 +8,7 @@ from mmdet.structures import SampleList
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from s5.models.detection import coder, heads  # noqa: F401 - registers the parts
+from s5.models.detection import assigner, coder, heads  # noqa: F401 - registers the parts
 from s5.models.detection.settings import Settings, oriented_rcnn
 
 

@@ -97,7 +97,7 @@ def _rpn_head(proposals: dict[str, Any], settings: Settings) -> dict[str, Any]:
         "loss_bbox": {"type": "mmdet.SmoothL1Loss", "beta": 1 / 9},
         "train_cfg": _config(
             {
-                "assigner": _assigner(0.7, 0.3, "RBbox2HBboxOverlaps2D"),
+                "assigner": _assigner(0.7, 0.3, "EnclosingOverlaps"),
                 "sampler": _sampler(settings.anchors, 0.5, add_truth=False),
                 "allowed_border": 0,
                 "pos_weight": -1,
@@ -132,7 +132,7 @@ def _roi_head(num_classes: int, settings: Settings) -> dict[str, Any]:
             "reg_predictor_cfg": {"type": "mmdet.Linear"},
             "cls_predictor_cfg": {"type": "mmdet.Linear"},
             "bbox_coder": {
-                "type": "mmrotate.DeltaXYWHTRBBoxCoder",
+                "type": "mmrotate.UnclampedBoxCoder",
                 "angle_version": ANGLE,
                 "norm_factor": None,
                 "edge_swap": True,
@@ -167,12 +167,11 @@ def _final(settings: Settings) -> dict[str, Any]:
 
 def _assigner(positive: float, negative: float, overlaps: str) -> dict[str, Any]:
     return {
-        "type": "mmdet.MaxIoUAssigner",
+        "type": "mmdet.IgnoringAssigner",
         "pos_iou_thr": positive,
         "neg_iou_thr": negative,
         "min_pos_iou": negative,
         "match_low_quality": positive != negative,  # of the RPN only
-        "ignore_iof_thr": -1,
         "iou_calculator": {"type": f"mmrotate.{overlaps}"},
     }
 

@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     predictions = args.out / "predictions"
     for task, images in (("ucas", data / "ucas_aod/val/images"), ("dota14", args.data / "rot/dota14/images")):
         chosen = ["--task", task, "--out", predictions, "--device", args.device]
+        chosen += ["--window", WINDOW, "--overlap", GAP]
         run_command_line([sys.executable, tools / "predict.py", weights, images, *chosen])
         found = find_images(images)
         texts = [predictions / task / "dota" / f"{path.stem}.txt" for path in found]

@@ -10,6 +10,7 @@ from test_fixmatch import make_batch, make_model, step
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.models.detection import DetectionModel, build_detector
 from s5.models.fixmatch import FixMatch
+from s5.ops.rotated_iou import rotated_iou
 
 pytestmark = pytest.mark.gpu
 
@@ -58,7 +59,7 @@ def test_views_and_losses_do_not_wait_for_the_device() -> None:
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
 def test_fp16_with_loss_scaling_trains(clip_grad: float | None) -> None:
-    """The first steps are skipped until the scale fits; it is part of what is resumed from."""
+    """Steps are skipped until the scale of the loss fits; it is part of what is resumed from."""
     model = make_model(conf_thresh=0.0, dtype=torch.float16).train().cuda()
     batch, parameters = on_gpu(make_batch()), [p for p in model.parameters() if p.requires_grad]
     wrapper = fp16_wrapper(model, clip_grad)
@@ -71,9 +72,10 @@ def test_fp16_with_loss_scaling_trains(clip_grad: float | None) -> None:
     assert all(parameter.isfinite().all() for parameter in parameters)
     changed = [bool((new != old).any()) for new, old in zip(parameters, before, strict=True)]
     assert sum(changed) > 0.9 * len(changed)
+    wrapper.loss_scaler.update(2.0**9)
     again = fp16_wrapper(model, clip_grad)
     again.load_state_dict(wrapper.state_dict())
-    assert again.loss_scaler.get_scale() == wrapper.loss_scaler.get_scale()
+    assert again.loss_scaler.get_scale() == 2.0**9
 
 
 def fp16_wrapper(model: FixMatch, clip_grad: float | None) -> OptimWrapper:
@@ -105,11 +107,11 @@ def test_the_detector_finds_what_it_finds_on_the_cpu() -> None:
     found = detector().eval().cuda().predict_all(images.cuda(), **given)
     for task, theirs in expected.items():
         for ours, their in zip(found[task], theirs, strict=True):
-            assert abs(len(ours["scores"]) - len(their["scores"])) <= 1
-            count = min(len(ours["scores"]), len(their["scores"]), 3)
-            torch.testing.assert_close(
-                ours["scores"][:count].cpu(), their["scores"][:count], atol=0.01, rtol=0
-            )
+            assert len(their["scores"]) > 3
+            same = rotated_iou(their["bboxes"], ours["bboxes"].cpu()) > 0.95
+            same &= their["labels"][:, None] == ours["labels"].cpu()
+            same &= (their["scores"][:, None] - ours["scores"].cpu()).abs() < 0.01
+            assert same.any(1).float().mean() > 0.8, "some are as good as others, and rounding decides"
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])

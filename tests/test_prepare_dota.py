@@ -1,5 +1,8 @@
 """Preparing DOTA: windows with their objects, in one and several scales."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from oriented_data import paint, rectangles
@@ -193,6 +196,11 @@ def test_images_that_moved_to_another_part_are_trained_on_no_more(dota, tmp_path
     assert run(dota, tmp_path / "root") == 0
     names = {part: {name[:5] for name, *_ in parts_of(tmp_path / "root", part)} for part in ("train", "val")}
     assert names == {"train": {"P0002"}, "val": {"P0001", "P0003"}}
+    for kind in ("images/part1", "labelTxt-v2.0"):
+        (dota / f"val/{kind}").rename(dota / f"val_{Path(kind).name}")
+    shutil.rmtree(dota / "val")
+    assert run(dota, tmp_path / "root") == 0
+    assert not (tmp_path / "root/dota/splits/val.txt").exists(), "a part that is gone has no list"
 
 
 # Bad input
@@ -204,6 +212,8 @@ def test_names_that_differ_in_white_space_alone(dota, tmp_path, capsys):
     assert run(dota, tmp_path / "root") == 1
     assert "P 7.png and " in (said := capsys.readouterr().err) and "rename one of them" in said
     assert not list((tmp_path / "root").rglob("*.png"))
+    (dota / "train/images/part1/P 7.png").unlink()
+    assert run(dota, tmp_path / "root") == 0, "labels without an image are listed as unusable"
 
 
 def test_what_is_unusable_is_listed_and_the_rest_is_done(dota, tmp_path, capsys):

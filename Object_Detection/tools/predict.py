@@ -1,6 +1,6 @@
 """Detects objects in images: drawings, DOTA's text and GeoJSON for every task.
 
-    python tools/predict.py vit_b_moe_det.pth images/ --out detections                    all tasks
+    python tools/predict.py vit_b_moe_det.pth images/ --out detections                         all tasks
     python tools/predict.py CKPT 'scenes/**/*.tif' harbour.png --out detections --task dota --score-thr 0.5
     python tools/predict.py CKPT huge.tif --out detections --formats geojson --window 1024 --overlap 200
     torchrun --nproc_per_node 8 tools/predict.py CKPT images/ --out detections     the images shared by 8 GPUs

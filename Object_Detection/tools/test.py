@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from s5.data.errors import DataError
 from s5.engine import det, launch
 from s5.engine.checkpoint import read_checkpoint
 from s5.engine.command import add_common_options, run_command
@@ -28,6 +27,7 @@ from s5.engine.hooks.boxes import BoxPicturesHook
 from s5.engine.launch import Launch
 from s5.engine.validation import run_validation
 from s5.models.precision import resolve_precision
+from s5.ops import mmcv_ext
 
 logger = logging.getLogger("s5.test")
 
@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     cfg = evaluation.select_part(whole_cfg, args.split, args.tasks)
     submissions = find_submissions(args.submit, list(cfg.tasks))
     place = launch.start(args.device)
+    mmcv_ext.require_device(place.device.type)
     recipe = trained.recipe_of_config(cfg)
     trained.require_fit(
         args.checkpoint, read_checkpoint(args.checkpoint, args.allow_pickle), recipe, args.config
@@ -146,15 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         for task, collector in collectors.items() if args.out else ():
             reports.write_texts(args.out, collector)
             logger.info("%d files in %s", len(collector.detections), args.out / task)
-        for task, out in submissions.items():
-            try:
-                submission.submit(out, collectors[task], names[task])
-            except DataError as error:
-                texts = args.out or work_dir / "detections"
-                reports.write_texts(texts, collectors[task])
-                raise DataError(
-                    f"{out} is not written, the detections are in {texts / task}: {error}"
-                ) from error
+        submission.submit(submissions, collectors, names, None if args.out else work_dir / "detections")
     return 0
 
 

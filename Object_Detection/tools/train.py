@@ -25,6 +25,7 @@ from s5.engine.config import load_python_config
 from s5.engine.det_config import DetConfig
 from s5.engine.detection.task_metrics import build_metrics
 from s5.engine.training import run_training
+from s5.ops import mmcv_ext
 
 logger = logging.getLogger("s5.train")
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = load_python_config(DetConfig, args.config, args.cfg_options)
     place = launch.start(args.device)
+    mmcv_ext.require_device(place.device.type)
     work_dir = launch.make_work_dir(args.work_dir or Path("work_dirs") / Path(args.config).stem, place)
     launch.setup_logging(work_dir, place)
     resume_from = find_resume(args.resume, work_dir, place)

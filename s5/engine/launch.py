@@ -139,6 +139,7 @@ def make_work_dir(path: Path, launch: Launch, option: str = "--work-dir") -> Pat
 def _join_group(backend: str) -> None:
     try:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        host_group()  # what keeps the processes from it shows now, not at the first validation
     except dist.DistNetworkError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LaunchError(f"cannot listen on or reach {address} ({error}); choose another port") from None

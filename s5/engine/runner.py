@@ -48,7 +48,6 @@ class S5Runner(Runner):
     def _log_env(self, env_cfg: dict) -> None:
         """Versions and device, in one line."""
         device = self.launch.device
-        mmcv_ext.require_device(device.type)
         hardware = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"

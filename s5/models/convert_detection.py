@@ -4,12 +4,38 @@ Published names are ``{neck,rpn_head,roi_head}_{dior,dota}.*``. Shapes are those
 are counted in the other direction, and the classes of DOTA come in another order.
 """
 
-from s5.data.oriented.classes import DOTA_V2
-from s5.models.adapt import StateDict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the class names are wanted where no model is
+    from s5.models.adapt import StateDict
 
 PARTS = ("neck", "rpn_head", "roi_head")
 TASKS = ("dior", "dota")
 """Tasks of the released detector, in the order of its experts."""
+
+DOTA_CLASSES = (
+    "plane",
+    "baseball-diamond",
+    "bridge",
+    "ground-track-field",
+    "small-vehicle",
+    "large-vehicle",
+    "ship",
+    "tennis-court",
+    "basketball-court",
+    "storage-tank",
+    "soccer-ball-field",
+    "roundabout",
+    "harbor",
+    "swimming-pool",
+    "helicopter",
+    "container-crane",
+    "airport",
+    "helipad",
+)
+"""DOTA-v2.0 in the order of the data set's authors, which is the order here."""
 
 PUBLISHED_DOTA_CLASSES = (
     "large-vehicle",
@@ -54,12 +80,12 @@ def published_key(task: str, name: str) -> str:
 
 def to_our_meaning(task: str, head: StateDict) -> StateDict:
     """Tensors of a published head, under the names here, for our direction of angles and order of classes."""
-    return _reordered(task, _with_angle_negated(head), PUBLISHED_DOTA_CLASSES, DOTA_V2)
+    return _reordered(task, _with_angle_negated(head), PUBLISHED_DOTA_CLASSES, DOTA_CLASSES)
 
 
 def to_published_meaning(task: str, head: StateDict) -> StateDict:
     """The inverse of :func:`to_our_meaning`."""
-    return _reordered(task, _with_angle_negated(head), DOTA_V2, PUBLISHED_DOTA_CLASSES)
+    return _reordered(task, _with_angle_negated(head), DOTA_CLASSES, PUBLISHED_DOTA_CLASSES)
 
 
 def _with_angle_negated(head: StateDict) -> StateDict:

@@ -56,11 +56,17 @@ def test_a_submission_that_fails_leaves_the_detections(
     def refuse(*args: object) -> None:
         raise DataError("P1: detection 0 cannot be")
 
-    monkeypatch.setattr(submission, "pack_dota", refuse)
-    options = (*unlabeled_options(unlabeled), "--submit", f"b={tmp_path / 'b.zip'}")
-    message = r"b.zip is not written, the detections are in .*work/detections/b: P1: detection 0 cannot be"
+    write = submission.pack_dota
+    monkeypatch.setattr(
+        submission, "pack_dota", lambda out, *rest: (refuse if "a" in out.name else write)(out, *rest)
+    )
+    section = json.dumps({"images": "a/images"})
+    options = (*unlabeled_options(unlabeled), f"tasks.a.test={section}")
+    options = (*options, "--submit", f"a={tmp_path / 'a.zip'}", f"b={tmp_path / 'b.zip'}")
+    message = "a.zip is not written: P1: detection 0 cannot be; the detections are in .*work/detections/a"
     fails(DataError, message, config, start, tmp_path, *options)
-    assert files(tmp_path / "work/detections") == ["b/P1.txt", "b/P2.txt"]
+    assert files(tmp_path / "work/detections") == ["a/1.txt", "a/2.txt", "a/3.txt"]
+    assert (tmp_path / "b.zip").exists() and not (tmp_path / "a.zip").exists()
 
 
 def test_test_images_with_annotations_are_scored(config: Path, start: Path, tmp_path: Path) -> None:

@@ -3,27 +3,9 @@
 from collections.abc import Sequence
 
 from s5.data.errors import DataError
+from s5.models.convert_detection import DOTA_CLASSES
 
-DOTA_V2 = (
-    "plane",
-    "baseball-diamond",
-    "bridge",
-    "ground-track-field",
-    "small-vehicle",
-    "large-vehicle",
-    "ship",
-    "tennis-court",
-    "basketball-court",
-    "storage-tank",
-    "soccer-ball-field",
-    "roundabout",
-    "harbor",
-    "swimming-pool",
-    "helicopter",
-    "container-crane",
-    "airport",
-    "helipad",
-)
+DOTA_V2 = DOTA_CLASSES
 DOTA_V1_5 = DOTA_V2[:16]  # without airport and helipad
 DOTA_V1 = DOTA_V2[:15]  # without container-crane
 DIOR_R = (

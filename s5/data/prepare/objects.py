@@ -97,13 +97,13 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def require_own_names(sources: Sequence[Source]) -> None:
-    """Refuse sources of a part whose results would have one name.
+    """Refuse images of a part whose results would have one name.
 
     Raises:
         PrepareError: two have.
     """
     found: dict[tuple[str, str], Source] = {}
-    for source in sources:
+    for source in (source for source in sources if source.image.exists()):
         other = found.setdefault((source.group, source.stem), source)
         if other is not source:
             raise PrepareError(

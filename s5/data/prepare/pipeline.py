@@ -154,6 +154,7 @@ def _write_lists(recipe: Recipe, entries: Sequence[Entry]) -> dict[Path, int]:
     written = {}
     for group, path in recipe.lists().items():
         if not lines[group] and group in recipe.optional_groups:
+            _set_aside(recipe.out / path)
             continue
         _replace_list(recipe.out / path, lines[group])
         written[recipe.out / path] = len(lines[group])
@@ -167,12 +168,16 @@ def _replace_list(path: Path, lines: list[str]) -> None:
         if before == lines:
             return
         if not set(before) <= set(lines):
-            kept = next(
-                p for i in range(1, 1000) if not (p := path.with_name(f"{path.name}.old{i}")).exists()
-            )
-            path.rename(kept)
-            logger.warning("%s named other samples; it is now %s", path, kept)
+            _set_aside(path)
     write_split(path, lines)
+
+
+def _set_aside(path: Path) -> None:
+    """Give a split file, if there is one, another name."""
+    if path.exists():
+        kept = next(p for i in range(1, 1000) if not (p := path.with_name(f"{path.name}.old{i}")).exists())
+        path.rename(kept)
+        logger.warning("%s named other samples; it is now %s", path, kept)
 
 
 def _write_unusable(path: Path, unusable: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from s5.engine.ahead import ahead
 from s5.engine.detection.metric import detections_of
 from s5.engine.detection.results import DetResults, reduced, write_results
 from s5.engine.lanes import Lanes
-from s5.engine.predict.pixels import Pixels, open_pixels, read_ahead
+from s5.engine.predict.pixels import Pixels, Reading, open_pixels, read_ahead
 from s5.engine.predict.sources import Source
 from s5.models.detection import DetectionModel
 
@@ -142,10 +142,15 @@ def _items(
     with closing(read_ahead(sources)) as images:
         for source, image in images:
             try:
-                with open_pixels(source, image) as pixels:
-                    yield from _windows(source, pixels, results, how)
+                yield from _items_of(source, image, results, how)
             except ImageError as error:
                 problems.append(error)
+
+
+def _items_of(source: Source, image: Reading | None, results: DetResults, how: Cutting) -> Iterator[_Item]:
+    """The windows of one image, which is in memory no longer than this."""
+    with open_pixels(source, image) as pixels:
+        yield from _windows(source, pixels, results, how)
 
 
 def _windows(source: Source, pixels: Pixels, results: DetResults, how: Cutting) -> Iterator[_Item]:

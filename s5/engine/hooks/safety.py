@@ -18,7 +18,7 @@ from s5.engine.runner import unwrap
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_SCALE = 2.0**-20  # of the loss; it begins at 2 ** 16, and 36 steps in a row were skipped
+SMALLEST_SCALE = 2.0**-20  # of the loss; it begins at 2 ** 16, and each skipped step halves it
 REPEAT_AFTER = 3.0  # seconds; torchrun forwards the signal that the terminal already sent
 
 
@@ -78,7 +78,7 @@ class SafetyHook(Hook):
         loss = (outputs or {})["loss"]
         finding = None if bool(torch.isfinite(loss)) else f"loss {float(loss)}"
         if finding is None and loss_scale(runner) < SMALLEST_SCALE:
-            finding = "gradients of every step"  # each was skipped, and halved the scale
+            finding = "gradients of every step not finite"
         any_bad, stop = _any_process(finding is not None, self.received or 0, loss.device)
         if any_bad:
             self._raise(runner, runner.iter + 1, finding)

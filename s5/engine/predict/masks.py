@@ -16,7 +16,7 @@ from s5.data.geotiff import Georeference, read_georeference
 from s5.data.labels import LabelTable
 from s5.data.progress import Progress
 from s5.engine.lanes import Lanes
-from s5.engine.predict.pixels import Pixels, open_pixels, read_ahead
+from s5.engine.predict.pixels import Pixels, Reading, open_pixels, read_ahead
 from s5.engine.predict.sources import Source
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
@@ -88,13 +88,20 @@ def predict_files(model: SegmentationModel, sources: Sequence[Source], target: T
     ):
         for number, (source, image) in enumerate(images):
             try:
-                with open_pixels(source, image) as pixels:
-                    _predict(model, pixels, source, target, lanes, number)
+                _predict_image(model, source, image, target, lanes, number)
             except ImageError as error:
                 problems.append(error)
             progress.update()
         lanes.wait()
     return problems
+
+
+def _predict_image(
+    model: SegmentationModel, source: Source, image: Reading | None, target: Target, lanes: Lanes, lane: int
+) -> None:
+    """Predict one image, which is in memory no longer than this."""
+    with open_pixels(source, image) as pixels:
+        _predict(model, pixels, source, target, lanes, lane)
 
 
 def _predict(

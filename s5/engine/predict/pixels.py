@@ -45,23 +45,35 @@ class Pixels:
         )
 
 
-def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Future | None]]:
+class Reading:
+    """An image that is being read, and given up when it is taken: large ones must not stay in memory."""
+
+    def __init__(self, future: Future) -> None:
+        self._futures = [future]
+
+    def take(self) -> np.ndarray:
+        """The image (H, W, 3), once.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._futures.pop().result()
+
+
+def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | None]]:
     """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
     with ThreadPoolExecutor(AHEAD) as pool:
-        ahead: deque[tuple[Source, Future | None]] = deque()
-        sizes: deque[int] = deque()
+        ahead: deque[tuple[int, tuple[Source, Reading | None]]] = deque()
         for source in sources:
             size = 0 if source.is_tiff else _bytes(source.path)
-            while ahead and sum(sizes) + size > AHEAD_BYTES:
-                sizes.popleft()
-                yield ahead.popleft()
-            ahead.append((source, None if source.is_tiff else pool.submit(read_image, source.path)))
-            sizes.append(size)
+            while ahead and sum(waiting for waiting, _ in ahead) + size > AHEAD_BYTES:
+                yield ahead.popleft()[1]
+            reading = None if source.is_tiff else Reading(pool.submit(read_image, source.path))
+            ahead.append((size, (source, reading)))
             if len(ahead) > AHEAD:
-                sizes.popleft()
-                yield ahead.popleft()
+                yield ahead.popleft()[1]
         while ahead:
-            yield ahead.popleft()
+            yield ahead.popleft()[1]
 
 
 def _bytes(path: Path) -> int:
@@ -74,14 +86,14 @@ def _bytes(path: Path) -> int:
 
 
 @contextmanager
-def open_pixels(source: Source, image: Future | None) -> Iterator[Pixels]:
+def open_pixels(source: Source, image: Reading | None) -> Iterator[Pixels]:
     """The pixels of an image of :func:`read_ahead`.
 
     Raises:
         ImageError: it cannot be read.
     """
     if image is not None:
-        whole: np.ndarray = image.result()
+        whole = image.take()
         height, width = whole.shape[:2]
         yield Pixels(height, width, lambda top, left, h, w: whole[top : top + h, left : left + w])
         return

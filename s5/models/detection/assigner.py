@@ -19,15 +19,18 @@ COVERED = 0.5  # share of a box on an ignored object, from which on it says noth
 class EnclosingOverlaps:
     """IoU of the upright boxes around objects (m, 5) with upright boxes (n, 4), float32 (m, n).
 
-    As mmrotate's ``RBbox2HBboxOverlaps2D``, but for a few objects at a time: of a crowded image, corners of
-    all pairs take gigabytes.
+    As mmrotate's ``RBbox2HBboxOverlaps2D``, but for a few objects at a time: of a crowded image, the corners
+    of all pairs take several times the memory of the result.
     """
 
     def __call__(self, objects: RotatedBoxes, priors: HorizontalBoxes | Tensor) -> Tensor:
         """The IoU of all pairs."""
         around, boxes = objects.convert_to("hbox").tensor, get_box_tensor(priors)
-        parts = around.split(max(1, AT_ONCE // max(1, len(boxes))))
-        return torch.cat([bbox_overlaps(part, boxes) for part in parts])
+        overlaps = boxes.new_empty(len(around), len(boxes))
+        count = max(1, AT_ONCE // max(1, len(boxes)))
+        for part, result in zip(around.split(count), overlaps.split(count), strict=True):
+            result.copy_(bbox_overlaps(part, boxes))
+        return overlaps
 
 
 @TASK_UTILS.register_module()

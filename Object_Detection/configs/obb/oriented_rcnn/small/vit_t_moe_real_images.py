@@ -8,12 +8,16 @@ data_root = "work_dirs/real_images_det/data"  # the script sets it
 load_from = None  # weights of S4P
 
 backbone = "vit_t_moe"
-_dota = dict(images="dota14/train/images", annotations="dota14/train/annotations")
+_dota = dict(
+    images="dota14/train/images", annotations="dota14/train/annotations", names="dota14/splits/train.txt"
+)
 tasks = dict(
     ucas=dict(
         classes=("plane", "car"),
-        train=dict(images="ucas/train/images", annotations="ucas/train/annotations"),
-        val=dict(images="ucas/val/images", annotations="ucas/val/annotations"),
+        train=dict(
+            images="ucas/train/images", annotations="ucas/train/annotations", names="ucas/splits/train.txt"
+        ),
+        val=dict(images="ucas/val/images", annotations="ucas/val/annotations", names="ucas/splits/val.txt"),
         whole="ucas/val/whole",
         batch_size=1,
         skip_empty=True,

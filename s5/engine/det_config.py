@@ -15,8 +15,8 @@ class ObjectsConfig(Section):
     """Images and their objects; paths are relative to ``data_root`` unless absolute.
 
     ``images`` and ``annotations`` are a folder each, or several; annotations are DOTA text files, or DIOR-R's
-    XML files, of the images' names. ``names`` is a file that lists the images to take,
-    or several; all by default.
+    XML files, of the images' names. ``names`` is a file that lists the images to take, or several; all by
+    default.
     """
 
     images: Path | tuple[Path, ...]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from s5.data.draws import StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
+from s5.data.draws import Photometric, StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
 from s5.data.errors import DataError, ImageError
 from s5.data.geometry import CropParams, crop_image, crop_mask, draw_crop, valid_mask
 from s5.data.image_io import read_image, read_mask
@@ -75,22 +75,39 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
 
 
 class LabeledImages:
-    """Labeled training images: weak view and train ids, 255 where padded or ignored."""
+    """Labeled training images: weak view and train ids, 255 where padded or ignored.
+
+    Args:
+        split: the images and their masks.
+        table: classes of the masks.
+        weak: geometry of the crops.
+        name: name for messages.
+        photometric: ranges of the photometric augmentation, which the model applies; None for none.
+    """
 
     def __init__(
-        self, split: Split, table: LabelTable, weak: WeakAugmentation, name: str = "labeled"
+        self,
+        split: Split,
+        table: LabelTable,
+        weak: WeakAugmentation,
+        name: str = "labeled",
+        photometric: Photometric | None = None,
     ) -> None:
         self.split, self.table, self.weak, self.name = split, table, weak, name
+        self.photometric = photometric
 
     def __len__(self) -> int:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``."""
+        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``, and the ``photometric`` row if any."""
         sample = self.split.sample(index)
         image, label = read_labeled(sample, self.table)
         crop = self.weak.draw(rng, image)
-        return {"image": crop_image(image, crop), "label": crop_mask(label, crop), "name": sample.name}
+        item = {"image": crop_image(image, crop), "label": crop_mask(label, crop), "name": sample.name}
+        if self.photometric is not None:
+            item["photometric"] = draw_photometric(rng, self.photometric)
+        return item
 
 
 class UnlabeledImages:

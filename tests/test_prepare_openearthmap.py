@@ -20,8 +20,8 @@ def src(tmp_path):
 
 
 def run(src, out, *more):
-    arguments = ["openearthmap", "--src", str(src), "--out", str(out), "--size", "32", "--workers", "1"]
-    return main([*arguments, *more])
+    arguments = ["openearthmap", "--src", str(src), "--out", str(out), "--workers", "1"]
+    return main([*arguments, "--size", "32", "--overlap", "0", *more])
 
 
 def test_without_xbd(src, tmp_path, capsys, caplog):
@@ -38,6 +38,14 @@ def test_without_xbd(src, tmp_path, capsys, caplog):
     assert check_split(train, get_table("openearthmap")).ok
     assert test.sample(0).name == "openearthmap/test/images/aachen_4.png" and test.sample(0).mask is None
     assert train.sample(8).name == "openearthmap/train/images/el_rodeo_1_0_32_0_32.png"
+
+
+def test_images_stay_whole_by_default(src, tmp_path):
+    out = tmp_path / "root"
+    assert main(["openearthmap", "--src", str(src), "--out", str(out), "--workers", "1"]) == 0
+    train = Split("openearthmap/splits/train.txt", out)
+    assert [sample.image.stem for sample in train] == ["aachen_1", "aachen_2", "el_rodeo_1"]
+    assert all(read_image(sample.image).shape == (HEIGHT, WIDTH, 3) for sample in train)
 
 
 def test_pixels_and_masks(src, tmp_path):

@@ -21,9 +21,9 @@ TRAIN, VAL, TEST = "train", "val", "test"
 class DatasetRecipe(LabeledRecipe):
     """``NAME/{train,val}/{images,masks}``, ``NAME/test/images`` and ``NAME/splits/{train,val,test}.txt``.
 
-    Training images are cut into patches. Validation images stay whole, so that they can be predicted whole or
-    in sliding windows and every pixel counts once; of a given ``val_size`` on, they are divided into parts
-    that do not overlap. Test images without masks are copied.
+    Training images are cut into patches, or stay whole with ``size`` 0. Validation images stay whole, so that
+    they can be predicted whole or in sliding windows and every pixel counts once; of a given ``val_size`` on,
+    they are divided into parts that do not overlap. Test images without masks are copied.
 
     Attributes:
         name: folder below the data root.
@@ -89,13 +89,15 @@ class DatasetRecipe(LabeledRecipe):
     def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
         """Patches for training; whole images or large parts otherwise."""
         area = source.area or Window(0, 0, height, width)
-        if source.group == TRAIN:
+        patches = source.group == TRAIN and self.size > 0
+        if patches:
             cut = windows(area.height, area.width, self.size, self.overlap)
         else:
-            cut = tiles(area.height, area.width, self.val_size or max(area.height, area.width))
+            largest = self.val_size if source.group != TRAIN else 0
+            cut = tiles(area.height, area.width, largest or max(area.height, area.width))
         for part in cut:
             window = part._replace(top=part.top + area.top, left=part.left + area.left)
-            whole = source.group != TRAIN and window == (0, 0, height, width)
+            whole = not patches and window == (0, 0, height, width)
             yield source.stem if whole else window.name(source.stem), window
 
     def _copy(self, source: Source) -> Patch:

@@ -53,6 +53,8 @@ class _Files:
 class OpenEarthMap(ArchivedRecipe):
     """The images of ``train.txt`` and ``val.txt``; those of ``test.txt`` have no public labels.
 
+    All stay whole.
+
     Attributes:
         xbd: folder of the xBD images (``*_pre_disaster.png`` anywhere below it), or None.
         require_all: refuse to go on without the xBD images.
@@ -63,7 +65,10 @@ class OpenEarthMap(ArchivedRecipe):
     title: ClassVar[str] = "OpenEarthMap"
     layout: ClassVar[str] = _LAYOUT
     not_remembered: ClassVar[tuple[str, ...]] = ("partial", "xbd", "require_all")
+    may_stay_whole: ClassVar[bool] = True
 
+    size: int = 0
+    overlap: int = 0
     xbd: Path | None = None
     require_all: bool = False
 

@@ -158,6 +158,10 @@ def _write_lists(recipe: Recipe, entries: Sequence[Entry]) -> dict[Path, int]:
             continue
         _replace_list(recipe.out / path, lines[group])
         written[recipe.out / path] = len(lines[group])
+    for path, groups in recipe.joint_lists().items():
+        together = [line for group in groups for line in lines[group]]
+        _replace_list(recipe.out / path, together)
+        written[recipe.out / path] = len(together)
     return written
 
 

@@ -57,7 +57,7 @@ class Recipe(ABC):
     Attributes:
         src: folder of the data set as its provider ships it.
         out: data root; everything is written below it.
-        size: side of the patches in pixels.
+        size: side of the patches in pixels; 0 keeps images whole, where the data set allows it.
         overlap: pixels that neighbouring patches share.
     """
 
@@ -66,6 +66,8 @@ class Recipe(ABC):
     optional_groups: ClassVar[tuple[str, ...]] = ()  # no list is written when they have no samples
     lists_lost_sources: ClassVar[bool] = True  # patches of source files that are no longer there stay listed
     not_remembered: ClassVar[tuple[str, ...]] = ()  # fields that may differ when a run is continued
+    half_overlap: ClassVar[bool] = False  # whether patches share half of their side by default
+    may_stay_whole: ClassVar[bool] = False  # whether --size 0 is allowed
 
     src: Path
     out: Path
@@ -74,11 +76,26 @@ class Recipe(ABC):
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
+        if self.may_stay_whole and self.size == self.overlap == 0:
+            return
         if self.size < 16 or not 0 <= self.overlap < self.size:
+            whole = "0 (whole images) or " if self.may_stay_whole else ""
             raise PrepareError(
-                "--size must be at least 16 and --overlap from 0 to below --size, "
+                f"--size must be {whole}at least 16 and --overlap from 0 to below --size, "
                 f"got {self.size} and {self.overlap}"
             )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Recipe:
+        """The recipe of a command line; an overlap that was not given is half of the size.
+
+        Raises:
+            PrepareError: impossible numbers or names.
+        """
+        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        if values["overlap"] is None:
+            values["overlap"] = values["size"] // 2
+        return cls(**values)
 
     @property
     @abstractmethod
@@ -116,6 +133,10 @@ class Recipe(ABC):
         """Files of a source beside its patches, relative to the data root."""
         return ()
 
+    def joint_lists(self) -> Mapping[str, Sequence[str]]:
+        """Further split files, relative to ``out``, each with the groups whose samples it lists."""
+        return {}
+
     def size_of(self, path: Path) -> int:
         """Bytes of a source file; 0 for a missing one, of which :meth:`cut` says what is wrong."""
         return path.stat().st_size if path.exists() else 0
@@ -137,8 +158,15 @@ class Recipe(ABC):
         """Add the command's arguments; their names are those of the recipe's fields."""
         cls.add_source(parser)
         parser.add_argument("--out", type=Path, required=True, help="data root to write to")
-        parser.add_argument("--size", type=int, default=512, help="side of the patches (default: 512)")
-        parser.add_argument("--overlap", type=int, default=0, help="pixels neighbours share (default: 0)")
+        size = f"default: {cls.size}" if cls.size else "default: 0, whole images"
+        parser.add_argument("--size", type=int, default=cls.size, help=f"side of the patches ({size})")
+        half = cls.half_overlap
+        parser.add_argument(
+            "--overlap",
+            type=int,
+            default=None if half else 0,
+            help=f"pixels neighbours share (default: {'half of --size' if half else 0})",
+        )
 
     @classmethod
     def add_source(cls, parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,6 @@ from s5.engine.checkpoint_files import find_resume
 from s5.engine.command import add_resume_option, command_parser, run_command, true_or_false
 from s5.engine.config import load_config
 from s5.engine.mdf_config import MDFConfig
-from s5.engine.optim import cosine_schedule
 from s5.engine.training import run_training
 
 HERE = Path(__file__).resolve().parent
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         val_loader,
         mdf.build_metrics(tables),
         cfg.optim,
-        cosine_schedule(steps.total, cfg.optim.warmup_iters),
+        mdf.build_schedule(cfg, steps),
         steps,
         mdf.build_hooks(cfg, args.backbone, tables, data, val_loader, place),
         seed=cfg.seed,

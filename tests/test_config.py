@@ -84,6 +84,21 @@ def test_overrides_and_saving(tmp_path: Path) -> None:
     assert load_config(S4PConfig, tmp_path / "config.yaml") == cfg
 
 
+def test_an_override_does_not_reach_what_a_yaml_alias_shares(tmp_path: Path) -> None:
+    text = RSSEG.read_text()
+    start = text.index("  potsdam:")
+    shared = text[:start].replace("  vaihingen:", "  vaihingen: &first") + "  second: *first\n" + text[start:]
+    (tmp_path / "config.yaml").write_text(shared)
+    cfg = load_config(
+        MDFConfig,
+        tmp_path / "config.yaml",
+        ["tasks.second.evaluation.metric=mF1", "tasks.second.batch_size=3"],
+    )
+    first, second = cfg.tasks["vaihingen"], cfg.tasks["second"]
+    assert (second.evaluation.metric, second.batch_size) == ("mF1", 3)
+    assert (first.evaluation.metric, first.batch_size) == ("mIoU", 12) and second.labels == first.labels
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

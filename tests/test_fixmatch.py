@@ -181,6 +181,20 @@ def test_single_unlabeled_image_is_not_pasted_into_itself() -> None:
     assert make_batch(unlabeled=1)["views"]["boxes"].sum() == 0
 
 
+def test_pseudo_labels_in_float32_beside_bf16() -> None:
+    """Those of a model in float32 to the bit, while the trained pass stays in bf16."""
+    weak = make_batch()["images"][2:].float() / 255
+    exact = make_model().pseudo_labels(weak, None)
+    for option, equal in ((True, True), (False, False)):
+        model = make_model(dtype=torch.bfloat16, float32_labels=option)
+        pseudo, conf = model.pseudo_labels(weak, None)
+        assert torch.equal(conf, exact[1]) == equal
+        assert not equal or torch.equal(pseudo, exact[0])
+    strong = make_model(conf_thresh=0.0, dtype=torch.bfloat16, float32_labels=True).eval()
+    plain = make_model(conf_thresh=0.0).eval()
+    assert step(strong, make_batch())["loss_s"] != step(plain, make_batch())["loss_s"]
+
+
 def test_bf16_autocast_keeps_losses_in_float32() -> None:
     losses = step(make_model(conf_thresh=0.0, dtype=torch.bfloat16).train(), make_batch())
     assert losses["loss"].dtype == torch.float32

@@ -108,10 +108,11 @@ def _parse(item: str, text: str) -> Any:  # noqa: ANN401 - any YAML value
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: ANN401 - any YAML value
     for key in keys[:-1]:
-        child = values.setdefault(key, {})
+        child = values.get(key, {})
         if not isinstance(child, dict):
             raise ConfigError(f"--cfg-options {'.'.join(keys)}: {key!r} is a value, not a section")
-        values = child
+        values[key] = dict(child)  # a copy, as a YAML alias shares one section between several keys
+        values = values[key]
     values[keys[-1]] = value
 
 

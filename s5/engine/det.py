@@ -53,6 +53,7 @@ def build_model(cfg: DetConfig, classes: Classes, device: torch.device) -> Detec
         cfg.size,
         expert_channels=expert_channels(cfg.backbone, model.expert_channels),
         drop_path=model.drop_path,
+        norm_eps=model.norm_eps,
         activation_checkpointing=model.activation_checkpointing,
         settings=build_settings(cfg),
     )
@@ -137,6 +138,7 @@ def weights_meta(cfg: DetConfig, classes: Mapping[str, tuple[str, ...]]) -> dict
         "backbone": cfg.backbone,
         "expert_channels": expert_channels(cfg.backbone, cfg.model.expert_channels),
         "img_size": cfg.size,
+        "norm_eps": cfg.model.norm_eps,
         "tasks": {name: list(names) for name, names in classes.items()},
         "settings": asdict(build_settings(cfg)),
     }
@@ -153,6 +155,7 @@ def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> Ori
             keep_empty=not task.skip_empty,
             train_difficult=task.train_difficult,
             leave_out=task.leave_out,
+            ignore_below=task.ignore_below,
             name=name,
         )
 

@@ -22,6 +22,7 @@ def build_network(
         img_size=crop,
         channels=cfg.decoder_channels,
         drop_path=cfg.drop_path,
+        norm_eps=cfg.norm_eps,
         expert_channels=expert_channels,
         activation_checkpointing=cfg.activation_checkpointing,
     )

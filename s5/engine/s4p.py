@@ -51,6 +51,7 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
         cfg.fixmatch.lambda_u,
         cfg.fixmatch.ema_decay if cfg.fixmatch.pseudo_labels == "ema" else None,
         cfg.fixmatch.strong.blur_sigma[1],
+        cfg.fixmatch.float32_labels,
     )
 
 
@@ -122,6 +123,7 @@ def weights_meta(cfg: S4PConfig, backbone: str, table: LabelTable) -> dict[str, 
     return {
         "backbone": backbone,
         "decoder_channels": cfg.model.decoder_channels,
+        "norm_eps": cfg.model.norm_eps,
         "img_size": cfg.data.crop,
         "tasks": {TASK: list(table.classes)},
         "labels": {TASK: table.as_mapping()},

@@ -13,6 +13,7 @@ from s5.engine.backbones import dense_name, expert_channels
 from s5.engine.checkpoint import load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.sections import NORM_EPS
 from s5.engine.task_names import known_tasks
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
@@ -34,6 +35,7 @@ class Recipe:
         tables: classes of each task.
         inference: how images of each task are predicted.
         configured: whether it comes from a configuration, as the checkpoint does not say it itself.
+        norm_eps: epsilon of the blocks' norms.
     """
 
     backbone: str
@@ -43,6 +45,7 @@ class Recipe:
     tables: Mapping[str, LabelTable]
     inference: Mapping[str, Inference]
     configured: bool = False
+    norm_eps: float = NORM_EPS
 
     def only(self, tasks: Sequence[str]) -> "Recipe":
         """The same with some of the tasks; all without names.
@@ -69,6 +72,7 @@ def recipe_of_meta(meta: Mapping[str, Any]) -> Recipe | None:
         meta.get("expert_channels", 0),
         {task: get_table(table) for task, table in meta["labels"].items()},
         {task: Inference(**how) for task, how in meta["inference"].items()},
+        norm_eps=meta.get("norm_eps", NORM_EPS),
     )
 
 
@@ -86,6 +90,7 @@ def recipe_of_config(cfg: MDFConfig, backbone: str) -> Recipe:
         mdf.build_tables(cfg),
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
         configured=True,
+        norm_eps=cfg.model.norm_eps,
     )
 
 
@@ -150,6 +155,7 @@ def build_trained(
         recipe.img_size,
         channels=recipe.decoder_channels,
         expert_channels=recipe.expert_channels,
+        norm_eps=recipe.norm_eps,
     )
     load_weights(segmentor, checkpoint, allow_pickle=allow_pickle).require_heads()
     model = SegmentationModel(segmentor, recipe.inference, dtype, tta)

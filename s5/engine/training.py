@@ -130,7 +130,7 @@ def run_training(
         resume_from: checkpoint to go on from.
         distributed: ``sync_bn`` and ``find_unused_parameters``, see :class:`~s5.engine.runner.S5Runner`.
     """
-    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay)
+    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay, optim.exempt_norms)
     batch = data.sampler.batch_size * launch.world_size
     logger.info("%s on %s, precision %s", name, launch.device, model.dtype or "float32")
     logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)

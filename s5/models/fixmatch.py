@@ -52,6 +52,7 @@ class FixMatch(SegmentationModel):
         lambda_u: weight of the unlabeled loss; the sum is divided by ``1 + lambda_u``.
         ema_decay: decay of an EMA teacher that makes the pseudo-labels; None takes the current weights.
         max_blur_sigma: largest sigma of the blur in pixels; sets the width of its kernel.
+        float32_labels: predict the pseudo-labels in float32, whatever ``dtype`` is.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class FixMatch(SegmentationModel):
         lambda_u: float = 1.0,
         ema_decay: float | None = None,
         max_blur_sigma: float = 2.0,
+        float32_labels: bool = False,
     ) -> None:
         super().__init__(segmentor, inference, dtype)
         self.conf_thresh = conf_thresh
         self.lambda_u = lambda_u
         self.max_blur_sigma = max_blur_sigma
+        self.float32_labels = float32_labels
         self.teacher = None if ema_decay is None else EmaTeacher(segmentor, ema_decay)
         (head,) = segmentor.heads.values()
         num_classes = cast(SegHead, head).num_classes
@@ -143,7 +146,7 @@ class FixMatch(SegmentationModel):
             return torch.where(known, stored, 0).long(), known.float()
         network = self.segmentor if self.teacher is None else cast(Segmentor, self.teacher.network)
         with evaluating(network):
-            logits = self.logits(weak, network)
+            logits = self.logits(weak, network, self.float32_labels)
         best, pseudo = logits.max(1)
         return pseudo, torch.exp(best - logits.logsumexp(1))  # the largest softmax probability
 

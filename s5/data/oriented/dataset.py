@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from s5.data.errors import DataError
 from s5.data.image_io import read_image
 from s5.data.oriented.annotations import Objects
-from s5.data.oriented.geometry import flip_polygons, share_inside, to_boxes
+from s5.data.oriented.geometry import enclosing_boxes, flip_polygons, share_inside, to_boxes
 from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
 from s5.data.oriented.squares import fit_image
 
@@ -36,6 +36,8 @@ class OrientedImages:
         keep_empty: train on images without objects as well.
         train_difficult: train on difficult objects as on others.
         leave_out: classes that the annotations may have, but that are not trained on.
+        ignore_below: objects whose upright box has a side below this many pixels of the resized image are
+            neither objects nor background.
         name: of the task, for messages.
 
     Raises:
@@ -55,11 +57,12 @@ class OrientedImages:
         keep_empty: bool = True,
         train_difficult: bool = False,
         leave_out: Sequence[str] = (),
+        ignore_below: float = 0.0,
         name: str = "labeled",
     ) -> None:
         self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
         self.classes, self.size, self.flip, self.name = self.samples.classes, size, flip, name
-        self.train_difficult = train_difficult
+        self.train_difficult, self.ignore_below = train_difficult, ignore_below
         filled = [index for index in range(len(self.samples)) if self._has_objects(index)]
         if not filled:
             raise DataError(
@@ -84,9 +87,8 @@ class OrientedImages:
             ImageError: the image cannot be read.
         """
         horizontal, vertical = (bool(value) for value in rng.random(2) < 0.5) if self.flip else (False, False)
-        return _load(
-            self.samples, int(self._kept[index]), self.size, self.train_difficult, horizontal, vertical
-        )
+        ignoring = self.train_difficult, self.ignore_below
+        return _load(self.samples, int(self._kept[index]), self.size, *ignoring, horizontal, vertical)
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image file, from its header."""
@@ -141,6 +143,7 @@ def _load(
     index: int,
     size: int,
     train_difficult: bool = False,
+    ignore_below: float = 0.0,
     horizontal: bool = False,
     vertical: bool = False,
 ) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def _load(
     if horizontal or vertical:
         pixels = square[:height, :width]
         pixels[:] = pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1].copy()
-    trained, ignored = _sorted_out(samples.objects(index), original, train_difficult)
+    trained, ignored = _sorted_out(samples.objects(index), original, train_difficult, ignore_below / scale)
     boxes, others = (
         to_boxes(flip_polygons(part.polygons * np.float32(scale), height, width, horizontal, vertical))
         for part in (trained, ignored)
@@ -167,10 +170,14 @@ def _load(
     }
 
 
-def _sorted_out(objects: Objects, shape: tuple[int, int], train_difficult: bool) -> tuple[Objects, Objects]:
-    """Objects to train on, and those that are neither objects nor background."""
+def _sorted_out(
+    objects: Objects, shape: tuple[int, int], train_difficult: bool, ignore_below: float
+) -> tuple[Objects, Objects]:
+    """Objects to train on, and those that are neither objects nor background; sizes in pixels of the file."""
     inside = share_inside(objects.polygons, (0, 0, shape[1], shape[0]))
     trained = inside >= MIN_INSIDE
     if not train_difficult:
         trained &= ~objects.difficult
+    x1, y1, x2, y2 = enclosing_boxes(objects.polygons).T
+    trained &= np.minimum(x2 - x1, y2 - y1) >= ignore_below
     return objects.select(trained), objects.select(~trained & (inside > 0))

@@ -12,6 +12,7 @@ from s5.engine.backbones import MOE, dense_name, expert_channels
 from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config, load_python_config
 from s5.engine.det_config import DetConfig
+from s5.engine.sections import NORM_EPS
 from s5.engine.task_names import known_tasks
 from s5.models.convert import Weights, convert
 from s5.models.detection import DetectionModel, Settings, build_detector
@@ -33,6 +34,7 @@ class DetRecipe:
         classes: names of the classes of each task.
         settings: of Oriented R-CNN.
         configured: whether it comes from a configuration, as the checkpoint does not say it itself.
+        norm_eps: epsilon of the blocks' norms.
     """
 
     backbone: str
@@ -41,6 +43,7 @@ class DetRecipe:
     classes: Mapping[str, tuple[str, ...]]
     settings: Settings
     configured: bool = False
+    norm_eps: float = NORM_EPS
 
     def only(self, tasks: Sequence[str]) -> "DetRecipe":
         """The same with some of the tasks; all without names.
@@ -70,7 +73,7 @@ def recipe_of_config(cfg: DetConfig) -> DetRecipe:
     """
     channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
     classes, settings = det.build_classes(cfg), det.build_settings(cfg)
-    return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, configured=True)
+    return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, True, cfg.model.norm_eps)
 
 
 def recipe_of_meta(meta: Mapping[str, Any]) -> DetRecipe | None:
@@ -84,6 +87,7 @@ def recipe_of_meta(meta: Mapping[str, Any]) -> DetRecipe | None:
         meta["expert_channels"],
         {task: tuple(names) for task, names in meta["tasks"].items()},
         Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
+        norm_eps=meta.get("norm_eps", NORM_EPS),
     )
 
 
@@ -193,6 +197,7 @@ def build_trained(
         {task: len(names) for task, names in recipe.classes.items()},
         recipe.img_size,
         expert_channels=recipe.expert_channels,
+        norm_eps=recipe.norm_eps,
         settings=recipe.settings,
     )
     load_weights(detector, checkpoint, allow_pickle=allow_pickle).require_heads()

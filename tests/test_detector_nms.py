@@ -92,6 +92,15 @@ def test_upright_nms_of_nothing() -> None:
     assert upright_nms(none.view(0, 4), none, 0.5, none.long()).shape == (0,)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("shift", [0.0, FAR])
+def test_upright_nms_on_cuda_equals_that_on_the_cpu(shift: float) -> None:
+    boxes, labels = rbox2hbox(rotated(3000, shift)), torch.arange(3000) % 5
+    scores = torch.rand(3000, generator=torch.Generator().manual_seed(6))
+    found = upright_nms(boxes.cuda(), scores.cuda(), 0.8, labels.cuda())
+    assert torch.equal(found.cpu(), upright_nms(boxes, scores, 0.8, labels))
+
+
 # -- in the detector
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import rasterio
+from rasterio.windows import Window
 
-from s5.data.geotiff import Georeference, require_rasterio
+from s5.data.geotiff import Georeference
 from s5.data.image_io import write_image, write_mask
 
 
@@ -73,31 +74,26 @@ class TiffWriter:
     def __init__(
         self, path: Path, height: int, width: int, channels: int, place: Georeference | None
     ) -> None:
-        rasterio = require_rasterio(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            self._file = rasterio.open(
-                self._temporary,
-                "w",
-                driver="GTiff",
-                height=height,
-                width=width,
-                count=channels,
-                dtype="uint8",
-                compress="deflate",
-                tiled=True,
-                bigtiff="if_safer",
-                photometric="rgb" if channels == 3 else "minisblack",
-                interleave="pixel",
-                **({} if place is None else place._asdict()),
-            )
+        self._file = rasterio.open(
+            self._temporary,
+            "w",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=channels,
+            dtype="uint8",
+            compress="deflate",
+            tiled=True,
+            bigtiff="if_safer",
+            photometric="rgb" if channels == 3 else "minisblack",
+            interleave="pixel",
+            **({} if place is None else place._asdict()),
+        )
 
     def write(self, top: int, left: int, band: np.ndarray) -> None:
         """Write some pixels."""
-        from rasterio.windows import Window
-
         planes = band[None] if band.ndim == 2 else band.transpose(2, 0, 1)
         self._file.write(planes, window=Window(left, top, band.shape[1], band.shape[0]))
 

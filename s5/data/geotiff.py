@@ -1,27 +1,43 @@
-"""Read TIFF and GeoTIFF, whole or by windows, with any number of bands (through rasterio)."""
+"""Read rasters through GDAL (rasterio), whole or by windows, with any number of bands and any sample type.
+
+Every TIFF goes through :class:`Raster`, and so does every PNG that is not plain 8-bit. No-data is one notion,
+however a file expresses it: a no-data value, NaN, an internal or external mask, or an alpha band.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import rasterio
+from rasterio import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader, MemoryFile
+from rasterio.windows import Window
 
 from s5.data.errors import ImageError
 from s5.data.intensity import stretch, stretch_limits
 
-if TYPE_CHECKING:
-    from rasterio import Affine
-    from rasterio.crs import CRS
-    from rasterio.io import DatasetReader
+logger = logging.getLogger(__name__)
+
+# For the whole process: a filter around every call would not be safe in threads. A plain TIFF or PNG has no
+# map coordinates, which is no concern here.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 _SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a copy reduced to about this side
 _CACHE_BYTES = 256 << 20  # holds the strips of a row of windows, so that each is decoded once
+_PAGE = re.compile(r"\((\d+)P x (\d+)L")  # size of a page, as GDAL describes it
+_RESTORE = "Restore it from its source"
 
 
 class Georeference(NamedTuple):
@@ -37,83 +53,151 @@ class Georeference(NamedTuple):
 
 
 class Raster:
-    """An open TIFF, read by windows as uint8 RGB.
+    """An open raster, read by windows as uint8 RGB.
 
-    Its stretch (for other depths than 8 bit) is measured once, on a reduced read of the whole image, so that
-    neighbouring windows look alike and memory stays bounded.
+    The first three bands are taken, of one or two bands the first, repeated. Sample types other than uint8
+    are stretched to 0..255 (complex numbers by their magnitude); the limits are measured once, on a reduced
+    read of the whole image, so that neighbouring windows look alike and memory stays bounded.
+
+    A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the
+    no-data value or NaN. Such pixels are 0, and so is a single band without data.
 
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
+        may_lack_data: whether the file has a no-data value, a mask, an alpha band or a type that knows NaN.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
         self._dataset, self._path = dataset, path
         self.height, self.width = int(dataset.height), int(dataset.width)
-        self._colors = _color_map(dataset)
-        # Two bands are grey and alpha.
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
-        self._limits = None if dataset.dtypes[0] == "uint8" else self._measure()
+        dtype = dataset.dtypes[0]
+        self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
+        self._colors = _color_map(dataset)
+        self._nodata = [_nodata_value(dataset.nodatavals[band - 1], self._dtype) for band in self._bands]
+        with decoding(path):
+            self._alpha = self._find_alpha()
+            self._has_mask = _has_mask(dataset)
+            deep = self._dtype != np.uint8
+            self.may_lack_data = (
+                self._alpha is not None
+                or self._has_mask
+                or self._dtype.kind in "fc"
+                or any(value is not None for value in self._nodata)
+                or (self._colors is not None and bool((self._colors[:, 3] == 0).any()))
+            )
+            self._limits = self._measure() if deep else None
 
     def read(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        """The window as uint8 (height, width, 3) RGB; the whole image by default."""
-        from rasterio.windows import Window
+        """The window as uint8 (height, width, 3) RGB; the whole image by default. No-data is 0."""
+        return self.read_with_valid(top, left, height, width)[0]
 
+    def read_with_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The window, and bool (height, width) where it has data; None if that is everywhere."""
         window = Window(
             left, top, self.width if width is None else width, self.height if height is None else height
         )
-        with _decoding(self._path):
-            bands = self._dataset.read(self._bands, window=window)
-        pixels = np.ascontiguousarray(bands.transpose(1, 2, 0))
-        if self._colors is not None and pixels.dtype == np.uint8:
-            return self._colors[pixels[..., 0]]
+        with decoding(self._path):
+            pixels = self._dataset.read(self._bands, window=window)  # (bands, height, width)
+            has_data = self._has_data(pixels)
+            valid = self._valid(has_data, window=window)
+            image = self._as_rgb(pixels, has_data)
+        if valid is None or valid.all():
+            return image, None
+        image[~valid] = 0
+        return image, valid
+
+    def _as_rgb(self, pixels: np.ndarray, has_data: np.ndarray | None) -> np.ndarray:
+        """uint8 (height, width, 3) of the bands as stored."""
+        if self._colors is not None:
+            return self._colors[:, :3][pixels[0]]
         if self._limits is not None:
-            valid = self._valid(pixels)
-            pixels = np.where(valid, stretch(pixels, *self._limits), np.uint8(0))
-        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+            pixels = stretch(_real(pixels), *self._limits)
+            if has_data is not None:
+                pixels[~has_data] = 0
+        if len(pixels) == 1:
+            return np.repeat(pixels[0][..., None], 3, axis=2)
+        return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
     def _measure(self) -> tuple[float, float]:
-        factor = max(1, math.ceil(max(self.height, self.width) / _SAMPLE_SIDE))
-        shape = (len(self._bands), math.ceil(self.height / factor), math.ceil(self.width / factor))
-        with _decoding(self._path):
-            sample = self._dataset.read(self._bands, out_shape=shape)
-        return stretch_limits(sample, self._valid(sample))
+        sample = self._sample(self._bands)
+        has_data = self._has_data(sample)
+        valid = self._valid(has_data, out_shape=sample.shape[1:])
+        counts = np.ones(sample.shape, bool) if has_data is None else has_data
+        return stretch_limits(_real(sample), counts if valid is None else counts & valid)
 
-    def _valid(self, pixels: np.ndarray) -> np.ndarray:
-        valid = np.isfinite(pixels)
-        nodata = self._dataset.nodata
-        return valid if nodata is None or math.isnan(nodata) else valid & (pixels != nodata)
+    def _sample(self, bands: list[int]) -> np.ndarray:
+        """Some bands (bands, h, w) of the whole image, reduced by leaving pixels out."""
+        factor = max(1, math.ceil(max(self.height, self.width) / _SAMPLE_SIDE))
+        shape = (len(bands), math.ceil(self.height / factor), math.ceil(self.width / factor))
+        return self._dataset.read(bands, out_shape=shape)
+
+    def _has_data(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Where single bands have data by their values, bool like ``pixels``; None if that is everywhere."""
+        if self._dtype.kind not in "fc" and all(value is None for value in self._nodata):
+            return None
+        has_data = np.isfinite(pixels)
+        for band, value in enumerate(self._nodata):
+            if value is not None:
+                has_data[band] &= pixels[band] != value
+        return has_data
+
+    def _valid(
+        self,
+        has_data: np.ndarray | None,
+        window: Window | None = None,
+        out_shape: tuple[int, ...] | None = None,
+    ) -> np.ndarray | None:
+        """Where pixels have data, bool (h, w), from their values, the alpha band and the mask."""
+        parts = [] if has_data is None else [has_data.any(0)]
+        if self._alpha is not None:
+            parts.append(self._dataset.read(self._alpha, window=window, out_shape=out_shape) > 0)
+        if self._has_mask:
+            parts.append(self._dataset.read_masks(1, window=window, out_shape=out_shape) > 0)
+        if self._colors is not None and (self._colors[:, 3] == 0).any():
+            index = self._dataset.read(1, window=window, out_shape=out_shape)
+            parts.append(self._colors[:, 3][index] > 0)
+        return np.logical_and.reduce(parts) if parts else None
+
+    def _find_alpha(self) -> int | None:
+        """The band that says where the image is transparent, if there is one.
+
+        GDAL marks the fourth band of every 8-bit file of four bands as alpha unless its writer objects, so
+        near infrared often bears that mark. An alpha band holds the lowest and highest values, but for a few
+        pixels at the edges; other bands hardly ever.
+        """
+        bands = [i for i, kind in enumerate(self._dataset.colorinterp, 1) if kind == ColorInterp.alpha]
+        if not bands or bands[0] in self._bands:
+            return None
+        sample = self._sample(bands[:1])
+        top = np.iinfo(self._dtype).max if self._dtype.kind in "iu" else 1
+        between = np.count_nonzero((sample > 0) & (sample < top))
+        return bands[0] if 2 * between < sample.size else None
 
 
 @contextmanager
-def open_raster(path: str | Path) -> Iterator[Raster]:
-    """Open a TIFF for reading by windows.
+def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[Raster]:
+    """Open a raster for reading by windows.
+
+    Args:
+        source: a TIFF, or the bytes of a PNG.
+        path: the file that the bytes are of, for messages.
 
     Raises:
-        ImageError: rasterio is not installed, or the file is missing or damaged.
+        ImageError: the file is missing or damaged.
     """
-    with _open(path) as dataset:
-        yield Raster(dataset, path)
-
-
-def read_rgb(path: str | Path) -> np.ndarray:
-    """The whole TIFF as uint8 (H, W, 3) RGB."""
-    with open_raster(path) as raster:
-        return raster.read()
-
-
-def read_raw(path: str | Path) -> np.ndarray:
-    """The whole TIFF as stored: (H, W) for one band, else (H, W, bands)."""
-    with _open(path) as dataset, _decoding(path):
-        bands = dataset.read()
-    return bands[0] if len(bands) == 1 else np.ascontiguousarray(bands.transpose(1, 2, 0))
+    with open_dataset(source, path) as dataset:
+        yield Raster(dataset, path or str(source))
 
 
 def size(path: str | Path) -> tuple[int, int]:
-    """Height and width from the header."""
-    with _open(path) as dataset:
+    """Height and width of a TIFF from its header."""
+    with open_dataset(path) as dataset:
         return int(dataset.height), int(dataset.width)
 
 
@@ -121,61 +205,100 @@ def read_georeference(path: str | Path) -> Georeference | None:
     """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml); None without map coordinates.
 
     Raises:
-        ImageError: rasterio is not installed, or the file is missing or damaged.
+        ImageError: the file is missing or damaged.
     """
-    with _open(path, beside=True) as dataset:
+    with open_dataset(path) as dataset:
         if dataset.transform.is_identity:  # rasterio's word for none
             return None
         return Georeference(dataset.crs, dataset.transform)
 
 
-def require_rasterio(path: str | Path) -> ModuleType:
-    """Import rasterio.
+@contextmanager
+def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[DatasetReader]:
+    """Open a TIFF (of several pages the largest), or a PNG from its bytes, as a rasterio dataset.
 
     Raises:
-        ImageError: it is not installed.
+        ImageError: the file is missing or damaged.
     """
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ImageError(path, "reading TIFF needs rasterio", "pip install rasterio") from error
-    return rasterio
+    # Files beside it (.aux.xml, .msk, .tfw) are tried by name: pools have a million files in a folder, which
+    # GDAL would otherwise list for every image.
+    options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+    with rasterio.Env(**options), ExitStack() as opened:
+        with decoding(path or str(source)):  # not around the caller's own errors
+            if isinstance(source, bytes):
+                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver="PNG"))
+            else:
+                dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
+                if page := _largest_page(dataset, source):
+                    dataset = opened.enter_context(rasterio.open(page, driver="GTiff"))
+        yield dataset
 
 
 @contextmanager
-def _open(path: str | Path, beside: bool = False) -> Iterator[DatasetReader]:
-    """Open a TIFF, with the files ``beside`` it or without."""
-    rasterio = require_rasterio(path)
-    # Files beside it are tried by their names at most: pools have a million files in a folder, which GDAL
-    # would list for every image.
-    listing = "TRUE" if beside else "EMPTY_DIR"
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN=listing):
-        with warnings.catch_warnings(), _decoding(path):
-            # Plain TIFFs carry no map coordinates; that is no concern here.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            dataset = rasterio.open(path, driver="GTiff")
-        with dataset:
-            yield dataset
-
-
-@contextmanager
-def _decoding(path: str | Path) -> Iterator[None]:
-    from rasterio.errors import RasterioError
-
+def decoding(path: str | Path) -> Iterator[None]:
+    """Turn whatever the decoder raises into an ImageError."""
     try:
         yield
-    except (RasterioError, OSError) as error:
-        reason = str(error.__cause__ or error)
-        raise ImageError(path, f"damaged TIFF ({reason})", "Restore it from its source") from error
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error.__cause__ or error) or type(error).__name__
+        raise ImageError(path, f"damaged or unsupported ({reason})", _RESTORE) from error
+
+
+def _largest_page(dataset: DatasetReader, path: str | Path) -> str | None:
+    """GDAL's name of the page with the most pixels, of equal ones the first; None if it is the open one."""
+    pages = dataset.subdatasets
+    if len(pages) < 2:
+        return None
+    about = dataset.tags(ns="SUBDATASETS")
+    sizes = []
+    for number in range(1, len(pages) + 1):
+        found = _PAGE.search(about.get(f"SUBDATASET_{number}_DESC", ""))
+        sizes.append((int(found[2]), int(found[1])) if found else (0, 0))
+    best = max(range(len(pages)), key=lambda i: sizes[i][0] * sizes[i][1])
+    _warn_once(
+        f"{path}: has {len(pages)} pages; the largest, page {best + 1} of {sizes[best][0]}x{sizes[best][1]} "
+        "(height x width), is read. Save the others, if they are bands or further images, as such"
+    )
+    return pages[best] if best else None
+
+
+@lru_cache(maxsize=4096)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _color_map(dataset: DatasetReader) -> np.ndarray | None:
-    """uint8 (256, 3) for a palette image, else None."""
-    from rasterio.enums import ColorInterp
-
-    if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette:
+    """uint8 (256, 4) RGBA of a palette image of 8 bits, else None."""
+    if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette or dataset.dtypes[0] != "uint8":
         return None
-    colors = np.zeros((256, 3), np.uint8)
+    colors = np.zeros((256, 4), np.uint8)
+    colors[:, 3] = 255
     for value, rgba in dataset.colormap(1).items():
-        colors[value] = rgba[:3]
+        colors[value] = rgba
     return colors
+
+
+def _has_mask(dataset: DatasetReader) -> bool:
+    """Whether the file has an internal or external mask, which holds for all bands."""
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and not {MaskFlags.alpha, MaskFlags.nodata} & set(flags)
+
+
+def _nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
+    """The no-data value in the type of the pixels; None if there is none that a pixel can have.
+
+    GDAL keeps it as float64, which many float32 values are not equal to.
+    """
+    if value is None or math.isnan(value):  # NaN is no-data anyway
+        return None
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return dtype.type(int(value)) if value.is_integer() and limits.min <= value <= limits.max else None
+    with np.errstate(over="ignore"):
+        return dtype.type(value)
+
+
+def _real(pixels: np.ndarray) -> np.ndarray:
+    return np.abs(pixels) if np.iscomplexobj(pixels) else pixels

@@ -5,8 +5,10 @@ OpenCV, which is at least as fast as Pillow and torchvision and gives the same p
 rasterio. Rules that hold for every format:
 
 - images are uint8 (H, W, 3) RGB; one channel is repeated, of four or more the first three are kept;
-- 16-bit and float images are stretched linearly from their 0.5..99.5 percentile, taken over all bands, to
-  0..255; pixels without data (NaN, the TIFF's no-data value) do not count for it and become 0;
+- images of other sample types are stretched linearly from their 0.5..99.5 percentile, taken over all bands,
+  to 0..255;
+- pixels without data (a no-data value, NaN, an internal or external mask, alpha 0) do not count for the
+  stretch and become 0; :func:`read_image_with_valid` says where they are;
 - the EXIF orientation is ignored, because masks do not have one;
 - a truncated file is an error. OpenCV fills the rest of such an image with grey or black without a word.
 
@@ -27,7 +29,11 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebP
 from s5.data import geotiff, png
 from s5.data.errors import ImageError
 from s5.data.image_formats import detect_format, is_complete
-from s5.data.intensity import stretch, stretch_limits
+
+MAX_PIXELS = 1 << 30
+"""Pixels of the largest JPEG, PNG, BMP or WebP that is decoded, which takes 3 GiB; the limit of OpenCV.
+
+TIFFs have no limit where they are read by windows."""
 
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # Classes, not Image.open, which probes every format and refuses images over 179 megapixels.
@@ -67,15 +73,29 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: the file is missing, truncated, of an unknown format or cannot be decoded.
     """
+    return read_image_with_valid(path)[0]
+
+
+def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an image and where it has data.
+
+    Returns:
+        The image as of :func:`read_image`, and bool (H, W), False where it has no data; None if it has data
+        everywhere.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
     kind, data = _read_file(path)
     if kind == "tiff":
-        return geotiff.read_rgb(path)
-    if kind == "png" and png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA)):
-        image = png.decode_png(data, path)
-        return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    deep = kind == "png" and data[24] == 16
-    image = _decode(data, _COLOR | cv2.IMREAD_ANYDEPTH if deep else _COLOR, path)
-    return stretch(image, *stretch_limits(image)) if deep else image
+        with geotiff.open_raster(path) as raster:
+            return raster.read_with_valid()
+    if kind == "png":
+        return _read_png(data, path)
+    if kind == "webp" and _webp_has_alpha(data):
+        pixels = _decode(data, cv2.IMREAD_UNCHANGED, path)
+        return _blanked(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), pixels[..., 3])
+    return _decode(data, _COLOR, path), None
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -91,11 +111,13 @@ def read_mask(path: str | Path) -> np.ndarray:
     """
     kind, data = _read_file(path)
     if kind == "tiff":
-        return _as_mask(geotiff.read_raw(path), path)
+        with geotiff.open_dataset(path) as dataset, geotiff.decoding(path):
+            bands = dataset.read()
+        return _as_mask(bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0), path)
     if kind in ("jpeg", "webp"):
         raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
     if kind == "png" and png.is_plain(data, (png.GREY, png.PALETTE)):
-        return png.decode_png(data, path)
+        return png.decode_png(data, path)[0]
     if kind == "png" and data[24] < 8:
         return _read_packed_png(data, path)
     return _as_mask(_decode(data, cv2.IMREAD_UNCHANGED, path), path)
@@ -115,7 +137,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         try:
             with _PILLOW[kind](file) as image:
                 return image.height, image.width
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
+        except Exception as error:  # whatever a decoder raises for damaged data
             raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
 
 
@@ -194,10 +216,48 @@ def _require_format(data: bytes, path: str | Path) -> str:
     return kind
 
 
+def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > MAX_PIXELS:
+        raise _too_large(path, f" of {height}x{width} (height x width)")
+    plain = png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA))
+    if plain and b"tRNS" not in data[: data.find(b"IDAT")]:
+        image, alpha = png.decode_png(data, path)
+        return _blanked(image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), alpha)
+    if data[24] < 8 and data[25] == png.GREY:  # GDAL keeps the numbers, of which OpenCV makes brightness
+        return _decode(data, _COLOR, path), None
+    with geotiff.open_raster(data, path) as raster:
+        return raster.read_with_valid()
+
+
+def _blanked(image: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image with 0 where it is wholly transparent, and where it is not; None if that is everywhere."""
+    if alpha is None or alpha.all():
+        return image, None
+    valid = alpha > 0
+    image[~valid] = 0
+    return image, valid
+
+
+def _webp_has_alpha(data: bytes) -> bool:
+    """By the flag of the extended header, or that of lossless images."""
+    return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (
+        data[12:16] == b"VP8L" and bool(data[24] & 0x10)
+    )
+
+
+def _too_large(path: str | Path, size: str = "") -> ImageError:
+    memory = f"{MAX_PIXELS} pixels ({3 * MAX_PIXELS >> 30} GiB)"
+    reason = f"an image{size} has more than the {memory} that are decoded whole"
+    return ImageError(path, reason, "Save it as a tiled TIFF, which is read by windows, or in parts")
+
+
 def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
+        if "CV_IO_MAX" in error.err:
+            raise _too_large(path) from error
         raise ImageError(path, f"cannot be decoded ({error.err})", _RESTORE) from error
     if image is None:
         raise ImageError(path, "cannot be decoded: its data are damaged", _RESTORE)
@@ -209,7 +269,7 @@ def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
     try:
         with _PILLOW["png"](io.BytesIO(data)) as image:
             mask = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except Exception as error:  # whatever a decoder raises for damaged data
         raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
     spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == 0 else 1
     return mask.astype(np.uint8) // np.uint8(spread)

@@ -20,5 +20,9 @@ def stretch_limits(pixels: np.ndarray, valid: np.ndarray | None = None) -> tuple
 def stretch(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map ``low``..``high`` linearly to 0..255 (uint8), values outside clipped, NaN to 0."""
     scale = 255.0 / (high - low) if high > low else 0.0
-    scaled = (pixels.astype(np.float32) - low) * scale
+    # float32 holds these types exactly, but not numbers of 32 bits and more.
+    exact = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
+    wide: type[np.floating] = np.float32 if exact else np.float64
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are clipped, NaN becomes 0
+        scaled = (pixels.astype(wide) - wide(low)) * wide(scale)
     return np.clip(np.rint(np.nan_to_num(scaled, nan=0.0)), 0, 255).astype(np.uint8)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from s5.data.geotiff import open_raster
 from s5.data.image_formats import detect_format
-from s5.data.image_io import read_image
+from s5.data.image_io import read_image_with_valid
 
 _PLAIN = {"JPEG": ".jpg", "PNG": ".png"}
 
@@ -76,7 +76,7 @@ def _even(length: int, size: int) -> list[tuple[int, int]]:
 
 
 class Readable(Protocol):
-    """An image of known size that gives windows as uint8: (height, width, 3) RGB; of a mask, (height, width).
+    """An image of known size that gives windows as uint8 (height, width, 3) RGB.
 
     Attributes:
         height: rows of the whole image.
@@ -90,27 +90,49 @@ class Readable(Protocol):
         """The window that begins at ``top``, ``left``."""
         ...
 
+    def read_with_valid(
+        self, top: int, left: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The window, and bool (height, width) where it has data; None if that is everywhere."""
+        ...
 
-class ReadableMask(Readable, Protocol):
-    """A mask of known size that gives windows of raw values.
+
+class ReadableMask(Protocol):
+    """A mask of known size that gives windows of raw values, uint8 (height, width).
 
     Attributes:
+        height: rows of the whole mask.
+        width: columns of the whole mask.
         note: what the user should know of how it was read; empty if nothing.
     """
 
+    height: int
+    width: int
     note: str
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """The window that begins at ``top``, ``left``."""
+        ...
 
 
 class Decoded:
     """A whole image or mask in memory."""
 
-    def __init__(self, array: np.ndarray, note: str = "") -> None:
-        self._array, self.note = array, note
+    def __init__(self, array: np.ndarray, note: str = "", valid: np.ndarray | None = None) -> None:
+        self._array, self.note, self._valid = array, note, valid
         self.height, self.width = array.shape[:2]
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The window that begins at ``top``, ``left``, as a view."""
         return Window(top, left, height, width).of(self._array)
+
+    def read_with_valid(
+        self, top: int, left: int, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The window, and where it has data."""
+        window = Window(top, left, height, width)
+        valid = None if self._valid is None else window.of(self._valid)
+        return window.of(self._array), None if valid is None or valid.all() else valid
 
 
 @contextmanager
@@ -124,7 +146,8 @@ def open_image(path: Path) -> Iterator[Readable]:
         with open_raster(path) as raster:
             yield raster
     else:
-        yield Decoded(read_image(path))
+        image, valid = read_image_with_valid(path)
+        yield Decoded(image, valid=valid)
 
 
 def is_tiff(path: Path) -> bool:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from s5.data.errors import DataError
-from s5.data.geotiff import require_rasterio
 from s5.data.prepare.journal import Entry, Journal
 from s5.data.prepare.parallel import run_parallel
 from s5.data.prepare.recipe import Cut, Recipe, Source
@@ -70,14 +69,10 @@ def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
     May be interrupted at any point, also by ``kill -9``: the next call with the same parameters continues.
 
     Raises:
-        DataError: sources are missing, the folder was begun with other parameters, or rasterio is needed.
+        DataError: sources are missing, or the folder was begun with other parameters.
         OSError: the output cannot be written.
     """
     sources = recipe.sources()
-    for source in sources:
-        if source.image.suffix.lower() in (".tif", ".tiff"):
-            require_rasterio(source.image)
-            break
     folder = recipe.out / recipe.folder
     outcome = Outcome()
     with Journal(folder / JOURNAL_NAME, recipe.parameters()) as journal:

@@ -10,9 +10,9 @@ from shipped_data import class_map, noise, write_tiff
 from s5.data.check import check_split
 from s5.data.image_io import read_image, read_mask, write_image, write_mask
 from s5.data.labels import get_table
+from s5.data.masks import open_mask
 from s5.data.prepare import labeled
 from s5.data.prepare.__main__ import main
-from s5.data.prepare.masks import open_mask
 from s5.data.splits import Split
 
 CLASSES = {"classes": ["land", "roof", "road"], "palette": [[9, 9, 9], [200, 30, 30], [255, 255, 255]]}

@@ -10,6 +10,7 @@ import numpy as np
 
 from s5.data.conventions import explain_convention
 from s5.data.label_table import LabelTable
+from s5.data.mask_survey import MaskSurvey
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,10 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: ``missing``, ``corrupt``, ``values`` (outside the table), ``size`` (mask unlike image),
-            ``colours`` (colour-coded mask), ``no mask``, ``line`` (the split's line itself), ``convention``
-            (all masks of the split were written for another table) or ``ignored`` (no pixel of them counts).
+        kind: ``missing``, ``corrupt``, ``values`` (values or colours outside the table), ``size`` (mask
+            unlike image), ``colours`` (colour-coded, but the table has no palette; or it cannot be told),
+            ``no mask``, ``line`` (the split's line itself), ``convention`` (all masks of the split were
+            written for another table) or ``ignored`` (no pixel of them counts).
         path: the file.
         message: the whole message, file included.
     """
@@ -44,6 +46,7 @@ class Report:
         borders: int64 (5,), over every fourth row of these masks: neighbours that differ, those of them of
             which one is 0, pixels that are 0, and runs of 255 and of 0 that do not touch the side of
             their mask.
+        masks: how the masks are coded.
     """
 
     split: str
@@ -54,6 +57,7 @@ class Report:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     borders: np.ndarray = field(default_factory=lambda: np.zeros(5, np.int64))
+    masks: MaskSurvey = field(default_factory=MaskSurvey)
 
     @property
     def ok(self) -> bool:
@@ -82,6 +86,7 @@ class Report:
         self.sizes.update(other.sizes)
         self.raw_histogram += other.raw_histogram
         self.borders += other.borders
+        self.masks.update(other.masks)
 
     def judge_together(self) -> None:
         """Add what only all masks of the whole split show."""
@@ -94,6 +99,8 @@ class Report:
                 f"{self.table.name!r} (valid: {self.table.valid_values()}). Correct its values and ignore"
             )
             self.problems.insert(0, Problem("ignored", self.split, message))
+        self.problems += [Problem("colours", path, text) for path, text in self.masks.refused().items()]
+        self.warnings += [f"{self.split}: {message}" for message in self.masks.warnings(self.table)]
         suspicion = explain_convention(self.table, self.raw_histogram, self.borders)
         if suspicion is None:
             return

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from s5.data.draws import StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
 from s5.data.errors import DataError, ImageError
 from s5.data.geometry import CropParams, crop_image, crop_mask, draw_crop, valid_mask
-from s5.data.image_io import read_image, read_mask
+from s5.data.image_io import read_image
 from s5.data.labels import LabelTable
+from s5.data.masks import read_ids
 from s5.data.sampler import Draw
 from s5.data.splits import Sample, Split
 
@@ -60,18 +61,19 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
     """Read an image (H, W, 3) and its mask as train ids (H, W).
 
     Raises:
-        DataError: the line has no mask, a file cannot be read, sizes differ, or a value is outside the table.
+        DataError: the line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
+            the table.
     """
     if sample.mask is None:
         raise DataError(f"{sample.name}: the split line has no mask; labeled lines are `image mask`")
     image = read_image(sample.image)
-    mask = read_mask(sample.mask)
+    mask = read_ids(sample.mask, table)
     if image.shape[:2] != mask.shape:
         raise DataError(
             f"{sample.mask}: mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
             f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}; they must be equal"
         )
-    return image, table.encode(mask, sample.mask)
+    return image, mask
 
 
 class LabeledImages:

@@ -75,10 +75,10 @@ class Raster:
         dtype = dataset.dtypes[0]
         self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
         self._colors = _color_map(dataset)
-        self._nodata = [_nodata_value(dataset.nodatavals[band - 1], self._dtype) for band in self._bands]
+        self._nodata = [nodata_value(dataset.nodatavals[band - 1], self._dtype) for band in self._bands]
         with decoding(path):
             self._alpha = self._find_alpha()
-            self._has_mask = _has_mask(dataset)
+            self._has_mask = has_mask(dataset)
             deep = self._dtype != np.uint8
             self.may_lack_data = (
                 self._alpha is not None
@@ -215,7 +215,7 @@ def read_georeference(path: str | Path) -> Georeference | None:
 
 @contextmanager
 def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[DatasetReader]:
-    """Open a TIFF (of several pages the largest), or a PNG from its bytes, as a rasterio dataset.
+    """Open a TIFF (of several pages the largest), or a PNG or BMP from its bytes, as a rasterio dataset.
 
     Raises:
         ImageError: the file is missing or damaged.
@@ -226,7 +226,8 @@ def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> 
     with rasterio.Env(**options), ExitStack() as opened:
         with decoding(path or str(source)):  # not around the caller's own errors
             if isinstance(source, bytes):
-                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver="PNG"))
+                driver = "BMP" if source.startswith(b"BM") else "PNG"
+                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver=driver))
             else:
                 dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
                 if page := _largest_page(dataset, source):
@@ -280,13 +281,13 @@ def _color_map(dataset: DatasetReader) -> np.ndarray | None:
     return colors
 
 
-def _has_mask(dataset: DatasetReader) -> bool:
+def has_mask(dataset: DatasetReader) -> bool:
     """Whether the file has an internal or external mask, which holds for all bands."""
     flags = dataset.mask_flag_enums[0]
     return MaskFlags.per_dataset in flags and not {MaskFlags.alpha, MaskFlags.nodata} & set(flags)
 
 
-def _nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
+def nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
     """The no-data value in the type of the pixels; None if there is none that a pixel can have.
 
     GDAL keeps it as float64, which many float32 values are not equal to.

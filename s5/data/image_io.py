@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,15 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebP
 from s5.data import geotiff, png
 from s5.data.errors import ImageError
 from s5.data.image_formats import detect_format, is_complete
+from s5.data.stored_mask import (
+    DatasetMask,
+    LoadedMask,
+    MaskHeader,
+    StoredMask,
+    mask_header,
+    palette_header,
+    read_values,
+)
 
 MAX_PIXELS = 1 << 30
 """Pixels of the largest JPEG, PNG, BMP or WebP that is decoded, which takes 3 GiB; the limit of OpenCV.
@@ -50,6 +60,7 @@ _QUALITY = {
 }
 # Row filters make label images larger and slower to read.
 _FAST_TO_READ = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 3]
+_HEADER_BYTES = 1 << 16  # mostly hold everything before the pixels of a PNG or BMP
 _RESTORE = "Restore it from its source, or take it out of the split"
 
 
@@ -99,9 +110,10 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask as raw values; a palette image gives its indices, not its colours.
+    """Read a mask of values as stored, whatever they mean; a palette image gives its indices.
 
-    A mask stored with three channels is accepted when they are equal.
+    A mask stored with three channels is accepted when they are equal. Masks of a user's dataset are read by
+    their label table, see :func:`s5.data.masks.read_values`.
 
     Returns:
         uint8 (H, W).
@@ -109,18 +121,52 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: as :func:`read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
     """
+    with open_stored_mask(path) as stored:
+        return read_values(stored, path)
+
+
+@contextmanager
+def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
+    """Open a mask as its file stores it: a TIFF by windows, other formats decoded as a whole.
+
+    Raises:
+        ImageError: as :func:`read_image`; also for JPEG and WebP, which are lossy.
+    """
     kind, data = _read_file(path)
-    if kind == "tiff":
-        with geotiff.open_dataset(path) as dataset, geotiff.decoding(path):
-            bands = dataset.read()
-        return _as_mask(bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0), path)
-    if kind in ("jpeg", "webp"):
-        raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
-    if kind == "png" and png.is_plain(data, (png.GREY, png.PALETTE)):
-        return png.decode_png(data, path)[0]
-    if kind == "png" and data[24] < 8:
-        return _read_packed_png(data, path)
-    return _as_mask(_decode(data, cv2.IMREAD_UNCHANGED, path), path)
+    _require_lossless(kind, path)
+    if kind == "png":
+        _require_decodable(*_png_size(data, path), path)
+        header = _plain_header(data, path)
+        if header is not None:
+            packed = data[24] < 8
+            values = _read_packed_png(data, path) if packed else png.decode_png(data, path)[0]
+            yield LoadedMask(header, values[None])
+            return
+    with geotiff.open_dataset(path if kind == "tiff" else data, path) as dataset:
+        if kind == "tiff":
+            yield DatasetMask(dataset, path)
+            return
+        _require_decodable(dataset.width, dataset.height, path)
+        loaded = DatasetMask(dataset, path).load()
+    yield loaded
+
+
+def read_mask_header(path: str | Path) -> MaskHeader:
+    """What the header of a mask says, without decoding it.
+
+    Raises:
+        ImageError: as :func:`open_stored_mask`, as far as the header tells.
+    """
+    with _open(path) as file:
+        data = file.read(_HEADER_BYTES)
+        kind = _require_format(data, path)
+        _require_lossless(kind, path)
+        if kind == "png" and b"IDAT" not in data:
+            data += file.read()
+    if kind == "png" and (header := _plain_header(data, path)) is not None:
+        return header
+    with geotiff.open_dataset(path if kind == "tiff" else data, path) as dataset:
+        return mask_header(dataset, path)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -216,10 +262,36 @@ def _require_format(data: bytes, path: str | Path) -> str:
     return kind
 
 
-def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _plain_header(data: bytes, path: str | Path) -> MaskHeader | None:
+    """Header of a grey or palette PNG without a no-data value, from its bytes; None for any other PNG."""
+    width, height = _png_size(data, path)
+    if data[25] == png.PALETTE:
+        return palette_header(height, width, png.read_palette(data))
+    if data[24] <= 8 and data[25] == png.GREY and b"tRNS" not in data[: data.find(b"IDAT")]:
+        return MaskHeader(height, width, "values")
+    return None
+
+
+def _png_size(data: bytes, path: str | Path) -> tuple[int, int]:
+    """Width and height."""
+    if len(data) < 33:  # signature and header chunk
+        raise ImageError(path, f"truncated PNG ({len(data)} bytes)", _RESTORE)
     width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def _require_decodable(width: int, height: int, path: str | Path) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(path, f" of {height}x{width} (height x width)")
+
+
+def _require_lossless(kind: str, path: str | Path) -> None:
+    if kind in ("jpeg", "webp"):
+        raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
+
+
+def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    _require_decodable(*_png_size(data, path), path)
     plain = png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA))
     if plain and b"tRNS" not in data[: data.find(b"IDAT")]:
         image, alpha = png.decode_png(data, path)
@@ -265,32 +337,11 @@ def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
 
 
 def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
-    """Values and palette indices of 1, 2 and 4 bits; OpenCV spreads them or makes colours of them."""
+    """Values and palette indices of 1, 2 and 4 bits: faster than GDAL; OpenCV would spread them."""
     try:
         with _PILLOW["png"](io.BytesIO(data)) as image:
             mask = np.asarray(image)
     except Exception as error:  # whatever a decoder raises for damaged data
         raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
-    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == 0 else 1
+    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == png.GREY else 1
     return mask.astype(np.uint8) // np.uint8(spread)
-
-
-def _as_mask(array: np.ndarray, path: str | Path) -> np.ndarray:
-    """One channel of uint8 from what the decoder gave."""
-    if array.ndim == 3:
-        first = array[..., 0]
-        if any(not np.array_equal(first, array[..., c]) for c in range(1, min(3, array.shape[2]))):
-            raise ImageError(
-                path,
-                f"a mask has one channel, this one {array.shape[2]} that differ (a colour-coded mask?)",
-                "Convert it with 'python -m s5.data.prepare' or LabelTable.from_colors",
-            )
-        array = first
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    low, high = (array.min(), array.max()) if array.size else (0, 0)
-    if not np.issubdtype(array.dtype, np.integer) or low < 0 or high > 255:
-        raise ImageError(
-            path, f"mask values must be whole numbers in 0..255, got {array.dtype} from {low} to {high}"
-        )
-    return array.astype(np.uint8)

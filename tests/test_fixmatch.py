@@ -83,6 +83,29 @@ def test_unlabeled_loss_equals_the_objective_written_out() -> None:
     torch.testing.assert_close(losses["loss_u"], (cross_entropy * confident).mean(), rtol=1e-4, atol=1e-6)
 
 
+def test_pixels_without_data_count_nowhere_also_when_they_are_pasted() -> None:
+    """The loss is a mean over the valid pixels of the mixed images; what a class gets there has no effect."""
+    model = make_model(conf_thresh=0.0).eval()
+    batch = make_batch()
+    batch["views"]["photometric"][:] = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    batch["padding"][0] = rows + columns > 40  # reaches into the box that another image gets
+    batch["padding"][1] = columns < 6
+    losses = step(model, batch)
+    weak = batch["images"][2:].float() / 255
+    pseudo = model.logits(weak).argmax(1)
+    partner, valid = batch["views"]["partner"][0], ~batch["padding"]
+    box = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    box[4:24, 4:20] = True
+    mixed = torch.where(box, weak[partner], weak)
+    pseudo, mixed_valid = torch.where(box, pseudo[partner], pseudo), torch.where(box, valid[partner], valid)
+    assert not torch.equal(mixed_valid, valid)
+    cross_entropy = torch.nn.functional.cross_entropy(model.logits(mixed), pseudo, reduction="none")
+    torch.testing.assert_close(losses["loss_u"], cross_entropy[mixed_valid].mean(), rtol=1e-4, atol=1e-6)
+    counts = model.take_pseudo_counts()
+    assert counts is not None and counts.sum() == valid.sum()
+
+
 def test_no_confident_and_no_valid_pixel_give_zero_not_nan() -> None:
     for batch, tau in ((make_batch(), 1.0), (make_batch(padding=True), 0.0)):
         model = make_model(conf_thresh=tau).train()

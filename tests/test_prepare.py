@@ -6,10 +6,11 @@ import signal
 
 import numpy as np
 import pytest
+import rasterio
 from shipped_data import noise, start_and_wait_for, tree
 
 from s5.data.check import check_split
-from s5.data.image_io import read_image, write_image
+from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.journal import Entry, Journal, Patch, PrepareError
 from s5.data.prepare.parallel import run_parallel
@@ -238,11 +239,11 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
     out = tmp_path / "root"
     written = []
 
-    def full_after_two(path, array):
+    def full_after_two(path, array, **options):
         if len(written) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         written.append(path)
-        write_image(path, array)
+        write_image(path, array, **options)
 
     monkeypatch.setattr("s5.data.prepare.unlabeled.write_image", full_after_two)
     assert run_unlabeled(pool, out, "--workers", "1") == 1
@@ -251,6 +252,59 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert run_unlabeled(pool, out, "--workers", "1") == 0
     assert len(Split("splits/unlabeled/pool.txt", out)) == 13
+
+
+# --- pixels without data
+
+
+@pytest.mark.parametrize("kind", ["nodata", "mask", "alpha", "png"])
+@pytest.mark.parametrize("form", ["jpg", "png"])
+def test_patches_keep_where_there_are_no_data(tmp_path, capsys, kind, form):
+    """Wholly without, a patch is not written; partly without, it is PNG with alpha whatever the format."""
+    rgb, valid = np.maximum(noise(128, 128), 1), np.add(*np.mgrid[:128, :128]) > 127
+    write_scene(tmp_path / "src", kind, rgb, valid)
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root", "--format", form) == 0
+    assert "1 patches without any data left out" in capsys.readouterr().out
+    split = Split("splits/unlabeled/pool.txt", tmp_path / "root")
+    names = [split.name(i).rpartition("/")[2] for i in range(len(split))]
+    partly = ["scene_0_64_64_128.png", "scene_64_128_0_64.png"]
+    assert names == [*partly, f"scene_64_128_64_128.{form}"]
+    for name in partly:
+        top, bottom, left, right = map(int, name.removesuffix(".png").split("_")[1:])
+        image, known = read_image_with_valid(tmp_path / "root/unlabeled/pool" / name)
+        part = np.s_[top:bottom, left:right]
+        assert np.array_equal(known, valid[part]) and np.array_equal(image[known], rgb[part][known])
+        assert not image[~known].any()
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root", "--format", form) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_small_images_without_data_give_no_patch(tmp_path, capsys):
+    for name, valid in (("nothing", np.zeros((40, 50), bool)), ("part", np.eye(40, 50, dtype=bool))):
+        write_image(tmp_path / f"src/{name}.png", noise(40, 50), valid=valid)
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root") == 0
+    text = capsys.readouterr().out
+    assert "1 of them gave no patch" in text and "1 patches without any data left out" in text
+    split = Split("splits/unlabeled/pool.txt", tmp_path / "root")
+    assert [split.name(i) for i in range(len(split))] == ["unlabeled/pool/part.png"]
+    assert np.array_equal(read_image_with_valid(split.sample(0).image)[1], np.eye(40, 50, dtype=bool))
+
+
+def write_scene(folder, kind, rgb, valid):
+    folder.mkdir()
+    if kind == "png":
+        write_image(folder / "scene.png", rgb, valid=valid)
+        return
+    bands = rgb.transpose(2, 0, 1)
+    bands = np.where(valid, bands, 0).astype(np.uint8) if kind == "nodata" else bands
+    bands = np.concatenate([bands, 255 * valid[None].astype(np.uint8)]) if kind == "alpha" else bands
+    size = {"count": len(bands), "height": valid.shape[0], "width": valid.shape[1], "dtype": "uint8"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        nodata = 0 if kind == "nodata" else None
+        with rasterio.open(folder / "scene.tif", "w", "GTiff", nodata=nodata, **size) as file:
+            file.write(bands)
+            if kind == "mask":
+                file.write_mask(valid)
 
 
 # --- interruptions

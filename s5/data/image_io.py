@@ -141,7 +141,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
             raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
 
 
-def write_image(path: str | Path, array: np.ndarray, quality: int = 95) -> None:
+def write_image(
+    path: str | Path, array: np.ndarray, quality: int = 95, valid: np.ndarray | None = None
+) -> None:
     """Write an image; the format follows from the extension.
 
     The file appears whole or not at all: it is written beside its place and renamed.
@@ -150,9 +152,14 @@ def write_image(path: str | Path, array: np.ndarray, quality: int = 95) -> None:
         path: ``.jpg``, ``.png``, ``.webp`` or ``.bmp``; missing folders are made.
         array: uint8 (H, W, 3) RGB or (H, W).
         quality: 1..100, for JPEG and WebP.
+        valid: bool (H, W), false where an RGB image has no data, which is transparent then; PNG only.
     """
-    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
     suffix = Path(path).suffix
+    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    if valid is not None:
+        if suffix.lower() != ".png":
+            raise ImageError(path, "only PNG keeps where an image has no data", "Name it .png")
+        pixels = cv2.merge((pixels, np.where(valid, np.uint8(255), np.uint8(0))))
     option = _QUALITY.get(suffix.lower())
     done, encoded = cv2.imencode(suffix, pixels, [] if option is None else [option, quality])
     if not done:

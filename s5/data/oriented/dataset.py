@@ -5,16 +5,20 @@ model's. Objects that leave the image are not clipped, as a clipped rectangle is
 least half of the area is inside is trained on whole. Of one with less inside, it could not be said how far it
 reaches: it is neither an object to find nor background, like a difficult one. What is wholly outside is
 dropped.
+
+Pixels without data are 0 and count as background. Objects there are trained on: what an annotator has marked
+holds, and a few pixels without data inside an object are common.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from s5.data.errors import DataError
-from s5.data.image_io import read_image
+from s5.data.image_io import read_image_with_valid
 from s5.data.oriented.annotations import Objects
 from s5.data.oriented.geometry import flip_polygons, share_inside, to_boxes
 from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
@@ -78,7 +82,8 @@ class OrientedImages:
             ``image`` uint8 (S, S, 3), padded right and below; ``boxes`` float32 (n, 5), le90, in its pixels;
             ``labels`` int64 (n,); ``ignored`` float32 (m, 5), neither objects nor background; ``name``;
             ``shape`` (height, width) of the resized image; ``original`` (height, width) of the file;
-            ``scale``, pixels of the resized image per pixel of the file.
+            ``scale``, pixels of the resized image per pixel of the file; ``valid`` bool tensor (H, W), false
+            where the file has no data, None if it has data everywhere.
 
         Raises:
             ImageError: the image cannot be read.
@@ -144,7 +149,7 @@ def _load(
     horizontal: bool = False,
     vertical: bool = False,
 ) -> dict[str, Any]:
-    image = read_image(samples.path(index))
+    image, valid = read_image_with_valid(samples.path(index))
     original = image.shape[:2]
     square, scale, (height, width) = fit_image(image, size)
     if horizontal or vertical:
@@ -164,6 +169,7 @@ def _load(
         "shape": (height, width),
         "original": original,
         "scale": scale,
+        "valid": None if valid is None else torch.from_numpy(valid),
     }
 
 

@@ -107,5 +107,6 @@ class DatasetRecipe(LabeledRecipe):
                 write_bytes(self.out / patch.image, file.read_bytes())
                 return patch
             with open_image(file) as image:
-                write_image(self.out / patch.image, image.read(0, 0, image.height, image.width))
+                pixels, valid = image.read_with_valid(0, 0, image.height, image.width)
+                write_image(self.out / patch.image, pixels, valid=valid)
         return patch

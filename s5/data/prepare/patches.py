@@ -81,10 +81,14 @@ class Readable(Protocol):
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
+        declares_no_data: whether the file says in any way that it may have pixels without data.
+        may_lack_data: whether pixels may have no data; there is no need to ask where they do otherwise.
     """
 
     height: int
     width: int
+    declares_no_data: bool
+    may_lack_data: bool
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The window that begins at ``top``, ``left``."""
@@ -121,6 +125,7 @@ class Decoded:
     def __init__(self, array: np.ndarray, note: str = "", valid: np.ndarray | None = None) -> None:
         self._array, self.note, self._valid = array, note, valid
         self.height, self.width = array.shape[:2]
+        self.declares_no_data = self.may_lack_data = valid is not None
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The window that begins at ``top``, ``left``, as a view."""

@@ -33,6 +33,7 @@ class Outcome:
         finished: source files that this run finished.
         patches: patches that this run wrote.
         empty: source files of this run that gave no patch.
+        without_data: patches that this run left out, as the image has no data anywhere in them.
         unusable: message per source file that could not be used.
         notes: what the user should know of single source files.
         lists: number of samples of each split file, by its path.
@@ -42,6 +43,7 @@ class Outcome:
     finished: int = 0
     patches: int = 0
     empty: int = 0
+    without_data: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     lists: dict[Path, int] = field(default_factory=dict)
@@ -55,7 +57,9 @@ class Outcome:
         else:
             lines = [f"nothing to do: {self.before} source files were finished before"]
         if self.empty:
-            lines.append(f"{self.empty} of them gave no patch (too small)")
+            lines.append(f"{self.empty} of them gave no patch (too small, or without data)")
+        if self.without_data:
+            lines.append(f"{self.without_data} patches without any data left out")
         if self.unusable:
             lines.append(f"{len(self.unusable)} source files could not be used, the first:")
             lines += [f"  {message}" for message in list(self.unusable.values())[:5]]
@@ -80,11 +84,13 @@ def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
         todo = [s for s in sources if not _finished(journal.entries.get(s.key), s, recipe, present)]
         outcome.before = len(sources) - len(todo)
         with recipe.provide(todo), closing(_cut_all(recipe, todo, workers, outcome)) as cut:
-            for source, (patches, note) in cut:
-                journal.add(Entry(source.key, source.group, _size(source, recipe), patches, note))
+            for source, result in cut:
+                entry = Entry(source.key, source.group, _size(source, recipe), result.patches, result.note)
+                journal.add(entry)
                 outcome.finished += 1
-                outcome.patches += len(patches)
-                outcome.empty += not patches
+                outcome.patches += len(result.patches)
+                outcome.empty += not result.patches
+                outcome.without_data += result.without_data
         entries = _listed(recipe, journal, sources)
         outcome.notes = [f"{entry.source}: {entry.note}" for entry in entries if entry.note]
         outcome.lists = _write_lists(recipe, entries)

@@ -44,10 +44,17 @@ class Source:
 
 
 class Cut(NamedTuple):
-    """What one source file gave: its patches, and what the user should know of it."""
+    """What one source file gave: its patches, what the user should know of it, and the patches left out.
+
+    Attributes:
+        patches: what was written.
+        note: what the user should know of the source file; empty if nothing.
+        without_data: patches that were not written, as the image has no data anywhere in them.
+    """
 
     patches: tuple[Patch, ...]
     note: str = ""
+    without_data: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,13 +181,17 @@ class LabeledRecipe(Recipe):
                     f"mask of {mask.height}x{mask.width} pixels for an image of "
                     f"{image.height}x{image.width} (height x width), {source.image}",
                 )
-            patches = []
+            patches, without_data = [], 0
             for name, window in self.windows(source, image.height, image.width):
+                pixels, valid = image.read_with_valid(*window)
+                if valid is not None and not valid.any():
+                    without_data += 1
+                    continue
                 patch = self.patch(source, name)
-                write_image(self.out / patch.image, image.read(*window))
+                write_image(self.out / patch.image, pixels, valid=valid)  # without data, labels do not count
                 write_mask(self.out / str(patch.mask), mask.read(*window))
                 patches.append(patch)
-            return Cut(tuple(patches), mask.note)
+            return Cut(tuple(patches), mask.note, without_data)
 
     def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
         """The windows to cut of an image, with the names of the patches."""

@@ -14,15 +14,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from rasterio import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, MemoryFile
+from rasterio.rpc import RPC
 from rasterio.windows import Window
 
 from s5.data.errors import ImageError
@@ -45,11 +47,20 @@ class Georeference(NamedTuple):
 
     Attributes:
         crs: reference system of the map coordinates; None where the file does not name it.
-        transform: from columns and rows to map coordinates.
+        transform: from columns and rows to map coordinates; None where only points or a camera model say it.
+        gcps: ground control points, in ``crs``, of an image without a transform.
+        rpcs: rational polynomials from longitude, latitude and height to pixels (a camera model).
     """
 
     crs: CRS | None
-    transform: Affine
+    transform: Affine | None
+    gcps: tuple[GroundControlPoint, ...] = ()
+    rpcs: RPC | None = None
+
+    def profile(self) -> dict[str, Any]:
+        """What :func:`rasterio.open` takes to write an image of the same size at the same location."""
+        values = {"crs": self.crs, "transform": self.transform, "gcps": self.gcps, "rpcs": self.rpcs}
+        return {name: value for name, value in values.items() if value}
 
 
 class Raster:
@@ -65,7 +76,8 @@ class Raster:
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
-        may_lack_data: whether the file has a no-data value, a mask, an alpha band or a type that knows NaN.
+        declares_no_data: whether the file has a no-data value, a mask, an alpha band or a transparent colour.
+        may_lack_data: whether it does, or its sample type has NaN.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
@@ -75,18 +87,20 @@ class Raster:
         dtype = dataset.dtypes[0]
         self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
         self._colors = _color_map(dataset)
-        self._nodata = [_nodata_value(dataset.nodatavals[band - 1], self._dtype) for band in self._bands]
+        declared = [dataset.nodatavals[band - 1] for band in self._bands]
+        self._nodata = [_nodata_value(value, self._dtype) for value in declared]
         with decoding(path):
             self._alpha = self._find_alpha()
             self._has_mask = _has_mask(dataset)
             deep = self._dtype != np.uint8
-            self.may_lack_data = (
+            self.declares_no_data = (
                 self._alpha is not None
                 or self._has_mask
-                or self._dtype.kind in "fc"
                 or any(value is not None for value in self._nodata)
+                or (self._dtype.kind in "fc" and any(value is not None for value in declared))  # NaN
                 or (self._colors is not None and bool((self._colors[:, 3] == 0).any()))
             )
+            self.may_lack_data = self.declares_no_data or self._dtype.kind in "fc"
             self._limits = self._measure() if deep else None
 
     def read(
@@ -169,15 +183,25 @@ class Raster:
 
         GDAL marks the fourth band of every 8-bit file of four bands as alpha unless its writer objects, so
         near infrared often bears that mark. An alpha band holds the lowest and highest values, but for a few
-        pixels at the edges; other bands hardly ever.
+        pixels at the edges; other bands hardly ever. Conversely, some writers leave the last band without a
+        mark: it is alpha if it holds nothing but these two values, and the others are constant where it is 0.
         """
-        bands = [i for i, kind in enumerate(self._dataset.colorinterp, 1) if kind == ColorInterp.alpha]
-        if not bands or bands[0] in self._bands:
+        kinds = self._dataset.colorinterp
+        bands = [band for band, kind in enumerate(kinds, 1) if kind == ColorInterp.alpha]
+        unmarked = not bands and len(kinds) in (2, 4) and kinds[-1] == ColorInterp.undefined
+        band = len(kinds) if unmarked else next(iter(bands), 0)
+        if not band or band in self._bands:
             return None
-        sample = self._sample(bands[:1])
+        sample = self._sample([band])[0]
         top = np.iinfo(self._dtype).max if self._dtype.kind in "iu" else 1
         between = np.count_nonzero((sample > 0) & (sample < top))
-        return bands[0] if 2 * between < sample.size else None
+        if not unmarked:
+            return band if 2 * between < sample.size else None
+        zeros, tops = np.count_nonzero(sample == 0), np.count_nonzero(sample == top)
+        if not zeros or not tops or zeros + tops < sample.size:
+            return None
+        empty = self._sample(self._bands)[:, sample == 0]
+        return band if (empty == empty[:, :1]).all() else None
 
 
 @contextmanager
@@ -202,15 +226,18 @@ def size(path: str | Path) -> tuple[int, int]:
 
 
 def read_georeference(path: str | Path) -> Georeference | None:
-    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml); None without map coordinates.
+    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml, _RPC.TXT); None if neither says.
 
     Raises:
         ImageError: the file is missing or damaged.
     """
-    with open_dataset(path) as dataset:
-        if dataset.transform.is_identity:  # rasterio's word for none
-            return None
-        return Georeference(dataset.crs, dataset.transform)
+    with open_dataset(path) as dataset, decoding(path):
+        if not dataset.transform.is_identity:  # rasterio's way to say that there is none
+            return Georeference(dataset.crs, dataset.transform, rpcs=dataset.rpcs)
+        gcps, crs = dataset.gcps
+        if gcps or dataset.rpcs:
+            return Georeference(crs or dataset.crs, None, tuple(gcps), dataset.rpcs)
+        return None
 
 
 @contextmanager

@@ -51,6 +51,16 @@ class LabelTable:
             raise LabelError(f"label table {self.name!r}: {problem}")
 
     @property
+    def no_data(self) -> int:
+        """Raw value of a predicted mask where the image has no data.
+
+        255 if the table ignores it, else the first ignored value; without any, the highest that is no class.
+        """
+        if self.ignore_values:
+            return IGNORE if IGNORE in self.ignore_values else self.ignore_values[0]
+        return max(set(range(256)) - set(self.values))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, background included, ignored pixels not."""
         return len(self.classes)

@@ -37,7 +37,7 @@ def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, imag
     out = tmp_path / "out"
     assert predict(checkpoint, images, out, "--task", "ponds", "--kinds", "index") == 1
     said = capsys.readouterr().err
-    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged TIFF"):
+    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
     assert "3 images could not be read; all others are done" in said
     assert files(out / "ponds/index") == ["a.png", "deep/b.c.png", "deep/er/d.png"]

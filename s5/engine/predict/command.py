@@ -93,6 +93,7 @@ def settings_of(args: argparse.Namespace, recipe: Recipe, dtype: torch.dtype | N
             "tta": args.tta,
             "scales": args.scales,
             "labels": table.as_mapping(),
+            "no_data": table.no_data,
         }
         for task, table in recipe.tables.items()
     }

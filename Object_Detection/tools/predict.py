@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 8 tools/predict.py CKPT images/ --out detections     the images shared by 8 GPUs
 
 An image whose sides fit the window goes through the network at once, resized as in training; a larger one in
-overlapping windows, which are merged. A TIFF of any size is read by rows of windows. Writes with the folders
-of the input
+overlapping windows, which are merged. A TIFF of any size is read by rows of windows. Detections whose centre
+lies where the image has no data are dropped. Writes with the folders of the input
     <out>/<task>/drawings/<name>.jpg         outlines; images of over 4096 pixels are reduced
     <out>/<task>/dota/<name>.txt             x1 y1 x2 y2 x3 y3 x4 y4 class 0 score
     <out>/<task>/geojson/<name>.geojson      longitude and latitude for a GeoTIFF, else pixels

@@ -10,6 +10,7 @@ from s5.models.segmentor import build_segmentor
 from s5.models.variants import Variant
 
 SIZE, CLASSES = 32, 4
+NOT_SKIPPED = torch.tensor(False)
 TINY = Variant("tiny", width=32, depth=4, heads=2, out_blocks=(0, 1, 2, 3))
 
 
@@ -156,7 +157,7 @@ def test_ema_teacher_labels_and_follows() -> None:
     before = model.teacher.network.heads["s4p"].classifier.weight.clone()
     with torch.no_grad():
         weight.add_(1.0)
-    model.after_step()
+    model.after_step(NOT_SKIPPED)
     moved = model.teacher.network.heads["s4p"].classifier.weight - before
     torch.testing.assert_close(moved, torch.full_like(moved, 0.5))  # first step: decay min(1 - 1/2, 0.9)
     assert not any(p.requires_grad for p in model.teacher.parameters())
@@ -165,9 +166,24 @@ def test_ema_teacher_labels_and_follows() -> None:
 
 def test_histogram_counts_confident_valid_pixels() -> None:
     model = make_model(conf_thresh=0.0).eval()
-    step(model, make_batch())
-    assert model.take_pseudo_counts().sum() == 3 * SIZE * SIZE
-    assert model.take_pseudo_counts() is None
+    batch = make_batch()
+    batch["labels"][0] = 255
+    batch["labels"][1] = 2
+    for _ in range(2):
+        step(model, batch)
+        model.after_step(NOT_SKIPPED)
+    assert model.class_counts[0].sum() == 2 * 3 * SIZE * SIZE
+    assert model.class_counts[1].tolist() == [0, 0, 2 * SIZE * SIZE, 0]
+    step(model, batch)
+    model.after_step(~NOT_SKIPPED)
+    assert model.class_counts[0].sum() == 2 * 3 * SIZE * SIZE
+
+
+def test_supervised_steps_have_no_histogram() -> None:
+    model = make_model()
+    step(model, make_batch(unlabeled=0))
+    model.after_step(NOT_SKIPPED)
+    assert model.class_counts is None
 
 
 def test_supervised_only_batch() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
 from test_detector import SETTINGS, SIZE
 from test_detector import batch as det_batch
 from test_fixmatch import make_batch, make_model, step
 
+from s5.engine.guarded_step import GuardedOptimWrapper
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.models.detection import DetectionModel, build_detector
 from s5.models.fixmatch import FixMatch
@@ -78,9 +78,42 @@ def test_fp16_with_loss_scaling_trains(clip_grad: float | None) -> None:
     assert again.loss_scaler.get_scale() == 2.0**9
 
 
-def fp16_wrapper(model: FixMatch, clip_grad: float | None) -> OptimWrapper:
+def fp16_wrapper(model: FixMatch, clip_grad: float | None) -> GuardedOptimWrapper:
     groups = param_groups(model.segmentor, 1e-3, 0.01)
     return build_optim_wrapper(groups, 1e-3, (0.9, 0.999), torch.float16, clip_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_whole_steps_do_not_wait_and_faults_leave_no_trace(
+    dtype: torch.dtype, clip_grad: float | None
+) -> None:
+    """With a teacher; a skipped step does not wait either."""
+    model = make_model(conf_thresh=0.3, ema_decay=0.9, dtype=dtype).train().cuda()
+    groups = param_groups(model.segmentor, 1e-3, 0.01)
+    wrapper, batch = build_optim_wrapper(groups, 1e-3, (0.9, 0.999), dtype, clip_grad), on_gpu(make_batch())
+
+    def train(factor: float) -> None:
+        with wrapper.optim_context(model):
+            loss = step(model, batch)["loss"]
+        wrapper.update_params(loss * factor)
+
+    for _ in range(12):  # first use of kernels may synchronise, and the loss scaler finds its scale
+        train(1.0)
+    assert not wrapper.report.read().fault
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(float("nan"))
+        after = {name: value.clone() for name, value in model.state_dict().items()}
+        faulty = wrapper.report
+        train(1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert faulty.read().fault and not wrapper.report.read().fault
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert any(not torch.equal(after[name], value) for name, value in model.state_dict().items())
 
 
 # Detection

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from s5.data.oriented.classes import CLASSES
 from s5.engine.config import Section
-from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunConfig, Share
+from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunConfig, Share, SkipConfig
 from s5.engine.task_names import check_task_names
 
 
@@ -100,7 +100,7 @@ class DetOptimConfig(OptimConfig):
     clip_grad: PositiveFloat | None = 35.0
 
 
-class DetScheduleConfig(Section):
+class DetScheduleConfig(SkipConfig):
     """Length and intervals in epochs.
 
     An epoch is as many whole steps as the images of the data set that takes longest suffice for.

@@ -15,6 +15,7 @@ from s5.engine.sections import (
     RunConfig,
     ScaleRange,
     Share,
+    SkipConfig,
 )
 from s5.engine.task_names import check_task_names
 from s5.models.mdf import TaskLoss
@@ -97,7 +98,7 @@ class MDFOptimConfig(OptimConfig):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
-class MDFScheduleConfig(Section):
+class MDFScheduleConfig(SkipConfig):
     """Length and intervals in epochs.
 
     An epoch is as many whole steps as the images of the data set that takes longest suffice for.

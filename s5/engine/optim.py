@@ -1,14 +1,13 @@
 """Optimizer groups and learning-rate schedule."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 
 from s5.engine.config import ConfigError
+from s5.engine.guarded_step import GuardedOptimWrapper
 
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
@@ -46,31 +45,21 @@ def param_groups(
     return list(groups.values())
 
 
-class ScaledOptimWrapper(AmpOptimWrapper):
-    """Loss scaling alone: the model opens autocast itself, around its matrix work and no more.
-
-    An outer autocast would put the losses into fp16, and share its cache of cast weights between the pass
-    without gradient and the one with.
-    """
-
-    def optim_context(self, model: nn.Module) -> AbstractContextManager:
-        """The context of a wrapper without autocast."""
-        return OptimWrapper.optim_context(self, model)
-
-
 def build_optim_wrapper(
     groups: list[dict[str, Any]],
     lr: float,
     betas: tuple[float, float],
     dtype: torch.dtype | None,
     clip_grad: float | None = None,
-) -> OptimWrapper:
-    """Fused AdamW with base rate ``lr``; with a gradient scaler when the arithmetic is fp16."""
+) -> GuardedOptimWrapper:
+    """Fused AdamW with base rate ``lr``; with a gradient scaler when the arithmetic is fp16.
+
+    The model opens autocast itself, around its matrix work. An outer autocast would put the losses into fp16,
+    and share its cache of cast weights between the pass without gradient and the one with.
+    """
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    clip = None if clip_grad is None else {"max_norm": clip_grad}
-    if dtype is torch.float16:
-        return ScaledOptimWrapper(optimizer=optimizer, dtype="float16", clip_grad=clip)
-    return OptimWrapper(optimizer=optimizer, clip_grad=clip)
+    scaler = torch.amp.GradScaler() if dtype is torch.float16 else None
+    return GuardedOptimWrapper(optimizer, clip_grad, scaler)
 
 
 def cosine_schedule(total_iters: int, warmup_iters: int = 0) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from s5.engine.checkpoint import CheckpointError, read_checkpoint
 from s5.engine.launch import LOG_FILE, Launch
+from s5.engine.step_scalars import StepLogProcessor, StepScalarsHook
 from s5.ops import mmcv_ext
 
 RESUMABLE_PARTS = {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}
@@ -177,10 +178,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 def log_options(interval: int) -> dict[str, Any]:
     """Runner arguments: log every ``interval`` iterations the means over them; no mmengine checkpoints."""
     log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
-    means = r".*(loss|time|confident).*"
+    scalars = StepScalarsHook()
     return {
-        "default_hooks": {"logger": log, "checkpoint": None},
-        "log_processor": {"by_epoch": False, "window_size": interval, "mean_pattern": means},
+        "default_hooks": {"runtime_info": scalars, "logger": log, "checkpoint": None},
+        "log_processor": StepLogProcessor(scalars, interval),
     }
 
 

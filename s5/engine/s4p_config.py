@@ -18,6 +18,7 @@ from s5.engine.sections import (
     RunConfig,
     ScaleRange,
     Share,
+    SkipConfig,
 )
 
 
@@ -81,6 +82,15 @@ class StrongConfig(Section):
         return StrongAugmentation(**self.model_dump(exclude={"views"}))
 
 
+class CollapseConfig(Section):
+    """When a warning says that the pseudo-labels have collapsed."""
+
+    share: Share = (
+        0.95  # of the confident pixels between two log lines; more of them of one class are a collapse
+    )
+    missing_steps: Positive = 1_000  # without a confident pixel of a class that labels have
+
+
 class FixMatchConfig(Section):
     """The semi-supervised objective."""
 
@@ -89,9 +99,10 @@ class FixMatchConfig(Section):
     pseudo_labels: Literal["current", "ema", "stored"] = "current"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996
     strong: StrongConfig = StrongConfig()
+    collapse: CollapseConfig = CollapseConfig()
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(SkipConfig):
     """Lengths and intervals in iterations."""
 
     total_iters: Positive = 120_000

@@ -68,6 +68,13 @@ class OptimConfig(Section):
     clip_grad: PositiveFloat | None = None
 
 
+class SkipConfig(Section):
+    """How many steps may be skipped because their loss or gradients are not finite, before the run ends."""
+
+    max_skipped_in_a_row: Positive = 10
+    max_skipped_share: Share = 0.01  # of the last 1000 steps
+
+
 class RunConfig(Section):
     """What every training run has besides its own sections."""
 

@@ -12,7 +12,7 @@ class SkippedSteps:
 
     Attributes:
         max_in_a_row: this many skipped steps in a row end the run.
-        max_share: so do more than this share of 1000 steps, among the last 1000 or the fewer there were.
+        max_share: more than this share of 1000 among the last 1000 end it too, however young the run is.
         total: skipped steps since the run began.
         in_a_row: length of the current series.
         recent: iterations (from 1) of the skipped steps among the last 1000 before the newest of them.

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     if resume_from is None:
-        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent, args.allow_pickle)
+        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent)
         model.restart_teacher()
     s4p.check_data(cfg, table, work_dir, place)
 

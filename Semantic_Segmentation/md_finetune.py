@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     model = mdf.build_model(cfg, args.backbone, tables, place.device)
     if resume_from is None and args.load_network:
-        load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle)
+        load_weights(model.segmentor, args.checkpoint)
     elif resume_from is None:
         logger.info("initial weights: random")
     mdf.check_data(cfg, tasks, work_dir, place)

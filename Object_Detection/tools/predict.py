@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     place = start(args.device)
     mmcv_ext.require_device(place.device.type)
     logger.info("mmcv operators: %s", mmcv_ext.in_use())
-    recipe = trained.find_recipe(args.checkpoint, args.config, args.cfg_options, args.allow_pickle)
+    recipe = trained.find_recipe(args.checkpoint, args.config, args.cfg_options)
     if not recipe.configured and (args.config or args.cfg_options):
         raise ConfigError(
             f"{args.checkpoint} says itself what it holds, no configuration is read: leave --config and "
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     results = DetResults(args.out, recipe.classes, tuple(args.formats))
 
     def build() -> Work:
-        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype)
         return partial(predict_files, model, results=results, how=how)
 
     settings = settings_of(args, recipe, how, dtype)

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     model = det.build_model(cfg, classes, place.device)
     start = args.load_from or cfg.load_from
     if resume_from is None and start is not None:
-        load_weights(model.detector, start, allow_pickle=args.allow_pickle)
+        load_weights(model.detector, start)
     elif resume_from is None:
         logger.info("initial weights: random; set load_from to start from S4P")
 

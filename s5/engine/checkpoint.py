@@ -85,7 +85,6 @@ def load_weights(
     model: nn.Module,
     source: str | Path | Mapping,
     *,
-    allow_pickle: bool = False,
     min_backbone_share: float = MIN_BACKBONE_SHARE,
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
@@ -98,7 +97,6 @@ def load_weights(
     Args:
         model: A `ViT`, or a model with one as its ``backbone`` and possibly ``heads``.
         source: Path of a checkpoint, or its content.
-        allow_pickle: See `read_checkpoint`.
         min_backbone_share: Least share of the backbone's parameters that must be loaded, 0 to 1.
 
     Raises:
@@ -106,7 +104,7 @@ def load_weights(
             little of the backbone.
     """
     name = "memory" if isinstance(source, Mapping) else str(source)
-    content = source if isinstance(source, Mapping) else read_checkpoint(source, allow_pickle)
+    content = source if isinstance(source, Mapping) else read_checkpoint(source)
     backbone = model if isinstance(model, ViT) else model.get_submodule("backbone")
     assert isinstance(backbone, ViT)
     try:

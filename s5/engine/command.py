@@ -53,11 +53,6 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
         metavar="KEY=VALUE",
         help="override configuration; may be given more than once",
     )
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read legacy checkpoints that hold more than data; such a file can execute any code",
-    )
 
 
 def add_resume_option(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,6 @@ def initialise(
     init: str,
     init_paths: Mapping[str, Mapping[str, Path]],
     base: Path,
-    allow_pickle: bool = False,
 ) -> None:
     """Load the initial weights into ``segmentor``.
 
@@ -39,7 +38,6 @@ def initialise(
         init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
         init_paths: paths by row and backbone.
         base: folder that relative paths of ``init_paths`` start from.
-        allow_pickle: unpickle a legacy file without restrictions; it may execute code.
 
     Raises:
         CheckpointError: the file is missing (says where it is to be had) or does not fit.
@@ -65,7 +63,7 @@ def initialise(
         known = f"INIT is {rows}, or the path of a checkpoint"
         hint = f"{WHERE_TO_GET}; then set init_paths.mae.{backbone}" if init == "mae" else known
         raise CheckpointError(f"init {init!r}: no file at {path.absolute()}. {hint}.")
-    load_weights(segmentor, path, allow_pickle=allow_pickle)
+    load_weights(segmentor, path)
 
 
 def _timm_state(backbone: str) -> dict:

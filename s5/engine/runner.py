@@ -126,7 +126,7 @@ class S5Runner(Runner):
         Raises:
             CheckpointError: missing, truncated, not resumable, of another model or learning-rate schedule.
         """
-        checkpoint = read_checkpoint(filename)
+        checkpoint = read_checkpoint(filename, whole=True)
         problem = self._why_not(checkpoint)
         if problem is not None:
             raise CheckpointError(f"cannot resume from {filename}: {problem}")

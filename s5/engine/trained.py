@@ -102,7 +102,6 @@ def find_recipe(
     backbone: str | None,
     config: Path,
     overrides: list[str],
-    allow_pickle: bool = False,
 ) -> Recipe:
     """What a checkpoint says of itself, else what a configuration and the name of a backbone say.
 
@@ -111,13 +110,12 @@ def find_recipe(
         backbone: name of the backbone; needed where the checkpoint does not have it.
         config: configuration, read where the checkpoint does not say enough.
         overrides: ``section.key=value`` for the configuration.
-        allow_pickle: see :func:`s5.engine.checkpoint.read_checkpoint`.
 
     Raises:
         CheckpointError: the file cannot be read.
         ConfigError: the backbone is not known, or not the checkpoint's; or the configuration is wrong.
     """
-    meta = read_checkpoint(checkpoint, allow_pickle).get("meta")
+    meta = read_checkpoint(checkpoint).get("meta")
     recipe = recipe_of_meta(meta) if isinstance(meta, Mapping) else None
     if recipe is not None:
         if backbone not in (None, recipe.backbone):
@@ -137,7 +135,6 @@ def build_trained(
     device: torch.device,
     dtype: torch.dtype | None,
     tta: Tta | None = None,
-    allow_pickle: bool = False,
 ) -> SegmentationModel:
     """The model with its weights, on the device, in evaluation mode.
 
@@ -151,6 +148,6 @@ def build_trained(
         channels=recipe.decoder_channels,
         expert_channels=recipe.expert_channels,
     )
-    load_weights(segmentor, checkpoint, allow_pickle=allow_pickle).require_heads()
+    load_weights(segmentor, checkpoint).require_heads()
     model = SegmentationModel(segmentor, recipe.inference, dtype, tta)
     return model.to(device).to(memory_format=torch.channels_last).eval()

@@ -87,9 +87,7 @@ def recipe_of_meta(meta: Mapping[str, Any]) -> DetRecipe | None:
     )
 
 
-def find_recipe(
-    checkpoint: Path, config: str | None, overrides: Sequence[str] = (), allow_pickle: bool = False
-) -> DetRecipe:
+def find_recipe(checkpoint: Path, config: str | None, overrides: Sequence[str] = ()) -> DetRecipe:
     """What a checkpoint says of itself, else what a configuration says.
 
     Args:
@@ -97,13 +95,12 @@ def find_recipe(
         config: configuration, read where the checkpoint does not say enough; by default ``config.yaml``
             beside it.
         overrides: ``section.key=value`` for the configuration.
-        allow_pickle: see :func:`s5.engine.checkpoint.read_checkpoint`.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no detector.
         ConfigError: there is no configuration where one is needed, it is wrong, or of another detector.
     """
-    content = read_checkpoint(checkpoint, allow_pickle)
+    content = read_checkpoint(checkpoint)
     recipe = recipe_of_meta(_meta(content))
     if recipe is not None:
         return recipe
@@ -181,7 +178,6 @@ def build_trained(
     checkpoint: Path,
     device: torch.device,
     dtype: torch.dtype | None,
-    allow_pickle: bool = False,
 ) -> DetectionModel:
     """The detector with its weights, on the device, in evaluation mode.
 
@@ -195,7 +191,7 @@ def build_trained(
         expert_channels=recipe.expert_channels,
         settings=recipe.settings,
     )
-    load_weights(detector, checkpoint, allow_pickle=allow_pickle).require_heads()
+    load_weights(detector, checkpoint).require_heads()
     return DetectionModel(detector, dtype).to(device).to(memory_format=torch.channels_last).eval()
 
 

@@ -55,6 +55,18 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     )
 
 
+def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
+    """``--init-bands R,G,B``, short for ``--cfg-options init_bands=R,G,B``, for commands that train."""
+    parser.add_argument(
+        "--init-bands",
+        dest="cfg_options",
+        action="append",
+        type=lambda text: f"init_bands=[{text}]",
+        metavar="R,G,B",
+        help="channels of the initial weights' images that are red, green and blue, counted from 1: 3,2,1",
+    )
+
+
 def add_resume_option(parser: argparse.ArgumentParser) -> None:
     """``--resume [PATH]``, for commands that train."""
     parser.add_argument(

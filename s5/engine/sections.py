@@ -1,8 +1,9 @@
 """Sections that the configurations of several trees share."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from s5.engine.config import Section
 from s5.models.inference import Inference
@@ -11,6 +12,7 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Crop = Annotated[int, Field(ge=32, multiple_of=16)]  # patches of 16 pixels, of which two a side
+RGB = ("red", "green", "blue")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -69,8 +71,28 @@ class OptimConfig(Section):
 
 
 class RunConfig(Section):
-    """What every training run has besides its own sections."""
+    """What every training run has besides its own sections.
 
+    ``init_bands`` are the channels that are red, green and blue in the images of the initial weights, counted
+    from 1.
+    """
+
+    init_bands: tuple[int, int, int] | None = None
     precision: Precision = "auto"
     sync_bn: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("init_bands", mode="before")
+    @classmethod
+    def _three_bands(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        """Take ``3,2,1`` of a command line as the list that it is."""
+        if value is None:
+            return None
+        bands = re.split(r"\s*,\s*", value.strip()) if isinstance(value, str) else value
+        listed = bands if isinstance(bands, list | tuple) else ()
+        numbers = [int(band) for band in map(str, listed) if band.isdecimal() and int(band) > 0]
+        if not len(numbers) == len(listed) == len(RGB):
+            raise ValueError(
+                "expected three channel numbers, counted from 1: red, green, blue, such as 3,2,1"
+            )
+        return numbers

@@ -229,6 +229,27 @@ def test_an_incomplete_file_of_another_project_is_an_error(timm_vit, drop, messa
 
 
 @pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("position_embeddings", (17, WIDTH), r"positional embedding has the shape \(17, 32\)"),
+        (
+            "layer.1.attention.attention.key.weight",
+            (WIDTH, 8),
+            r"block 1 .*different shapes: .*key.* \(32, 8\)",
+        ),
+        ("layer.1.attention.attention.key.bias", (), "key.bias is a single number"),
+        ("layer.2.output.dense.weight", (WIDTH, 8), r"blocks\.2\.mlp\.fc2\.weight: \(32, 8\), in the model"),
+        ("projection.weight", (WIDTH, 768), r"patch embedding has the shape \(32, 768\)"),
+    ],
+)
+def test_a_tensor_of_another_form_is_an_error(timm_vit, name, shape, message):
+    state = to_hugging_face(timm_vit.state_dict())
+    key = next(key for key in state if key.endswith(name))
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(ViT(TINY, SIZE), state | {key: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
     ("key", "name"),
     [
         ("backbone.layers.0.attn.gamma1.weight", "layer scale"),
@@ -283,6 +304,15 @@ def test_blocks_of_one_layout_with_the_patch_embedding_of_another_are_an_error(t
 def test_weights_of_another_architecture_are_named(key, name):
     with pytest.raises(CheckpointError, match=rf"it looks like .*{name}.*Known layouts"):
         convert({key: torch.zeros(1), "head.weight": torch.zeros(1)})
+
+
+def test_the_most_telling_key_names_the_architecture(timm_vit):
+    rvsa = {
+        "blocks.0.attn.rel_pos_h": torch.zeros(1),
+        "blocks.0.attn.sampling_offsets.2.weight": torch.zeros(1),
+    }
+    with pytest.raises(CheckpointError, match=r"'blocks\.0\.attn\.rel_pos_h'.*it looks like .*RVSA"):
+        convert(timm_vit.state_dict() | rvsa)
 
 
 @pytest.mark.parametrize("source", ["timm", "mmseg", "ours"])

@@ -12,6 +12,7 @@ from s5.models.adapt import CheckpointError, StateDict, fit_positions, select_ba
 from s5.models.convert import convert
 from s5.models.convert_published import EXPERT_KEY
 from s5.models.layouts import Weights
+from s5.models.layouts.base import PATCH_EMBEDDING
 from s5.models.variants import VARIANTS
 from s5.models.vit import ViT
 
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 6
 SENTINEL2_CHANNELS = (12, 13)
-PATCH_EMBEDDING = "patch_embed.proj.weight"
 UNUSED_CLASSIFIER = "decode_head.conv_seg"
 CLASSIFIERS = ("classifier.", "roi_head.bbox_head.fc_cls.")  # of segmentation and detection
 

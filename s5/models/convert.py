@@ -22,7 +22,6 @@ ANCHOR = re.compile(
     r"^((?:.*?\.)??)((?:encoder|backbone)\.)?"
     r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings\.projection)\.weight$"
 )
-IMAGES = 4  # axes of a patch embedding of images; of videos it has five
 
 
 def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
@@ -43,19 +42,11 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
     if not parts or not layout:
         raise CheckpointError(_unrecognised(state))
     try:
-        weights = layout.to_ours(parts, experts)
+        return layout.to_ours(parts, experts)
     except OtherArchitectureError as error:
         raise CheckpointError(f"{error}. {known_layouts()}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{layout.name}: {error}") from error
-    weight = weights.backbone["patch_embed.proj.weight"]
-    if weight.ndim != IMAGES:
-        kind = " of a video model" if weight.ndim == IMAGES + 1 else ""
-        raise CheckpointError(
-            f"the patch embedding{kind} has the shape {tuple(weight.shape)} instead of (width, channels, "
-            f"patch, patch)"
-        )
-    return weights
 
 
 def to_published(state: Mapping[str, torch.Tensor]) -> StateDict:

@@ -12,6 +12,7 @@ import torch
 
 from s5.models import convert_published as published
 from s5.models.adapt import CheckpointError, StateDict, drop_class_slot
+from s5.models.convert_detection import PARTS
 from s5.models.convert_published import BLOCK_KEY, has_name
 from s5.models.layouts.foreign import guess
 
@@ -25,6 +26,8 @@ BEFORE_BLOCKS = (
     "rope",
     "channel_embed",
 )
+PATCH_EMBEDDING = "patch_embed.proj.weight"
+IMAGE_AXES = 4  # of a patch embedding; of videos it has five
 BLOCK_LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
@@ -55,7 +58,7 @@ class Weights:
     @property
     def width(self) -> int:
         """Channels of a token."""
-        return self.backbone["patch_embed.proj.weight"].shape[0]
+        return self.backbone[PATCH_EMBEDDING].shape[0]
 
     @property
     def depth(self) -> int:
@@ -136,17 +139,16 @@ class Layout:
                 ours = names[old] + inner[len(old) :]
                 kept[f"blocks.{match[1]}.{ours}" if match else ours] = value
             elif match or has_name(key, BEFORE_BLOCKS):
-                name = guess([key]) or guess(encoder)
+                name = guess(encoder)
                 raise OtherArchitectureError(
                     f"the checkpoint has {key!r}, which a plain ViT does not have"
                     f"{f'; it looks like {name}' if name else ''}"
                 )
             else:
                 unused.append(key)
-        if "patch_embed.proj.weight" not in kept:
-            raise OtherArchitectureError(
-                f"the checkpoint has blocks as of {self.name}, but its patch embedding has another name"
-            )
+        _check_patch_embedding(kept.get(PATCH_EMBEDDING), self.name)
+        if numbers := [key for key, value in kept.items() if not value.ndim]:
+            raise CheckpointError(f"{numbers[0]} is a single number")
         return kept, unused
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
@@ -156,8 +158,17 @@ class Layout:
         return backbone | {"pos_embed": drop_class_slot(positions)}, notes
 
     def heads(self, around: StateDict) -> tuple[dict[str, StateDict], list[str]]:
-        """Heads by task, and the keys of other things."""
-        return {}, list(around)
+        """Heads by task, by default those of this package, and the keys of other things."""
+        heads: dict[str, StateDict] = {}
+        unused = []
+        for key, value in around.items():
+            part, _, rest = key.partition(".")
+            task, _, name = rest.partition(".")
+            if part == "heads" and has_name(name, ("decode_head", "classifier", *PARTS)):
+                heads.setdefault(task, {})[name] = value
+            else:
+                unused.append(key)
+        return heads, unused
 
 
 def same_names(*names: str) -> dict[str, str]:
@@ -174,17 +185,35 @@ def in_blocks(layout: Layout, encoder: StateDict, name: str) -> Iterator[str]:
     return (key for key in encoder if (match := layout.block.match(key)) and has_name(match[2], (name,)))
 
 
+def _check_patch_embedding(weight: torch.Tensor | None, layout: str) -> None:
+    if weight is None:
+        raise OtherArchitectureError(
+            f"the checkpoint has blocks as of {layout}, but its patch embedding has another name"
+        )
+    if weight.ndim != IMAGE_AXES:
+        kind = " of a video model" if weight.ndim == IMAGE_AXES + 1 else ""
+        raise OtherArchitectureError(
+            f"the patch embedding{kind} has the shape {tuple(weight.shape)} instead of (width, channels, "
+            f"patch, patch)"
+        )
+
+
 def require_positions(backbone: StateDict) -> torch.Tensor:
-    """The positional embedding.
+    """The positional embedding (1, entries, width).
 
     Raises:
-        OtherArchitectureError: There is none.
+        OtherArchitectureError: There is none, or it has another form.
     """
     if "pos_embed" not in backbone:
         raise OtherArchitectureError(
             "the checkpoint has no positional embedding (pos_embed), so it is another architecture"
         )
-    return backbone["pos_embed"]
+    table = backbone["pos_embed"]
+    if table.ndim != 3 or len(table) != 1:
+        raise OtherArchitectureError(
+            f"the positional embedding has the shape {tuple(table.shape)} instead of (1, entries, width)"
+        )
+    return table
 
 
 def join(backbone: StateDict, parts: Sequence[str | None], ours: str) -> StateDict:
@@ -205,6 +234,9 @@ def join(backbone: StateDict, parts: Sequence[str | None], ours: str) -> StateDi
                 f"file is incomplete"
             )
         tensors = {part: tensor for part, tensor in found.items() if tensor is not None}
+        if len({tensor.shape for tensor in tensors.values()}) > 1:
+            shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
+            raise CheckpointError(f"block {block} has parts of one layer of different shapes: {shapes}")
         zero = torch.zeros_like(next(iter(tensors.values())))
         joined[f"blocks.{block}.{ours}"] = torch.cat([tensors[part] if part else zero for part in parts])
     return joined
@@ -218,7 +250,7 @@ def _with_zero_biases(backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
         name for name, places in layers.items() if not any(f"{place}.bias" in backbone for place in places)
     ]
     zeros = {
-        f"{place}.bias": torch.zeros(len(weight), dtype=weight.dtype)
+        f"{place}.bias": torch.zeros(weight.shape[:1], dtype=weight.dtype)
         for name in without
         for place in layers[name]
         if (weight := backbone.get(f"{place}.weight")) is not None

@@ -3,7 +3,7 @@
 import torch
 
 from s5.models.adapt import StateDict
-from s5.models.layouts.base import Layout, in_blocks, join, same_names
+from s5.models.layouts.base import PATCH_EMBEDDING, Layout, in_blocks, join, same_names
 
 PRETRAINING_PIXELS = 224  # image side of the published weights of the layout that stores no positions
 
@@ -41,10 +41,8 @@ class UnofficialMAE(Layout):
         notes = []
         backbone = join(backbone, ("attn.q_bias", None, "attn.v_bias"), "attn.qkv.bias")
         if "pos_embed" not in backbone:
-            side = PRETRAINING_PIXELS // backbone["patch_embed.proj.weight"].shape[-1]
-            backbone["pos_embed"] = sinusoid_positions(
-                side * side, backbone["patch_embed.proj.weight"].shape[0]
-            )
+            side = PRETRAINING_PIXELS // backbone[PATCH_EMBEDDING].shape[-1]
+            backbone["pos_embed"] = sinusoid_positions(side * side, backbone[PATCH_EMBEDDING].shape[0])
             notes.append(
                 f"fixed sin-cos positional embedding of {side}x{side}, which this layout does not store"
             )

@@ -1,14 +1,13 @@
 """Checkpoints of this package, and the released ones of S5."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from s5.models import convert_published as published
 from s5.models.adapt import StateDict
-from s5.models.convert_detection import PARTS
-from s5.models.convert_published import has_name
-from s5.models.layouts.base import Parts, Weights, require_positions, same_names
+from s5.models.layouts.base import Parts, Weights, in_blocks, require_positions, same_names
 from s5.models.layouts.mae import Timm
 
 
@@ -29,19 +28,6 @@ class S5(Timm):
         require_positions(backbone)
         return backbone, ()
 
-    def heads(self, around: StateDict) -> tuple[dict[str, StateDict], list[str]]:
-        """Heads by task, and the keys of other things."""
-        heads: dict[str, StateDict] = {}
-        unused = []
-        for key, value in around.items():
-            part, _, rest = key.partition(".")
-            task, _, name = rest.partition(".")
-            if part == "heads" and has_name(name, ("decode_head", "classifier", *PARTS)):
-                heads.setdefault(task, {})[name] = value
-            else:
-                unused.append(key)
-        return heads, unused
-
 
 class PublishedS5(S5):
     """The released S5 weights: ``encoder.*``, ``semsegdecoder*``, ``semseghead*``, dense or with experts."""
@@ -53,8 +39,12 @@ class PublishedS5(S5):
     names = published.BACKBONE_NAMES
 
     def matches(self, encoder: StateDict) -> bool:
-        """Layers and a pyramid."""
-        return any(map(self.block.match, encoder)) and any(key.startswith("fpn") for key in encoder)
+        """Layers and a pyramid; without one, no class slot, which mmsegmentation always stores."""
+        if any(key.startswith("fpn") for key in encoder):
+            return any(map(self.block.match, encoder))
+        table = encoder.get("pos_embed")
+        square = table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]
+        return square and any(in_blocks(self, encoder, "attn.attn.in_proj_weight"))
 
     def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
         """Experts have numbers there, tasks here."""

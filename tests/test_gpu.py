@@ -4,6 +4,8 @@ import pytest
 import torch
 from detector_stages import build_images, build_model, compare, run_stages
 from mmengine.optim import OptimWrapper
+from test_compile import build as build_vit
+from test_compile import run as run_vit
 from test_detector import SETTINGS, SIZE
 from test_detector import batch as det_batch
 from test_fixmatch import make_batch, make_model, step
@@ -55,6 +57,20 @@ def test_views_and_losses_do_not_wait_for_the_device() -> None:
         step(model, batch)["loss"].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_blocks_give_the_results_of_eager(dtype: torch.dtype) -> None:
+    """Feature maps and gradients; the same paths are dropped."""
+    results = []
+    for backend in (None, "inductor"):
+        vit = build_vit(moe=True, backend=backend).train().cuda()
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            results.append([part.float() for part in run_vit(vit, (2, 3, 2))])
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).norm() < 0.1 * expected.norm()
+    eager, compiled = (torch.cat([part.flatten() for part in parts]) for parts in results)
+    assert (compiled - eager).norm() < (0.05 if dtype == torch.bfloat16 else 0.001) * eager.norm()
 
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])

@@ -57,8 +57,7 @@ def build_model(cfg: DetConfig, classes: Classes, device: torch.device) -> Detec
         settings=build_settings(cfg),
     )
     if model.compile:
-        for block in detector.backbone.blocks:
-            block.compile()
+        detector.backbone.compile_blocks()
     weights = {name: task.weight for name, task in cfg.tasks.items()}
     return DetectionModel(detector, training_dtype(cfg.precision, device), weights)
 

@@ -26,6 +26,5 @@ def build_network(
         activation_checkpointing=cfg.activation_checkpointing,
     )
     if cfg.compile:
-        for block in segmentor.backbone.blocks:
-            block.compile()
+        segmentor.backbone.compile_blocks()
     return segmentor

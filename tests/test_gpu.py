@@ -4,6 +4,7 @@ import pytest
 import torch
 from detector_stages import build_images, build_model, compare, run_stages
 from mmengine.optim import OptimWrapper
+from test_attention import check_attention
 from test_compile import build as build_vit
 from test_compile import run as run_vit
 from test_detector import SETTINGS, SIZE
@@ -57,6 +58,15 @@ def test_views_and_losses_do_not_wait_for_the_device() -> None:
         step(model, batch)["loss"].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [64, 128, 192, 1024])
+def test_attention_has_the_right_gradients_where_all_scores_are_very_low(
+    length: int, dtype: torch.dtype
+) -> None:
+    """cuDNN gives NaN for 64 and 192 tokens; ``S5_CUDNN_ATTENTION=on`` shows whether it still does."""
+    check_attention("cuda", length, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

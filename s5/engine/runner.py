@@ -21,6 +21,7 @@ from torch import nn
 from s5.engine.checkpoint import CheckpointError, read_checkpoint
 from s5.engine.launch import LOG_FILE, Launch
 from s5.ops import mmcv_ext
+from s5.ops.attention import allowed_backends
 
 RESUMABLE_PARTS = {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}
 
@@ -48,11 +49,11 @@ class S5Runner(Runner):
     def _log_env(self, env_cfg: dict) -> None:
         """Versions and device, in one line."""
         device = self.launch.device
-        hardware = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{torch.get_num_threads()} threads"
-        )
+        if device.type == "cuda":
+            kernels = ", ".join(allowed_backends())
+            hardware = f"{torch.cuda.get_device_name(device)}, attention kernels: {kernels}"
+        else:
+            hardware = f"{torch.get_num_threads()} threads"
         self.logger.info(
             f"Python {platform.python_version()}, torch {torch.__version__}, "
             f"mmengine {mmengine.__version__}, timm {timm.__version__}; {device.type} ({hardware}), "

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from s5.models.moe import MoeMlp
 from s5.models.pyramid import Pyramid
 from s5.models.variants import Variant, get_variant
+from s5.ops.attention import choose_backends
 from s5.ops.cpu_linear import checkpoint_contexts
 
 INIT_STD = 0.02
@@ -184,6 +185,7 @@ class ViT(nn.Module):
             ValueError: Unknown backbone, or an image size not divisible by the patch.
         """
         super().__init__()
+        choose_backends()
         self.variant = variant = get_variant(variant)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         check_size(height, width, variant.patch)

@@ -166,8 +166,14 @@ def build_loader(
 
 
 def resolve_split(root: Path, split: Path) -> Split:
-    """A split file by its path, relative to ``root`` unless absolute."""
-    return Split(split if split.is_absolute() else root / split, root)
+    """A split file by its path, relative to ``root`` unless absolute.
+
+    Raises:
+        SplitError: the file is missing, empty or not of the form of a split.
+    """
+    found = Split(split if split.is_absolute() else root / split, root)
+    found.check_first_line()
+    return found
 
 
 def stop_workers(*loaders: DataLoader) -> None:

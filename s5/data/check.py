@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from s5.data.check_report import Problem, Report
+from s5.data.command import escape_console
 from s5.data.errors import DataError, ImageError, SplitError
 from s5.data.image_io import init_worker, read_image, read_mask, write_bytes
 from s5.data.label_table import LabelTable
@@ -127,6 +128,9 @@ def _check_part(split: Split, indices: Sequence[int], table: LabelTable | None) 
         except SplitError as error:
             report.problems.append(Problem("line", str(split.path), str(error)))
             continue
+        if problem := split.misread(index):
+            report.problems.append(Problem("line", str(split.path), problem))
+            continue
         _check_sample(sample, report)
     return report
 
@@ -217,6 +221,7 @@ def _errors_as_exit(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    escape_console()
     parser = argparse.ArgumentParser(
         prog="python -m s5.data.check", description=(__doc__ or "").split("\n")[0]
     )

@@ -182,6 +182,7 @@ def test_unreadable_image(root: Path, workers: int, capfd: pytest.CaptureFixture
             r"leave_out has ship, which classes has as well; take them out of one of the two",
         ),
         ({"tasks__a__classes": "dota3"}, r"classes 'dota3': must be .*dota_v2.*or a list of names"),
+        ({"tasks__a__classes": "ship"}, r"classes 'ship': .*a single class is written \['ship'\]"),
         ({"tasks__a__train_dificult": True}, r"unknown key 'tasks\.a\.train_dificult' - did you mean"),
         ({"tasks": {}}, r"tasks"),
         ({"size": 100}, r"size = 100"),

@@ -193,6 +193,15 @@ def test_as_a_source_of_the_batch(folder):
     assert np.array_equal(item["image"], again["image"]), "spawned workers get it by pickle"
 
 
+def test_a_list_of_classes_is_no_annotation(folder, caplog):
+    (folder / "labels/classes.txt").write_text("ship\nplane\n")
+    with caplog.at_level(logging.INFO):
+        assert len(source(folder)) == 4
+    assert f"{folder}/labels/classes.txt: a list of classes" in caplog.text
+    write_pair(folder, "classes", rectangles(5, 40, 64))
+    assert "classes" in source(folder).samples.names, "of an image of this name it is the annotation"
+
+
 # Bad input
 
 
@@ -208,6 +217,12 @@ def test_image_without_annotation_and_annotation_without_image(folder):
 def test_list_of_an_image_that_is_not_there(folder):
     (folder / "names.txt").write_text("a0\na7\n")
     with pytest.raises(SplitError, match=r"names\.txt: 1 images \(a7\)"):
+        source(folder, split=folder / "names.txt")
+
+
+def test_list_with_backslashes(folder):
+    (folder / "names.txt").write_text("images\\a0.png\n")
+    with pytest.raises(SplitError, match=r"1 images \(images\\a0.png\) .* not in .*; it has backslashes"):
         source(folder, split=folder / "names.txt")
 
 

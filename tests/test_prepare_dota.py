@@ -95,6 +95,14 @@ def test_objects_of_windows(dota, tmp_path):
     assert 20 < len(merged["P0001"]) <= 30
 
 
+def test_a_list_of_classes_among_the_labels(dota, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    (dota / "train/labelTxt-v2.0/DOTA-v2.0_train/classes.txt").write_text("plane\nship\n")
+    assert run(dota, tmp_path / "root") == 0
+    assert "could not be used" not in capsys.readouterr().out
+    assert "classes.txt: a list of classes, not an annotation; it is left out" in caplog.text
+
+
 def test_labels_of_whole_images_are_kept(dota, tmp_path):
     run(dota, tmp_path / "root")
     again = AnnotationReader(DOTA_V2).read(tmp_path / "root/dota/val/whole/P0003.txt")

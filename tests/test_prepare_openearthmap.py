@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shipped_data import HEIGHT, OEM_XBD, WIDTH, make_openearthmap, noise, pack, tree
+from shipped_data import HEIGHT, OEM_XBD, WIDTH, make_openearthmap, noise, pack, tree, write_tiff
 
 from s5.data.check import check_split
 from s5.data.image_io import read_image, read_mask, write_image
@@ -110,3 +110,8 @@ def test_wrong_xbd_folder(src, tmp_path, capsys):
     (tmp_path / "packed").mkdir()
     assert run(src, tmp_path / "root", "--xbd", str(tmp_path / "packed")) == 1
     assert "unpack the archives of xBD" in capsys.readouterr().err
+    name = "houston-harvey_00000001_pre_disaster"
+    write_tiff(tmp_path / f"packed/geotiffs/tier1/images/{name}.tif", noise(64, 64))
+    assert run(src, tmp_path / "root", "--xbd", str(tmp_path / "packed")) == 1
+    error = capsys.readouterr().err
+    assert "1 GeoTIFFs" in error and "GeoTIFF edition" in error and "whose images are PNG" in error

@@ -58,7 +58,10 @@ def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(spec, str):
         if spec not in CLASSES:
-            raise DataError(f"classes {spec!r}: must be {', '.join(CLASSES)}, or a list of names of classes")
+            raise DataError(
+                f"classes {spec!r}: must be {', '.join(CLASSES)}, or a list of names; a single class is "
+                f"written [{spec!r}]"
+            )
         return CLASSES[spec]
     class_ids(spec)
     return tuple(spec)

@@ -21,6 +21,7 @@ from s5.data.oriented.annotations import AnnotationReader, Objects, write_object
 from s5.data.oriented.classes import CLASSES, class_ids
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import LARGEST_RATE, window_name
+from s5.data.oriented.samples import without_class_list
 from s5.data.oriented.squares import pad_image
 from s5.data.prepare.journal import Patch, PrepareError
 from s5.data.prepare.objects import TRAIN, VAL, ObjectsRecipe, by_stem, read_noted, require_own_names
@@ -145,6 +146,7 @@ class Dota(ObjectsRecipe):
         if source.mask is not None:
             objects, note = read_noted(AnnotationReader(self.names), source.mask)
         with open_image(source.image) as image:
+            note = "; ".join(filter(None, (image.note, note)))
             patches = [
                 self._write(source, size, window, image, objects)
                 for size, window in self._windows(image.height, image.width)
@@ -175,7 +177,7 @@ class Dota(ObjectsRecipe):
         if part not in (TRAIN, VAL):
             found = found or find_images(folder)  # there is nothing else in it
         images = by_stem(found)
-        texts = by_stem(self._texts(folder))
+        texts = without_class_list(by_stem(self._texts(folder)), images)
         if not images or (not texts and part in (TRAIN, VAL)):
             if images or texts:
                 what = f"{len(images)} images and {len(texts)} label files of version {self.version}"
@@ -195,7 +197,7 @@ class Dota(ObjectsRecipe):
     def _texts(self, folder: Path) -> list[Path]:
         """Oriented labels of the version."""
         for name in (f"labelTxt-v{self.version}", "labelTxt"):
-            texts = [path for path in find_files(folder / name) if path.suffix.lower() == ".txt"]
+            texts = find_files(folder / name, endings=(".txt",))
             if texts:
                 return [path for path in texts if not _HORIZONTAL.search(path.parent.name.lower())]
         return []

@@ -46,6 +46,16 @@ def test_folders(src, tmp_path, capsys):
     assert test.sample(0).image.read_bytes() == (src / "Test/Rural/images_png/8.png").read_bytes()
 
 
+def test_a_damaged_test_image_is_listed(src, tmp_path, capsys):
+    path = src / "Test/Rural/images_png/8.png"
+    path.write_bytes(path.read_bytes()[:300])
+    (src / "Test/Rural/images_png/9.png").write_text("no image")
+    assert run(src, tmp_path / "root") == 0
+    said = capsys.readouterr().out
+    assert "8.png: truncated PNG" in said and "9.png: is not an image" in said
+    assert len(Split("loveda/splits/test.txt", tmp_path / "root")) == 2
+
+
 def test_archives_give_the_same(src, tmp_path):
     assert run(src, tmp_path / "root") == 0
     for part in ("Train", "Val", "Test"):

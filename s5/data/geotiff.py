@@ -25,7 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
-from s5.data.errors import ImageError
+from s5.data.errors import ImageError, is_utf8
 from s5.data.intensity import stretch, stretch_limits
 
 logger = logging.getLogger(__name__)
@@ -66,10 +66,11 @@ class Raster:
         height: rows of the whole image.
         width: columns of the whole image.
         may_lack_data: whether the file has a no-data value, a mask, an alpha band or a type that knows NaN.
+        note: what the user should know of how it is read; empty if nothing.
     """
 
-    def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
-        self._dataset, self._path = dataset, path
+    def __init__(self, dataset: DatasetReader, path: str | Path, note: str = "") -> None:
+        self._dataset, self._path, self.note = dataset, path, note
         self.height, self.width = int(dataset.height), int(dataset.width)
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
         dtype = dataset.dtypes[0]
@@ -191,13 +192,23 @@ def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> I
     Raises:
         ImageError: the file is missing or damaged.
     """
-    with open_dataset(source, path) as dataset:
-        yield Raster(dataset, path or str(source))
+    path = path or str(source)
+    with _open_noted(source, path) as (dataset, note):
+        with decoding(path):
+            if not isinstance(source, bytes):
+                _read_last_pixel(dataset)
+            raster = Raster(dataset, path, note)
+        yield raster
 
 
 def size(path: str | Path) -> tuple[int, int]:
-    """Height and width of a TIFF from its header."""
-    with open_dataset(path) as dataset:
+    """Height and width of a TIFF.
+
+    Raises:
+        ImageError: the file is missing, damaged or cut off.
+    """
+    with open_dataset(path) as dataset, decoding(path):
+        _read_last_pixel(dataset)
         return int(dataset.height), int(dataset.width)
 
 
@@ -218,20 +229,32 @@ def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> 
     """Open a TIFF (of several pages the largest), or a PNG from its bytes, as a rasterio dataset.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: the file is missing or damaged, or GDAL cannot open a file of its name.
     """
+    with _open_noted(source, path or str(source)) as (dataset, _):
+        yield dataset
+
+
+@contextmanager
+def _open_noted(source: str | Path | bytes, path: str | Path) -> Iterator[tuple[DatasetReader, str]]:
+    """The dataset, and what the user should know of its pages."""
+    note = ""
     # Files beside it (.aux.xml, .msk, .tfw) are tried by name: pools have a million files in a folder, which
     # GDAL would otherwise list for every image.
     options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
     with rasterio.Env(**options), ExitStack() as opened:
-        with decoding(path or str(source)):  # not around the caller's own errors
+        with decoding(path):  # not around the caller's own errors
             if isinstance(source, bytes):
                 dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver="PNG"))
             else:
+                _require_utf8(source)
                 dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
-                if page := _largest_page(dataset, source):
+                page, note = _largest_page(dataset)
+                if page is not None:
                     dataset = opened.enter_context(rasterio.open(page, driver="GTiff"))
-        yield dataset
+        if note:
+            _warn_once(f"{path}: {note}")
+        yield dataset, note
 
 
 @contextmanager
@@ -239,29 +262,46 @@ def decoding(path: str | Path) -> Iterator[None]:
     """Turn whatever the decoder raises into an ImageError."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError as error:
+        hint = "Use fewer workers, or save it in parts"
+        raise ImageError(path, "there is not enough memory to decode it", hint) from error
     except Exception as error:
         reason = str(error.__cause__ or error) or type(error).__name__
         raise ImageError(path, f"damaged or unsupported ({reason})", _RESTORE) from error
 
 
-def _largest_page(dataset: DatasetReader, path: str | Path) -> str | None:
-    """GDAL's name of the page with the most pixels, of equal ones the first; None if it is the open one."""
+def _read_last_pixel(dataset: DatasetReader) -> None:
+    """Find out early that a TIFF is cut off, or that a damaged header claims billions of rows."""
+    dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+
+
+def _require_utf8(path: str | Path) -> None:
+    if not is_utf8(path):
+        hint = "Rename the file (convmv -r -f gbk -t utf8 --notest FOLDER, with the encoding that it has)"
+        raise ImageError(path, "TIFFs whose path is not UTF-8 cannot be opened by GDAL", hint)
+
+
+def _largest_page(dataset: DatasetReader) -> tuple[str | None, str]:
+    """GDAL's name of the page with the most pixels, of equal ones the first, and what to say of it.
+
+    The name is None if it is the open one; nothing is said of a single page.
+    """
     pages = dataset.subdatasets
     if len(pages) < 2:
-        return None
+        return None, ""
     about = dataset.tags(ns="SUBDATASETS")
     sizes = []
     for number in range(1, len(pages) + 1):
         found = _PAGE.search(about.get(f"SUBDATASET_{number}_DESC", ""))
         sizes.append((int(found[2]), int(found[1])) if found else (0, 0))
     best = max(range(len(pages)), key=lambda i: sizes[i][0] * sizes[i][1])
-    _warn_once(
-        f"{path}: has {len(pages)} pages; the largest, page {best + 1} of {sizes[best][0]}x{sizes[best][1]} "
-        "(height x width), is read. Save the others, if they are bands or further images, as such"
+    height, width = sizes[best]
+    return pages[best] if best else None, (
+        f"of {len(pages)} pages, only the largest is read: page {best + 1}, {height}x{width} (height x "
+        "width). If the others are bands or further images, save them as bands of one page or as single files"
     )
-    return pages[best] if best else None
 
 
 @lru_cache(maxsize=4096)

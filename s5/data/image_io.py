@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -31,10 +34,11 @@ from s5.data.errors import ImageError
 from s5.data.image_formats import detect_format, is_complete
 
 MAX_PIXELS = 1 << 30
-"""Pixels of the largest JPEG, PNG, BMP or WebP that is decoded, which takes 3 GiB; the limit of OpenCV.
+"""Pixels of the largest image that is decoded whole, which takes 3 GiB; the limit of OpenCV.
 
-TIFFs have no limit where they are read by windows."""
+TIFFs have no limit where they are read by windows: when data are prepared, and in prediction."""
 
+_Pixels = TypeVar("_Pixels")
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # Classes, not Image.open, which probes every format and refuses images over 179 megapixels.
 _PILLOW: dict[str, Callable[..., ImageFile.ImageFile]] = {
@@ -76,6 +80,18 @@ def read_image(path: str | Path) -> np.ndarray:
     return read_image_with_valid(path)[0]
 
 
+def _decoder(read: Callable[[str | Path], _Pixels]) -> Callable[[str | Path], _Pixels]:
+    """Let nothing but an ImageError come out of a function that reads a file."""
+
+    @wraps(read)
+    def guarded(path: str | Path) -> _Pixels:
+        with geotiff.decoding(path):
+            return read(path)
+
+    return guarded
+
+
+@_decoder
 def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an image and where it has data.
 
@@ -86,9 +102,10 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     Raises:
         ImageError: as :func:`read_image`.
     """
-    kind, data = _read_file(path)
+    kind, data = read_file(path)
     if kind == "tiff":
         with geotiff.open_raster(path) as raster:
+            _require_size(raster.height, raster.width, path)
             return raster.read_with_valid()
     if kind == "png":
         return _read_png(data, path)
@@ -98,6 +115,7 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     return _decode(data, _COLOR, path), None
 
 
+@_decoder
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask as raw values; a palette image gives its indices, not its colours.
 
@@ -109,10 +127,12 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: as :func:`read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
     """
-    kind, data = _read_file(path)
+    kind, data = read_file(path)
     if kind == "tiff":
         with geotiff.open_dataset(path) as dataset, geotiff.decoding(path):
-            bands = dataset.read()
+            _require_size(dataset.height, dataset.width, path)
+            # Not all: a damaged header can claim 65,535 of them, which take minutes.
+            bands = dataset.read([*range(1, min(dataset.count, 3) + 1)])
         return _as_mask(bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0), path)
     if kind in ("jpeg", "webp"):
         raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
@@ -124,12 +144,12 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels, from the header only.
+    """Height and width in pixels, from the header; a TIFF must have its last pixel as well.
 
     Raises:
         ImageError: the file is missing or its header cannot be read.
     """
-    with _open(path) as file:
+    with _open(path) as file, _reading(path):
         kind = _require_format(file.read(16), path)
         if kind == "tiff":
             return geotiff.size(path)
@@ -189,22 +209,37 @@ def _open(path: str | Path) -> io.BufferedReader:
         raise ImageError(path, "file not found", "Check data_root and the split file") from None
     except OSError as error:
         raise ImageError(path, f"cannot be opened ({error.strerror})") from error
+    except ValueError as error:  # a zero byte in the path
+        raise ImageError(path, f"is no path ({error})", "Correct the list that names it") from error
 
 
-def _read_file(path: str | Path) -> tuple[str, bytes]:
-    """Format and content of a whole file; of a TIFF, which is read by windows, only the first bytes."""
-    with _open(path) as file:
-        try:
-            data = file.read(16)
-            kind = _require_format(data, path)
-            if kind == "tiff":
-                return kind, data
-            file.seek(0)
-            data = file.read()
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})", "Is the disk in order?") from error
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn errors of the disk into an ImageError."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(path, f"cannot be read ({error.strerror})", "Is the disk in order?") from error
+
+
+def read_file(path: str | Path) -> tuple[str, bytes]:
+    """Format and content of a whole image file; of a TIFF, which is read by windows, only the first bytes.
+
+    Raises:
+        ImageError: the file is missing, truncated, of an unknown format or too large to be decoded.
+    """
+    with _open(path) as file, _reading(path):
+        data = file.read(16)
+        kind = _require_format(data, path)
+        if kind == "tiff":
+            return kind, data
+        file.seek(0)
+        data = file.read()
     if not is_complete(data, kind):
         raise ImageError(path, f"truncated {kind.upper()} ({len(data)} bytes)", _RESTORE)
+    if kind == "png":  # OpenCV has this limit for the others
+        width, height = struct.unpack(">II", data[16:24])
+        _require_size(height, width, path)
     return kind, data
 
 
@@ -217,9 +252,6 @@ def _require_format(data: bytes, path: str | Path) -> str:
 
 
 def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    width, height = struct.unpack(">II", data[16:24])
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f" of {height}x{width} (height x width)")
     plain = png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA))
     if plain and b"tRNS" not in data[: data.find(b"IDAT")]:
         image, alpha = png.decode_png(data, path)
@@ -246,10 +278,16 @@ def _webp_has_alpha(data: bytes) -> bool:
     )
 
 
+def _require_size(height: int, width: int, path: str | Path) -> None:
+    if height * width > MAX_PIXELS:
+        raise _too_large(path, f" of {height}x{width} (height x width)")
+
+
 def _too_large(path: str | Path, size: str = "") -> ImageError:
     memory = f"{MAX_PIXELS} pixels ({3 * MAX_PIXELS >> 30} GiB)"
     reason = f"an image{size} has more than the {memory} that are decoded whole"
-    return ImageError(path, reason, "Save it as a tiled TIFF, which is read by windows, or in parts")
+    hint = "Cut it with 'python -m s5.data.prepare', as a tiled TIFF, which is read by windows"
+    return ImageError(path, reason, hint)
 
 
 def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:

@@ -29,10 +29,8 @@ def decode_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | 
     try:
         with MemoryFile(data) as file, file.open(driver="PNG") as dataset:
             bands = dataset.read()  # (bands, H, W)
-    except MemoryError:
-        raise
     except Exception as error:
         hint = "Restore it from its source, or take it out of the split"
-        raise ImageError(path, f"cannot be decoded ({error})", hint) from error
+        raise ImageError(path, f"cannot be decoded ({error or type(error).__name__})", hint) from error
     alpha = bands[-1] if len(bands) in (2, 4) else None
     return bands[0] if len(bands) < 3 else cv2.merge(tuple(bands[:3])), alpha

@@ -11,7 +11,7 @@ from typing import ClassVar
 from s5.data.image_io import write_bytes, write_image
 from s5.data.label_table import LabelTable
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.patches import Window, open_image, plain_suffix, tiles, windows
+from s5.data.prepare.patches import Window, open_image, plain_file, tiles, windows
 from s5.data.prepare.recipe import Cut, LabeledRecipe, Source, require_name
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -83,7 +83,7 @@ class DatasetRecipe(LabeledRecipe):
     def cut(self, source: Source) -> Cut:
         """Cut image and mask, or copy a test image."""
         if source.group == TEST and source.mask is None:
-            return Cut((self._copy(source),))
+            return self._copy(source)
         return super().cut(source)
 
     def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
@@ -98,14 +98,15 @@ class DatasetRecipe(LabeledRecipe):
             whole = source.group != TRAIN and window == (0, 0, height, width)
             yield source.stem if whole else window.name(source.stem), window
 
-    def _copy(self, source: Source) -> Patch:
+    def _copy(self, source: Source) -> Cut:
         base = f"{self.folder}/{source.group}/images/{source.stem}"
-        with self.local(source.image) as file:
-            suffix = plain_suffix(file)
-            patch = Patch(f"{base}{suffix or '.png'}")
-            if suffix:
-                write_bytes(self.out / patch.image, file.read_bytes())
-                return patch
-            with open_image(file) as image:
+        with self.local(source.image) as file, open_image(file) as image:  # a damaged file is found here
+            plain = plain_file(file)
+            if plain is None:
+                patch = Patch(f"{base}.png")
                 write_image(self.out / patch.image, image.read(0, 0, image.height, image.width))
-        return patch
+            else:
+                suffix, data = plain
+                patch = Patch(f"{base}{suffix}")
+                write_bytes(self.out / patch.image, data)
+            return Cut((patch,), image.note)

@@ -117,8 +117,11 @@ class Recipe(ABC):
         return ()
 
     def size_of(self, path: Path) -> int:
-        """Bytes of a source file; 0 for a missing one, of which :meth:`cut` says what is wrong."""
-        return path.stat().st_size if path.exists() else 0
+        """Bytes of a source file; 0 for one that cannot be read, of which :meth:`cut` says what is wrong."""
+        try:
+            return path.stat().st_size
+        except OSError:
+            return 0
 
     def local(self, path: Path) -> AbstractContextManager[Path]:
         """A source file as a file on disk, for as long as the context lasts."""
@@ -150,7 +153,7 @@ def require_name(name: str) -> None:
     """Refuse a name that cannot be a folder.
 
     Raises:
-        PrepareError: as said.
+        PrepareError: the name has other characters than letters, digits, '_', '-' and '.'.
     """
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -180,12 +183,12 @@ class LabeledRecipe(Recipe):
                 write_image(self.out / patch.image, image.read(*window))
                 write_mask(self.out / str(patch.mask), mask.read(*window))
                 patches.append(patch)
-            return Cut(tuple(patches), mask.note)
+            return Cut(tuple(patches), "; ".join(filter(None, (image.note, mask.note))))
 
     def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
         """The windows to cut of an image, with the names of the patches."""
         cut = windows(height, width, self.size, self.overlap)
-        return [(window.name(source.stem), window) for window in cut]
+        return ((window.name(source.stem), window) for window in cut)
 
     def patch(self, source: Source, name: str) -> Patch:
         """Where the patch of this name is written."""

@@ -13,7 +13,7 @@ import numpy as np
 from s5.data.folders import find_images
 from s5.data.image_io import write_bytes, write_image
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.patches import Readable, open_image, plain_suffix, unique_stems, windows
+from s5.data.prepare.patches import Readable, open_image, plain_file, unique_stems, windows
 from s5.data.prepare.recipe import Cut, Recipe, Source, require_name
 from s5.data.splits import IMAGE_EXTENSIONS
 
@@ -82,18 +82,19 @@ class Unlabeled(Recipe):
             if min(image.height, image.width) < self.min_size:
                 return Cut(())
             if max(image.height, image.width) <= self.size:
-                return Cut((self._whole(source, image),))
+                return Cut((self._whole(source, image),), image.note)
             patches = []
             for window in windows(image.height, image.width, self.size, self.overlap):
                 patches.append(self._write(window.name(source.stem), image.read(*window)))
-            return Cut(tuple(patches))
+            return Cut(tuple(patches), image.note)
 
     def _whole(self, source: Source, image: Readable) -> Patch:
-        suffix = plain_suffix(source.image)
-        if suffix is None:
+        plain = plain_file(source.image)
+        if plain is None:
             return self._write(source.stem, image.read(0, 0, image.height, image.width))
+        suffix, data = plain
         patch = Patch(f"{self.folder}/{source.stem}{suffix}")
-        write_bytes(self.out / patch.image, source.image.read_bytes())
+        write_bytes(self.out / patch.image, data)
         return patch
 
     def _write(self, name: str, pixels: np.ndarray) -> Patch:

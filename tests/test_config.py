@@ -102,6 +102,16 @@ def test_bad_values_name_key_and_valid_ones(override: str, message: str) -> None
         load_config(S4PConfig, PRETRAIN, [override])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(PRETRAIN.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding=encoding, newline="")
+    assert load_config(S4PConfig, path) == load_config(S4PConfig, PRETRAIN)
+    path.write_bytes("seed: 0 # Größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match="a.yaml: not valid YAML"):
+        load_config(S4PConfig, path)
+
+
 def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such configuration file"):
         load_config(S4PConfig, tmp_path / "nowhere.yaml")

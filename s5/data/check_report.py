@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from s5.data.conventions import explain_convention
+from s5.data.errors import printable
 from s5.data.label_table import LabelTable
 
 
@@ -63,7 +64,7 @@ class Report:
     @property
     def errors(self) -> list[str]:
         """One message per problem; each names its file."""
-        return [problem.message for problem in self.problems]
+        return [printable(problem.message) for problem in self.problems]
 
     @property
     def histogram(self) -> np.ndarray:
@@ -123,15 +124,17 @@ class Report:
         shares = self.histogram / max(1, self.histogram.sum())
         classes = zip(table.classes, self.histogram.tolist(), shares.tolist(), strict=True) if table else ()
         return {
-            "split": self.split,
+            "split": printable(self.split),
             "table": table.name if table else None,
             "samples": self.samples,
             "ok": self.ok,
             "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
             "classes": [{"name": name, "pixels": n, "share": share} for name, n, share in classes],
             "ignored_pixels": self.ignored,
-            "warnings": self.warnings,
-            "errors": [vars(problem) for problem in self.problems],
+            "warnings": [printable(message) for message in self.warnings],
+            "errors": [
+                {name: printable(text) for name, text in vars(problem).items()} for problem in self.problems
+            ],
         }
 
     def _size_lines(self) -> list[str]:

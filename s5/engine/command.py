@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from s5.data.command import escape_console
 from s5.data.errors import DataError
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
@@ -84,6 +85,7 @@ def true_or_false(text: str) -> bool:
 
 def run_command(main: Callable[[], int]) -> int:
     """Run ``main`` and return its exit code: 1 after an error that its message explains, 130 after Ctrl-C."""
+    escape_console()
     try:
         return main()
     except USER_ERRORS as error:

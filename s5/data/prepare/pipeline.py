@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import defaultdict
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from s5.data.errors import DataError
+from s5.data.errors import DataError, printable
 from s5.data.prepare.journal import Entry, Journal
 from s5.data.prepare.parallel import run_parallel
 from s5.data.prepare.recipe import Cut, Recipe, Source
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "prepare_journal.jsonl"
 UNUSABLE_NAME = "unusable.txt"
+_SHOWN = 5  # messages in a summary
 
 
 @dataclass
@@ -58,9 +60,13 @@ class Outcome:
             lines.append(f"{self.empty} of them gave no patch (too small)")
         if self.unusable:
             lines.append(f"{len(self.unusable)} source files could not be used, the first:")
-            lines += [f"  {message}" for message in list(self.unusable.values())[:5]]
+            lines += [f"  {message}" for message in list(self.unusable.values())[:_SHOWN]]
+        if len(self.notes) > _SHOWN:
+            lines.append(
+                f"{len(self.notes)} source files have notes, all of them in {JOURNAL_NAME}; the first:"
+            )
         lists = [f"{path}: {count} samples" for path, count in self.lists.items()]
-        return "\n".join([*lines, *self.notes, *lists])
+        return "\n".join([*lines, *self.notes[:_SHOWN], *lists])
 
 
 def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
@@ -116,6 +122,10 @@ def _cut(recipe: Recipe, source: Source) -> Cut | str:
         return str(error)
     except MemoryError:
         return f"{source.image}: not enough memory; run again with fewer --workers"
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a full disk concerns all
+            raise
+        return f"{source.image}: its name is too long to be part of the names of its patches; shorten it"
 
 
 def _finished(entry: Entry | None, source: Source, recipe: Recipe, present: set[str]) -> bool:
@@ -178,7 +188,7 @@ def _set_aside(path: Path) -> None:
 def _write_unusable(path: Path, unusable: dict[str, str]) -> None:
     """List the source files that could not be used, one message a line; no file when there are none."""
     if unusable:
-        write_split(path, [unusable[key].replace("\n", " ") for key in sorted(unusable)])
+        write_split(path, [printable(unusable[key]).replace("\n", " ") for key in sorted(unusable)])
         logger.warning("source files that could not be used are listed in %s", path)
     else:
         path.unlink(missing_ok=True)

@@ -35,3 +35,7 @@ class LabelError(DataError):
 
 class SplitError(DataError):
     """A split file that is missing, empty or not of the form ``image[ mask]``."""
+
+
+class LoaderError(DataError):
+    """Loader workers cannot start, or their batches do not reach the main process."""

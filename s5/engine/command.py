@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from s5.data.errors import DataError
+from s5.data.loader import explain_death
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
 from s5.engine.hooks.safety import NonFiniteLossError
@@ -88,6 +89,12 @@ def run_command(main: Callable[[], int]) -> int:
         return main()
     except USER_ERRORS as error:
         print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        explanation = explain_death(error)
+        if explanation is None:
+            raise
+        print("error:", explanation, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,10 +1,12 @@
-"""Split files: every form of line, shared memory, speed, and what is refused."""
+"""Split files: every form of line, memory of workers, speed, and what is refused."""
 
+import gc
+import multiprocessing
+import pickle
 import time
+from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing
 
 from s5.data.errors import SplitError
 from s5.data.splits import Split, format_line, write_split
@@ -129,14 +131,34 @@ def test_a_million_lines_load_quickly(tmp_path):
     assert split.name(999_999) == "unlabeled/RS4P-1M/part_099/images/P0999999.jpg"
 
 
-def _overwrite_first_letter(split):
-    split._text[0] = ord("z")
+def private_memory() -> int:
+    """Bytes of this process that no other has."""
+    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
+    return 1024 * sum(int(row[1]) for row in rows if row[0].startswith("Private_"))
 
 
-def test_workers_share_the_text(tmp_path):
-    split = split_of(tmp_path, b"a.png\n")
-    assert all(isinstance(t, torch.Tensor) and t.is_shared() for t in (split._text, split._offsets))
-    process = torch.multiprocessing.get_context("fork").Process(target=_overwrite_first_letter, args=(split,))
+def growth_in_a_worker(split: Split, grown: multiprocessing.SimpleQueue) -> None:
+    split.name(0)
+    gc.freeze()
+    before = private_memory()
+    for index in range(0, len(split), 40):  # a line of every page
+        split.sample(index)
+    grown.put(private_memory() - before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
+def test_forked_workers_share_the_lines_without_dev_shm(tmp_path):
+    split = split_of(tmp_path, b"unlabeled/RS4P-1M/part_007/images/P1234567.jpg\n" * 1_000_000)
+    shared = [row for row in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in row]
+    assert not shared
+    context = multiprocessing.get_context("fork")
+    grown = context.SimpleQueue()
+    process = context.Process(target=growth_in_a_worker, args=(split, grown))
     process.start()
+    assert grown.get() < 10e6, "of 63 MB of text and offsets"
     process.join()
-    assert split.name(0) == "z.png", "the other process had a copy"
+
+
+def test_spawned_workers_get_it_by_pickle(tmp_path):
+    split = pickle.loads(pickle.dumps(split_of(tmp_path, b"a.png b.png\nc.png\n")))
+    assert parts(split) == [("a.png", "b.png"), ("c.png", None)]

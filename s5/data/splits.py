@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from s5.data.errors import SplitError
 
@@ -36,11 +35,11 @@ class Sample(NamedTuple):
 
 
 class Split:
-    """The lines of a split file in one shared buffer.
+    """The lines of a split file in one buffer.
 
-    The text and the offsets of its lines are two tensors in shared memory: a million lines load in a fraction
-    of a second, cost about their size on disk, and loader workers (forked or spawned) share them. Lines are
-    taken apart when they are asked for.
+    The text is one bytes object and the offsets of its lines are one array: a million lines load in a
+    fraction of a second and cost about their size on disk. Forked loader workers share these pages, as
+    nothing writes to them; /dev/shm is not used. Lines are parsed when they are asked for.
 
     Args:
         path: the split file; a relative one is looked for under ``root``, then in the working directory.
@@ -78,8 +77,8 @@ class Split:
             raise SplitError(
                 f"{self.path}: no samples. Each line is 'image' or 'image mask', relative to {self.root}"
             )
-        self._text = text.share_memory_()
-        self._offsets = offsets.share_memory_()  # (N, 2): first byte of each line, and the one after the last
+        self._text = text
+        self._offsets = offsets  # (N, 2): first byte of each line, and the one after the last
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -109,7 +108,7 @@ class Split:
 
     def _parts(self, index: int) -> tuple[str, str]:
         begin, end = self._offsets[index].tolist()
-        line = os.fsdecode(self._text[begin:end].numpy().tobytes()).strip(" ")
+        line = os.fsdecode(self._text[begin:end]).strip(" ")
         if "\t" in line:
             image, mask, *rest = (part.strip() for part in line.split("\t"))
             if rest or not image:
@@ -153,16 +152,16 @@ def _find(path: Path, root: Path) -> Path:
     )
 
 
-def _scan(data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text uint8 (B,) and line offsets int64 (N, 2) of the lines that are not blank."""
+def _scan(data: bytes) -> tuple[bytes, np.ndarray]:
+    """Text and line offsets int64 (N, 2) of the lines that are not blank."""
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    text = np.frombuffer(bytearray(data), np.uint8)
+    text = np.frombuffer(data, np.uint8)
     breaks = np.flatnonzero(text == ord("\n"))
     begin, end = np.append(0, breaks + 1), np.append(breaks, len(text))
     filled = end > begin
     # Only lines that start with white space can consist of nothing else.
     for i in np.flatnonzero(filled & np.isin(np.append(text, 0)[begin], [9, 32])):
         filled[i] = bool(data[begin[i] : end[i]].strip())
-    return torch.from_numpy(text), torch.from_numpy(np.stack([begin, end], 1)[filled])
+    return data, np.stack([begin, end], 1)[filled]

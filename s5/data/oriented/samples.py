@@ -1,4 +1,4 @@
-"""Images paired with their annotation files, and all their objects in memory that loader workers share."""
+"""Images paired with their annotation files, and all their objects in a few arrays."""
 
 import logging
 import re
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from s5.data.errors import DataError, SplitError
 from s5.data.folders import find_files
@@ -100,19 +99,17 @@ class AnnotatedImages:
     def objects(self, index: int) -> Objects:
         """All objects of an image."""
         part = slice(*self._offsets[index : index + 2].tolist())
-        return Objects(
-            self._polygons[part].numpy(), self._labels[part].numpy(), self._difficult[part].numpy()
-        )
+        return Objects(self._polygons[part], self._labels[part], self._difficult[part])
 
     def counts(self) -> np.ndarray:
         """Objects of each class, int64 (K,)."""
-        return np.bincount(self._labels.numpy(), minlength=len(self.classes))
+        return np.bincount(self._labels, minlength=len(self.classes))
 
     def _pack(self, objects: Sequence[Objects]) -> None:
-        offsets = np.cumsum([0, *map(len, objects)])
-        self._offsets = torch.from_numpy(offsets).share_memory_()
+        # Plain arrays: forked workers share their pages as long as nobody writes to them.
+        self._offsets = np.cumsum([0, *map(len, objects)])
         self._polygons, self._labels, self._difficult = (
-            torch.from_numpy(np.concatenate([getattr(part, name) for part in objects])).share_memory_()
+            np.concatenate([getattr(part, name) for part in objects])
             for name in ("polygons", "labels", "difficult")
         )
 

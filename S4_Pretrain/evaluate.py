@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     table = get_table(cfg.data.labels)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
-    load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle).require_heads()
+    load_weights(model.segmentor, args.checkpoint).require_heads()
     loader = s4p.build_val_loader(cfg, table, place)
     metrics = [SegmentationMetric(table, s4p.TASK)]
     hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]

@@ -18,7 +18,7 @@ import torch
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint_files import find_resume
-from s5.engine.command import add_resume_option, command_parser, run_command
+from s5.engine.command import add_init_bands_option, add_resume_option, command_parser, run_command
 from s5.engine.config import load_config
 from s5.engine.init_weights import initialise
 from s5.engine.metrics import SegmentationMetric
@@ -34,6 +34,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
     parser.add_argument("--init", default="mae", help="none, mae, timm, or the path of a checkpoint")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: work_dirs/s4p_<backbone>)")
+    add_init_bands_option(parser)
     add_resume_option(parser)
     return parser.parse_args(argv)
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     if resume_from is None:
-        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent, args.allow_pickle)
+        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent, cfg.init_bands)
         model.restart_teacher()
     s4p.check_data(cfg, table, work_dir, place)
 

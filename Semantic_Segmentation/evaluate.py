@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     path = trained.find_config(args.config, args.checkpoint, HERE / "configs/rsseg.yaml")
     cfg = mdf.select_tasks(load_config(MDFConfig, path, args.cfg_options), args.tasks)
     place = launch.start(args.device)
-    recipe = trained.find_recipe(args.checkpoint, args.backbone, path, args.cfg_options, args.allow_pickle)
+    recipe = trained.find_recipe(args.checkpoint, args.backbone, path, args.cfg_options)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
     logger.info("configuration: %s", path)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     validated = {task: section.evaluation.inference() for task, section in cfg.tasks.items()}
     recipe = replace(recipe.only(list(tables)), inference=changed_inference(validated, args))
     dtype, tta = resolve_precision(cfg.precision, place.device), chosen_tta(args)
-    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, tta, args.allow_pickle)
+    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, tta)
 
     metrics = mdf.build_metrics(tables)
     splits = {task: mdf.validation_split(cfg, task) for task in tables}

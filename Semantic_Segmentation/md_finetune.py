@@ -10,7 +10,6 @@ every task, train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_me
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -18,17 +17,20 @@ import torch
 
 from s5.engine import launch, mdf
 from s5.engine.backbones import BACKBONES
-from s5.engine.checkpoint import load_weights
 from s5.engine.checkpoint_files import find_resume
-from s5.engine.command import add_resume_option, command_parser, run_command, true_or_false
+from s5.engine.command import (
+    add_init_bands_option,
+    add_resume_option,
+    command_parser,
+    run_command,
+    true_or_false,
+)
 from s5.engine.config import load_config
+from s5.engine.init_weights import start_from
 from s5.engine.mdf_config import MDFConfig
-from s5.engine.optim import cosine_schedule
 from s5.engine.training import run_training
 
 HERE = Path(__file__).resolve().parent
-
-logger = logging.getLogger("s5.md_finetune")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -44,6 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, help="weights to start from, with or without .pth")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: work_dirs/mdf_<backbone>)")
+    add_init_bands_option(parser)
     add_resume_option(parser)
     args = parser.parse_args(argv)
     if args.load_network is None:
@@ -69,10 +72,8 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.manual_seed(cfg.seed)
     model = mdf.build_model(cfg, args.backbone, tables, place.device)
-    if resume_from is None and args.load_network:
-        load_weights(model.segmentor, args.checkpoint, allow_pickle=args.allow_pickle)
-    elif resume_from is None:
-        logger.info("initial weights: random")
+    if resume_from is None:
+        start_from(model.segmentor, args.checkpoint if args.load_network else None, cfg.init_bands)
     mdf.check_data(cfg, tasks, work_dir, place)
 
     steps = mdf.build_steps(cfg, data)
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         val_loader,
         mdf.build_metrics(tables),
         cfg.optim,
-        cosine_schedule(steps.total, cfg.optim.warmup_iters),
+        mdf.build_schedule(cfg, steps),
         steps,
         mdf.build_hooks(cfg, args.backbone, tables, data, val_loader, place),
         seed=cfg.seed,

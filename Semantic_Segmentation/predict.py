@@ -6,10 +6,11 @@
     torchrun --nproc_per_node 8 predict.py CKPT images/ --out predictions       the images shared among 8 GPUs
 
 Writes <out>/<task>/{index,color,overlay}/<name>.png with the folders of the input. An index mask holds the
-raw values of the task's label table, those of its training masks; a TIFF gives TIFFs, at the same place of
-the earth. <out>/<task>/prediction.yaml says how they were made and what the values mean. Results that exist
-are made anew, with --resume kept if they were made in the same way. Images that cannot be read are named at
-the end; the exit code is then 1.
+raw values of the task's label table, those of its training masks; a TIFF gives TIFFs with the same
+georeferencing (transform, ground control points or RPC). Where an image has no data, index masks hold an
+ignored value, colour masks and overlays are transparent. <out>/<task>/prediction.yaml says how they were made
+and what the values mean. Results that exist are made anew, with --resume kept if they were made in the same
+way. Images that cannot be read are named at the end; the exit code is then 1.
 """
 
 import argparse

@@ -46,7 +46,9 @@ def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     counts = [_batch(args)] * len(TASKS)
 
     def step() -> None:
-        optimizer.update_params(model(**batch, counts=counts, mode="loss")["loss"])
+        with optimizer.optim_context(model):
+            loss = model(**batch, counts=counts, mode="loss")["loss"]
+        optimizer.update_params(loss)
 
     return step
 

@@ -52,7 +52,9 @@ def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     labels, counts = _labels(args), [_batch(args)] * len(TASKS)
 
     def step() -> None:
-        optimizer.update_params(model.loss(images, labels, counts)["loss"])
+        with optimizer.optim_context(model):
+            loss = model.loss(images, labels, counts)["loss"]
+        optimizer.update_params(loss)
 
     return step
 

@@ -43,7 +43,8 @@ def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     }
 
     def step() -> None:
-        losses = model.loss(**batch)
+        with optimizer.optim_context(model):
+            losses = model.loss(**batch)
         optimizer.update_params(losses["loss"])
 
     return step

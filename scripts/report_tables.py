@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from s5.data.image_io import read_mask
 from s5.data.labels import LabelTable
+from s5.data.masks import read_ids
 from s5.data.splits import Split
 from s5.ops.confusion import confusion_matrix, scores
 
@@ -51,7 +51,7 @@ def mean_and_deviation(values: Sequence[float | None]) -> str:
 
 def majority_scores(split: Split, table: LabelTable) -> tuple[str, dict[str, float]]:
     """The most frequent class of a split, and IoU by class and mIoU, percent, of giving it to every pixel."""
-    masks = [table.encode(read_mask(sample.mask), sample.mask).reshape(-1) for sample in split if sample.mask]
+    masks = [read_ids(sample.mask, table).reshape(-1) for sample in split if sample.mask]
     target = torch.cat([torch.from_numpy(mask) for mask in masks])
     majority = int(torch.bincount(target, minlength=table.num_classes)[: table.num_classes].argmax())
     result = scores(confusion_matrix(torch.full_like(target, majority), target, table.num_classes))

@@ -75,6 +75,16 @@ def test_every_kind_of_error_is_found(root):
     assert "... and 6 more" in report.summary(show=2)
 
 
+def test_lines_in_another_form_are_named_by_their_number(root):
+    (root / "s.txt").write_text(
+        "images/1.png masks/1.png\n\nimages\\2.png masks\\2.png\nimages/3.png,masks/3.png\n"
+    )
+    report = check_split(Split("s.txt", root), get_table("scenes"))
+    assert [problem.kind for problem in report.problems] == ["line", "line"]
+    assert f"{root}/s.txt, line 3: no file images\\2.png in {root}; it has backslashes" in report.errors[0]
+    assert "s.txt, line 4: no file images/3.png,masks/3.png" in report.errors[1]
+
+
 def test_masks_that_are_ignored_everywhere(root, tmp_path):
     write_split(root / "s.txt", ["images/7.png masks/0.png"])
     split, table = Split("s.txt", root), get_table("scenes")

@@ -84,6 +84,21 @@ def test_overrides_and_saving(tmp_path: Path) -> None:
     assert load_config(S4PConfig, tmp_path / "config.yaml") == cfg
 
 
+def test_an_override_does_not_reach_what_a_yaml_alias_shares(tmp_path: Path) -> None:
+    text = RSSEG.read_text()
+    start = text.index("  potsdam:")
+    shared = text[:start].replace("  vaihingen:", "  vaihingen: &first") + "  second: *first\n" + text[start:]
+    (tmp_path / "config.yaml").write_text(shared)
+    cfg = load_config(
+        MDFConfig,
+        tmp_path / "config.yaml",
+        ["tasks.second.evaluation.metric=mF1", "tasks.second.batch_size=3"],
+    )
+    first, second = cfg.tasks["vaihingen"], cfg.tasks["second"]
+    assert (second.evaluation.metric, second.batch_size) == ("mF1", 3)
+    assert (first.evaluation.metric, first.batch_size) == ("mIoU", 12) and second.labels == first.labels
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -100,6 +115,16 @@ def test_overrides_and_saving(tmp_path: Path) -> None:
 def test_bad_values_name_key_and_valid_ones(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(S4PConfig, PRETRAIN, [override])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(PRETRAIN.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding=encoding, newline="")
+    assert load_config(S4PConfig, path) == load_config(S4PConfig, PRETRAIN)
+    path.write_bytes("seed: 0 # Größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match="a.yaml: not valid YAML"):
+        load_config(S4PConfig, path)
 
 
 def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:

@@ -252,8 +252,10 @@ def test_padding_of_images_without_objects_is_a_warning(tmp_path):
 def test_colour_coded_masks(tmp_path):
     colors = [isprs_colors(class_map(40, 40, 6, i)) for i in range(3)]
     report = report_on(tmp_path / "a", colors, "potsdam")
+    assert report.ok and (report.histogram > 0).all(), "they are read by the palette"
+    report = report_on(tmp_path / "none", colors, {"classes": list("abcdef")})
     assert {problem.kind for problem in report.problems} == {"colours"}
-    assert "s5.data.prepare" in report.errors[0]
+    assert "Give the label table a palette" in report.errors[0]
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in colors]
     message = report_on(tmp_path / "b", grey, "potsdam").errors[0]
     assert "colours of label table 'potsdam' turned to grey" in message

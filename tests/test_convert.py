@@ -131,9 +131,9 @@ def test_the_class_slot_is_the_first_entry_and_only_dropped_if_there(slots):
 
 
 def test_a_position_table_that_is_no_grid_is_an_error_with_its_length():
-    with pytest.raises(CheckpointError, match="position table of 20 entries"):
+    with pytest.raises(CheckpointError, match="positional embedding of 20 entries"):
         convert(mae_state(slots=4))
-    with pytest.raises(CheckpointError, match="position table of 20 entries"):
+    with pytest.raises(CheckpointError, match="positional embedding of 20 entries"):
         fit_positions({"pos_embed": torch.zeros(1, 20, 8)}, (4, 4))
 
 
@@ -170,7 +170,9 @@ def test_experts_of_a_published_encoder_are_named_by_position():
     ],
 )
 def test_a_block_of_another_architecture_is_an_error_with_the_key(key):
-    with pytest.raises(CheckpointError, match=f"'{key}'.*Known layouts: S5.*published S5.*MAE"):
+    with pytest.raises(
+        CheckpointError, match=f"'{key}'.*it looks like a ViT.*Known layouts: S5.*published S5.*MAE"
+    ):
         convert(mae_state() | {key: torch.zeros(1)})
 
 
@@ -182,19 +184,19 @@ def test_a_block_of_another_architecture_is_an_error_with_the_key(key):
     ],
 )
 def test_unrecognised_keys_are_listed_with_the_known_layouts(state):
-    with pytest.raises(CheckpointError, match=f"with keys {', '.join(state)}. Known layouts: S5"):
+    with pytest.raises(CheckpointError, match=f"with keys {', '.join(state)}.* Known layouts: S5"):
         convert(state)
 
 
 def test_a_file_without_tensors_is_unrecognised():
-    with pytest.raises(CheckpointError, match="none that holds a tensor"):
+    with pytest.raises(CheckpointError, match="no key that holds a tensor.*state_dict"):
         convert({"epoch": 3, "model": {}})
 
 
 def test_a_backbone_without_positions_is_an_error():
     state = mae_state()
     del state["pos_embed"]
-    with pytest.raises(CheckpointError, match="no position table"):
+    with pytest.raises(CheckpointError, match="no positional embedding"):
         convert(state)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s5.models.variants import Variant
 from s5.models.vit import ViT
 from s5.ops import cpu_linear
 from s5.ops.cpu_linear import ConvolutionLinear, linear_by_convolution
@@ -52,6 +53,20 @@ def test_backbone_is_the_same_inside_the_mode(monkeypatch: pytest.MonkeyPatch) -
     assert len(calls) == 4 * 12 + 3
     for mine, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_checkpointed_blocks_recompute_what_they_computed() -> None:
+    """The backward pass runs outside of the mode."""
+    images, gradients = torch.randn(1, 3, 32, 32), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        vit = ViT(Variant("small", 64, 4, 1, (0, 1, 2, 3)), 32, activation_checkpointing=checkpointing)
+        with ConvolutionLinear():
+            loss = sum(level.square().mean() for level in vit(images))
+        loss.backward()
+        gradients.append([p.grad for p in vit.parameters() if p.grad is not None])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_mode_ends() -> None:

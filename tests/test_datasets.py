@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
 from s4p_runs import write_dataset
 
@@ -21,6 +22,7 @@ from s5.data.datasets import (
 )
 from s5.data.draws import StrongAugmentation, sample_rng
 from s5.data.errors import DataError, ImageError
+from s5.data.image_io import write_image
 from s5.data.labels import get_table
 from s5.data.sampler import Draw
 from s5.data.splits import Split
@@ -255,7 +257,7 @@ def test_validation_gives_whole_images_in_order(root: Path) -> None:
     assert {task for batch in batches for task in batch["tasks"]} == {"mine"}
     assert [name for batch in batches for name in batch["names"]] == [split.name(i) for i in range(3)]
     for i, batch in enumerate(batches):
-        image, label = read_labeled(split.sample(i), TABLE)
+        image, label, _ = read_labeled(split.sample(i), TABLE)
         assert torch.equal(batch["images"][0], torch.from_numpy(image).permute(2, 0, 1))
         assert torch.equal(batch["labels"][0], torch.from_numpy(label))
 
@@ -292,3 +294,47 @@ def test_split_paths_are_relative_to_the_root_or_absolute(root: Path, tmp_path: 
     listed.write_text((root / "splits/val.txt").read_text())
     for path in (Path("splits/val.txt"), listed):
         assert resolve_split(root, path).sample(0).image == root / "val/images/000.png"
+
+
+# -- pixels without data
+
+
+def write_without_data(root: Path) -> tuple[Split, np.ndarray]:
+    """A GeoTIFF of 16 bits with a mask, the same as transparent PNG, and where they have data."""
+    write_colored(root, 1)
+    rgb = cv2.imread(str(root / "0.png"))[..., ::-1]
+    valid = np.add(*np.mgrid[:90, :120]) > 70
+    deep = np.where(valid[..., None], rgb.astype(np.uint16) * 40, 7).transpose(2, 0, 1)
+    size = {"width": 120, "height": 90, "count": 3, "dtype": "uint16"}
+    with rasterio.open(root / "0.tif", "w", "GTiff", nodata=7, **size) as file:
+        file.write(deep)
+    write_image(root / "1.png", rgb, valid=valid)
+    (root / "parts.txt").write_text("0.tif 0_mask.png\n1.png 0_mask.png\n")
+    return Split("parts.txt", root), valid
+
+
+@pytest.mark.parametrize("stored", [None, TABLE])
+@pytest.mark.parametrize("index", [0, 1])
+def test_unlabeled_pixels_without_data_are_padding(tmp_path: Path, stored: object, index: int) -> None:
+    split, valid = write_without_data(tmp_path)
+    weak = WeakAugmentation(100, **AS_IT_IS)
+    item = UnlabeledImages(split, weak, StrongAugmentation(), stored=stored).load(index, sample_rng(0, 1, 0))
+    left = next(x for x in range(21) if np.array_equal(item["padding"][:90] == 0, valid[:, x : x + 100]))
+    assert (item["padding"][90:] == 255).all() and 0 <= left <= 20
+    assert not item["image"][item["padding"] == 255].any()
+    if stored is not None:
+        assert np.array_equal(item["stored"] == 255, item["padding"] == 255)
+    for position in range(10):
+        source = UnlabeledImages(split, WeakAugmentation(64), StrongAugmentation(), stored=TABLE)
+        item = source.load(index, sample_rng(0, 1, position))
+        assert np.array_equal(item["stored"] == 255, item["padding"] == 255), "cut alike"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_labels_without_data_are_ignored(tmp_path: Path, index: int) -> None:
+    split, valid = write_without_data(tmp_path)
+    mask = cv2.imread(str(tmp_path / "0_mask.png"), cv2.IMREAD_UNCHANGED)
+    label = ValidationImages(split, TABLE, "a")[index]["labels"].numpy()
+    assert np.array_equal(label, np.where(valid, mask, 255))
+    item = LabeledImages(split, TABLE, WeakAugmentation(120, **AS_IT_IS)).load(index, sample_rng(0, 0, 0))
+    assert np.array_equal(item["label"][:90], label) and (item["label"][90:] == 255).all()

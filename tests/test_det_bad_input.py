@@ -182,6 +182,7 @@ def test_unreadable_image(root: Path, workers: int, capfd: pytest.CaptureFixture
             r"leave_out has ship, which classes has as well; take them out of one of the two",
         ),
         ({"tasks__a__classes": "dota3"}, r"classes 'dota3': must be .*dota_v2.*or a list of names"),
+        ({"tasks__a__classes": "ship"}, r"classes 'ship': .*a single class is written \['ship'\]"),
         ({"tasks__a__train_dificult": True}, r"unknown key 'tasks\.a\.train_dificult' - did you mean"),
         ({"tasks": {}}, r"tasks"),
         ({"size": 100}, r"size = 100"),
@@ -238,7 +239,7 @@ def test_classifier_of_a_lone_task_is_not_taken_for_other_tasks() -> None:
 
 def no_weights(path: Path) -> str:
     path.write_bytes(b"<html>not found</html>")
-    return r"start\.pth \(\d+ bytes\) is truncated or no checkpoint"
+    return r"start\.pth \(\d+ bytes\) is no checkpoint but a web page"
 
 
 def another_kind_of_network(path: Path) -> str:
@@ -270,6 +271,20 @@ def narrower_experts(path: Path) -> str:
 def test_checkpoint_that_is_something_else(root: Path, tmp_path: Path, write: Callable[[Path], str]) -> None:
     message = write(tmp_path / "start.pth")
     fails(root, message, load_from=str(tmp_path / "start.pth"))
+
+
+def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bgr_nir.pth"
+    state = build_segmentor("vit_t", {"a": 2}, SIZE, channels=8).backbone.state_dict()
+    state["patch_embed.proj.weight"] = torch.randn(192, 4, 16, 16)
+    torch.save({"state_dict": state}, path)
+    fails(root, r"images with 4 channels.*--init-bands R,G,B \(init_bands", "--load-from", str(path))
+    fails(root, r"init_bands 5,2,1.*has 4 channels", load_from=str(path), init_bands=[5, 2, 1])
+    fails(root, "init_bands 3,2,1 chooses channels of a checkpoint, but", "--init-bands", "3,2,1")
+    short = {"schedule__epochs": 1, "schedule__milestones": []}
+    shutil.rmtree(root / "run")
+    assert script().main(arguments(root, "--load-from", str(path), "--init-bands", "3,2,1", **short)) == 0
+    assert "red, green and blue are channels 3, 2, 1 of 4" in (root / "run/train.log").read_text()
 
 
 def test_missing_checkpoint(root: Path) -> None:

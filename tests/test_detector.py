@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from mmrotate.models.task_modules.coders import MidpointOffsetCoder
 from mmrotate.structures.bbox import RotatedBoxes, rbox2qbox
 
-from s5.data.oriented.classes import DOTA_V2
+from s5.data.oriented.classes import DOTA_V2, get_classes
 from s5.engine.checkpoint import load_weights
 from s5.models import convert_detection
 from s5.models.convert import convert, to_published
@@ -62,6 +62,9 @@ def test_proposals_are_decoded_as_by_opencv() -> None:
     corners = torch.rand(2000, 2) * 800
     anchors = torch.cat([corners, corners + torch.rand(2000, 2) * 100 + 5], 1)
     deltas = torch.randn(2000, 6) * 0.5
+    da, db = deltas[:, 4:].clamp(-1, 1).unbind(1)
+    deltas = deltas[(da.abs() < 1) | (db != -da)]  # diagonals that coincide: see below
+    anchors = anchors[: len(deltas)]
     ours, theirs = (
         coder(angle_version="le90", target_stds=STDS, use_box_type=False).decode(anchors, deltas)
         for coder in (AnalyticMidpointCoder, MidpointOffsetCoder)
@@ -70,6 +73,37 @@ def test_proposals_are_decoded_as_by_opencv() -> None:
     # A square has four angles, so corners are compared: each of ours with the nearest of theirs.
     a, b = (rbox2qbox(part).view(-1, 4, 2) for part in (ours, theirs))
     assert torch.cdist(a, b).amin(2).max() < 0.01
+
+
+@pytest.mark.parametrize("db", [1.0, -1.0, 7.5, -3.0])
+def test_diagonals_that_coincide_give_the_upright_box_around_them(db: float) -> None:
+    """Of both directions, at the bounds and beyond; a little before them, the rectangle is a thin one."""
+    anchors = torch.tensor([[10.0, 20, 50, 40], [0, 0, 16, 64]])
+    coder = AnalyticMidpointCoder(angle_version="le90", target_stds=STDS, use_box_type=False)
+    deltas = torch.tensor([[0.25, 0, math.log(2), 0, -db, db]] * 2)
+    found = coder.decode(anchors, deltas)
+    expected = torch.tensor([[40.0, 30, 80, 20, 0], [12, 32, 64, 32, -math.pi / 2]])
+    torch.testing.assert_close(found, expected)
+    thin = coder.decode(anchors, torch.tensor([[0.0, 0, 0, 0, -math.copysign(0.99, db), db]] * 2))
+    assert (thin[:, 3] < 1).all() and (thin[:, 2] > torch.tensor([40, 64])).all()
+
+
+def test_mirrored_offsets_give_mirrored_boxes() -> None:
+    torch.manual_seed(3)
+    corners = torch.rand(500, 2) * 50
+    anchors = torch.cat([corners, corners + torch.rand(500, 2) * 30 + 4], 1)
+    deltas = torch.randn(500, 6) * torch.tensor([0.3, 0.3, 0.3, 0.3, 2, 2])
+    mirrored_anchors = anchors[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1])
+    # The upper corner stays on the upper side; the right one becomes the left one, opposite the new one.
+    mirrored = deltas * torch.tensor([-1, 1, 1, 1, -1, -1])
+    coder = AnalyticMidpointCoder(angle_version="le90", target_stds=STDS, use_box_type=False)
+    found, other = (
+        rbox2qbox(coder.decode(a, d)).view(-1, 4, 2)
+        for a, d in ((anchors, deltas), (mirrored_anchors, mirrored))
+    )
+    collapsed = (deltas[:, 4].abs() >= 1) & (deltas[:, 5].abs() >= 1) & (deltas[:, 4] * deltas[:, 5] < 0)
+    assert collapsed.sum() > 20
+    assert torch.cdist(found * torch.tensor([-1, 1]), other).amin(2).max() < 1e-2
 
 
 def test_no_proposal_is_decoded_to_nan() -> None:
@@ -133,6 +167,19 @@ def test_published_weights_convert_both_ways_and_find_the_same_boxes(model: Dete
         strict=True,
     ):
         assert torch.equal(one["pred_instances"]["bboxes"], two["pred_instances"]["bboxes"])
+
+
+@torch.no_grad()
+def test_published_rows_in_the_order_of_the_data_set_have_a_list_of_classes(model: DetectionModel) -> None:
+    """Weights whose rows are not in the released order: after loading, `dota_v2_as_stored` names them."""
+    name = "roi_head_dota.bbox_head.fc_cls.weight"
+    published = to_published(model.detector.state_dict())
+    theirs = torch.arange(19.0)[:, None].expand_as(published[name]).clone()  # row i is class i of DOTA_V2
+    report = load_weights(model.detector, {**published, name: theirs})
+    assert not report.missing
+    rows = model.detector.heads["dota"].roi_head.bbox_head.fc_cls.weight[:, 0].tolist()
+    assert [DOTA_V2[int(row)] for row in rows[:-1]] == list(get_classes("dota_v2_as_stored"))
+    assert rows[-1] == 18 and sorted(get_classes("dota_v2_as_stored")) == sorted(DOTA_V2)
 
 
 def test_starts_from_s4p_at_another_size(model: DetectionModel) -> None:

@@ -84,7 +84,7 @@ def test_validation_in_training_scores_the_saved_weights(root: Path, tmp_path: P
     wrapper.write_text(
         "import os, runpy, sys\n"
         "from s5.models.fixmatch import FixMatch\n"
-        "def after_step(self):\n"
+        "def after_step(self, skipped):\n"
         "    for name, buffer in self.named_buffers():\n"
         "        if name.endswith('running_mean'):\n"
         "            buffer += int(os.environ['RANK'])\n"
@@ -145,7 +145,7 @@ def test_error_of_the_main_process_ends_the_others(root: Path, tmp_path: Path) -
     assert not any("Traceback" in process.text() for process in ranks)
 
 
-def test_loss_not_finite_in_one_process_stops_all(root: Path, tmp_path: Path) -> None:
+def test_loss_not_finite_in_one_process_stops_all_at_the_limit(root: Path, tmp_path: Path) -> None:
     wrapper = tmp_path / "train_nan.py"
     wrapper.write_text(
         "import os, runpy, sys, torch\n"
@@ -159,7 +159,8 @@ def test_loss_not_finite_in_one_process_stops_all(root: Path, tmp_path: Path) ->
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
     )
     work_dir = tmp_path / "run"
-    ranks = start_ranks(wrapper, [TRAIN, *arguments(root, work_dir, **OPTIONS)], tmp_path, 2)
+    changes = OPTIONS | {"schedule.max_skipped_in_a_row": 1}
+    ranks = start_ranks(wrapper, [TRAIN, *arguments(root, work_dir, **changes)], tmp_path, 2)
     assert [process.wait(30) for process in ranks] == [1, 1]
     for process in ranks:
         assert re.search(r"error: non-finite .*iteration 3;.*checkpoint: \S+iter_2.pth", process.text())

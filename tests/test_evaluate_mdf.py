@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from mdf_runs import REPO, TASKS, configuration, overrides, script, write_datasets
@@ -15,7 +16,7 @@ from processes import start_ranks
 from trained_models import table, write_checkpoint
 
 from s5.data.errors import DataError
-from s5.data.image_io import read_image, read_mask
+from s5.data.image_io import read_image, read_mask, write_image, write_mask
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
 
@@ -115,6 +116,34 @@ def test_tables_and_pictures_are_written_per_task(evaluated, model, root):
         assert [line[0] for line in lines] == classes
         assert min(read_image(evaluated / f"{task}_confusion.png").shape[:2]) > 100
         assert (evaluated / f"pictures/val_{task}_000000.jpg").exists()
+
+
+def test_the_files_of_prediction_are_scored_where_they_have_data(model_folder, model, root, tmp_path):
+    """GeoTIFFs of five bands and 16 bits with a no-data value, and transparent PNGs."""
+    valid = np.add(*np.mgrid[:40, :48]) > 30
+    matrix = np.zeros((3, 3), int)
+    for path in sorted((root / "roofs/val/images").iterdir()):
+        rgb, label = read_image(path), read_mask(root / "roofs/val/masks" / path.name)
+        write_mask(tmp_path / "roofs/val/masks" / path.name, label)
+        image = tmp_path / "roofs/val/images" / path.name
+        if path.stem == "000":
+            write_image(image, rgb, valid=valid)
+        else:
+            image = image.with_suffix(".tif")
+            image.parent.mkdir(parents=True, exist_ok=True)
+            bands = np.where(
+                valid, rgb[..., [0, 1, 2, 0, 1]].transpose(2, 0, 1).astype(np.uint16) * 90 + 300, 7
+            )
+            with rasterio.open(
+                image, "w", "GTiff", count=5, height=40, width=48, dtype="uint16", nodata=7
+            ) as file:
+                file.write(bands.astype(np.uint16))
+        pixels = torch.from_numpy(read_image(image)).permute(2, 0, 1)
+        np.add.at(matrix, (label[valid], model.predict(pixels, "roofs").numpy()[valid]), 1)
+    checkpoint = model_folder / "vit_t_moe_mdf_best.pth"
+    evaluate(checkpoint, tmp_path / "scores", "--tasks", "roofs", data_root=str(tmp_path))
+    confusion = [[int(n) for n in row[1:]] for row in rows(tmp_path / "scores/roofs_confusion.csv")[1:]]
+    assert confusion == matrix.tolist() and matrix.sum() == 3 * valid.sum()
 
 
 def test_console_sums_up(evaluated):

@@ -10,6 +10,7 @@ from s5.models.segmentor import build_segmentor
 from s5.models.variants import Variant
 
 SIZE, CLASSES = 32, 4
+NOT_SKIPPED = torch.tensor(False)
 TINY = Variant("tiny", width=32, depth=4, heads=2, out_blocks=(0, 1, 2, 3))
 
 
@@ -81,6 +82,29 @@ def test_unlabeled_loss_equals_the_objective_written_out() -> None:
     confident = probability >= 0.3
     assert 0 < confident.float().mean() < 1
     torch.testing.assert_close(losses["loss_u"], (cross_entropy * confident).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_pixels_without_data_count_nowhere_also_when_they_are_pasted() -> None:
+    """The loss is a mean over the valid pixels of the mixed images; what a class gets there has no effect."""
+    model = make_model(conf_thresh=0.0).eval()
+    batch = make_batch()
+    batch["views"]["photometric"][:] = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    batch["padding"][0] = rows + columns > 40  # reaches into the box that another image gets
+    batch["padding"][1] = columns < 6
+    losses = step(model, batch)
+    weak = batch["images"][2:].float() / 255
+    pseudo = model.logits(weak).argmax(1)
+    partner, valid = batch["views"]["partner"][0], ~batch["padding"]
+    box = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    box[4:24, 4:20] = True
+    mixed = torch.where(box, weak[partner], weak)
+    pseudo, mixed_valid = torch.where(box, pseudo[partner], pseudo), torch.where(box, valid[partner], valid)
+    assert not torch.equal(mixed_valid, valid)
+    cross_entropy = torch.nn.functional.cross_entropy(model.logits(mixed), pseudo, reduction="none")
+    torch.testing.assert_close(losses["loss_u"], cross_entropy[mixed_valid].mean(), rtol=1e-4, atol=1e-6)
+    counts = model.take_pseudo_counts()
+    assert counts is not None and counts.sum() == valid.sum()
 
 
 def test_no_confident_and_no_valid_pixel_give_zero_not_nan() -> None:
@@ -156,7 +180,7 @@ def test_ema_teacher_labels_and_follows() -> None:
     before = model.teacher.network.heads["s4p"].classifier.weight.clone()
     with torch.no_grad():
         weight.add_(1.0)
-    model.after_step()
+    model.after_step(NOT_SKIPPED)
     moved = model.teacher.network.heads["s4p"].classifier.weight - before
     torch.testing.assert_close(moved, torch.full_like(moved, 0.5))  # first step: decay min(1 - 1/2, 0.9)
     assert not any(p.requires_grad for p in model.teacher.parameters())
@@ -165,9 +189,24 @@ def test_ema_teacher_labels_and_follows() -> None:
 
 def test_histogram_counts_confident_valid_pixels() -> None:
     model = make_model(conf_thresh=0.0).eval()
-    step(model, make_batch())
-    assert model.take_pseudo_counts().sum() == 3 * SIZE * SIZE
-    assert model.take_pseudo_counts() is None
+    batch = make_batch()
+    batch["labels"][0] = 255
+    batch["labels"][1] = 2
+    for _ in range(2):
+        step(model, batch)
+        model.after_step(NOT_SKIPPED)
+    assert model.class_counts[0].sum() == 2 * 3 * SIZE * SIZE
+    assert model.class_counts[1].tolist() == [0, 0, 2 * SIZE * SIZE, 0]
+    step(model, batch)
+    model.after_step(~NOT_SKIPPED)
+    assert model.class_counts[0].sum() == 2 * 3 * SIZE * SIZE
+
+
+def test_supervised_steps_have_no_histogram() -> None:
+    model = make_model()
+    step(model, make_batch(unlabeled=0))
+    model.after_step(NOT_SKIPPED)
+    assert model.class_counts is None
 
 
 def test_supervised_only_batch() -> None:
@@ -179,6 +218,20 @@ def test_supervised_only_batch() -> None:
 
 def test_single_unlabeled_image_is_not_pasted_into_itself() -> None:
     assert make_batch(unlabeled=1)["views"]["boxes"].sum() == 0
+
+
+def test_pseudo_labels_in_float32_beside_bf16() -> None:
+    """Those of a model in float32 to the bit, while the trained pass stays in bf16."""
+    weak = make_batch()["images"][2:].float() / 255
+    exact = make_model().pseudo_labels(weak, None)
+    for option, equal in ((True, True), (False, False)):
+        model = make_model(dtype=torch.bfloat16, float32_labels=option)
+        pseudo, conf = model.pseudo_labels(weak, None)
+        assert torch.equal(conf, exact[1]) == equal
+        assert not equal or torch.equal(pseudo, exact[0])
+    strong = make_model(conf_thresh=0.0, dtype=torch.bfloat16, float32_labels=True).eval()
+    plain = make_model(conf_thresh=0.0).eval()
+    assert step(strong, make_batch())["loss_s"] != step(plain, make_batch())["loss_s"]
 
 
 def test_bf16_autocast_keeps_losses_in_float32() -> None:

@@ -112,7 +112,7 @@ def test_only_the_rows_of_one_window_are_read_and_held():
 
     def read_rows(top, bottom):
         read.append((top, bottom))
-        return image[:, top:bottom]
+        return image[:, top:bottom], None
 
     rows = Rows(200, 20, read_rows)
     heights = []

@@ -15,6 +15,7 @@ from s4p_runs import arguments, losses, write_dataset
 from torch import Tensor
 
 from s5.engine.checkpoint import read_checkpoint
+from s5.engine.guarded_step import StepReport
 from s5.engine.hooks import NonFiniteLossError, SafetyHook
 from s5.engine.hooks import safety as safety_module
 from s5.models.fixmatch import FixMatch
@@ -150,7 +151,7 @@ def finite_with_nan_gradient(model: FixMatch, losses: dict[str, Tensor]) -> dict
 
 
 @pytest.mark.parametrize(("breaking", "step"), [(infinite, 4), (finite_with_nan_gradient, 4), (infinite, 1)])
-def test_loss_that_is_not_finite_stops_before_anything_is_saved(
+def test_too_many_skipped_steps_stop_before_anything_is_saved(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaking: object, step: int
 ) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -160,7 +161,7 @@ def test_loss_that_is_not_finite_stops_before_anything_is_saved(
     with pytest.raises(
         NonFiniteLossError, match=rf"iteration {step}\b[\s\S]*[Ll]ast good checkpoint: {last}"
     ):
-        run_here("train", arguments(root, work_dir, **OPTIONS))
+        run_here("train", arguments(root, work_dir, **OPTIONS, **{"schedule.max_skipped_in_a_row": 1}))
     assert [path.name for path in work_dir.glob("iter_*.pth")] == (["iter_2.pth"] if step > 2 else [])
     if step > 2:
         assert read_checkpoint(work_dir / "vit_t_s4p_upernet.pth")["meta"]["iteration"] == 2
@@ -169,22 +170,21 @@ def test_loss_that_is_not_finite_stops_before_anything_is_saved(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_fp16_that_skips_every_step_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_fp16_that_skips_every_step_stops(tmp_path: Path) -> None:
     """Loss and weights stay finite then; only the scale of the loss falls and falls."""
-    scaler = SimpleNamespace(get_scale=lambda: scale)
-    runner = SimpleNamespace(
-        optim_wrapper=SimpleNamespace(loss_scaler=scaler), rank=0, iter=9, work_dir=tmp_path
-    )
-    step = {"data_batch": {"names": ["a"]}, "outputs": {"loss": torch.tensor(1.0)}}
-    scale = 1.0
-    SafetyHook().after_train_iter(runner, 0, **step)
-    scale = 2.0**-24
+
+    def step(scale: float) -> None:
+        report = StepReport(torch.tensor([0.0, 0.0, 0.0, 1.5, scale]))
+        wrapper = SimpleNamespace(report=report)
+        runner = SimpleNamespace(optim_wrapper=wrapper, rank=0, iter=9, work_dir=tmp_path)
+        SafetyHook().after_train_iter(runner, 0, {"names": ["a"]}, {})
+
+    step(1.0)
     with pytest.raises(NonFiniteLossError, match="gradients or weights at iteration 10; .* bf16 or fp32"):
-        SafetyHook().after_train_iter(runner, 0, **step)
-    runner.optim_wrapper = SimpleNamespace()
-    SafetyHook().after_train_iter(runner, 0, **step)
+        step(2.0**-24)
 
 
 def test_huge_learning_rate_ends_in_that_error(root: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="lower the learning rate"):
-        run_here("train", arguments(root, tmp_path / "run", **OPTIONS, **{"optim.lr": 1e30}))
+        changes = OPTIONS | {"optim.lr": 1e30, "schedule.max_skipped_in_a_row": 3}
+        run_here("train", arguments(root, tmp_path / "run", **changes))

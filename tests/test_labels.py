@@ -177,11 +177,25 @@ def test_mapping_reads_back_equal():
             "ignore_colors": [[3, 3, 3]],
         },
         {"name": "one", "classes": ["a"], "values": [255], "ignore": []},
+        {"name": "own", "classes": ["a", "b"], "palette": [[1, 1, 1], [2, 2, 2]], "color_code": False},
     ]
     for table in (*TABLES.values(), *map(get_table, own)):
         mapping = table.as_mapping()
         assert get_table(mapping) == table
         assert get_table(json.loads(json.dumps(mapping))) == table, "plain data"
+
+
+def test_a_palette_that_is_given_is_the_colour_code():
+    spec = {"name": "own", "classes": ["a", "b"]}
+    palette = {"palette": [[0, 0, 0], [255, 255, 255]]}
+    assert not get_table(spec).color_code and not get_table(spec).color_ids
+    assert get_table(spec | palette).color_ids == {(0, 0, 0): 0, (255, 255, 255): 1}
+    off = get_table(spec | palette | {"color_code": False})
+    assert not off.color_code and off.palette == ((0, 0, 0), (255, 255, 255))
+    assert not get_table({"name": "one", "classes": ["a"]}).color_code, "its black background is not given"
+    ignored = get_table(spec | palette | {"ignore_colors": [[9, 9, 9]], "ignore": [7, 255]})
+    assert ignored.color_ids[9, 9, 9] == IGNORE and ignored.ignored_value == 255
+    assert ignored.from_colors(np.full((1, 1, 3), 9, np.uint8), "x").tolist() == [[255]]
 
 
 def test_255_is_ignored_unless_it_is_a_class():
@@ -219,9 +233,17 @@ def test_default_name():
         ({"palette": [[1, 2], [3, 4]]}, r"palette is \[\[1, 2\], \[3, 4\]\]; .*three numbers in 0..255"),
         ({"palette": 3}, "palette is 3; expected a list of colours"),
         ({"ignore_colors": [1, 2, 3]}, r"ignore_colors is \[1, 2, 3\]; expected a list of colours"),
+        ({"color_code": 1}, "color_code is 1; expected true or false"),
+        ({"color_code": True}, "color_code is True; expected false, or a palette"),
+        ({"ignore_colors": [[1, 2, 3]]}, "ignore_colors are colours of .* need a palette"),
+        (
+            {"palette": [[i, 0, 0] for i in range(5)], "ignore_colors": [[1, 2, 3]], "ignore": []},
+            "ignore_colors need a value that such pixels get: add a free one to ignore, such as 254",
+        ),
+        ({"classes": ["road"], "palette": [[0, 0, 0]]}, r"same colour, RGB \(0, 0, 0\) .*name both classes"),
         ({"background": "building"}, "background is 'building'; expected the number of a class"),
         ({1: 2}, "unknown key 1; keys are name, classes"),
-        ({"palette": [[1, 2, 3]] * 5}, "same colour"),
+        ({"palette": [[1, 2, 3]] * 5}, r"same colour, RGB \(1, 2, 3\)$"),
         ({"background": 5}, "background 5"),
         ({"classes": []}, "needs 2 to"),
         ({"classes": ["a", "a"]}, "same name"),

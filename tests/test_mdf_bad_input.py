@@ -197,6 +197,19 @@ def test_some_tasks_of_a_checkpoint(root: Path, tmp_path: Path, moe_file: Path) 
     assert script().main(args) == 0
 
 
+def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bgr_nir.pth"
+    state = build_segmentor("vit_t", {"s4p": 5}, SIZE, channels=8).backbone.state_dict()
+    state["patch_embed.proj.weight"] = torch.randn(192, 4, 16, 16)
+    torch.save({"state_dict": state}, path)
+    fails(root, tmp_path, r"images with 4 channels.*--init-bands R,G,B", "--checkpoint", str(path))
+    fails(root, tmp_path, r"init_bands 3,2,1 chooses channels of a checkpoint, but", "--init-bands", "3,2,1")
+    extra = ("--checkpoint", str(path), "--init-bands", "3,2,1")
+    assert script().main(arguments(root, tmp_path / "other", *extra, **ONE_EPOCH)) == 0
+    log = (tmp_path / "other/train.log").read_text()
+    assert "red, green and blue are channels 3, 2, 1 of 4" in log and "dense FFNs split" in log
+
+
 def test_missing_checkpoint(root: Path, tmp_path: Path) -> None:
     fails(root, tmp_path, r"not_there", "--checkpoint", str(tmp_path / "not_there"))
 

@@ -80,7 +80,7 @@ def test_resume_equals_the_uninterrupted_run(root: Path, finished: Path, tmp_pat
         work_dir.mkdir()
         (work_dir / "iter_3.pth").write_bytes((finished / "iter_3.pth").read_bytes())
     else:
-        epochs_of_4 = {**changes, "schedule.steps_per_epoch": 4}
+        epochs_of_4 = {**changes, "schedule.steps_per_epoch": 4, "schedule.lr_per_epoch": True}
         assert script().main(arguments(root, work_dir, **epochs_of_4)) == 0
         finished, changes = tmp_path / "whole", epochs_of_4
         work_dir.rename(finished)
@@ -93,6 +93,13 @@ def test_resume_equals_the_uninterrupted_run(root: Path, finished: Path, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     ours, theirs = (read_checkpoint(run / "vit_t_moe_mdf_best.pth")["meta"] for run in (work_dir, finished))
     assert ours == theirs
+
+
+def test_learning_rate_by_epoch(root: Path, tmp_path: Path) -> None:
+    assert script().main(arguments(root, tmp_path / "run", **{"schedule.lr_per_epoch": True})) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    rates = [line["base_lr"] for line in lines if "loss" in line]
+    assert rates == pytest.approx([1e-4] * 3 + [5e-5] * 3)
 
 
 def test_results_do_not_depend_on_the_number_of_workers(root: Path, finished: Path, tmp_path: Path) -> None:

@@ -87,6 +87,38 @@ def test_a_fourth_band_of_infrared_is_no_alpha_although_gdal_says_so(tmp_path, b
     assert read_image_with_valid(path)[1] is None
 
 
+@pytest.mark.parametrize(("filled", "expected"), [(True, True), (False, False)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_last_band_without_a_mark_is_alpha_if_nothing_else_is_there(
+    tmp_path, bands, dtype, filled, expected
+):
+    """It has the lowest and highest value alone, and nothing is where it is 0: not so a band of labels."""
+    last = np.full((1, HEIGHT, WIDTH), np.iinfo(dtype).max, dtype)
+    last[:, :, :EMPTY] = 0
+    pixels = np.concatenate([(bands / 12).astype(dtype), last])
+    if filled:
+        pixels[:3, :, :EMPTY] = [[[9]], [[0]], [[7]]]
+    path = write(tmp_path / "a.tif", pixels, photometric="rgb")
+    with rasterio.open(path) as file:
+        assert file.colorinterp[3] == ColorInterp.undefined, "what this test is about"
+    valid = read_image_with_valid(path)[1]
+    assert (valid is not None) == expected
+    assert valid is None or (valid == (last[0] > 0)).all()
+    pixels[3, 0, 0] = 1
+    assert read_image_with_valid(write(tmp_path / "b.tif", pixels, photometric="rgb"))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "declares", "may_lack"),
+    [("uint8", None, False, False), ("uint8", 0, True, True)]
+    + [("float32", None, False, True), ("float32", np.nan, True, True), ("float32", -9999, True, True)],
+)
+def test_what_a_file_says_of_its_no_data(tmp_path, bands, dtype, nodata, declares, may_lack):
+    path = write(tmp_path / "a.tif", (bands / 12).astype(dtype), nodata=nodata)
+    with open_raster(path) as raster:
+        assert (raster.declares_no_data, raster.may_lack_data) == (declares, may_lack)
+
+
 def test_alpha_of_other_formats(tmp_path, bands):
     rgb = np.ascontiguousarray((bands / 12).astype(np.uint8).transpose(1, 2, 0))
     alpha = np.full((HEIGHT, WIDTH, 1), 255, np.uint8)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from processes import run_here
 from s4p_runs import arguments, write_dataset
@@ -65,6 +64,12 @@ def test_norms_and_position_table_are_not_decayed() -> None:
         assert decay == (0.0 if exempt else DECAY), name
 
 
+def test_exemptions_can_be_switched_off() -> None:
+    groups = param_groups(segmentor(), LR, DECAY, exempt_norms=False)
+    assert {group["weight_decay"] for group in groups} == {DECAY}
+    assert sum(len(group["params"]) for group in groups) == len(settings(segmentor()))
+
+
 @pytest.mark.parametrize("backbone", VARIANTS)
 def test_layer_decay_reaches_the_optimizer(backbone: str) -> None:
     model, depth = segmentor(backbone), VARIANTS[backbone].depth
@@ -88,7 +93,7 @@ def test_without_layer_decay_all_rates_are_equal() -> None:
 def test_betas_and_clipping() -> None:
     groups = param_groups(segmentor(), LR, DECAY)
     plain = build_optim_wrapper(groups, LR, (0.8, 0.9), torch.bfloat16, clip_grad=0.5)
-    assert type(plain) is OptimWrapper
+    assert plain.loss_scaler is None
     assert plain.clip_grad_kwargs == {"max_norm": 0.5}
     assert all(group["betas"] == (0.8, 0.9) for group in plain.optimizer.param_groups)
 
@@ -96,7 +101,8 @@ def test_betas_and_clipping() -> None:
 @pytest.mark.gpu
 def test_fp16_has_a_gradient_scaler() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(1, device="cuda"))]}]
-    assert isinstance(build_optim_wrapper(groups, LR, (0.9, 0.999), torch.float16), AmpOptimWrapper)
+    wrapper = build_optim_wrapper(groups, LR, (0.9, 0.999), torch.float16)
+    assert wrapper.loss_scaler is not None and wrapper.loss_scaler.is_enabled()
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -125,6 +131,33 @@ def test_schedule_warms_up_and_falls_to_zero(total: int, warmup: int) -> None:
         assert first[0] == pytest.approx(1e-3)
         steps = [b - a for a, b in zip(first[:warmup], first[1:warmup], strict=False)]
         assert all(step == pytest.approx(0.999 / (warmup - 1)) for step in steps), "linear"
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `scheduler.step")
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_schedule_by_epoch_is_that_of_pytorch_stepped_once_an_epoch(warmup: int) -> None:
+    epochs, steps = 6, 4
+    total = epochs * steps
+    optimizer, theirs = (torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=LR) for _ in range(2))
+    configs = cosine_schedule(total, warmup, steps)
+    schedulers = [PARAM_SCHEDULERS.build({**s, "optimizer": optimizer}) for s in configs]
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        for scheduler in schedulers:
+            scheduler.step()
+    if warmup:
+        starts = [step // steps * steps for step in range(total)]
+        expected = [LR * cosine(max(start, warmup), total, warmup) for start in starts]
+        assert rates[warmup:] == pytest.approx(expected[warmup:])
+        return
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, epochs)
+    expected = []
+    for _ in range(epochs):
+        expected += [theirs.param_groups[0]["lr"]] * steps
+        theirs.step()
+        reference.step()
+    assert rates == pytest.approx(expected)
 
 
 def test_run_follows_the_schedule(tmp_path: Path) -> None:

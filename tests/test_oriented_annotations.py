@@ -69,6 +69,38 @@ def test_xml_with_centre_sides_and_angle(tmp_path):
     assert objects.boxes[0] == pytest.approx([50, 40, 30, 10, 0.5], abs=1e-4)
 
 
+UPRIGHT = "<bndbox><xmin>10</xmin><ymin>20</ymin><xmax>60</xmax><ymax>40</ymax></bndbox>"
+
+
+def mixed_xml(*objects):
+    nodes = [f"<object><name>ship</name><difficult>0</difficult>{content}</object>" for content in objects]
+    return f"<annotation>{''.join(nodes)}</annotation>"
+
+
+def test_an_upright_box_among_rotated_ones_has_the_angle_0(tmp_path):
+    """As roLabelImg writes them; the same box read as a rotated one is the same object."""
+    rotated = "<robndbox><cx>35</cx><cy>30</cy><w>50</w><h>20</h><angle>0</angle></robndbox>"
+    objects = read(tmp_path, mixed_xml(UPRIGHT, rotated), "a.xml")
+    assert objects.polygons[0].tolist() == objects.polygons[1].tolist()
+    assert sorted(map(tuple, objects.polygons[0].tolist())) == [(10, 20), (10, 40), (60, 20), (60, 40)]
+    assert len(read(tmp_path, mixed_xml(f"<type>bndbox</type>{UPRIGHT}"), "a.xml")) == 1
+    both = read(tmp_path, mixed_xml(UPRIGHT + rotated.replace("35", "36")), "a.xml")
+    assert both.boxes[0, 0] == pytest.approx(36), "the rotated one counts"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("<xmin>10</xmin>", "", ["object 1 (ship)", "<bndbox> has no <xmin>"]),
+        ("<xmax>60", "<xmax>6", ["object 1 (ship)", "-4 x 20", "not negative"]),
+        ("<ymax>40", "<ymax>low", ["object 1 (ship)", "'low'"]),
+    ],
+)
+def test_bad_upright_box(tmp_path, before, after, words):
+    text = message(tmp_path, mixed_xml(f"<type>bndbox</type>{UPRIGHT.replace(before, after)}"), "a.xml")
+    assert all(word in text for word in words), text
+
+
 def test_written_text_reads_back_equal(tmp_path):
     objects = rectangles(40, 500, 500)
     write_objects(tmp_path / "a.txt", objects, CLASSES, truncated=np.arange(40) % 4 == 0)
@@ -123,11 +155,26 @@ def test_bad_class_names(classes, words):
         (f"{SQUARE} shop 0", ["line 2", "unknown class 'shop'", "ship, plane, storage-tank", "leave_out"]),
         ("nan 10 20 10 20 20 10 20 ship 0", ["line 2", "not a finite number"]),
         ("10 10 20 10 20 inf 10 20 ship 0", ["line 2", "not a finite number"]),
+        ("0 0.1 0.2 0.5 0.2 0.5 0.445238 0.1 0.445238", ["line 2", "YOLO-OBB", "multiply x by the image's"]),
+        ("3 0.1 0.2 0.5 0.2 0.5 0.4 0.1 0.4 0.912", ["line 2", "YOLO-OBB"]),
+        ("0 0.5 0.5 0.25 0.125", ["line 2", "an upright box of YOLO", "data.yaml or classes.txt"]),
     ],
 )
 def test_bad_line(tmp_path, line, words):
     text = message(tmp_path, f"{SQUARE} ship 0\n{line}\n{SQUARE} ship 0")
     assert all(word in text for word in words), text
+
+
+def test_classes_named_by_numbers_are_no_yolo(tmp_path):
+    reader = AnnotationReader(["0", "1"])
+    objects = read(tmp_path, "1 0.5 2 0.5 2 1.5 1 1.5 1 0\n0 0 2 0 2 2 0 2 0\n", reader=reader)
+    assert objects.labels.tolist() == [1, 0]
+
+
+def test_xml_in_an_encoding_that_cannot_be_read(tmp_path):
+    for encoding in ("gb2312", "none"):
+        content = f"<?xml version='1.0' encoding='{encoding}'?>{xml([('ship', CORNERS)])}"
+        assert "save it as UTF-8" in message(tmp_path, content, "a.xml")
 
 
 def test_text_that_is_none(tmp_path):

@@ -104,6 +104,19 @@ def test_difficult_objects_are_ignored_or_trained_on(tmp_path):
     assert item["labels"].tolist() == [0, 1] and len(item["ignored"]) == 0
 
 
+@pytest.mark.parametrize("size", [64, 32])
+def test_objects_that_are_small_at_the_input_are_ignored(tmp_path, size):
+    """By the shorter side of the upright box, in pixels of the resized image; scores keep them."""
+    polygons = [[5, 5, 25, 5, 25, 8, 5, 8], [30, 5, 34, 5, 34, 25, 30, 25], [40, 5, 55, 20, 54, 21, 39, 6]]
+    write_pair(tmp_path, "a", make_objects(polygons, [0, 1, 1], [False] * 3))  # 3, 4 and 16 pixels
+    item = source(tmp_path, size=size, flip=False, ignore_below=2).load(0, rng())
+    trained = [0, 1, 1] if size == 64 else [1, 1]
+    assert item["labels"].tolist() == trained and len(item["ignored"]) == 3 - len(trained)
+    exactly = source(tmp_path, size=64, flip=False, ignore_below=4).load(0, rng())
+    assert exactly["labels"].tolist() == [1, 1], "not below"
+    assert len(validation(tmp_path, size=size)[0]["boxes"]) == 3
+
+
 def test_images_without_objects_are_kept_or_left_out(folder):
     write_pair(folder, "b_empty", make_objects())
     assert len(source(folder)) == 5 and len(source(folder, keep_empty=False)) == 4
@@ -193,6 +206,15 @@ def test_as_a_source_of_the_batch(folder):
     assert np.array_equal(item["image"], again["image"]), "spawned workers get it by pickle"
 
 
+def test_a_list_of_classes_is_no_annotation(folder, caplog):
+    (folder / "labels/classes.txt").write_text("ship\nplane\n")
+    with caplog.at_level(logging.INFO):
+        assert len(source(folder)) == 4
+    assert f"{folder}/labels/classes.txt: a list of classes" in caplog.text
+    write_pair(folder, "classes", rectangles(5, 40, 64))
+    assert "classes" in source(folder).samples.names, "of an image of this name it is the annotation"
+
+
 # Bad input
 
 
@@ -208,6 +230,12 @@ def test_image_without_annotation_and_annotation_without_image(folder):
 def test_list_of_an_image_that_is_not_there(folder):
     (folder / "names.txt").write_text("a0\na7\n")
     with pytest.raises(SplitError, match=r"names\.txt: 1 images \(a7\)"):
+        source(folder, split=folder / "names.txt")
+
+
+def test_list_with_backslashes(folder):
+    (folder / "names.txt").write_text("images\\a0.png\n")
+    with pytest.raises(SplitError, match=r"1 images \(images\\a0.png\) .* not in .*; it has backslashes"):
         source(folder, split=folder / "names.txt")
 
 

@@ -6,14 +6,17 @@ import signal
 
 import numpy as np
 import pytest
+import rasterio
+from PIL import Image
 from shipped_data import noise, start_and_wait_for, tree
 
 from s5.data.check import check_split
-from s5.data.image_io import read_image, write_image
+from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.journal import Entry, Journal, Patch, PrepareError
 from s5.data.prepare.parallel import run_parallel
 from s5.data.prepare.patches import Window, tiles, windows
+from s5.data.prepare.pipeline import Outcome
 from s5.data.splits import Split
 
 # --- windows
@@ -38,7 +41,10 @@ def test_windows_cover_the_image_once_over(height, width, overlap):
 def test_windows_in_detail():
     assert [w.left for w in windows(64, 130, 64)] == [0, 64, 66]
     assert [w.left for w in windows(64, 130, 64, 32)] == [0, 32, 64, 66]
-    assert windows(10, 20, 64) == [Window(0, 0, 10, 20)]
+    assert list(windows(10, 20, 64)) == [Window(0, 0, 10, 20)]
+    found = windows(100, 130, 64)
+    assert len(found) == 6 and found[-1] == found[5] == (36, 66, 64, 64) and found[4:] == [found[4], found[5]]
+    assert len(windows(2**31 - 1, 50, 64)) == 2**25, "none of them is made before it is asked for"
     assert Window(512, 0, 512, 300).name("P0000") == "P0000_512_1024_0_300"
 
 
@@ -198,9 +204,7 @@ def test_a_foreign_list_is_kept_aside(pool, tmp_path):
     assert (out / "splits/unlabeled/pool.txt.old1").read_text() == "unlabeled/elsewhere/a.jpg\n"
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_tiff_is_cut_by_windows_with_one_stretch(tmp_path):
-    rasterio = pytest.importorskip("rasterio")
     ramp = np.linspace(100, 4000, 96 * 160).reshape(96, 160).astype(np.uint16)
     (tmp_path / "src").mkdir()
     with rasterio.open(
@@ -212,6 +216,35 @@ def test_tiff_is_cut_by_windows_with_one_stretch(tmp_path):
     for path in (tmp_path / "root/unlabeled/pool").glob("*.png"):
         top, bottom, left, right = map(int, path.stem.split("_")[1:])
         assert np.array_equal(read_image(path), whole[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_tiffs_of_every_kind_that_fit_into_a_patch(tmp_path, capsys, workers):
+    """As of multispectral collections; Pillow can open none of them but the last."""
+    src, rng = tmp_path / "src", np.random.default_rng(0)
+    src.mkdir()
+    for name, count, dtype in (("s2", 13, "uint16"), ("refl", 3, "float32"), ("sar", 1, "complex64")):
+        with rasterio.open(
+            src / f"{name}.tif", "w", "GTiff", count=count, height=48, width=64, dtype=dtype
+        ) as file:
+            file.write(rng.uniform(0, 3000, (count, 48, 64)).astype(dtype))
+    image = Image.fromarray(noise(48, 64))
+    image.convert("CMYK").save(src / "cmyk.tif")
+    image.resize((8, 6)).save(src / "pages.tif", save_all=True, append_images=[image])
+    for _ in range(2):
+        assert run_unlabeled(src, tmp_path / "root", "--format", "png", "--workers", workers) == 0
+        text = capsys.readouterr().out
+        assert "pages.tif: of 2 pages, only the largest is read: page 2, 48x64" in text, "each time"
+    names = [sample.name for sample in Split("splits/unlabeled/pool.txt", tmp_path / "root")]
+    assert names == [f"unlabeled/pool/{name}.png" for name in ("cmyk", "pages", "refl", "s2", "sar")]
+    assert np.array_equal(read_image(tmp_path / "root/unlabeled/pool/pages.png"), np.asarray(image))
+    assert np.array_equal(read_image(tmp_path / "root" / names[3]), read_image(src / "s2.tif"))
+
+
+def test_many_notes_are_not_all_shown():
+    outcome = Outcome(finished=7, notes=[f"{i}.tif: of 2 pages ..." for i in range(7)])
+    assert "7 source files have notes, all of them in prepare_journal.jsonl" in outcome.summary()
+    assert "4.tif" in outcome.summary() and "5.tif" not in outcome.summary()
 
 
 @pytest.mark.parametrize(
@@ -238,11 +271,11 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
     out = tmp_path / "root"
     written = []
 
-    def full_after_two(path, array):
+    def full_after_two(path, array, **options):
         if len(written) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         written.append(path)
-        write_image(path, array)
+        write_image(path, array, **options)
 
     monkeypatch.setattr("s5.data.prepare.unlabeled.write_image", full_after_two)
     assert run_unlabeled(pool, out, "--workers", "1") == 1
@@ -251,6 +284,59 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert run_unlabeled(pool, out, "--workers", "1") == 0
     assert len(Split("splits/unlabeled/pool.txt", out)) == 13
+
+
+# --- pixels without data
+
+
+@pytest.mark.parametrize("kind", ["nodata", "mask", "alpha", "png"])
+@pytest.mark.parametrize("form", ["jpg", "png"])
+def test_patches_keep_where_there_are_no_data(tmp_path, capsys, kind, form):
+    """Wholly without, a patch is not written; partly without, it is PNG with alpha whatever the format."""
+    rgb, valid = np.maximum(noise(128, 128), 1), np.add(*np.mgrid[:128, :128]) > 127
+    write_scene(tmp_path / "src", kind, rgb, valid)
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root", "--format", form) == 0
+    assert "1 patches without any data left out" in capsys.readouterr().out
+    split = Split("splits/unlabeled/pool.txt", tmp_path / "root")
+    names = [split.name(i).rpartition("/")[2] for i in range(len(split))]
+    partly = ["scene_0_64_64_128.png", "scene_64_128_0_64.png"]
+    assert names == [*partly, f"scene_64_128_64_128.{form}"]
+    for name in partly:
+        top, bottom, left, right = map(int, name.removesuffix(".png").split("_")[1:])
+        image, known = read_image_with_valid(tmp_path / "root/unlabeled/pool" / name)
+        part = np.s_[top:bottom, left:right]
+        assert np.array_equal(known, valid[part]) and np.array_equal(image[known], rgb[part][known])
+        assert not image[~known].any()
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root", "--format", form) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_small_images_without_data_give_no_patch(tmp_path, capsys):
+    for name, valid in (("nothing", np.zeros((40, 50), bool)), ("part", np.eye(40, 50, dtype=bool))):
+        write_image(tmp_path / f"src/{name}.png", noise(40, 50), valid=valid)
+    assert run_unlabeled(tmp_path / "src", tmp_path / "root") == 0
+    text = capsys.readouterr().out
+    assert "1 of them gave no patch" in text and "1 patches without any data left out" in text
+    split = Split("splits/unlabeled/pool.txt", tmp_path / "root")
+    assert [split.name(i) for i in range(len(split))] == ["unlabeled/pool/part.png"]
+    assert np.array_equal(read_image_with_valid(split.sample(0).image)[1], np.eye(40, 50, dtype=bool))
+
+
+def write_scene(folder, kind, rgb, valid):
+    folder.mkdir()
+    if kind == "png":
+        write_image(folder / "scene.png", rgb, valid=valid)
+        return
+    bands = rgb.transpose(2, 0, 1)
+    bands = np.where(valid, bands, 0).astype(np.uint8) if kind == "nodata" else bands
+    bands = np.concatenate([bands, 255 * valid[None].astype(np.uint8)]) if kind == "alpha" else bands
+    size = {"count": len(bands), "height": valid.shape[0], "width": valid.shape[1], "dtype": "uint8"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        nodata = 0 if kind == "nodata" else None
+        with rasterio.open(folder / "scene.tif", "w", "GTiff", nodata=nodata, **size) as file:
+            file.write(bands)
+            if kind == "mask":
+                file.write_mask(valid)
 
 
 # --- interruptions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oriented_data import paint, rectangles
 
-from s5.data.image_io import read_image, write_image
+from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.oriented.annotations import AnnotationReader, make_objects, write_objects
 from s5.data.oriented.classes import DOTA_V1, DOTA_V2
 from s5.data.oriented.dataset import OrientedImages, OrientedValidation
@@ -93,6 +93,14 @@ def test_objects_of_windows(dota, tmp_path):
     assert seen == {"0", "1", "2"}
     merged = merge_objects((name, objects) for name, _, objects in parts_of(tmp_path / "root"))
     assert 20 < len(merged["P0001"]) <= 30
+
+
+def test_a_list_of_classes_among_the_labels(dota, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    (dota / "train/labelTxt-v2.0/DOTA-v2.0_train/classes.txt").write_text("plane\nship\n")
+    assert run(dota, tmp_path / "root") == 0
+    assert "could not be used" not in capsys.readouterr().out
+    assert "classes.txt: a list of classes, not an annotation; it is left out" in caplog.text
 
 
 def test_labels_of_whole_images_are_kept(dota, tmp_path):
@@ -306,3 +314,30 @@ def test_real_images(shared, tmp_path, capsys):
         found = merged[whole.samples.name(i)]
         assert len(found) >= (inside & small).sum(), "what fits into the gap is in some window"
         assert len(found) <= inside.sum()
+
+
+def test_windows_keep_where_there_are_no_data(dota, tmp_path, capsys):
+    """Without data and objects a window is not written; partly without, it is PNG whatever the format."""
+    rgb = paint(OBJECTS, HEIGHT, WIDTH)
+    for name in ("P0001", "P0002"):  # with and without objects
+        valid = np.broadcast_to(np.arange(WIDTH) >= 70, (HEIGHT, WIDTH))
+        write_image(dota / f"train/images/part1/{name}.png", rgb, valid=valid)
+    write_image(dota / "test-dev/images/P0004.png", rgb[:50], valid=valid[:50])
+    assert run(dota, tmp_path / "root", "--format", "jpg") == 0
+    assert "3 patches without any data left out" in capsys.readouterr().out
+    names = [sample.image.name for sample in Split("dota/splits/train.txt", tmp_path / "root")]
+    expected = {0: ".png", 48: ".png", 86: ".jpg"}
+    wanted = [
+        f"{image}__64__{x}___{y}{end}"
+        for image in ("P0001", "P0002")
+        for y in (0, 26)
+        for x, end in expected.items()
+    ]
+    assert names == [name for name in wanted if not name.startswith("P0002__64__0_")]
+    image, known = read_image_with_valid(tmp_path / "root/dota/train/images/P0001__64__48___26.png")
+    assert np.array_equal(known, valid[:64, 48:112]) and np.array_equal(image[known], rgb[26:, 48:112][known])
+    image, known = read_image_with_valid(tmp_path / "root/dota/test-dev/images/P0004__64__48___0.png")
+    assert np.array_equal(known[:50], valid[:50, 48:112]) and known[50:].all()
+    assert (image[50:] == PADDING).all(), "padding is not black"
+    item = OrientedValidation(tmp_path / "root/dota/test-dev/images", None, DOTA_V2, "dota", size=64)[0]
+    assert np.array_equal(item["valid"].numpy(), known) and item["valid"] is not None

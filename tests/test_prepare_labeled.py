@@ -8,11 +8,12 @@ import pytest
 from shipped_data import class_map, noise, write_tiff
 
 from s5.data.check import check_split
+from s5.data.datasets import read_labeled
 from s5.data.image_io import read_image, read_mask, write_image, write_mask
 from s5.data.labels import get_table
+from s5.data.masks import open_mask
 from s5.data.prepare import labeled
 from s5.data.prepare.__main__ import main
-from s5.data.prepare.masks import open_mask
 from s5.data.splits import Split
 
 CLASSES = {"classes": ["land", "roof", "road"], "palette": [[9, 9, 9], [200, 30, 30], [255, 255, 255]]}
@@ -191,3 +192,30 @@ def test_bad_arguments(src, tmp_path, capsys):
     (src / "masks/south_0.png").unlink()
     assert run(src, out) == 1
     assert "1 images in" in (error := capsys.readouterr().err) and "south_0.jpg" in error
+
+
+def test_labels_without_data_do_not_count(tmp_path, capsys):
+    """Patches keep where the image has data; reading them for training and validation ignores the rest."""
+    src, valid = tmp_path / "src", np.add(*np.mgrid[:64, :96]) > 70
+    labels = class_map(64, 96, 3)
+    for i in range(4):
+        write_image(src / f"images/{i}.png", noise(64, 96, i), valid=valid)
+        write_mask(src / f"masks/{i}.png", labels)
+    write_image(src / "images/4.png", noise(64, 96), valid=np.zeros_like(valid))
+    write_mask(src / "masks/4.png", labels)
+    assert run(src, tmp_path / "root", "--val-share", "0.2") == 0
+    text = capsys.readouterr().out
+    assert "patches without any data left out" in text
+    train, val = splits(tmp_path / "root")
+    table = get_table(CLASSES, default_name="mine")
+    assert len(train) + len(val) in (3 * 5 + 1, 4 * 5), "an image of six patches has five with data"
+    assert check_split(train, table).ok and check_split(val, table).ok
+    for split in (train, val):
+        for sample in split:
+            _, label, known = read_labeled(sample, table)
+            whole = not sample.image.stem.endswith(("_32", "_64", "_96"))
+            top, bottom, left, right = (0, 64, 0, 96) if whole else map(int, sample.image.stem.split("_")[1:])
+            part = np.s_[top:bottom, left:right]
+            assert np.array_equal(label, np.where(valid, labels, 255)[part])
+            assert np.array_equal(read_mask(sample.mask), labels[part]), "the mask itself is as it was"
+            assert (known is None) == valid[part].all()

@@ -21,7 +21,8 @@ def src(tmp_path, monkeypatch):
 
 
 def run(src, out, *more):
-    return main(["loveda", "--src", str(src), "--out", str(out), "--size", "32", "--workers", "1", *more])
+    sizes = ["--size", "32", "--overlap", "0"]
+    return main(["loveda", "--src", str(src), "--out", str(out), *sizes, "--workers", "1", *more])
 
 
 def test_folders(src, tmp_path, capsys):
@@ -44,6 +45,32 @@ def test_folders(src, tmp_path, capsys):
     assert [sample.mask for sample in test] == [None] * 4
     assert test.sample(0).name == "loveda/test/images/Rural/8.png"
     assert test.sample(0).image.read_bytes() == (src / "Test/Rural/images_png/8.png").read_bytes()
+
+
+def test_images_stay_whole_by_default(src, tmp_path, capsys):
+    """All parts, and a list of training and validation images together."""
+    out = tmp_path / "root"
+    assert main(["loveda", "--src", str(src), "--out", str(out), "--workers", "1"]) == 0
+    assert "12 source files cut into 12 patches" in capsys.readouterr().out
+    train, val, both = (Split(f"loveda/splits/{name}.txt", out) for name in ("train", "val", "trainval"))
+    assert [sample.name for sample in both] == [sample.name for sample in (*train, *val)]
+    assert len(both) == 8 and train.sample(0).name == "loveda/train/images/Rural/0.png"
+    assert np.array_equal(read_image(train.sample(3).image), noise(HEIGHT, WIDTH, 3))
+    assert np.array_equal(read_mask(train.sample(3).mask), class_map(HEIGHT, WIDTH, 8, 3))
+    assert main(["loveda", "--src", str(src), "--out", str(out), "--size", "32"]) == 1
+    assert "size was 0, is 32" in capsys.readouterr().err
+    assert main(["loveda", "--src", str(src), "--out", str(out), "--size", "8"]) == 1
+    assert "--size must be 0 (whole images) or at least 16" in capsys.readouterr().err
+
+
+def test_a_damaged_test_image_is_listed(src, tmp_path, capsys):
+    path = src / "Test/Rural/images_png/8.png"
+    path.write_bytes(path.read_bytes()[:300])
+    (src / "Test/Rural/images_png/9.png").write_text("no image")
+    assert run(src, tmp_path / "root") == 0
+    said = capsys.readouterr().out
+    assert "8.png: truncated PNG" in said and "9.png: is not an image" in said
+    assert len(Split("loveda/splits/test.txt", tmp_path / "root")) == 2
 
 
 def test_archives_give_the_same(src, tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shipped_data import HEIGHT, OEM_XBD, WIDTH, make_openearthmap, noise, pack, tree
+from shipped_data import HEIGHT, OEM_XBD, WIDTH, make_openearthmap, noise, pack, tree, write_tiff
 
 from s5.data.check import check_split
 from s5.data.image_io import read_image, read_mask, write_image
@@ -20,8 +20,8 @@ def src(tmp_path):
 
 
 def run(src, out, *more):
-    arguments = ["openearthmap", "--src", str(src), "--out", str(out), "--size", "32", "--workers", "1"]
-    return main([*arguments, *more])
+    arguments = ["openearthmap", "--src", str(src), "--out", str(out), "--workers", "1"]
+    return main([*arguments, "--size", "32", "--overlap", "0", *more])
 
 
 def test_without_xbd(src, tmp_path, capsys, caplog):
@@ -38,6 +38,14 @@ def test_without_xbd(src, tmp_path, capsys, caplog):
     assert check_split(train, get_table("openearthmap")).ok
     assert test.sample(0).name == "openearthmap/test/images/aachen_4.png" and test.sample(0).mask is None
     assert train.sample(8).name == "openearthmap/train/images/el_rodeo_1_0_32_0_32.png"
+
+
+def test_images_stay_whole_by_default(src, tmp_path):
+    out = tmp_path / "root"
+    assert main(["openearthmap", "--src", str(src), "--out", str(out), "--workers", "1"]) == 0
+    train = Split("openearthmap/splits/train.txt", out)
+    assert [sample.image.stem for sample in train] == ["aachen_1", "aachen_2", "el_rodeo_1"]
+    assert all(read_image(sample.image).shape == (HEIGHT, WIDTH, 3) for sample in train)
 
 
 def test_pixels_and_masks(src, tmp_path):
@@ -110,3 +118,8 @@ def test_wrong_xbd_folder(src, tmp_path, capsys):
     (tmp_path / "packed").mkdir()
     assert run(src, tmp_path / "root", "--xbd", str(tmp_path / "packed")) == 1
     assert "unpack the archives of xBD" in capsys.readouterr().err
+    name = "houston-harvey_00000001_pre_disaster"
+    write_tiff(tmp_path / f"packed/geotiffs/tier1/images/{name}.tif", noise(64, 64))
+    assert run(src, tmp_path / "root", "--xbd", str(tmp_path / "packed")) == 1
+    error = capsys.readouterr().err
+    assert "1 GeoTIFFs" in error and "GeoTIFF edition" in error and "whose images are PNG" in error

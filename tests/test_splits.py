@@ -1,12 +1,17 @@
-"""Split files: every form of line, shared memory, speed, and what is refused."""
+"""Split files: every form of line, memory of workers, speed, and what is refused."""
 
+import gc
+import multiprocessing
+import os
+import pickle
+import re
 import time
+from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing
 
-from s5.data.errors import SplitError
+from s5.data.build import resolve_split
+from s5.data.errors import SplitError, printable
 from s5.data.splits import Split, format_line, write_split
 
 
@@ -110,8 +115,61 @@ def test_empty_split(tmp_path, content):
 
 
 def test_too_many_parts(tmp_path):
-    with pytest.raises(SplitError, match=r"s.txt.*a.png.*c.png.*sample 0"):
+    with pytest.raises(SplitError, match=r"s.txt, line 1: .*a.png.*c.png"):
         split_of(tmp_path, b"a.png\tb.png\tc.png").sample(0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("line", ["a/0.png m/0.png\r\n", "grün/ä.png\n"])
+def test_lists_in_other_encodings_say_so(tmp_path, encoding, line):
+    name = encoding[:6].upper()
+    with pytest.raises(SplitError, match=rf"s.txt: is encoded in {name}.*UTF-8.*iconv -f {name}.*PowerShell"):
+        split_of(tmp_path, line.encode(encoding))
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    with pytest.raises(SplitError, match="s.txt: is not a text file"):
+        split_of(tmp_path, b"\x80\x02}q\0a.png\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (rb"images\0.png masks\0.png", r"no file images\\0.png in .*backslashes, write / between"),
+        (rb"images/0.png masks\0.png", r"no file masks\\0.png in .*backslashes"),
+        (b"images/0.png,masks/0.png", "commas or semicolons, write a space or a TAB"),
+        (b"images/0.png;masks/0.png", "commas or semicolons"),
+        (b"image,mask", "commas or semicolons"),
+        (b'"images/0.png" "masks/0.png"', "quotes, write paths without them"),
+        (b"'images/0.png'\t'masks/0.png'", "quotes"),
+        ("影像/0.png".encode("gbk"), r"\\xcf\\xf1/0.png.*not UTF-8; convert the list"),
+    ],
+)
+def test_lines_as_other_programs_write_them_say_what_is_wrong(tmp_path, line, reason):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/0.png").touch()
+    split = split_of(tmp_path, b"images/0.png\r\n\r\n" + line + b"\r\n")
+    assert split.misread(0) == ""
+    problem = printable(split.misread(1))
+    assert problem.startswith(f"{tmp_path}/s.txt, line 3: ") and re.search(reason, problem), problem
+    split.check_first_line()
+    with pytest.raises(SplitError, match="line 1: "):
+        split_of(tmp_path, line).check_first_line()
+    with pytest.raises(SplitError, match="line 1: "):  # as for training
+        resolve_split(tmp_path, Path("s.txt"))
+
+
+@pytest.mark.parametrize("name", [r"a\0.png", "a.png,b.png", '"a.png"', "image,mask", "\udccf.png"])
+def test_a_file_may_really_have_such_a_name(tmp_path, name):
+    (tmp_path / name).touch()
+    assert split_of(tmp_path, os.fsencode(name)).misread(0) == ""
+    (tmp_path / name).unlink()
+    assert split_of(tmp_path, os.fsencode(name)).misread(0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a b.png m.png", "o'brien/a.png", "a, b/c.png"])
+def test_other_files_that_are_missing_are_no_matter_of_the_form(tmp_path, name):
+    assert split_of(tmp_path, name.encode()).misread(0) == ""
 
 
 def test_index_out_of_range(tmp_path):
@@ -129,14 +187,34 @@ def test_a_million_lines_load_quickly(tmp_path):
     assert split.name(999_999) == "unlabeled/RS4P-1M/part_099/images/P0999999.jpg"
 
 
-def _overwrite_first_letter(split):
-    split._text[0] = ord("z")
+def private_memory() -> int:
+    """Bytes of this process that no other has."""
+    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
+    return 1024 * sum(int(row[1]) for row in rows if row[0].startswith("Private_"))
 
 
-def test_workers_share_the_text(tmp_path):
-    split = split_of(tmp_path, b"a.png\n")
-    assert all(isinstance(t, torch.Tensor) and t.is_shared() for t in (split._text, split._offsets))
-    process = torch.multiprocessing.get_context("fork").Process(target=_overwrite_first_letter, args=(split,))
+def growth_in_a_worker(split: Split, grown: multiprocessing.SimpleQueue) -> None:
+    split.name(0)
+    gc.freeze()
+    before = private_memory()
+    for index in range(0, len(split), 40):  # a line of every page
+        split.sample(index)
+    grown.put(private_memory() - before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
+def test_forked_workers_share_the_lines_without_dev_shm(tmp_path):
+    split = split_of(tmp_path, b"unlabeled/RS4P-1M/part_007/images/P1234567.jpg\n" * 1_000_000)
+    shared = [row for row in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in row]
+    assert not shared
+    context = multiprocessing.get_context("fork")
+    grown = context.SimpleQueue()
+    process = context.Process(target=growth_in_a_worker, args=(split, grown))
     process.start()
+    assert grown.get() < 10e6, "of 63 MB of text and offsets"
     process.join()
-    assert split.name(0) == "z.png", "the other process had a copy"
+
+
+def test_spawned_workers_get_it_by_pickle(tmp_path):
+    split = pickle.loads(pickle.dumps(split_of(tmp_path, b"a.png b.png\nc.png\n")))
+    assert parts(split) == [("a.png", "b.png"), ("c.png", None)]

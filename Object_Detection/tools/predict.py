@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 8 tools/predict.py CKPT images/ --out detections     the images shared by 8 GPUs
 
 An image whose sides fit the window goes through the network at once, resized as in training; a larger one in
-overlapping windows, which are merged. A TIFF of any size is read by rows of windows. Writes with the folders
-of the input
+overlapping windows, which are merged. A TIFF of any size is read by rows of windows. Detections whose centre
+lies where the image has no data are dropped. Writes with the folders of the input
     <out>/<task>/drawings/<name>.jpg         outlines; images of over 4096 pixels are reduced
     <out>/<task>/dota/<name>.txt             x1 y1 x2 y2 x3 y3 x4 y4 class 0 score
     <out>/<task>/geojson/<name>.geojson      longitude and latitude for a GeoTIFF, else pixels
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     place = start(args.device)
     mmcv_ext.require_device(place.device.type)
     logger.info("mmcv operators: %s", mmcv_ext.in_use())
-    recipe = trained.find_recipe(args.checkpoint, args.config, args.cfg_options, args.allow_pickle)
+    recipe = trained.find_recipe(args.checkpoint, args.config, args.cfg_options)
     if not recipe.configured and (args.config or args.cfg_options):
         raise ConfigError(
             f"{args.checkpoint} says itself what it holds, no configuration is read: leave --config and "
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     results = DetResults(args.out, recipe.classes, tuple(args.formats))
 
     def build() -> Work:
-        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype)
         return partial(predict_files, model, results=results, how=how)
 
     settings = settings_of(args, recipe, how, dtype)

@@ -95,9 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     place = launch.start(args.device)
     mmcv_ext.require_device(place.device.type)
     recipe = trained.recipe_of_config(cfg)
-    trained.require_fit(
-        args.checkpoint, read_checkpoint(args.checkpoint, args.allow_pickle), recipe, args.config
-    )
+    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint), recipe, args.config)
     folder = "evaluation" if args.split == "val" else "evaluation_test"
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
     launch.setup_logging(work_dir, place)
@@ -123,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("nothing to do: the images have no annotations; give --out or --submit")
     make_folders(args.out, submissions, list(classes), place)
     dtype = resolve_precision(cfg.precision, place.device)
-    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, args.allow_pickle)
+    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype)
     if place.is_main:
         with reports.writing(work_dir):
             reports.remove_reports(work_dir, evaluation.PARTS)

@@ -11,23 +11,20 @@ train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 import torch
 
 from s5.engine import det, launch
-from s5.engine.checkpoint import load_weights
 from s5.engine.checkpoint_files import find_resume
-from s5.engine.command import add_common_options, add_resume_option, run_command
+from s5.engine.command import add_common_options, add_init_bands_option, add_resume_option, run_command
 from s5.engine.config import load_python_config
 from s5.engine.det_config import DetConfig
 from s5.engine.detection.task_metrics import build_metrics
+from s5.engine.init_weights import start_from
 from s5.engine.training import run_training
 from s5.ops import mmcv_ext
-
-logger = logging.getLogger("s5.train")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,6 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_common_options(parser, "--options")
     parser.add_argument("--load-from", type=Path, help="weights to start from, for load_from of CONFIG")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: work_dirs/<name of config>)")
+    add_init_bands_option(parser)
     add_resume_option(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch"], help="not needed: seen by itself")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
@@ -62,11 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.manual_seed(cfg.seed)
     model = det.build_model(cfg, classes, place.device)
-    start = args.load_from or cfg.load_from
-    if resume_from is None and start is not None:
-        load_weights(model.detector, start, allow_pickle=args.allow_pickle)
-    elif resume_from is None:
-        logger.info("initial weights: random; set load_from to start from S4P")
+    if resume_from is None:
+        start_from(model.detector, args.load_from or cfg.load_from, cfg.init_bands)
 
     return run_training(
         place,

@@ -15,6 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from s5.data.collate import FixMatchCollate, TasksCollate, collate_validation
 from s5.data.datasets import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
 from s5.data.image_io import init_worker
+from s5.data.loader import Loader
 from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.splits import Split
 
@@ -124,7 +125,7 @@ def whole_images_loader(
     dataset: ConcatDataset = ConcatDataset(parts.values())
     dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine asks for it
     lengths = {task: len(part) for task, part in parts.items()}  # type: ignore[arg-type]
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=1,
         sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
@@ -154,7 +155,7 @@ def build_loader(
     placement: Placement,
 ) -> DataLoader:
     """The endless loader of the sampler's batches; ``metainfo`` is kept in checkpoints."""
-    return DataLoader(
+    return Loader(
         MultiSourceDataset(list(sources), sampler.seed, metainfo),
         batch_size=sampler.batch_size,
         sampler=sampler,
@@ -166,8 +167,14 @@ def build_loader(
 
 
 def resolve_split(root: Path, split: Path) -> Split:
-    """A split file by its path, relative to ``root`` unless absolute."""
-    return Split(split if split.is_absolute() else root / split, root)
+    """A split file by its path, relative to ``root`` unless absolute.
+
+    Raises:
+        SplitError: the file is missing, empty or not of the form of a split.
+    """
+    found = Split(split if split.is_absolute() else root / split, root)
+    found.check_first_line()
+    return found
 
 
 def stop_workers(*loaders: DataLoader) -> None:

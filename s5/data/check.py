@@ -26,10 +26,12 @@ import cv2
 import numpy as np
 
 from s5.data.check_report import Problem, Report
+from s5.data.command import escape_console
 from s5.data.errors import DataError, ImageError, SplitError
-from s5.data.image_io import init_worker, read_image, read_mask, write_bytes
+from s5.data.image_io import init_worker, open_stored_mask, read_image, write_bytes
 from s5.data.label_table import LabelTable
 from s5.data.labels import TABLES
+from s5.data.masks import open_mask
 from s5.data.pairs import pair_folders
 from s5.data.progress import Progress
 from s5.data.splits import Sample, Split
@@ -38,7 +40,7 @@ from s5.data.table_argument import HELP, parse_table
 logger = logging.getLogger(__name__)
 
 _CHUNK = 32  # samples a thread takes at a time
-_CHECK_VERSION = 4  # raise it when the check finds more: clean results that are remembered then lapse
+_CHECK_VERSION = 5  # raise it when the check finds more: clean results that are remembered then lapse
 _Result = TypeVar("_Result")
 
 
@@ -127,6 +129,9 @@ def _check_part(split: Split, indices: Sequence[int], table: LabelTable | None) 
         except SplitError as error:
             report.problems.append(Problem("line", str(split.path), str(error)))
             continue
+        if problem := split.misread(index):
+            report.problems.append(Problem("line", str(split.path), problem))
+            continue
         _check_sample(sample, report)
     return report
 
@@ -140,30 +145,49 @@ def _check_sample(sample: Sample, report: Report) -> None:
             message = f"{sample.image}: its line has no mask; a labeled line is 'image mask'"
             report.problems.append(Problem("no mask", str(sample.image), message))
         return
-    mask = _read(read_mask, sample.mask, report)
+    mask = _read(lambda path: _read_mask(path, report), sample.mask, report)
     if mask is None:
         return
-    histogram = _histogram(mask)
-    report.raw_histogram += histogram
-    report.borders += _borders(mask)
     if image is not None and mask.shape != image.shape[:2]:
         message = (
             f"{sample.mask}: mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
             f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}"
         )
         report.problems.append(Problem("size", str(sample.mask), message))
-    if report.table is not None and report.table.unknown_values(histogram):
-        message = report.table.unknown_message(histogram, sample.mask)
-        report.problems.append(Problem("values", str(sample.mask), message))
+
+
+def _read_mask(path: Path, report: Report) -> np.ndarray:
+    """Raw values (H, W) of the report's table, which are counted; without a table as stored, of any type."""
+    if report.table is None:
+        with open_stored_mask(path) as stored:
+            return stored.read(0, 0, stored.header.height, stored.header.width).pixels[0]
+    with open_mask(path, report.table) as mask:
+        report.masks.add(path, mask.header, report.table)
+        values = mask.all_values()
+    histogram = _histogram(values)
+    report.raw_histogram += histogram
+    report.borders += _borders(values)
+    if mask.header.coding == "values":
+        report.masks.add_values(path, histogram, report.table)
+    if report.table.unknown_values(histogram):
+        message = report.table.unknown_message(histogram, path)
+        report.problems.append(Problem("values", str(path), message))
+    return values
 
 
 def _read(read: Callable[[Path], np.ndarray], path: Path, report: Report) -> np.ndarray | None:
     try:
         return read(path)
-    except ImageError as error:
-        kind = "missing" if not path.exists() else "colours" if "colour-coded" in error.reason else "corrupt"
-        report.problems.append(Problem(kind, str(path), str(error)))
+    except DataError as error:
+        report.problems.append(Problem(_kind(error, path), str(path), str(error)))
         return None
+
+
+def _kind(error: DataError, path: Path) -> str:
+    """Kind of the problem of a file that could not be read."""
+    if not isinstance(error, ImageError):
+        return "values"
+    return "missing" if not path.exists() else "colours" if "colour-coded" in error.reason else "corrupt"
 
 
 def _histogram(mask: np.ndarray) -> np.ndarray:
@@ -217,6 +241,7 @@ def _errors_as_exit(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    escape_console()
     parser = argparse.ArgumentParser(
         prog="python -m s5.data.check", description=(__doc__ or "").split("\n")[0]
     )

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from s5.data.conventions import explain_convention
+from s5.data.errors import printable
 from s5.data.label_table import LabelTable
+from s5.data.mask_survey import MaskSurvey
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,10 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: ``missing``, ``corrupt``, ``values`` (outside the table), ``size`` (mask unlike image),
-            ``colours`` (colour-coded mask), ``no mask``, ``line`` (the split's line itself), ``convention``
-            (all masks of the split were written for another table) or ``ignored`` (no pixel of them counts).
+        kind: ``missing``, ``corrupt``, ``values`` (values or colours outside the table), ``size`` (mask
+            unlike image), ``colours`` (colour-coded, but the table has no palette; or it cannot be told),
+            ``no mask``, ``line`` (the split's line itself), ``convention`` (all masks of the split were
+            written for another table) or ``ignored`` (no pixel of them counts).
         path: the file.
         message: the whole message, file included.
     """
@@ -44,6 +47,7 @@ class Report:
         borders: int64 (5,), over every fourth row of these masks: neighbours that differ, those of them of
             which one is 0, pixels that are 0, and runs of 255 and of 0 that do not touch the side of
             their mask.
+        masks: how the masks are coded.
     """
 
     split: str
@@ -54,6 +58,7 @@ class Report:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     borders: np.ndarray = field(default_factory=lambda: np.zeros(5, np.int64))
+    masks: MaskSurvey = field(default_factory=MaskSurvey)
 
     @property
     def ok(self) -> bool:
@@ -63,7 +68,7 @@ class Report:
     @property
     def errors(self) -> list[str]:
         """One message per problem; each names its file."""
-        return [problem.message for problem in self.problems]
+        return [printable(problem.message) for problem in self.problems]
 
     @property
     def histogram(self) -> np.ndarray:
@@ -82,6 +87,7 @@ class Report:
         self.sizes.update(other.sizes)
         self.raw_histogram += other.raw_histogram
         self.borders += other.borders
+        self.masks.update(other.masks)
 
     def judge_together(self) -> None:
         """Add what only all masks of the whole split show."""
@@ -94,6 +100,8 @@ class Report:
                 f"{self.table.name!r} (valid: {self.table.valid_values()}). Correct its values and ignore"
             )
             self.problems.insert(0, Problem("ignored", self.split, message))
+        self.problems += [Problem("colours", path, text) for path, text in self.masks.refused().items()]
+        self.warnings += [f"{self.split}: {message}" for message in self.masks.warnings(self.table)]
         suspicion = explain_convention(self.table, self.raw_histogram, self.borders)
         if suspicion is None:
             return
@@ -123,15 +131,17 @@ class Report:
         shares = self.histogram / max(1, self.histogram.sum())
         classes = zip(table.classes, self.histogram.tolist(), shares.tolist(), strict=True) if table else ()
         return {
-            "split": self.split,
+            "split": printable(self.split),
             "table": table.name if table else None,
             "samples": self.samples,
             "ok": self.ok,
             "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
             "classes": [{"name": name, "pixels": n, "share": share} for name, n, share in classes],
             "ignored_pixels": self.ignored,
-            "warnings": self.warnings,
-            "errors": [vars(problem) for problem in self.problems],
+            "warnings": [printable(message) for message in self.warnings],
+            "errors": [
+                {name: printable(text) for name, text in vars(problem).items()} for problem in self.problems
+            ],
         }
 
     def _size_lines(self) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s5.data.draws import derangement, sample_rng
+from s5.data.draws import NEUTRAL, derangement, sample_rng
 
 PARTNER_STREAM = 1 << 20  # keeps the batch's own draws apart from those of any source
 
@@ -81,14 +81,17 @@ class TasksCollate:
         """The batch; None stands for samples of tasks that have not started.
 
         Returns:
-            ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``counts``:
-            images of each task, ``names`` (B), ``skipped``: an empty list.
+            ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``photometric``
+            (B, 6) float32, neutral where a task has no photometric augmentation, ``counts``: images of each
+            task, ``names`` (B), ``skipped``: an empty list.
         """
         present = [sample for sample in samples if sample is not None]
         sources = [sample["source"] for sample in present]
+        rows = [sample.get("photometric", NEUTRAL) for sample in present]
         return {
             "images": _stack(present, "image").permute(0, 3, 1, 2),
             "labels": _stack(present, "label"),
+            "photometric": torch.from_numpy(np.stack(rows)),
             "counts": [sources.count(task) for task in range(self.tasks)],
             "names": [sample["name"] for sample in present],
             "skipped": [],

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 
-from s5.data.errors import DataError
+from s5.data.errors import ESCAPE, DataError
+
+
+def escape_console() -> None:
+    """Let stdout and stderr escape what they cannot encode, such as file names that are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a notebook puts there
+            stream.reconfigure(errors=ESCAPE)
 
 
 def run_command(action: Callable[[], int]) -> int:
@@ -19,6 +27,7 @@ def run_command(action: Callable[[], int]) -> int:
     Returns:
         The exit code: the action's own, 1 after an error, 130 when interrupted.
     """
+    escape_console()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

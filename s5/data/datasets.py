@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from s5.data.draws import StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
+from s5.data.draws import Photometric, StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
 from s5.data.errors import DataError, ImageError
 from s5.data.geometry import CropParams, crop_image, crop_mask, draw_crop, valid_mask
-from s5.data.image_io import read_image, read_mask
-from s5.data.labels import LabelTable
+from s5.data.image_io import read_image_with_valid
+from s5.data.labels import IGNORE, LabelTable
+from s5.data.masks import read_ids
 from s5.data.sampler import Draw
 from s5.data.splits import Sample, Split
 
@@ -56,45 +57,71 @@ class Source(Protocol):
         ...
 
 
-def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image (H, W, 3) and its mask as train ids (H, W).
+def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read an image and its mask; where the image has no data, the mask is ignored.
+
+    Returns:
+        The image (H, W, 3), train ids (H, W), and bool (H, W), false where the image has no data; None if it
+        has data everywhere.
 
     Raises:
-        DataError: the line has no mask, a file cannot be read, sizes differ, or a value is outside the table.
+        DataError: the line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
+            the table.
     """
     if sample.mask is None:
         raise DataError(f"{sample.name}: the split line has no mask; labeled lines are `image mask`")
-    image = read_image(sample.image)
-    mask = read_mask(sample.mask)
-    if image.shape[:2] != mask.shape:
+    image, valid = read_image_with_valid(sample.image)
+    label = read_ids(sample.mask, table)
+    if image.shape[:2] != label.shape:
         raise DataError(
-            f"{sample.mask}: mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
+            f"{sample.mask}: mask of {label.shape[0]}x{label.shape[1]} pixels for an image of "
             f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}; they must be equal"
         )
-    return image, table.encode(mask, sample.mask)
+    if valid is not None:
+        label = np.where(valid, label, np.uint8(IGNORE))
+    return image, label, valid
 
 
 class LabeledImages:
-    """Labeled training images: weak view and train ids, 255 where padded or ignored."""
+    """Labeled training images: weak view and train ids, 255 where padded, ignored or without data.
+
+    Args:
+        split: the images and their masks.
+        table: classes of the masks.
+        weak: geometry of the crops.
+        name: name for messages.
+        photometric: ranges of the photometric augmentation, which the model applies; None for none.
+    """
 
     def __init__(
-        self, split: Split, table: LabelTable, weak: WeakAugmentation, name: str = "labeled"
+        self,
+        split: Split,
+        table: LabelTable,
+        weak: WeakAugmentation,
+        name: str = "labeled",
+        photometric: Photometric | None = None,
     ) -> None:
         self.split, self.table, self.weak, self.name = split, table, weak, name
+        self.photometric = photometric
 
     def __len__(self) -> int:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``."""
+        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``, and the ``photometric`` row if any."""
         sample = self.split.sample(index)
-        image, label = read_labeled(sample, self.table)
+        image, label, _ = read_labeled(sample, self.table)
         crop = self.weak.draw(rng, image)
-        return {"image": crop_image(image, crop), "label": crop_mask(label, crop), "name": sample.name}
+        item = {"image": crop_image(image, crop), "label": crop_mask(label, crop), "name": sample.name}
+        if self.photometric is not None:
+            item["photometric"] = draw_photometric(rng, self.photometric)
+        return item
 
 
 class UnlabeledImages:
     """Unlabeled training images: weak view, where it is padding, and the draws of its strong views.
+
+    Pixels without data are padding: they count nowhere.
 
     An unreadable file is replaced by another image, drawn from the same generator; what was skipped travels
     with the sample to the main process, which logs it and enforces the permitted share.
@@ -125,11 +152,12 @@ class UnlabeledImages:
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """``image`` (S, S, 3), ``padding`` (S, S) 0 or 255, and the draws of the strong views."""
-        image, stored, sample, skipped = self._read(index, rng)
+        image, stored, valid, sample, skipped = self._read(index, rng)
         crop = self.weak.draw(rng, image)
+        empty = None if valid is None else np.where(valid, np.uint8(0), np.uint8(IGNORE))
         item = {
             "image": crop_image(image, crop),
-            "padding": valid_mask(crop),
+            "padding": valid_mask(crop) if empty is None else crop_mask(empty, crop),
             "photometric": np.stack([draw_photometric(rng, self.strong) for _ in range(self.views)]),
             "boxes": np.stack([draw_cutmix_box(rng, self.weak.size, self.strong) for _ in range(self.views)]),
             "name": sample.name,
@@ -141,14 +169,15 @@ class UnlabeledImages:
 
     def _read(
         self, index: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray | None, Sample, list[tuple[str, str]]]:
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Sample, list[tuple[str, str]]]:
         skipped: list[tuple[str, str]] = []
         for _ in range(MAX_SUBSTITUTES):
             sample = self.split.sample(index)
             try:
                 if self.stored is not None:
                     return *read_labeled(sample, self.stored), sample, skipped
-                return read_image(sample.image), None, sample, skipped
+                image, valid = read_image_with_valid(sample.image)
+                return image, None, valid, sample, skipped
             except ImageError as error:
                 skipped.append((sample.name, str(error)))
                 index = int(rng.integers(len(self.split)))
@@ -186,7 +215,7 @@ class ValidationImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.split.sample(index)
-        image, label = read_labeled(sample, self.table)
+        image, label, _ = read_labeled(sample, self.table)
         return {
             "images": torch.from_numpy(image).permute(2, 0, 1),
             "labels": torch.from_numpy(label),

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NEUTRAL = np.array([1, 1, 1, 0, 0, 0], np.float32)
+"""Row of ``PHOTOMETRIC_FIELDS`` that changes nothing."""
+
 
 @dataclass(frozen=True)
-class StrongAugmentation:
-    """The strong view of UniMatch, which S4P uses (paper, Eq. 4).
+class Photometric:
+    """Photometric augmentation of UniMatch: strong views of S4P, training images of MoE-MDF.
 
     Attributes:
         jitter_p: Probability of the colour jitter.
@@ -22,9 +25,6 @@ class StrongAugmentation:
         gray_p: Probability of a grayscale image.
         blur_p: Probability of the Gaussian blur.
         blur_sigma: Range of the blur's standard deviation, in pixels.
-        cutmix_p: Probability of pasting a box.
-        cutmix_area: Range of the box's share of the image area.
-        cutmix_aspect: Range of the box's height / width.
     """
 
     jitter_p: float = 0.8
@@ -35,6 +35,18 @@ class StrongAugmentation:
     gray_p: float = 0.2
     blur_p: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class StrongAugmentation(Photometric):
+    """The strong view of UniMatch, which S4P uses (paper, Eq. 4): photometric changes, then CutMix.
+
+    Attributes:
+        cutmix_p: Probability of pasting a box.
+        cutmix_area: Range of the box's share of the image area.
+        cutmix_aspect: Range of the box's height / width.
+    """
+
     cutmix_p: float = 0.5
     cutmix_area: tuple[float, float] = (0.02, 0.4)
     cutmix_aspect: tuple[float, float] = (0.3, 1 / 0.3)
@@ -51,13 +63,13 @@ def sample_rng(seed: int, source: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64((seed, source, position)))
 
 
-def draw_photometric(rng: np.random.Generator, cfg: StrongAugmentation) -> np.ndarray:
+def draw_photometric(rng: np.random.Generator, cfg: Photometric) -> np.ndarray:
     """Draws one image's row for ``s5.ops.photometric.apply_photometric``.
 
     Returns:
         (6,) float32 in the order of ``PHOTOMETRIC_FIELDS``; an operation not drawn has its neutral value.
     """
-    row = np.array([1, 1, 1, 0, 0, 0], np.float32)
+    row = np.array(NEUTRAL)
     if rng.random() < cfg.jitter_p:
         reach = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
         row[:4] += rng.uniform(-1, 1, 4) * reach

@@ -14,18 +14,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from rasterio import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, MemoryFile
+from rasterio.rpc import RPC
 from rasterio.windows import Window
 
-from s5.data.errors import ImageError
+from s5.data.errors import ImageError, is_utf8
 from s5.data.intensity import stretch, stretch_limits
 
 logger = logging.getLogger(__name__)
@@ -45,11 +47,20 @@ class Georeference(NamedTuple):
 
     Attributes:
         crs: reference system of the map coordinates; None where the file does not name it.
-        transform: from columns and rows to map coordinates.
+        transform: from columns and rows to map coordinates; None where only points or a camera model say it.
+        gcps: ground control points, in ``crs``, of an image without a transform.
+        rpcs: rational polynomials from longitude, latitude and height to pixels (a camera model).
     """
 
     crs: CRS | None
-    transform: Affine
+    transform: Affine | None
+    gcps: tuple[GroundControlPoint, ...] = ()
+    rpcs: RPC | None = None
+
+    def profile(self) -> dict[str, Any]:
+        """What :func:`rasterio.open` takes to write an image of the same size at the same location."""
+        values = {"crs": self.crs, "transform": self.transform, "gcps": self.gcps, "rpcs": self.rpcs}
+        return {name: value for name, value in values.items() if value}
 
 
 class Raster:
@@ -65,28 +76,32 @@ class Raster:
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
-        may_lack_data: whether the file has a no-data value, a mask, an alpha band or a type that knows NaN.
+        declares_no_data: whether the file has a no-data value, a mask, an alpha band or a transparent colour.
+        may_lack_data: whether it does, or its sample type has NaN.
+        note: what the user should know of how it is read; empty if nothing.
     """
 
-    def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
-        self._dataset, self._path = dataset, path
+    def __init__(self, dataset: DatasetReader, path: str | Path, note: str = "") -> None:
+        self._dataset, self._path, self.note = dataset, path, note
         self.height, self.width = int(dataset.height), int(dataset.width)
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
         dtype = dataset.dtypes[0]
         self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
         self._colors = _color_map(dataset)
-        self._nodata = [_nodata_value(dataset.nodatavals[band - 1], self._dtype) for band in self._bands]
+        declared = [dataset.nodatavals[band - 1] for band in self._bands]
+        self._nodata = [nodata_value(value, self._dtype) for value in declared]
         with decoding(path):
             self._alpha = self._find_alpha()
-            self._has_mask = _has_mask(dataset)
+            self._has_mask = has_mask(dataset)
             deep = self._dtype != np.uint8
-            self.may_lack_data = (
+            self.declares_no_data = (
                 self._alpha is not None
                 or self._has_mask
-                or self._dtype.kind in "fc"
                 or any(value is not None for value in self._nodata)
+                or (self._dtype.kind in "fc" and any(value is not None for value in declared))  # NaN
                 or (self._colors is not None and bool((self._colors[:, 3] == 0).any()))
             )
+            self.may_lack_data = self.declares_no_data or self._dtype.kind in "fc"
             self._limits = self._measure() if deep else None
 
     def read(
@@ -169,15 +184,25 @@ class Raster:
 
         GDAL marks the fourth band of every 8-bit file of four bands as alpha unless its writer objects, so
         near infrared often bears that mark. An alpha band holds the lowest and highest values, but for a few
-        pixels at the edges; other bands hardly ever.
+        pixels at the edges; other bands hardly ever. Conversely, some writers leave the last band without a
+        mark: it is alpha if it holds nothing but these two values, and the others are constant where it is 0.
         """
-        bands = [i for i, kind in enumerate(self._dataset.colorinterp, 1) if kind == ColorInterp.alpha]
-        if not bands or bands[0] in self._bands:
+        kinds = self._dataset.colorinterp
+        bands = [band for band, kind in enumerate(kinds, 1) if kind == ColorInterp.alpha]
+        unmarked = not bands and len(kinds) in (2, 4) and kinds[-1] == ColorInterp.undefined
+        band = len(kinds) if unmarked else next(iter(bands), 0)
+        if not band or band in self._bands:
             return None
-        sample = self._sample(bands[:1])
+        sample = self._sample([band])[0]
         top = np.iinfo(self._dtype).max if self._dtype.kind in "iu" else 1
         between = np.count_nonzero((sample > 0) & (sample < top))
-        return bands[0] if 2 * between < sample.size else None
+        if not unmarked:
+            return band if 2 * between < sample.size else None
+        zeros, tops = np.count_nonzero(sample == 0), np.count_nonzero(sample == top)
+        if not zeros or not tops or zeros + tops < sample.size:
+            return None
+        empty = self._sample(self._bands)[:, sample == 0]
+        return band if (empty == empty[:, :1]).all() else None
 
 
 @contextmanager
@@ -191,47 +216,73 @@ def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> I
     Raises:
         ImageError: the file is missing or damaged.
     """
-    with open_dataset(source, path) as dataset:
-        yield Raster(dataset, path or str(source))
+    path = path or str(source)
+    with _open_noted(source, path) as (dataset, note):
+        with decoding(path):
+            if not isinstance(source, bytes):
+                _read_last_pixel(dataset)
+            raster = Raster(dataset, path, note)
+        yield raster
 
 
 def size(path: str | Path) -> tuple[int, int]:
-    """Height and width of a TIFF from its header."""
-    with open_dataset(path) as dataset:
+    """Height and width of a TIFF.
+
+    Raises:
+        ImageError: the file is missing, damaged or cut off.
+    """
+    with open_dataset(path) as dataset, decoding(path):
+        _read_last_pixel(dataset)
         return int(dataset.height), int(dataset.width)
 
 
 def read_georeference(path: str | Path) -> Georeference | None:
-    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml); None without map coordinates.
+    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml, _RPC.TXT); None if neither says.
 
     Raises:
         ImageError: the file is missing or damaged.
     """
-    with open_dataset(path) as dataset:
-        if dataset.transform.is_identity:  # rasterio's word for none
-            return None
-        return Georeference(dataset.crs, dataset.transform)
+    with open_dataset(path) as dataset, decoding(path):
+        if not dataset.transform.is_identity:  # rasterio's way to say that there is none
+            return Georeference(dataset.crs, dataset.transform, rpcs=dataset.rpcs)
+        gcps, crs = dataset.gcps
+        if gcps or dataset.rpcs:
+            return Georeference(crs or dataset.crs, None, tuple(gcps), dataset.rpcs)
+        return None
 
 
 @contextmanager
 def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[DatasetReader]:
-    """Open a TIFF (of several pages the largest), or a PNG from its bytes, as a rasterio dataset.
+    """Open a TIFF (of several pages the largest), or a PNG or BMP from its bytes, as a rasterio dataset.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: the file is missing or damaged, or GDAL cannot open a file of its name.
     """
+    with _open_noted(source, path or str(source)) as (dataset, _):
+        yield dataset
+
+
+@contextmanager
+def _open_noted(source: str | Path | bytes, path: str | Path) -> Iterator[tuple[DatasetReader, str]]:
+    """The dataset, and what the user should know of its pages."""
+    note = ""
     # Files beside it (.aux.xml, .msk, .tfw) are tried by name: pools have a million files in a folder, which
     # GDAL would otherwise list for every image.
     options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
     with rasterio.Env(**options), ExitStack() as opened:
-        with decoding(path or str(source)):  # not around the caller's own errors
+        with decoding(path):  # not around the caller's own errors
             if isinstance(source, bytes):
-                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver="PNG"))
+                driver = "BMP" if source.startswith(b"BM") else "PNG"
+                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver=driver))
             else:
+                _require_utf8(source)
                 dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
-                if page := _largest_page(dataset, source):
+                page, note = _largest_page(dataset)
+                if page is not None:
                     dataset = opened.enter_context(rasterio.open(page, driver="GTiff"))
-        yield dataset
+        if note:
+            _warn_once(f"{path}: {note}")
+        yield dataset, note
 
 
 @contextmanager
@@ -239,29 +290,46 @@ def decoding(path: str | Path) -> Iterator[None]:
     """Turn whatever the decoder raises into an ImageError."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError as error:
+        hint = "Use fewer workers, or save it in parts"
+        raise ImageError(path, "there is not enough memory to decode it", hint) from error
     except Exception as error:
         reason = str(error.__cause__ or error) or type(error).__name__
         raise ImageError(path, f"damaged or unsupported ({reason})", _RESTORE) from error
 
 
-def _largest_page(dataset: DatasetReader, path: str | Path) -> str | None:
-    """GDAL's name of the page with the most pixels, of equal ones the first; None if it is the open one."""
+def _read_last_pixel(dataset: DatasetReader) -> None:
+    """Find out early that a TIFF is cut off, or that a damaged header claims billions of rows."""
+    dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+
+
+def _require_utf8(path: str | Path) -> None:
+    if not is_utf8(path):
+        hint = "Rename the file (convmv -r -f gbk -t utf8 --notest FOLDER, with the encoding that it has)"
+        raise ImageError(path, "TIFFs whose path is not UTF-8 cannot be opened by GDAL", hint)
+
+
+def _largest_page(dataset: DatasetReader) -> tuple[str | None, str]:
+    """GDAL's name of the page with the most pixels, of equal ones the first, and what to say of it.
+
+    The name is None if it is the open one; nothing is said of a single page.
+    """
     pages = dataset.subdatasets
     if len(pages) < 2:
-        return None
+        return None, ""
     about = dataset.tags(ns="SUBDATASETS")
     sizes = []
     for number in range(1, len(pages) + 1):
         found = _PAGE.search(about.get(f"SUBDATASET_{number}_DESC", ""))
         sizes.append((int(found[2]), int(found[1])) if found else (0, 0))
     best = max(range(len(pages)), key=lambda i: sizes[i][0] * sizes[i][1])
-    _warn_once(
-        f"{path}: has {len(pages)} pages; the largest, page {best + 1} of {sizes[best][0]}x{sizes[best][1]} "
-        "(height x width), is read. Save the others, if they are bands or further images, as such"
+    height, width = sizes[best]
+    return pages[best] if best else None, (
+        f"of {len(pages)} pages, only the largest is read: page {best + 1}, {height}x{width} (height x "
+        "width). If the others are bands or further images, save them as bands of one page or as single files"
     )
-    return pages[best] if best else None
 
 
 @lru_cache(maxsize=4096)
@@ -280,13 +348,13 @@ def _color_map(dataset: DatasetReader) -> np.ndarray | None:
     return colors
 
 
-def _has_mask(dataset: DatasetReader) -> bool:
+def has_mask(dataset: DatasetReader) -> bool:
     """Whether the file has an internal or external mask, which holds for all bands."""
     flags = dataset.mask_flag_enums[0]
     return MaskFlags.per_dataset in flags and not {MaskFlags.alpha, MaskFlags.nodata} & set(flags)
 
 
-def _nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
+def nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
     """The no-data value in the type of the pixels; None if there is none that a pixel can have.
 
     GDAL keeps it as float64, which many float32 values are not equal to.

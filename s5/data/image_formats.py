@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+_PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type; others have one
+_DEFLATE_RATIO = 1032  # by which zlib's format can compress at best
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -31,27 +34,63 @@ def is_complete(data: bytes, kind: str) -> bool:
     return _COMPLETE[kind](data)
 
 
-def _jpeg_complete(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the first start-of-scan of the image itself.
+def is_plain_rgb(data: bytes, kind: str) -> bool:
+    """Whether a whole JPEG or PNG file has three channels of 8 bits: red, green and blue, or JPEG's YCbCr."""
+    if kind == "png":
+        return data[24:26] == b"\x08\x02"
+    if kind != "jpeg":
+        return False
+    frames = (at for marker, at in _jpeg_segments(data) if marker in _START_OF_FRAME)
+    at = next(frames, len(data))
+    return data[at + 4 : at + 5] == b"\x08" and data[at + 9 : at + 10] == b"\x03"
 
-    Markers cannot occur inside entropy-coded data, but they do inside an embedded preview, which lies in an
-    application segment before the scan: so the segments are walked by their lengths up to the scan.
-    """
+
+_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the other three are tables
+_START_OF_SCAN = 0xDA
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place of the segments up to the first start of scan, walked by their lengths."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xDA:  # start of scan
-            return data.rfind(b"\xff\xd9", at) > 0
         if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # fill byte; markers without a length
             at += 1 if marker == 0xFF else 2
             continue
+        yield marker, at
+        if marker == _START_OF_SCAN:
+            return
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
+
+
+def _jpeg_complete(data: bytes) -> bool:
+    """Whether an end-of-image marker follows the first start of scan of the image itself.
+
+    Markers cannot occur inside entropy-coded data, but they do inside an embedded preview, which lies in an
+    application segment before the scan: so the segments are walked up to the scan.
+    """
+    scans = (at for marker, at in _jpeg_segments(data) if marker == _START_OF_SCAN)
+    return data.rfind(b"\xff\xd9", next(scans, len(data))) > 0
 
 
 def _png_complete(data: bytes) -> bool:
-    """Whether the end chunk is there; it is searched for because some writers add bytes after it."""
-    return data.rfind(b"IEND\xaeB`\x82") > 0
+    """Whether all chunks are there, and as many bytes as an image of this size takes at least.
+
+    Some writers add bytes after the end chunk. Damaged lengths and sizes can claim gigabytes, which decoders
+    would allocate.
+    """
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        return False
+    width, height, depth, color_type = struct.unpack(">IIBB", data[16:26])
+    if width * height * depth * _PNG_CHANNELS.get(color_type, 1) > 8 * _DEFLATE_RATIO * len(data):
+        return False
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        at += 12 + length
+        if kind == b"IEND":
+            return at <= len(data)
+    return False
 
 
 def _bmp_complete(data: bytes) -> bool:
@@ -64,7 +103,7 @@ def _bmp_complete(data: bytes) -> bool:
 
 
 def _webp_complete(data: bytes) -> bool:
-    return len(data) >= 12 and len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return len(data) >= 30 and len(data) >= 8 + int.from_bytes(data[4:8], "little")
 
 
 _COMPLETE: dict[str, Callable[[bytes], bool]] = {

@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -29,12 +32,22 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebP
 from s5.data import geotiff, png
 from s5.data.errors import ImageError
 from s5.data.image_formats import detect_format, is_complete
+from s5.data.stored_mask import (
+    DatasetMask,
+    LoadedMask,
+    MaskHeader,
+    StoredMask,
+    mask_header,
+    palette_header,
+    read_values,
+)
 
 MAX_PIXELS = 1 << 30
-"""Pixels of the largest JPEG, PNG, BMP or WebP that is decoded, which takes 3 GiB; the limit of OpenCV.
+"""Pixels of the largest image that is decoded whole, which takes 3 GiB; the limit of OpenCV.
 
-TIFFs have no limit where they are read by windows."""
+TIFFs have no limit where they are read by windows: when data are prepared, and in prediction."""
 
+_Pixels = TypeVar("_Pixels")
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # Classes, not Image.open, which probes every format and refuses images over 179 megapixels.
 _PILLOW: dict[str, Callable[..., ImageFile.ImageFile]] = {
@@ -50,6 +63,7 @@ _QUALITY = {
 }
 # Row filters make label images larger and slower to read.
 _FAST_TO_READ = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 3]
+_HEADER_BYTES = 1 << 16  # mostly hold everything before the pixels of a PNG or BMP
 _RESTORE = "Restore it from its source, or take it out of the split"
 
 
@@ -76,6 +90,18 @@ def read_image(path: str | Path) -> np.ndarray:
     return read_image_with_valid(path)[0]
 
 
+def _decoder(read: Callable[[str | Path], _Pixels]) -> Callable[[str | Path], _Pixels]:
+    """Let nothing but an ImageError come out of a function that reads a file."""
+
+    @wraps(read)
+    def guarded(path: str | Path) -> _Pixels:
+        with geotiff.decoding(path):
+            return read(path)
+
+    return guarded
+
+
+@_decoder
 def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an image and where it has data.
 
@@ -86,9 +112,10 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     Raises:
         ImageError: as :func:`read_image`.
     """
-    kind, data = _read_file(path)
+    kind, data = read_file(path)
     if kind == "tiff":
         with geotiff.open_raster(path) as raster:
+            require_size(raster.height, raster.width, path)
             return raster.read_with_valid()
     if kind == "png":
         return _read_png(data, path)
@@ -98,10 +125,12 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     return _decode(data, _COLOR, path), None
 
 
+@_decoder
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask as raw values; a palette image gives its indices, not its colours.
+    """Read a mask of values as stored, whatever they mean; a palette image gives its indices.
 
-    A mask stored with three channels is accepted when they are equal.
+    A mask stored with three channels is accepted when they are equal. Masks of a user's dataset are read by
+    their label table, see :func:`s5.data.masks.read_values`.
 
     Returns:
         uint8 (H, W).
@@ -109,27 +138,61 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: as :func:`read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
     """
-    kind, data = _read_file(path)
-    if kind == "tiff":
-        with geotiff.open_dataset(path) as dataset, geotiff.decoding(path):
-            bands = dataset.read()
-        return _as_mask(bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0), path)
-    if kind in ("jpeg", "webp"):
-        raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
-    if kind == "png" and png.is_plain(data, (png.GREY, png.PALETTE)):
-        return png.decode_png(data, path)[0]
-    if kind == "png" and data[24] < 8:
-        return _read_packed_png(data, path)
-    return _as_mask(_decode(data, cv2.IMREAD_UNCHANGED, path), path)
+    with open_stored_mask(path) as stored:
+        require_size(stored.header.height, stored.header.width, path)
+        return read_values(stored, path)
+
+
+@contextmanager
+def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
+    """Open a mask as its file stores it: a TIFF by windows, other formats decoded as a whole.
+
+    Raises:
+        ImageError: as :func:`read_image`; also for JPEG and WebP, which are lossy.
+    """
+    kind, data = read_file(path)
+    _require_lossless(kind, path)
+    if kind == "png":
+        header = _plain_header(data, path)
+        if header is not None:
+            packed = data[24] < 8
+            values = _read_packed_png(data, path) if packed else png.decode_png(data, path)[0]
+            yield LoadedMask(header, values[None])
+            return
+    with geotiff.open_dataset(path if kind == "tiff" else data, path) as dataset:
+        if kind == "tiff":
+            yield DatasetMask(dataset, path)
+            return
+        require_size(dataset.height, dataset.width, path)
+        loaded = DatasetMask(dataset, path).load()
+    yield loaded
+
+
+def read_mask_header(path: str | Path) -> MaskHeader:
+    """What the header of a mask says, without decoding it.
+
+    Raises:
+        ImageError: as :func:`open_stored_mask`, as far as the header tells.
+    """
+    with _open(path) as file:
+        data = file.read(_HEADER_BYTES)
+        kind = _require_format(data, path)
+        _require_lossless(kind, path)
+        if kind == "png" and b"IDAT" not in data:
+            data += file.read()
+    if kind == "png" and (header := _plain_header(data, path)) is not None:
+        return header
+    with geotiff.open_dataset(path if kind == "tiff" else data, path) as dataset:
+        return mask_header(dataset, path)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels, from the header only.
+    """Height and width in pixels, from the header; a TIFF must have its last pixel as well.
 
     Raises:
         ImageError: the file is missing or its header cannot be read.
     """
-    with _open(path) as file:
+    with _open(path) as file, _reading(path):
         kind = _require_format(file.read(16), path)
         if kind == "tiff":
             return geotiff.size(path)
@@ -141,7 +204,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
             raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
 
 
-def write_image(path: str | Path, array: np.ndarray, quality: int = 95) -> None:
+def write_image(
+    path: str | Path, array: np.ndarray, quality: int = 95, valid: np.ndarray | None = None
+) -> None:
     """Write an image; the format follows from the extension.
 
     The file appears whole or not at all: it is written beside its place and renamed.
@@ -150,9 +215,14 @@ def write_image(path: str | Path, array: np.ndarray, quality: int = 95) -> None:
         path: ``.jpg``, ``.png``, ``.webp`` or ``.bmp``; missing folders are made.
         array: uint8 (H, W, 3) RGB or (H, W).
         quality: 1..100, for JPEG and WebP.
+        valid: bool (H, W), false where an RGB image has no data, which is transparent then; PNG only.
     """
-    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
     suffix = Path(path).suffix
+    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    if valid is not None:
+        if suffix.lower() != ".png":
+            raise ImageError(path, "only PNG keeps where an image has no data", "Name it .png")
+        pixels = cv2.merge((pixels, np.where(valid, np.uint8(255), np.uint8(0))))
     option = _QUALITY.get(suffix.lower())
     done, encoded = cv2.imencode(suffix, pixels, [] if option is None else [option, quality])
     if not done:
@@ -189,22 +259,37 @@ def _open(path: str | Path) -> io.BufferedReader:
         raise ImageError(path, "file not found", "Check data_root and the split file") from None
     except OSError as error:
         raise ImageError(path, f"cannot be opened ({error.strerror})") from error
+    except ValueError as error:  # a zero byte in the path
+        raise ImageError(path, f"is no path ({error})", "Correct the list that names it") from error
 
 
-def _read_file(path: str | Path) -> tuple[str, bytes]:
-    """Format and content of a whole file; of a TIFF, which is read by windows, only the first bytes."""
-    with _open(path) as file:
-        try:
-            data = file.read(16)
-            kind = _require_format(data, path)
-            if kind == "tiff":
-                return kind, data
-            file.seek(0)
-            data = file.read()
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})", "Is the disk in order?") from error
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn errors of the disk into an ImageError."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(path, f"cannot be read ({error.strerror})", "Is the disk in order?") from error
+
+
+def read_file(path: str | Path) -> tuple[str, bytes]:
+    """Format and content of a whole image file; of a TIFF, which is read by windows, only the first bytes.
+
+    Raises:
+        ImageError: the file is missing, truncated, of an unknown format or too large to be decoded.
+    """
+    with _open(path) as file, _reading(path):
+        data = file.read(16)
+        kind = _require_format(data, path)
+        if kind == "tiff":
+            return kind, data
+        file.seek(0)
+        data = file.read()
     if not is_complete(data, kind):
         raise ImageError(path, f"truncated {kind.upper()} ({len(data)} bytes)", _RESTORE)
+    if kind == "png":  # OpenCV has this limit for the others
+        width, height = struct.unpack(">II", data[16:24])
+        require_size(height, width, path)
     return kind, data
 
 
@@ -216,10 +301,30 @@ def _require_format(data: bytes, path: str | Path) -> str:
     return kind
 
 
-def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _plain_header(data: bytes, path: str | Path) -> MaskHeader | None:
+    """Header of a grey or palette PNG without a no-data value, from its bytes; None for any other PNG."""
+    width, height = _png_size(data, path)
+    if data[25] == png.PALETTE:
+        return palette_header(height, width, png.read_palette(data))
+    if data[24] <= 8 and data[25] == png.GREY and b"tRNS" not in data[: data.find(b"IDAT")]:
+        return MaskHeader(height, width, "values")
+    return None
+
+
+def _png_size(data: bytes, path: str | Path) -> tuple[int, int]:
+    """Width and height."""
+    if len(data) < 33:  # signature and header chunk
+        raise ImageError(path, f"truncated PNG ({len(data)} bytes)", _RESTORE)
     width, height = struct.unpack(">II", data[16:24])
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f" of {height}x{width} (height x width)")
+    return width, height
+
+
+def _require_lossless(kind: str, path: str | Path) -> None:
+    if kind in ("jpeg", "webp"):
+        raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
+
+
+def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     plain = png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA))
     if plain and b"tRNS" not in data[: data.find(b"IDAT")]:
         image, alpha = png.decode_png(data, path)
@@ -246,10 +351,21 @@ def _webp_has_alpha(data: bytes) -> bool:
     )
 
 
+def require_size(height: int, width: int, path: str | Path) -> None:
+    """Refuse an image that is too large to be decoded whole; damaged headers can claim any size.
+
+    Raises:
+        ImageError: it has more than :data:`MAX_PIXELS`.
+    """
+    if height * width > MAX_PIXELS:
+        raise _too_large(path, f" of {height}x{width} (height x width)")
+
+
 def _too_large(path: str | Path, size: str = "") -> ImageError:
     memory = f"{MAX_PIXELS} pixels ({3 * MAX_PIXELS >> 30} GiB)"
     reason = f"an image{size} has more than the {memory} that are decoded whole"
-    return ImageError(path, reason, "Save it as a tiled TIFF, which is read by windows, or in parts")
+    hint = "Cut it with 'python -m s5.data.prepare', as a tiled TIFF, which is read by windows"
+    return ImageError(path, reason, hint)
 
 
 def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
@@ -265,32 +381,11 @@ def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
 
 
 def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
-    """Values and palette indices of 1, 2 and 4 bits; OpenCV spreads them or makes colours of them."""
+    """Values and palette indices of 1, 2 and 4 bits: faster than GDAL; OpenCV would spread them."""
     try:
         with _PILLOW["png"](io.BytesIO(data)) as image:
             mask = np.asarray(image)
     except Exception as error:  # whatever a decoder raises for damaged data
         raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
-    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == 0 else 1
+    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == png.GREY else 1
     return mask.astype(np.uint8) // np.uint8(spread)
-
-
-def _as_mask(array: np.ndarray, path: str | Path) -> np.ndarray:
-    """One channel of uint8 from what the decoder gave."""
-    if array.ndim == 3:
-        first = array[..., 0]
-        if any(not np.array_equal(first, array[..., c]) for c in range(1, min(3, array.shape[2]))):
-            raise ImageError(
-                path,
-                f"a mask has one channel, this one {array.shape[2]} that differ (a colour-coded mask?)",
-                "Convert it with 'python -m s5.data.prepare' or LabelTable.from_colors",
-            )
-        array = first
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    low, high = (array.min(), array.max()) if array.size else (0, 0)
-    if not np.issubdtype(array.dtype, np.integer) or low < 0 or high > 255:
-        raise ImageError(
-            path, f"mask values must be whole numbers in 0..255, got {array.dtype} from {low} to {high}"
-        )
-    return array.astype(np.uint8)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from s5.data.errors import LabelError
 from s5.data.label_table import IGNORE, RGB, LabelTable
 
-_KEYS = ("name", "classes", "values", "palette", "ignore", "background", "ignore_colors")
+_KEYS = ("name", "classes", "values", "palette", "ignore", "background", "ignore_colors", "color_code")
 
 
 def table_from_mapping(spec: Mapping[str, Any]) -> LabelTable:
@@ -19,7 +19,11 @@ def table_from_mapping(spec: Mapping[str, Any]) -> LabelTable:
         LabelError: a key is unknown, missing or of the wrong form, or the table contradicts itself.
     """
     _require_keys(spec)
-    given = _with_background({key: _FORMS[key](spec, key) for key in _KEYS if key in spec})
+    stated = {key: _FORMS[key](spec, key) for key in _KEYS if key in spec}
+    color_code = stated.get("color_code", "palette" in stated)
+    if color_code and "palette" not in stated:
+        _refuse(spec, "color_code", "false, or a palette with the colour of each class in the masks")
+    given = _with_background(stated)
     classes = given["classes"]
     values = given.get("values", tuple(range(len(classes))))
     return LabelTable(
@@ -30,6 +34,7 @@ def table_from_mapping(spec: Mapping[str, Any]) -> LabelTable:
         ignore_values=given.get("ignore", () if IGNORE in values else (IGNORE,)),
         background=given.get("background"),
         ignore_colors=given.get("ignore_colors", ()),
+        color_code=color_code,
     )
 
 
@@ -119,6 +124,12 @@ def _background(spec: Mapping[str, Any], key: str) -> int | None:
     return spec[key]
 
 
+def _color_code(spec: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(spec[key], bool):
+        _refuse(spec, key, "true or false")
+    return spec[key]
+
+
 _FORMS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
     "name": _name,
     "classes": _classes,
@@ -127,4 +138,5 @@ _FORMS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
     "ignore": _ignore,
     "background": _background,
     "ignore_colors": _colors,
+    "color_code": _color_code,
 }

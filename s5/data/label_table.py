@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,8 +17,11 @@ from s5.data.errors import LabelError
 IGNORE = 255
 """Train id of pixels that count nowhere: neither in the loss nor in the metrics."""
 
-_UNKNOWN = 254  # marks a raw value or colour outside the table; never a train id
-_BLOCK = 1 << 20  # pixels converted at a time by from_colors, so that temporaries stay in the cache
+UNKNOWN = 254
+"""Marks a raw value or colour outside the table; never a train id."""
+
+_SHOWN = 5  # colours in a message
+_BLOCK = 1 << 20  # pixels converted at a time by match_colors, so that temporaries stay in the cache
 
 RGB = tuple[int, int, int]
 
@@ -30,10 +34,12 @@ class LabelTable:
         name: name of the table, used in messages.
         classes: class names in the order of the train ids.
         values: raw mask value of each train id.
-        palette: RGB colour (0..255) of each train id; also the colour code read by :meth:`from_colors`.
+        palette: RGB colour (0..255) of each train id.
         ignore_values: raw mask values that become :data:`IGNORE`.
         background: train id of the background class, or None.
         ignore_colors: RGB colours of a colour-coded mask that mean "ignore".
+        color_code: whether the palette is the colour code of colour-coded masks; otherwise it only colours
+            pictures, and no mask of the dataset holds colours (see :mod:`s5.data.masks`).
     """
 
     name: str
@@ -43,12 +49,23 @@ class LabelTable:
     ignore_values: tuple[int, ...] = (255,)
     background: int | None = None
     ignore_colors: tuple[RGB, ...] = ()
+    color_code: bool = True
 
     def __post_init__(self) -> None:
         """Refuse tables in which a value would have two meanings or none."""
         problem = _problem(self)
         if problem:
             raise LabelError(f"label table {self.name!r}: {problem}")
+
+    @property
+    def no_data(self) -> int:
+        """Raw value of a predicted mask where the image has no data.
+
+        255 if the table ignores it, else the first ignored value; without any, the highest that is no class.
+        """
+        if self.ignore_values:
+            return IGNORE if IGNORE in self.ignore_values else self.ignore_values[0]
+        return max(set(range(256)) - set(self.values))
 
     @property
     def num_classes(self) -> int:
@@ -65,15 +82,43 @@ class LabelTable:
             "ignore": list(self.ignore_values),
             "background": self.background,
             "ignore_colors": [list(color) for color in self.ignore_colors],
+            "color_code": self.color_code,
         }
 
     @cached_property
     def _lut(self) -> np.ndarray:
-        """uint8 (256,): train id of each raw value, ``_UNKNOWN`` where there is none."""
-        lut = np.full(256, _UNKNOWN, np.uint8)
+        """uint8 (256,): train id of each raw value, ``UNKNOWN`` where there is none."""
+        lut = np.full(256, UNKNOWN, np.uint8)
         lut[list(self.values)] = np.arange(self.num_classes, dtype=np.uint8)
         lut[list(self.ignore_values)] = IGNORE
         return lut
+
+    @cached_property
+    def color_ids(self) -> dict[RGB, int]:
+        """Train id of each colour of the code, :data:`IGNORE` for ignored ones; empty without a code."""
+        if not self.color_code:
+            return {}
+        return {color: i for i, color in enumerate(self.palette)} | dict.fromkeys(self.ignore_colors, IGNORE)
+
+    @property
+    def ignored_value(self) -> int | None:
+        """Raw value that ignored pixels are written as: 255 if it is ignored; None if nothing is."""
+        if IGNORE in self.ignore_values:
+            return IGNORE
+        return self.ignore_values[0] if self.ignore_values else None
+
+    def id_of(self, value: float) -> int | None:
+        """Train id of a raw value, :data:`IGNORE` for an ignored one; None if the table does not have it."""
+        found = int(self._lut[int(value)]) if 0 <= value <= 255 and value == int(value) else UNKNOWN
+        return None if found == UNKNOWN else found
+
+    def has_unknown(self, mask: np.ndarray) -> bool:
+        """Whether raw values, uint8 (H, W), are outside the table."""
+        return bool((cv2.LUT(mask, self._lut) == UNKNOWN).any())
+
+    def name_of(self, train_id: int) -> str:
+        """What a train id stands for, as text."""
+        return "ignored" if train_id == IGNORE else f"class {self.classes[train_id]!r}"
 
     def encode(self, mask: np.ndarray, path: str | Path) -> np.ndarray:
         """Turn raw mask values into train ids.
@@ -89,13 +134,13 @@ class LabelTable:
             LabelError: a value is outside the table; names file, values, pixel counts and valid values.
         """
         ids = cv2.LUT(mask, self._lut)
-        if (ids == _UNKNOWN).any():
+        if (ids == UNKNOWN).any():
             raise LabelError(self.unknown_message(np.bincount(mask.ravel(), minlength=256), path))
         return ids
 
     def unknown_values(self, histogram: np.ndarray) -> dict[int, int]:
         """Values the table does not have, with pixel counts, from a histogram of raw values, int (256,)."""
-        return {int(v): int(histogram[v]) for v in np.flatnonzero((self._lut == _UNKNOWN) & (histogram > 0))}
+        return {int(v): int(histogram[v]) for v in np.flatnonzero((self._lut == UNKNOWN) & (histogram > 0))}
 
     def unknown_message(self, histogram: np.ndarray, path: str | Path) -> str:
         """What to say of a mask with unknown values."""
@@ -104,7 +149,18 @@ class LabelTable:
             f"{path}: value {found} is not in label table {self.name!r} (valid: {self.valid_values()}). "
             "Choose the table that these masks were written for; in a table of your own, add the value to "
             "classes (and to values, if it has them) or to ignore; or convert the masks"
-        )
+        ) + self._grey_hint(histogram)
+
+    def _grey_hint(self, histogram: np.ndarray) -> str:
+        """What to add when an unknown value is a grey of the colour code."""
+        for value in self.unknown_values(histogram):
+            if (value, value, value) in self.color_ids:
+                what = self.name_of(self.color_ids[value, value, value])
+                return (
+                    f". RGB {(value, value, value)} is the colour of {what}, but a single-channel mask holds "
+                    "values: save masks of grey colours as RGB, or set values"
+                )
+        return ""
 
     def valid_values(self) -> str:
         """The raw values the table knows, as text."""
@@ -124,53 +180,72 @@ class LabelTable:
             path: where the mask comes from, for the message.
 
         Returns:
-            uint8 (H, W): the table's raw values; ignored colours get the first ignored value.
+            uint8 (H, W): the table's raw values; ignored colours get :attr:`ignored_value`.
 
         Raises:
             LabelError: a colour is outside the table; names file, colours and pixel counts.
         """
+        values, unknown = self.match_colors(rgb)
+        if unknown:
+            raise LabelError(self.unknown_colors_message(unknown, path))
+        return values
+
+    def match_colors(self, rgb: np.ndarray) -> tuple[np.ndarray, Counter[RGB]]:
+        """As :meth:`from_colors`, with the pixels of each colour that is outside the table."""
         lut = _color_lut(self)
         height, width = rgb.shape[:2]
         values = np.empty((height, width), np.uint8)
         rows = max(1, _BLOCK // max(1, width))
-        unknown: dict[int, int] = {}
+        unknown: Counter[RGB] = Counter()
         for top in range(0, height, rows):
             # Four bytes a pixel read as one little-endian number index the table of colours directly.
             rgba = cv2.cvtColor(np.ascontiguousarray(rgb[top : top + rows]), cv2.COLOR_RGB2RGBA)
             code = rgba.view("<u4")[..., 0] & 0xFFFFFF
             block = lut[code]
-            bad = block == _UNKNOWN
+            bad = block == UNKNOWN
             if bad.any():
-                for color, count in zip(*np.unique(code[bad], return_counts=True), strict=True):
-                    unknown[int(color)] = unknown.get(int(color), 0) + int(count)
+                for found, count in zip(*np.unique(code[bad], return_counts=True), strict=True):
+                    c = int(found)
+                    unknown[c & 255, c >> 8 & 255, c >> 16] += int(count)
             values[top : top + rows] = block
-        if unknown:
-            raise LabelError(self._unknown_colors_message(unknown, path))
-        return self._raw_of_id[values]
+        return self.raw_values(values), unknown
+
+    def raw_values(self, ids: np.ndarray) -> np.ndarray:
+        """Raw values of train ids and :data:`IGNORE`, uint8 (H, W)."""
+        return cv2.LUT(ids, self._raw_of_id)
 
     @cached_property
     def _raw_of_id(self) -> np.ndarray:
-        """uint8 (256,): raw value of each train id; the first ignored value for :data:`IGNORE`."""
+        """uint8 (256,): raw value of each train id and of :data:`IGNORE`."""
         raw = np.zeros(256, np.uint8)
         raw[: self.num_classes] = self.values
-        raw[IGNORE] = self.ignore_values[0] if self.ignore_values else IGNORE
+        raw[IGNORE] = IGNORE if self.ignored_value is None else self.ignored_value
         return raw
 
-    def _unknown_colors_message(self, unknown: Mapping[int, int], path: str | Path) -> str:
-        most = sorted(unknown.items(), key=lambda item: -item[1])
-        shown = [f"RGB {(c & 255, c >> 8 & 255, c >> 16)} ({n} pixels)" for c, n in most[:5]]
-        more = f" and {len(most) - 5} more" if len(most) > 5 else ""
+    def unknown_colors_message(self, unknown: Counter[RGB], path: str | Path) -> str:
+        """What to say of a mask with colours that the table does not have."""
+        most = unknown.most_common(_SHOWN)
+        shown = ", ".join(f"RGB {color} ({count} pixels)" for color, count in most)
+        more = f" and {len(unknown) - len(most)} more" if len(unknown) > len(most) else ""
         return (
-            f"{path}: colour {', '.join(shown)}{more} is not in label table {self.name!r}. "
-            "Is this a colour-coded mask of that dataset, stored without loss (PNG or TIFF)?"
+            f"{path}: colour {shown}{more} is not in label table {self.name!r}; {self._nearest(most[0][0])}. "
+            "Is this a colour-coded mask of that dataset, stored without loss (PNG or TIFF) and without "
+            "smoothed edges? In a table of your own, add the colour to palette or ignore_colors"
         )
+
+    def _nearest(self, color: RGB) -> str:
+        """The colour of the table that is nearest to one, as text."""
+        if not self.color_ids:
+            return "it has no colour code"
+        nearest = min(self.color_ids, key=lambda c: sum((a - b) ** 2 for a, b in zip(c, color, strict=True)))
+        return f"nearest to RGB {color} is RGB {nearest}, {self.name_of(self.color_ids[nearest])}"
 
 
 def _problem(table: LabelTable) -> str:
     """What is wrong with a table; empty if nothing."""
     known = [*table.values, *table.ignore_values]
-    if not 2 <= len(table.classes) <= _UNKNOWN:
-        return f"needs 2 to {_UNKNOWN} classes, the background counted, has {len(table.classes)}"
+    if not 2 <= len(table.classes) <= UNKNOWN:
+        return f"needs 2 to {UNKNOWN} classes, the background counted, has {len(table.classes)}"
     for what, got in (("values", table.values), ("palette", table.palette)):
         if len(got) != len(table.classes):
             return f"has {len(table.classes)} classes but {len(got)} {what}"
@@ -185,7 +260,15 @@ def _problem(table: LabelTable) -> str:
         return "two classes have the same name"
     colors = [*table.palette, *table.ignore_colors]
     if len(set(colors)) < len(colors):
-        return "two labels have the same colour"
+        color = next(c for c in colors if colors.count(c) > 1)
+        of_one = " (a single class gets a black background; name both classes)" if color == (0, 0, 0) else ""
+        return f"two labels have the same colour, RGB {color}{of_one}"
+    if table.ignore_colors and not table.color_code:
+        return (
+            "ignore_colors are colours of colour-coded masks, whose classes need a palette (color_code: true)"
+        )
+    if table.ignore_colors and table.ignored_value is None:
+        return "ignore_colors need a value that such pixels get: add a free one to ignore, such as 254"
     if table.background is not None and not 0 <= table.background < len(table.classes):
         return f"background {table.background} is not a train id (0..{len(table.classes) - 1})"
     return ""
@@ -202,13 +285,11 @@ def _ranges(values: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _color_lut(table: LabelTable) -> np.ndarray:
-    """uint8 (2**24,): train id of each colour r + 256 g + 65536 b; ``_UNKNOWN`` where there is none."""
-    lut = np.full(1 << 24, _UNKNOWN, np.uint8)
-    for color in table.ignore_colors:
-        lut[_code(color)] = IGNORE
-    for train_id, color in enumerate(table.palette):
+    """uint8 (2**24,): train id of each colour r + 256 g + 65536 b; ``UNKNOWN`` where there is none."""
+    lut = np.full(1 << 24, UNKNOWN, np.uint8)
+    for color, train_id in table.color_ids.items():
         lut[_code(color)] = train_id
     return lut
 

@@ -149,7 +149,8 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | No
         spec: a name in :data:`TABLES`, or a mapping with ``classes`` and, optionally, ``name``, ``values``
             (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each class), ``ignore`` (raw
             values to ignore, a list or one; default ``[255]`` unless 255 is a class), ``background`` (train
-            id) and ``ignore_colors`` (RGB colours of a colour-coded mask that mean "ignore").
+            id), ``ignore_colors`` (RGB colours of a colour-coded mask that mean "ignore") and ``color_code``
+            (whether masks in colours are read by the palette; default: if it is given).
         default_name: name of a table whose mapping has none; without it the mapping needs a name.
 
     Raises:

@@ -1,5 +1,6 @@
-"""Decode plain 8-bit PNG through GDAL (rasterio), which takes half of OpenCV's time."""
+"""Decode plain 8-bit PNG through GDAL (rasterio), which takes half of OpenCV's time; palettes of PNG."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,22 @@ def is_plain(data: bytes, color_types: tuple[int, ...]) -> bool:
     return data[24] == 8 and data[25] in color_types
 
 
+def read_palette(data: bytes) -> tuple[tuple[int, int, int, int], ...]:
+    """RGBA of each entry of a PNG's palette; empty without one. The pixels may be missing in ``data``."""
+    chunks, at = {}, 8
+    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IDAT":
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunks[data[at + 4 : at + 8]] = data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return _palette(chunks.get(b"PLTE", b""), chunks.get(b"tRNS", b""))
+
+
+@lru_cache(maxsize=16)  # the masks of a dataset mostly share one
+def _palette(colors: bytes, alpha: bytes) -> tuple[tuple[int, int, int, int], ...]:
+    entries = zip(colors[0::3], colors[1::3], colors[2::3], strict=False)
+    return tuple((r, g, b, alpha[i] if i < len(alpha) else 255) for i, (r, g, b) in enumerate(entries))
+
+
 def decode_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Decode an 8-bit PNG.
 
@@ -29,10 +46,8 @@ def decode_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | 
     try:
         with MemoryFile(data) as file, file.open(driver="PNG") as dataset:
             bands = dataset.read()  # (bands, H, W)
-    except MemoryError:
-        raise
     except Exception as error:
         hint = "Restore it from its source, or take it out of the split"
-        raise ImageError(path, f"cannot be decoded ({error})", hint) from error
+        raise ImageError(path, f"cannot be decoded ({error or type(error).__name__})", hint) from error
     alpha = bands[-1] if len(bands) in (2, 4) else None
     return bands[0] if len(bands) < 3 else cv2.merge(tuple(bands[:3])), alpha

@@ -4,10 +4,13 @@ Accepted: UTF-8 with or without a byte-order mark, Unix or Windows line ends, bl
 A TAB always separates image and mask (at the end it marks a line without one). Without a TAB the line is
 split at the white space that follows a known image extension: ``field one/a 1.png masks/a 1.png`` are two
 paths, ``field one/a 1.png`` is one. Absolute paths are taken as they are.
+
+Lists as other programs write them (UTF-16, backslashes, commas, quotes) are refused with the reason.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,15 +18,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from s5.data.errors import SplitError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Extensions, in lower case, by which image files are recognised."""
 
-_PAIR = re.compile(
-    rf"(?P<image>.+?(?:{'|'.join(map(re.escape, IMAGE_EXTENSIONS))}))\s+(?P<mask>\S.*)", re.IGNORECASE
+_ENDING = f"(?:{'|'.join(map(re.escape, IMAGE_EXTENSIONS))})"
+_PAIR = re.compile(rf"(?P<image>.+?{_ENDING})\s+(?P<mask>\S.*)", re.IGNORECASE)
+
+_BYTE_ORDER_MARKS = {  # those of UTF-32 first: one of them begins as one of UTF-16 does
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_FOREIGN = (
+    (re.compile(r"""^["']|["']$"""), "it has quotes, write paths without them"),
+    (re.compile(r"\\"), "it has backslashes, write / between folders"),
+    (
+        re.compile(rf"{_ENDING}\s*[,;]|^[^./\\]*[,;][^./\\]*$", re.IGNORECASE),  # or a header line
+        "it has commas or semicolons, write a space or a TAB between image and mask",
+    ),
+    (re.compile("[\udc80-\udcff]"), "it is not UTF-8; convert the list (iconv -f GBK -t UTF-8 OLD > NEW)"),
 )
 
 
@@ -36,24 +53,24 @@ class Sample(NamedTuple):
 
 
 class Split:
-    """The lines of a split file in one shared buffer.
+    """The lines of a split file in one buffer.
 
-    The text and the offsets of its lines are two tensors in shared memory: a million lines load in a fraction
-    of a second, cost about their size on disk, and loader workers (forked or spawned) share them. Lines are
-    taken apart when they are asked for.
+    The text is one bytes object and the offsets of its lines are one array: a million lines load in a
+    fraction of a second and cost about their size on disk. Forked loader workers share these pages, as
+    nothing writes to them; /dev/shm is not used. Lines are parsed when they are asked for.
 
     Args:
         path: the split file; a relative one is looked for under ``root``, then in the working directory.
         root: folder that the paths in the file are relative to.
 
     Raises:
-        SplitError: the file is missing (says where it was looked for) or has no samples.
+        SplitError: the file is missing (says where it was looked for), has no samples or is not UTF-8 text.
     """
 
     def __init__(self, path: str | Path, root: str | Path) -> None:
         self.root = Path(root).absolute()
         self.path = _find(Path(path), self.root)
-        self._load(self.path.read_bytes())
+        self._load(read_list(self.path))
 
     @classmethod
     def from_lines(cls, lines: Iterable[str], root: str | Path, path: str | Path) -> Split:
@@ -78,8 +95,8 @@ class Split:
             raise SplitError(
                 f"{self.path}: no samples. Each line is 'image' or 'image mask', relative to {self.root}"
             )
-        self._text = text.share_memory_()
-        self._offsets = offsets.share_memory_()  # (N, 2): first byte of each line, and the one after the last
+        self._text = text
+        self._offsets = offsets  # (N, 2): first byte of each line, and the one after the last
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -103,22 +120,77 @@ class Split:
         image, mask = self._parts(index)
         return format_line(image, mask or None)
 
+    def misread(self, index: int) -> str:
+        """What is wrong with the form of the line at ``index``, if its files do not exist; empty if nothing.
+
+        A file whose name really has a backslash, a comma or quotes is taken as it is.
+        """
+        parts = [part for part in self._parts(index) if part]
+        lacking = [part for part in parts if explain_foreign(part) and not os.path.exists(self.root / part)]
+        if not lacking:
+            return ""
+        reason = explain_foreign(lacking[0])
+        return f"{self.path}, line {self._line_number(index)}: no file {lacking[0]} in {self.root}; {reason}"
+
+    def check_first_line(self) -> None:
+        """Refuse a list that was written for another program, judged by its first line.
+
+        Raises:
+            SplitError: says what is wrong with the line.
+        """
+        if problem := self.misread(0):
+            raise SplitError(problem)
+
     def __iter__(self) -> Iterator[Sample]:
         """All samples in the order of the file."""
         return (self.sample(i) for i in range(len(self)))
 
+    def _line_number(self, index: int) -> int:
+        """Line of the file, counted from 1."""
+        return np.asarray(self._text[: int(self._offsets[index, 0])]).tobytes().count(b"\n") + 1
+
     def _parts(self, index: int) -> tuple[str, str]:
         begin, end = self._offsets[index].tolist()
-        line = os.fsdecode(self._text[begin:end].numpy().tobytes()).strip(" ")
+        line = os.fsdecode(self._text[begin:end]).strip(" ")
         if "\t" in line:
             image, mask, *rest = (part.strip() for part in line.split("\t"))
             if rest or not image:
                 raise SplitError(
-                    f"{self.path}: a line is 'image' or 'image<TAB>mask', got {line!r} (sample {index})"
+                    f"{self.path}, line {self._line_number(index)}: a line is 'image' or 'image<TAB>mask', "
+                    f"got {line!r}"
                 )
             return image, mask
         pair = _PAIR.fullmatch(line)
         return (pair["image"], pair["mask"]) if pair else (line, "")
+
+
+def read_list(path: Path) -> bytes:
+    """The content of a text file that lists names.
+
+    Raises:
+        SplitError: it is UTF-16 or UTF-32, or no text.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
+    if encoding is None and b"\0" in data:
+        # Of a name that begins with a Latin letter; Python needs the order of the bytes, as there is no mark.
+        beginnings = {b"x\0\0\0": "UTF-32LE", b"\0\0\0x": "UTF-32BE", b"x\0": "UTF-16LE", b"\0x": "UTF-16BE"}
+        ones = bytes(byte and ord("x") for byte in data[:4])
+        encoding = next((name for start, name in beginnings.items() if ones.startswith(start)), None)
+        if encoding is None:
+            raise SplitError(f"{path}: is not a text file (it has zero bytes); a list is UTF-8 text")
+    if encoding is not None:
+        raise SplitError(
+            f"{path}: is encoded in {encoding}, as Windows PowerShell's > does; lists are UTF-8. Convert "
+            f"it (iconv -f {encoding} -t UTF-8 OLD > NEW; in PowerShell Get-Content OLD | Set-Content "
+            "-Encoding utf8 NEW), or save it as UTF-8 in an editor"
+        )
+    return data
+
+
+def explain_foreign(name: str) -> str:
+    """What may be wrong with a path as written in a list, if no file has this name; empty if nothing."""
+    return "; ".join(text for pattern, text in _FOREIGN if pattern.search(name))
 
 
 def format_line(image: str, mask: str | None = None) -> str:
@@ -153,16 +225,16 @@ def _find(path: Path, root: Path) -> Path:
     )
 
 
-def _scan(data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text uint8 (B,) and line offsets int64 (N, 2) of the lines that are not blank."""
+def _scan(data: bytes) -> tuple[bytes, np.ndarray]:
+    """Text and line offsets int64 (N, 2) of the lines that are not blank."""
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    text = np.frombuffer(bytearray(data), np.uint8)
+    text = np.frombuffer(data, np.uint8)
     breaks = np.flatnonzero(text == ord("\n"))
     begin, end = np.append(0, breaks + 1), np.append(breaks, len(text))
     filled = end > begin
     # Only lines that start with white space can consist of nothing else.
     for i in np.flatnonzero(filled & np.isin(np.append(text, 0)[begin], [9, 32])):
         filled[i] = bool(data[begin[i] : end[i]].strip())
-    return torch.from_numpy(text), torch.from_numpy(np.stack([begin, end], 1)[filled])
+    return data, np.stack([begin, end], 1)[filled]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import yaml
 
-from s5.data.errors import DataError
+from s5.data.errors import DataError, is_utf8
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
 from s5.data.labels import TABLES, LabelTable, get_table
@@ -103,6 +103,8 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
     """Images by the name that they have in the zip, in its order."""
     found: dict[str, Path] = {}
     for path in find_images(folder):
+        if not is_utf8(path.stem):
+            raise DataError(f"{path}: its name is not UTF-8, which a zip archive requires; rename it")
         other = found.setdefault(path.stem, path)
         if other is not path:
             raise DataError(f"{other} and {path}: two {what} of one name, but the submission is flat")

@@ -30,7 +30,7 @@ def parse_table(text: str, default_name: str | None = None) -> LabelTable:
         if text.lstrip().startswith("{"):
             spec = yaml.safe_load(text)
         elif text.endswith((".yaml", ".yml", ".json")):
-            spec = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+            spec = yaml.safe_load(Path(text).read_bytes())
     except (OSError, yaml.YAMLError) as error:
         raise LabelError(f"label table {text!r} cannot be read: {error}") from error
     return get_table(spec, default_name)

@@ -1,15 +1,18 @@
 """Loading of weights into models with a report; the reading and writing of files beside it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from s5.engine.checkpoint_io import read_checkpoint, save_atomic
-from s5.models.adapt import CheckpointError, StateDict, fit_positions, split_experts
-from s5.models.convert import Weights, convert
+from s5.engine.checkpoint_io import read_checkpoint, save_atomic, shorten
+from s5.models.adapt import CheckpointError, StateDict, fit_positions, select_bands, split_experts
+from s5.models.convert import convert
+from s5.models.convert_published import EXPERT_KEY
+from s5.models.layouts import Weights
+from s5.models.layouts.base import PATCH_EMBEDDING
 from s5.models.variants import VARIANTS
 from s5.models.vit import ViT
 
@@ -17,8 +20,8 @@ __all__ = ["CheckpointError", "LoadReport", "load_weights", "read_checkpoint", "
 
 logger = logging.getLogger(__name__)
 
-MIN_BACKBONE_SHARE = 0.9
 NAMES_SHOWN = 6
+SENTINEL2_CHANNELS = (12, 13)
 UNUSED_CLASSIFIER = "decode_head.conv_seg"
 CLASSIFIERS = ("classifier.", "roi_head.bbox_head.fc_cls.")  # of segmentation and detection
 
@@ -29,14 +32,14 @@ class LoadReport:
 
     Attributes:
         source: File name, or what the weights came from.
-        layout: Layout of the checkpoint (`s5.models.convert`).
+        layout: Layout of the checkpoint (`s5.models.layouts`).
         loaded: Names of the model's tensors that were loaded.
         missing: Names of the model's tensors that the checkpoint lacks.
         unexpected: Names in the checkpoint without a place in the model.
         misshaped: Name, shape in the checkpoint and shape in the model.
         notes: What was changed to make the weights fit.
-        backbone_share: Loaded share of the backbone's parameters, 0 to 1. Weights of MAE or timm have
-            no pyramid: there it is not counted.
+        backbone_share: Loaded share of the backbone's parameters, 0 to 1. What the layout never has,
+            such as the pyramid, is not counted.
     """
 
     source: str
@@ -49,13 +52,14 @@ class LoadReport:
     backbone_share: float
 
     def require_heads(self) -> None:
-        """Insist that the heads were loaded too, as evaluation needs it.
+        """Insist that the heads and the pyramid were loaded too, as evaluation needs it.
 
         Raises:
-            CheckpointError: part of a head is missing or of another shape.
+            CheckpointError: part of them is missing or of another shape.
         """
         names = (*self.missing, *(name for name, *_ in self.misshaped))
-        lost = [name for name in names if name.startswith("heads.") and UNUSED_CLASSIFIER not in name]
+        needed = ("heads.", "backbone.pyramid.")
+        lost = [name for name in names if name.startswith(needed) and UNUSED_CLASSIFIER not in name]
         if lost:
             raise CheckpointError(
                 f"{self.source} has no fitting decoder or classifier ({len(lost)} tensors, the first "
@@ -69,7 +73,7 @@ class LoadReport:
             f"weights from {self.source}, layout {self.layout}",
             f"  {'loaded':<11}{len(self.loaded):>6}  {self.backbone_share:.1%} of the backbone's parameters",
             *(
-                f"  {title:<11}{len(names):>6}  {_shorten(names)}".rstrip()
+                f"  {title:<11}{len(names):>6}  {shorten(names, NAMES_SHOWN)}".rstrip()
                 for title, names in (
                     ("missing", self.missing),
                     ("unexpected", self.unexpected),
@@ -85,34 +89,36 @@ def load_weights(
     model: nn.Module,
     source: str | Path | Mapping,
     *,
-    allow_pickle: bool = False,
-    min_backbone_share: float = MIN_BACKBONE_SHARE,
+    bands: Sequence[int] | None = None,
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
 
-    Position tables of other sizes are resampled and dense FFNs split among the experts of an MoE
-    backbone. Heads are matched by task name; a single head in the checkpoint goes to a single head
-    of the model whatever its name, and its decoder to all heads of a model with several. A
-    classifier for another number of classes is left as it is and reported.
+    The patch embedding, the positional embedding and every tensor of the blocks must be there and fit.
+    Positional embeddings of other sizes are resampled and dense FFNs split among the experts of an MoE
+    backbone. The weights of a backbone without pyramid leave the model's pyramid as it is. Heads are matched
+    by task name; a single head in the checkpoint goes to a single head of the model whatever its name, and
+    its decoder to all heads of a model with several. A classifier for another number of classes is left as
+    it is and reported.
 
     Args:
         model: A `ViT`, or a model with one as its ``backbone`` and possibly ``heads``.
         source: Path of a checkpoint, or its content.
-        allow_pickle: See `read_checkpoint`.
-        min_backbone_share: Least share of the backbone's parameters that must be loaded, 0 to 1.
+        bands: Channels of the checkpoint's images that are red, green and blue, counted from 1; by default
+            it must have these three in this order.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, is of another architecture, or fills too
-            little of the backbone.
+        CheckpointError: The checkpoint cannot be read, is of another architecture, or lacks a tensor
+            that the backbone cannot do without.
     """
     name = "memory" if isinstance(source, Mapping) else str(source)
-    content = source if isinstance(source, Mapping) else read_checkpoint(source, allow_pickle)
+    content = source if isinstance(source, Mapping) else read_checkpoint(source)
     backbone = model if isinstance(model, ViT) else model.get_submodule("backbone")
     assert isinstance(backbone, ViT)
     try:
         weights = convert(content, backbone.experts)
         _check_architecture(weights, backbone)
-        tensors, notes = _fit_backbone(weights, backbone)
+        tensors, notes = _fit_backbone(weights, backbone, bands)
+        _require_decisive(tensors, backbone, weights.layout)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
 
@@ -125,11 +131,6 @@ def load_weights(
         tensors |= {f"heads.{task}.{k}": v for task, head in weights.heads.items() for k, v in head.items()}
 
     fitting, report = _compare(name, weights, tensors, notes, model, backbone)
-    if report.backbone_share < min_backbone_share:
-        raise CheckpointError(
-            f"{name} fills only {report.backbone_share:.1%} of the backbone's parameters, "
-            f"at least {min_backbone_share:.0%} are needed\n{report.table()}"
-        )
     model.load_state_dict(fitting, strict=False)
     logger.info("%s", report.table())
     return report
@@ -137,7 +138,7 @@ def load_weights(
 
 def _check_architecture(weights: Weights, backbone: ViT) -> None:
     variant = backbone.variant
-    patch = weights.backbone["patch_embed.proj.weight"].shape[-1]
+    patch = weights.backbone[PATCH_EMBEDDING].shape[-1]
     theirs = (weights.width, weights.depth, patch)
     ours = (variant.width, variant.depth, variant.patch)
     if theirs != ours:
@@ -155,18 +156,69 @@ def _name_of(width: int, depth: int, patch: int) -> str:
     return f". No backbone of this package has that form; there are {', '.join(VARIANTS)}"
 
 
-def _fit_backbone(weights: Weights, backbone: ViT) -> tuple[StateDict, list[str]]:
-    """Adapt the backbone's weights to the experts and the position table of the model."""
-    tensors, notes = weights.backbone, []
+def _fit_backbone(
+    weights: Weights, backbone: ViT, bands: Sequence[int] | None
+) -> tuple[StateDict, list[str]]:
+    """Adapt the backbone's weights to the bands, the experts and the positional embedding of the model."""
+    tensors, notes = weights.backbone, list(weights.notes)
     _check_experts(weights, backbone)
+    if bands is not None:
+        channels = tensors[PATCH_EMBEDDING].shape[1]
+        tensors = tensors | {PATCH_EMBEDDING: select_bands(tensors[PATCH_EMBEDDING], bands)}
+        chosen = ", ".join(map(str, bands))
+        notes.append(f"red, green and blue are channels {chosen} of {channels} of the patch embedding")
     if backbone.experts and not weights.experts:
         tensors = split_experts(tensors, backbone.experts, backbone.expert_channels)
         notes.append(f"dense FFNs split: last {backbone.expert_channels} channels copied to every expert")
     fitted = fit_positions(tensors, backbone.grid)
     if fitted is not tensors:
         length, (rows, columns) = tensors["pos_embed"].shape[1], backbone.grid
-        notes.append(f"position table of {length} entries resampled to {rows}x{columns}")
+        notes.append(f"positional embedding of {length} entries resampled to {rows}x{columns}")
     return fitted, notes
+
+
+def _require_decisive(tensors: StateDict, backbone: ViT, layout: str) -> None:
+    """Refuse weights that lack a tensor without which the others would be worth little.
+
+    That is any, but for the class token, which has no effect, and for the pyramid, which the backbones of
+    other projects do not have.
+    """
+    pyramid = any(name.startswith("pyramid.") for name in tensors)
+    problems = []
+    for name, parameter in backbone.named_parameters():
+        if name == "cls_token" or (name.startswith("pyramid.") and not pyramid):
+            continue
+        found, ours = tensors.get(name), tuple(parameter.shape)
+        if found is None:
+            problems.append(f"{name}: missing, in the model {ours}")
+        elif found.shape != parameter.shape:
+            problems.append(f"{name}: {tuple(found.shape)}, in the model {ours}")
+        elif not found.is_floating_point():
+            problems.append(f"{name}: of type {found.dtype}, which is no floating-point type")
+    if not problems:
+        return
+    channels = tensors[PATCH_EMBEDDING].shape[1]
+    hint = (
+        f"The file (layout {layout}) is incomplete or of another architecture: download it again, or choose "
+        f"another checkpoint"
+    )
+    if channels != backbone.get_parameter(PATCH_EMBEDDING).shape[1]:
+        hint = _band_hint(channels)
+    more = [f"... and {len(problems) - NAMES_SHOWN} more"] if len(problems) > NAMES_SHOWN else []
+    listed = "\n".join(f"  {line}" for line in (*problems[:NAMES_SHOWN], *more))
+    raise CheckpointError(f"decisive weights do not fit:\n{listed}\n{hint}")
+
+
+def _band_hint(channels: int) -> str:
+    if channels == 1:
+        return "The checkpoint is of single-band images: --init-bands 1,1,1 takes its band for all three"
+    examples = "3,2,1 where the first channels are blue, green and red"
+    if channels in SENTINEL2_CHANNELS:
+        examples = "4,3,2 for Sentinel-2 from band 1 on"
+    return (
+        f"The checkpoint is of images with {channels} channels. Say which of them are red, green and blue, "
+        f"counted from 1, with --init-bands R,G,B (init_bands of the configuration): {examples}"
+    )
 
 
 def _check_experts(weights: Weights, backbone: ViT) -> None:
@@ -174,7 +226,7 @@ def _check_experts(weights: Weights, backbone: ViT) -> None:
     theirs, ours = weights.experts, backbone.experts
     if not theirs:
         return
-    width = len(weights.backbone[f"blocks.0.mlp.experts.{theirs[0]}.bias"])
+    width = next(len(tensor) for name, tensor in weights.backbone.items() if EXPERT_KEY.match(name))
     has = f"the checkpoint has experts for {', '.join(theirs)}"
     if not ours:
         raise CheckpointError(
@@ -223,7 +275,7 @@ def _compare(
     counted = {
         name: parameter.numel()
         for name, parameter in backbone.named_parameters(prefix.rstrip("."))
-        if weights.layout != "MAE or timm" or not name.startswith(f"{prefix}pyramid.")
+        if not name.startswith(tuple(prefix + lacking for lacking in weights.lacks))
     }
     report = LoadReport(
         source=source,
@@ -236,8 +288,3 @@ def _compare(
         backbone_share=sum(n for name, n in counted.items() if name in fitting) / sum(counted.values()),
     )
     return fitting, report
-
-
-def _shorten(names: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,15 +1,16 @@
 """Checkpoint files: safe reading and atomic writing.
 
-Nothing in a checkpoint is ever executed: files are read with ``weights_only=True`` and a short list
-of harmless types, unless the caller says otherwise.
+Nothing in a checkpoint is ever imported or executed: files are read with ``weights_only=True`` and a short
+list of harmless types, and those that hold other objects as well by :mod:`s5.engine.inert_pickle`, which
+leaves these out.
 """
 
 import argparse
 import logging
 import os
 import pickle
-import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +19,43 @@ import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
+from s5.engine import inert_pickle
+from s5.engine.file_kinds import Kind, check_kind, explain_failure
 from s5.models.adapt import CheckpointError, StateDict
 
 logger = logging.getLogger(__name__)
 
-# How torch words the refusal of a function or class in a pickle.
-FORBIDDEN = re.compile(r"unsupported (?:global: )?GLOBAL ([\w.]+)", re.IGNORECASE)
+NAMES_SHOWN = 5
+ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # named last when left out
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # a setting of torch that allows no reader but its own
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
-def read_checkpoint(path: str | Path, allow_pickle: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
     """Read a checkpoint file to the CPU.
+
+    Objects of classes other than tensors and plain data are left out: a placeholder stands for each, and the
+    log names them.
 
     Args:
         path: The file; the suffix ``.pth`` may be left out. ``.safetensors`` files are read too.
-        allow_pickle: Unpickle without restrictions, which lets the file execute any code in it.
+        whole: Refuse a file that holds such objects, as resuming would miss them.
 
     Raises:
-        CheckpointError: The file is missing, damaged, no checkpoint, or holds more than data.
+        CheckpointError: The file is missing, truncated, of another kind, or holds no weights.
     """
     file = find_checkpoint(path)
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            content = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
-    except PermissionError as error:
-        raise CheckpointError(f"cannot read {file}: {error}") from error
-    except MemoryError:
+        safetensors = check_kind(file) is Kind.SAFETENSORS
+        content, left_out = (_read_safetensors(file), set()) if safetensors else _read_pickled(file)
+    except (CheckpointError, MemoryError):
         raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(_reading_failed(file, error)) from error
+        raise CheckpointError(explain_failure(file, error)) from error
+    if left_out:
+        _report_left_out(file, content, left_out, whole)
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a dict of weights")
     return content
@@ -94,19 +102,76 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+        raise CheckpointError(
+            f"{path} is a folder: give the file in it{f', such as {shorten(inside)}' if inside else ''}"
+        )
     raise CheckpointError(
         f"no checkpoint {path}; looked for {' and '.join(str(c.absolute()) for c in candidates)}"
     )
 
 
+def shorten(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
+    """The first of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _read_pickled(file: Path) -> tuple[Any, set[str]]:
+    """The content, and the names of classes and functions whose objects were left out."""
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            return torch.load(file, map_location="cpu", weights_only=True), set()
+    except (MemoryError, OSError):
+        raise
+    except (
+        Exception
+    ):  # of a file that holds other objects, or of a damaged one, on which the next attempt fails
+        logger.debug("%s is not plain data", file, exc_info=True)
+    if os.environ.get(FORCED, "0").lower() in ("1", "y", "yes", "true"):
+        raise CheckpointError(
+            f"{file} is damaged or holds other objects beside its weights, which {FORCED} forbids: unset it; "
+            f"nothing in the file is executed, such objects are left out"
+        )
+    left_out: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+        reader = inert_pickle.pickle_module(left_out)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader), left_out
+        except MemoryError as error:  # which a damaged pickle causes, too: it names any length
+            raise CheckpointError(f"{file} is damaged, or needs more memory than there is") from error
+
+
+def _report_left_out(file: Path, content: object, left_out: set[str], whole: bool) -> None:
+    names = shorten(sorted(left_out, key=lambda name: (name.startswith(ORDINARY), name)))
+    if isinstance(content, inert_pickle.Placeholder) or not _has_tensor(content):
+        raise CheckpointError(
+            f"{file} holds no weights that can be read without running code, only objects ({names}). Of a "
+            f"model that was saved as a whole, save the state_dict() instead"
+        )
+    if whole:
+        raise CheckpointError(
+            f"{file} holds objects that are not read ({names}): it was not written by this package, so it "
+            f"cannot be resumed; start a new run from its weights (--init, --checkpoint, --load-from)"
+        )
+    logger.info("%s: read without the objects beside its weights (%s)", file, names)
+
+
+def _has_tensor(content: object) -> bool:
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        return any(map(_has_tensor, content))
+    return isinstance(content, torch.Tensor)
+
+
 def _read_safetensors(file: Path) -> StateDict:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
+    return load_file(file)
 
 
 def _safe_globals() -> list[Callable | tuple[Callable, str]]:
@@ -134,17 +199,6 @@ def _statistics_method(owner: type, name: str) -> Callable:
     if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr({owner!r}, {name!r})")
     return getattr(HistoryBuffer, name)
-
-
-def _reading_failed(file: Path, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and (match := FORBIDDEN.search(str(error))):
-        return (
-            f"{file} holds more than weights ({match[1].rstrip('.')}), which could execute code; it was not "
-            f"run. If you trust where the file comes from, read it with allow_pickle=True (--allow-pickle)"
-        )
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-    size = file.stat().st_size
-    return f"{file} ({size} bytes) is truncated or no checkpoint: {reason}. Copy or download it again"
 
 
 def _discard(temporary: Path) -> None:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from s5.data.command import escape_console
 from s5.data.errors import DataError
+from s5.data.loader import explain_death
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
 from s5.engine.hooks.safety import NonFiniteLossError
@@ -44,6 +46,8 @@ def command_parser(
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """The options of all commands of all trees; ``aliases`` are further names of ``--cfg-options``."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    # Once needed for checkpoints with other objects in them; accepted so that earlier commands still run.
+    parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
         *aliases,
@@ -53,10 +57,17 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
         metavar="KEY=VALUE",
         help="override configuration; may be given more than once",
     )
+
+
+def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
+    """``--init-bands R,G,B``, short for ``--cfg-options init_bands=R,G,B``, for commands that train."""
     parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read legacy checkpoints that hold more than data; such a file can execute any code",
+        "--init-bands",
+        dest="cfg_options",
+        action="append",
+        type=lambda text: f"init_bands=[{text}]",
+        metavar="R,G,B",
+        help="channels of the initial weights' images that are red, green and blue, counted from 1: 3,2,1",
     )
 
 
@@ -84,10 +95,17 @@ def true_or_false(text: str) -> bool:
 
 def run_command(main: Callable[[], int]) -> int:
     """Run ``main`` and return its exit code: 1 after an error that its message explains, 130 after Ctrl-C."""
+    escape_console()
     try:
         return main()
     except USER_ERRORS as error:
         print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        explanation = explain_death(error)
+        if explanation is None:
+            raise
+        print("error:", explanation, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

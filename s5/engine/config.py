@@ -89,7 +89,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(path.read_bytes(), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file (working folder: {Path.cwd()})") from None
     except yaml.YAMLError as error:
@@ -108,10 +108,11 @@ def _parse(item: str, text: str) -> Any:  # noqa: ANN401 - any YAML value
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: ANN401 - any YAML value
     for key in keys[:-1]:
-        child = values.setdefault(key, {})
+        child = values.get(key, {})
         if not isinstance(child, dict):
             raise ConfigError(f"--cfg-options {'.'.join(keys)}: {key!r} is a value, not a section")
-        values = child
+        values[key] = dict(child)  # a copy, as a YAML alias shares one section between several keys
+        values = values[key]
     values[keys[-1]] = value
 
 

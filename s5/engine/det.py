@@ -53,12 +53,12 @@ def build_model(cfg: DetConfig, classes: Classes, device: torch.device) -> Detec
         cfg.size,
         expert_channels=expert_channels(cfg.backbone, model.expert_channels),
         drop_path=model.drop_path,
+        norm_eps=model.norm_eps,
         activation_checkpointing=model.activation_checkpointing,
         settings=build_settings(cfg),
     )
     if model.compile:
-        for block in detector.backbone.blocks:
-            block.compile()
+        detector.backbone.compile_blocks()
     weights = {name: task.weight for name, task in cfg.tasks.items()}
     return DetectionModel(detector, training_dtype(cfg.precision, device), weights)
 
@@ -95,7 +95,13 @@ def build_steps(cfg: DetConfig, data: TrainingData) -> Steps:
     """Length and intervals of the run in steps."""
     epoch = epoch_steps(cfg, data)
     schedule = cfg.schedule
-    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval)
+    return Steps(
+        schedule.epochs * epoch,
+        schedule.val_interval * epoch,
+        schedule.log_interval,
+        schedule.max_skipped_in_a_row,
+        schedule.max_skipped_share,
+    )
 
 
 def build_schedule(cfg: DetConfig, data: TrainingData) -> list[dict[str, Any]]:
@@ -137,6 +143,7 @@ def weights_meta(cfg: DetConfig, classes: Mapping[str, tuple[str, ...]]) -> dict
         "backbone": cfg.backbone,
         "expert_channels": expert_channels(cfg.backbone, cfg.model.expert_channels),
         "img_size": cfg.size,
+        "norm_eps": cfg.model.norm_eps,
         "tasks": {name: list(names) for name, names in classes.items()},
         "settings": asdict(build_settings(cfg)),
     }
@@ -153,6 +160,7 @@ def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> Ori
             keep_empty=not task.skip_empty,
             train_difficult=task.train_difficult,
             leave_out=task.leave_out,
+            ignore_below=task.ignore_below,
             name=name,
         )
 

@@ -7,7 +7,16 @@ from pydantic import Field, field_validator, model_validator
 
 from s5.data.oriented.classes import CLASSES
 from s5.engine.config import Section
-from s5.engine.sections import Crop, OptimConfig, Positive, PositiveFloat, RunConfig, Share
+from s5.engine.sections import (
+    NORM_EPS,
+    Crop,
+    OptimConfig,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+    Share,
+    SkipConfig,
+)
 from s5.engine.task_names import check_task_names
 
 
@@ -45,7 +54,9 @@ class DetTaskConfig(Section):
     images to submit to a server; training does not read them.
 
     ``train_difficult`` trains on difficult objects as on others, as mmrotate does; scores leave them out in
-    any case. ``leave_out`` names classes that the annotations have and the task has not.
+    any case. Objects whose upright box has a side below ``ignore_below`` pixels at the input are neither
+    objects nor background in training. ``leave_out`` names classes that the annotations have and the task has
+    not.
     """
 
     classes: str | tuple[str, ...]
@@ -57,6 +68,7 @@ class DetTaskConfig(Section):
     flip: bool = True
     skip_empty: bool = False
     train_difficult: bool = False
+    ignore_below: Annotated[float, Field(ge=0)] = 0.0
     leave_out: tuple[str, ...] = ()
     whole: Path | None = None
 
@@ -76,6 +88,7 @@ class DetModelConfig(Section):
 
     expert_channels: Annotated[int, Field(ge=0)] = 256
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    norm_eps: PositiveFloat = NORM_EPS
     activation_checkpointing: bool = False
     compile: bool = False
     enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
@@ -100,7 +113,7 @@ class DetOptimConfig(OptimConfig):
     clip_grad: PositiveFloat | None = 35.0
 
 
-class DetScheduleConfig(Section):
+class DetScheduleConfig(SkipConfig):
     """Length and intervals in epochs.
 
     An epoch is as many whole steps as the images of the data set that takes longest suffice for.

@@ -1,8 +1,10 @@
 """Initial weights by the name a user gives: ``none``, ``mae``, ``timm`` or a checkpoint's path."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from s5.engine.checkpoint import CheckpointError, load_weights
 from s5.models.segmentor import Segmentor
@@ -29,7 +31,7 @@ def initialise(
     init: str,
     init_paths: Mapping[str, Mapping[str, Path]],
     base: Path,
-    allow_pickle: bool = False,
+    bands: Sequence[int] | None = None,
 ) -> None:
     """Load the initial weights into ``segmentor``.
 
@@ -39,16 +41,16 @@ def initialise(
         init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
         init_paths: paths by row and backbone.
         base: folder that relative paths of ``init_paths`` start from.
-        allow_pickle: unpickle a legacy file without restrictions; it may execute code.
+        bands: see :func:`s5.engine.checkpoint.load_weights`.
 
     Raises:
         CheckpointError: the file is missing (says where it is to be had) or does not fit.
     """
     if init == "none":
-        logger.info("initial weights: random")
+        start_from(segmentor, None, bands)
         return
     if init == "timm" and backbone not in init_paths.get("timm", {}):
-        load_weights(segmentor, _timm_state(backbone))
+        load_weights(segmentor, _timm_state(backbone), bands=bands)
         return
     path = Path(init)
     if init in (*init_paths, "mae", "timm"):
@@ -65,7 +67,29 @@ def initialise(
         known = f"INIT is {rows}, or the path of a checkpoint"
         hint = f"{WHERE_TO_GET}; then set init_paths.mae.{backbone}" if init == "mae" else known
         raise CheckpointError(f"init {init!r}: no file at {path.absolute()}. {hint}.")
-    load_weights(segmentor, path, allow_pickle=allow_pickle)
+    load_weights(segmentor, path, bands=bands)
+
+
+def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int] | None = None) -> None:
+    """Load a checkpoint into ``network``, or leave its random weights.
+
+    Args:
+        network: a segmentor or detector, randomly initialised.
+        checkpoint: its path; None for random weights.
+        bands: see :func:`s5.engine.checkpoint.load_weights`.
+
+    Raises:
+        CheckpointError: the file does not fit, or there are bands but no file.
+    """
+    if checkpoint is not None:
+        load_weights(network, checkpoint, bands=bands)
+        return
+    if bands is not None:
+        raise CheckpointError(
+            f"init_bands {','.join(map(str, bands))} chooses channels of a checkpoint, but the initial "
+            f"weights are random: leave it out, or name a checkpoint (--init, --checkpoint, --load-from)"
+        )
+    logger.info("initial weights: random")
 
 
 def _timm_state(backbone: str) -> dict:

@@ -14,6 +14,8 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
+from s5.data.errors import ESCAPE, is_utf8
+
 LOG_FILE = "train.log"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 LONGEST_WAIT = timedelta(days=30)  # for a process that works alone
@@ -110,7 +112,7 @@ def setup_logging(work_dir: Path, launch: Launch) -> None:
     logger.setLevel(logging.INFO if launch.is_main else logging.ERROR)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if launch.is_main:
-        handlers.append(logging.FileHandler(work_dir / LOG_FILE, encoding="utf-8"))
+        handlers.append(logging.FileHandler(work_dir / LOG_FILE, encoding="utf-8", errors=ESCAPE))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s", "%m/%d %H:%M:%S"))
         logger.addHandler(handler)
@@ -122,6 +124,8 @@ def make_work_dir(path: Path, launch: Launch, option: str = "--work-dir") -> Pat
     Raises:
         LaunchError: it cannot be created or written.
     """
+    if not is_utf8(path.absolute()):
+        raise LaunchError(f"{path}: not UTF-8, as TensorBoard and GDAL require; choose another {option}")
     if launch.is_main:
         probe = path / ".writable"
         try:

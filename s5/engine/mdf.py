@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from s5.data.build import TrainingData, resolve_split, tasks_loader, validation_loader
 from s5.data.datasets import LabeledImages, ValidationImages, WeakAugmentation
+from s5.data.draws import Photometric
 from s5.data.labels import LabelTable, get_table
 from s5.data.pairs import hold_out, pair_folders
 from s5.data.splits import Split
@@ -24,6 +25,7 @@ from s5.engine.launch import Launch
 from s5.engine.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.network import build_network
+from s5.engine.optim import cosine_schedule
 from s5.engine.task_names import naming
 from s5.engine.training import Steps, check_splits, common_hooks, placement, training_dtype
 from s5.models.mdf import MultiDataset
@@ -54,7 +56,8 @@ def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
     """The configuration with the named tasks alone, in the order of the file; all without names.
 
     Raises:
-        ConfigError: a name that the configuration lacks.
+        ConfigError: a name that the configuration lacks, or the best weights of several tasks would be chosen
+            by none of them.
     """
     if not names:
         return cfg
@@ -63,7 +66,15 @@ def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
         raise ConfigError(
             f"--tasks {unknown[0]}: the configuration has no such task; it has {', '.join(cfg.tasks)}"
         )
-    return cfg.model_copy(update={"tasks": {name: cfg.tasks[name] for name in cfg.tasks if name in names}})
+    tasks = {name: task for name, task in cfg.tasks.items() if name in names}
+    best = tuple(name for name in cfg.schedule.best_tasks or () if name in tasks) or None
+    if cfg.schedule.best_tasks and not best and len(tasks) > 1:
+        raise ConfigError(
+            f"schedule.best_tasks {list(cfg.schedule.best_tasks)}: --tasks {' '.join(names)} leaves none of "
+            f"them; set it to some of the tasks, or to null for all"
+        )
+    schedule = cfg.schedule.model_copy(update={"best_tasks": best})
+    return cfg.model_copy(update={"tasks": tasks, "schedule": schedule})
 
 
 def start_epochs(cfg: MDFConfig) -> dict[str, int]:
@@ -159,6 +170,7 @@ def build_model(
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
         {name: task.loss.loss() for name, task in cfg.tasks.items()},
         training_dtype(cfg.precision, device),
+        {name: task.photometric.blur_sigma[1] for name, task in cfg.tasks.items() if task.photometric},
     )
 
 
@@ -184,6 +196,7 @@ def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -
             task.table,
             WeakAugmentation(cfg.crop, task.cfg.scale, task.cfg.flip, task.cfg.rotate),
             task.name,
+            None if task.cfg.photometric is None else Photometric(**task.cfg.photometric.model_dump()),
         )
         for task in tasks
     ]
@@ -214,7 +227,23 @@ def build_steps(cfg: MDFConfig, data: TrainingData) -> Steps:
     """Length and intervals of the run in steps."""
     epoch = cfg.schedule.steps_per_epoch or data.sampler.epoch_steps
     schedule = cfg.schedule
-    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval)
+    return Steps(
+        schedule.epochs * epoch,
+        schedule.val_interval * epoch,
+        schedule.log_interval,
+        schedule.max_skipped_in_a_row,
+        schedule.max_skipped_share,
+    )
+
+
+def build_schedule(cfg: MDFConfig, steps: Steps) -> list[dict[str, Any]]:
+    """The learning rate: cosine to zero, by step or by epoch.
+
+    Raises:
+        ConfigError: the warm-up takes the whole run.
+    """
+    epoch = steps.total // cfg.schedule.epochs if cfg.schedule.lr_per_epoch else None
+    return cosine_schedule(steps.total, cfg.optim.warmup_iters, epoch)
 
 
 def build_hooks(
@@ -246,16 +275,29 @@ def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, l
     Raises:
         ConfigError: a score without background, of a data set that has none.
     """
-    for name, task in cfg.tasks.items():
-        if task.evaluation.metric.endswith("_no_background") and tables[name].background is None:
-            raise ConfigError(
-                f"tasks.{name}.evaluation.metric {task.evaluation.metric}: its labels name no background; "
-                f"set background in tasks.{name}.labels, or choose another metric"
-            )
-    scores = {name: f"{name}/{task.evaluation.metric}" for name, task in cfg.tasks.items()}
-    if len(scores) == 1:
-        return {"best": [*scores.values()]}
-    return {"best": [*scores.values()], **{f"best_{name}": [score] for name, score in scores.items()}}
+    own = {name: task.evaluation.metric for name, task in cfg.tasks.items()}
+    for name, metric in own.items():
+        _require_background(name, tables[name], f"tasks.{name}.evaluation.metric", metric)
+    if len(own) == 1:
+        return {"best": [f"{name}/{metric}" for name, metric in own.items()]}
+    schedule = cfg.schedule
+    averaged = schedule.best_tasks or tuple(own)
+    if schedule.best_metric is not None:
+        for name in averaged:
+            _require_background(name, tables[name], "schedule.best_metric", schedule.best_metric)
+    return {
+        "best": [f"{name}/{schedule.best_metric or own[name]}" for name in averaged],
+        **{f"best_{name}": [f"{name}/{metric}"] for name, metric in own.items()},
+    }
+
+
+def _require_background(name: str, table: LabelTable, key: str, metric: str) -> None:
+    """Refuse a score without background of a task whose classes have none."""
+    if metric.endswith("_no_background") and table.background is None:
+        raise ConfigError(
+            f"{key} {metric}: the labels of {name} name no background; set background in "
+            f"tasks.{name}.labels, or choose another metric"
+        )
 
 
 def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -> dict[str, Any]:
@@ -263,6 +305,7 @@ def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -
     return {
         "backbone": backbone,
         "decoder_channels": cfg.model.decoder_channels,
+        "norm_eps": cfg.model.norm_eps,
         "expert_channels": expert_channels(backbone, cfg.model.expert_channels),
         "img_size": cfg.crop,
         "tasks": {name: list(table.classes) for name, table in tables.items()},

@@ -11,10 +11,12 @@ from s5.engine.sections import (
     InferenceConfig,
     ModelConfig,
     OptimConfig,
+    PhotometricConfig,
     Positive,
     RunConfig,
     ScaleRange,
     Share,
+    SkipConfig,
 )
 from s5.engine.task_names import check_task_names
 from s5.models.mdf import TaskLoss
@@ -40,6 +42,7 @@ def _kind(value: object) -> str:
     return "folders" if isinstance(value, dict | FoldersConfig) else "file"
 
 
+Score = Literal["mIoU", "mF1", "mIoU_no_background", "mF1_no_background"]
 SplitFile = Annotated[Path, Tag("file")]
 Folders = Annotated[FoldersConfig, Tag("folders")]
 HoldOut = Annotated[HoldOutConfig, Tag("hold_out")]
@@ -48,7 +51,7 @@ HoldOut = Annotated[HoldOutConfig, Tag("hold_out")]
 class EvaluationConfig(InferenceConfig):
     """How the validation images of a task are predicted, and by which score its best weights are chosen."""
 
-    metric: Literal["mIoU", "mF1", "mIoU_no_background", "mF1_no_background"] = "mIoU"
+    metric: Score = "mIoU"
 
 
 class LossConfig(Section):
@@ -63,15 +66,27 @@ class LossConfig(Section):
 
 
 class TaskConfig(ScaleRange):
-    """One data set; paths are relative to ``data_root`` unless absolute."""
+    """One data set; paths are relative to ``data_root`` unless absolute.
+
+    ``photometric`` has the published values by default; ``false`` trains without.
+    """
 
     labels: str | dict[str, Any]
     train: Annotated[SplitFile | Folders, Discriminator(_kind)]
     val: Annotated[SplitFile | Folders | HoldOut, Discriminator(_kind)]
     batch_size: Positive = 12
+    photometric: PhotometricConfig | None = PhotometricConfig()
     loss: LossConfig = LossConfig()
     start_epoch: Annotated[int, Field(ge=0)] = 0
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("photometric", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        """``false`` for none, ``true`` for the defaults, as of ``flip`` and ``rotate``."""
+        if value is False:
+            return None
+        return PhotometricConfig() if value is True else value
 
     @model_validator(mode="before")
     @classmethod
@@ -97,14 +112,20 @@ class MDFOptimConfig(OptimConfig):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
-class MDFScheduleConfig(Section):
+class MDFScheduleConfig(SkipConfig):
     """Length and intervals in epochs.
 
     An epoch is as many whole steps as the images of the data set that takes longest suffice for.
+    ``lr_per_epoch`` changes the learning rate once an epoch instead of every step. The best weights of
+    several tasks are chosen by the mean of ``best_metric`` (None: the metric of each task) over
+    ``best_tasks`` (None: all).
     """
 
     epochs: Positive = 100
     steps_per_epoch: Positive | None = None
+    lr_per_epoch: bool = False
+    best_metric: Score | None = None
+    best_tasks: tuple[str, ...] | None = None
     val_interval: Positive = 5
     checkpoint_interval: Positive = 1
     keep_checkpoints: Positive = 2
@@ -124,3 +145,21 @@ class MDFConfig(RunConfig):
     schedule: MDFScheduleConfig = MDFScheduleConfig()
 
     _names_usable = field_validator("tasks")(check_task_names)
+
+    @model_validator(mode="after")
+    def _best_tasks_known(self) -> "MDFConfig":
+        chosen = self.schedule.best_tasks
+        unknown = [name for name in chosen or () if name not in self.tasks]
+        if unknown or chosen == ():
+            raise ValueError(
+                f"schedule.best_tasks {list(chosen or ())}: must name some of the tasks "
+                f"{', '.join(self.tasks)}, or be null for all"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _blur_fits(self) -> "MDFConfig":
+        for name, task in self.tasks.items():
+            if task.photometric is not None:
+                task.photometric.require_fit(self.crop, f"tasks.{name}.photometric", "crop")
+        return self

@@ -22,10 +22,10 @@ def build_network(
         img_size=crop,
         channels=cfg.decoder_channels,
         drop_path=cfg.drop_path,
+        norm_eps=cfg.norm_eps,
         expert_channels=expert_channels,
         activation_checkpointing=cfg.activation_checkpointing,
     )
     if cfg.compile:
-        for block in segmentor.backbone.blocks:
-            block.compile()
+        segmentor.backbone.compile_blocks()
     return segmentor

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from s5.data.errors import printable
 from s5.data.image_io import write_bytes
 
 SCORES_FILE = "scores.json"
@@ -16,7 +17,7 @@ SCORES_FILE = "scores.json"
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Write a report; JSON has no NaN, an undefined score is null."""
-    text = json.dumps(_without_nan(report), indent=1, ensure_ascii=False)
+    text = json.dumps(_encodable(report), indent=1, ensure_ascii=False)
     write_bytes(path, f"{text}\n".encode())
 
 
@@ -63,7 +64,10 @@ def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str
     return "\n".join(lines)
 
 
-def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """The value with null for NaN, and paths that are not UTF-8 escaped."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _encodable(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return printable(value)
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -20,7 +20,9 @@ from torch import nn
 
 from s5.engine.checkpoint import CheckpointError, read_checkpoint
 from s5.engine.launch import LOG_FILE, Launch
+from s5.engine.step_scalars import StepLogProcessor, StepScalarsHook
 from s5.ops import mmcv_ext
+from s5.ops.attention import allowed_backends
 
 RESUMABLE_PARTS = {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}
 
@@ -48,11 +50,11 @@ class S5Runner(Runner):
     def _log_env(self, env_cfg: dict) -> None:
         """Versions and device, in one line."""
         device = self.launch.device
-        hardware = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{torch.get_num_threads()} threads"
-        )
+        if device.type == "cuda":
+            kernels = ", ".join(allowed_backends())
+            hardware = f"{torch.cuda.get_device_name(device)}, attention kernels: {kernels}"
+        else:
+            hardware = f"{torch.get_num_threads()} threads"
         self.logger.info(
             f"Python {platform.python_version()}, torch {torch.__version__}, "
             f"mmengine {mmengine.__version__}, timm {timm.__version__}; {device.type} ({hardware}), "
@@ -126,7 +128,7 @@ class S5Runner(Runner):
         Raises:
             CheckpointError: missing, truncated, not resumable, of another model or learning-rate schedule.
         """
-        checkpoint = read_checkpoint(filename)
+        checkpoint = read_checkpoint(filename, whole=True)
         problem = self._why_not(checkpoint)
         if problem is not None:
             raise CheckpointError(f"cannot resume from {filename}: {problem}")
@@ -177,10 +179,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 def log_options(interval: int) -> dict[str, Any]:
     """Runner arguments: log every ``interval`` iterations the means over them; no mmengine checkpoints."""
     log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
-    means = r".*(loss|time|confident).*"
+    scalars = StepScalarsHook()
     return {
-        "default_hooks": {"logger": log, "checkpoint": None},
-        "log_processor": {"by_epoch": False, "window_size": interval, "mean_pattern": means},
+        "default_hooks": {"runtime_info": scalars, "logger": log, "checkpoint": None},
+        "log_processor": StepLogProcessor(scalars, interval),
     }
 
 

@@ -14,7 +14,7 @@ from s5.data.labels import LabelTable
 from s5.engine.checkpoint_files import s4p_files
 from s5.engine.config import ConfigError
 from s5.engine.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
-from s5.engine.hooks.pseudo_labels import PseudoLabelHook
+from s5.engine.hooks.pseudo_labels import CollapseWatch, PseudoLabelHook
 from s5.engine.hooks.views import ViewsHook
 from s5.engine.launch import Launch
 from s5.engine.network import build_network
@@ -51,6 +51,7 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
         cfg.fixmatch.lambda_u,
         cfg.fixmatch.ema_decay if cfg.fixmatch.pseudo_labels == "ema" else None,
         cfg.fixmatch.strong.blur_sigma[1],
+        cfg.fixmatch.float32_labels,
     )
 
 
@@ -96,7 +97,14 @@ def build_val_loader(cfg: S4PConfig, table: LabelTable, launch: Launch) -> DataL
 
 def build_steps(cfg: S4PConfig) -> Steps:
     """Length and intervals of the run."""
-    return Steps(cfg.schedule.total_iters, cfg.schedule.val_interval, cfg.schedule.log_interval)
+    schedule = cfg.schedule
+    return Steps(
+        schedule.total_iters,
+        schedule.val_interval,
+        schedule.log_interval,
+        schedule.max_skipped_in_a_row,
+        schedule.max_skipped_share,
+    )
 
 
 def build_hooks(
@@ -113,7 +121,9 @@ def build_hooks(
     safety, hooks = common_hooks(cfg, build_steps(cfg), checkpoints, PicturesHook({TASK: table}), launch)
     hooks.append(DataStateHook(data.sampler, data.unlabeled, cfg.data.unlabeled.max_unreadable))
     if data.unlabeled:
-        hooks += [ViewsHook(table), PseudoLabelHook(table.classes, cfg.schedule.log_interval)]
+        collapse = cfg.fixmatch.collapse
+        watch = CollapseWatch(table.classes, collapse.share, collapse.missing_steps)
+        hooks += [ViewsHook(table), PseudoLabelHook(watch, cfg.schedule.log_interval)]
     return safety, hooks
 
 
@@ -122,6 +132,7 @@ def weights_meta(cfg: S4PConfig, backbone: str, table: LabelTable) -> dict[str, 
     return {
         "backbone": backbone,
         "decoder_channels": cfg.model.decoder_channels,
+        "norm_eps": cfg.model.norm_eps,
         "img_size": cfg.data.crop,
         "tasks": {TASK: list(table.classes)},
         "labels": {TASK: table.as_mapping()},

@@ -1,6 +1,5 @@
 """The configuration of S4P pre-training, ``S4_Pretrain/configs/pretrain.yaml``."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +12,12 @@ from s5.engine.sections import (
     InferenceConfig,
     ModelConfig,
     OptimConfig,
+    PhotometricConfig,
     Positive,
-    PositiveFloat,
     RunConfig,
     ScaleRange,
     Share,
+    SkipConfig,
 )
 
 
@@ -54,51 +54,46 @@ class DataConfig(ScaleRange):
     check: bool = True
 
 
-class StrongConfig(Section):
-    """Ranges of the strong views; each ``*_p`` is the probability that the change is applied."""
+class StrongConfig(PhotometricConfig):
+    """Ranges of the strong views."""
 
     views: Positive = 1
-    jitter_p: Share = StrongAugmentation.jitter_p
-    brightness: Share = StrongAugmentation.brightness
-    contrast: Share = StrongAugmentation.contrast
-    saturation: Share = StrongAugmentation.saturation
-    hue: Annotated[float, Field(ge=0, le=0.5)] = StrongAugmentation.hue
-    gray_p: Share = StrongAugmentation.gray_p
-    blur_p: Share = StrongAugmentation.blur_p
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = StrongAugmentation.blur_sigma
     cutmix_p: Share = StrongAugmentation.cutmix_p
-
-    @model_validator(mode="after")
-    def _sigma_ordered(self) -> "StrongConfig":
-        if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError(
-                f"blur_sigma {self.blur_sigma}: the first value must not be larger than the second"
-            )
-        return self
 
     def augmentation(self) -> StrongAugmentation:
         """The ranges without the number of views."""
         return StrongAugmentation(**self.model_dump(exclude={"views"}))
 
 
+class CollapseConfig(Section):
+    """When a warning says that the pseudo-labels have collapsed."""
+
+    share: Share = (
+        0.95  # of the confident pixels between two log lines; more of them of one class are a collapse
+    )
+    missing_steps: Positive = 1_000  # without a confident pixel of a class that labels have
+
+
 class FixMatchConfig(Section):
-    """The semi-supervised objective."""
+    """The semi-supervised objective; ``float32_labels`` predicts the pseudo-labels without autocast."""
 
     conf_thresh: Share = 0.95
     lambda_u: Annotated[float, Field(ge=0)] = 1.0
     pseudo_labels: Literal["current", "ema", "stored"] = "current"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996
+    float32_labels: bool = False
     strong: StrongConfig = StrongConfig()
+    collapse: CollapseConfig = CollapseConfig()
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(SkipConfig):
     """Lengths and intervals in iterations."""
 
     total_iters: Positive = 120_000
-    val_interval: Positive = 5_000
+    val_interval: Positive = 2_000
     checkpoint_interval: Positive = 1_000
     keep_checkpoints: Positive = 2
-    log_interval: Positive = 50
+    log_interval: Positive = 200
 
 
 class S4PConfig(RunConfig):
@@ -123,10 +118,5 @@ class S4PConfig(RunConfig):
 
     @model_validator(mode="after")
     def _blur_fits(self) -> "S4PConfig":
-        reach = math.ceil(3 * self.fixmatch.strong.blur_sigma[1])
-        if reach >= self.data.crop:
-            raise ValueError(
-                f"fixmatch.strong.blur_sigma {self.fixmatch.strong.blur_sigma[1]} reaches {reach} pixels, "
-                f"more than data.crop {self.data.crop} has"
-            )
+        self.fixmatch.strong.require_fit(self.data.crop, "fixmatch.strong", "data.crop")
         return self

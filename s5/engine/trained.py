@@ -13,6 +13,7 @@ from s5.engine.backbones import dense_name, expert_channels
 from s5.engine.checkpoint import load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config
 from s5.engine.mdf_config import MDFConfig
+from s5.engine.sections import NORM_EPS
 from s5.engine.task_names import known_tasks
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
@@ -34,6 +35,7 @@ class Recipe:
         tables: classes of each task.
         inference: how images of each task are predicted.
         configured: whether it comes from a configuration, as the checkpoint does not say it itself.
+        norm_eps: epsilon of the blocks' norms.
     """
 
     backbone: str
@@ -43,6 +45,7 @@ class Recipe:
     tables: Mapping[str, LabelTable]
     inference: Mapping[str, Inference]
     configured: bool = False
+    norm_eps: float = NORM_EPS
 
     def only(self, tasks: Sequence[str]) -> "Recipe":
         """The same with some of the tasks; all without names.
@@ -69,6 +72,7 @@ def recipe_of_meta(meta: Mapping[str, Any]) -> Recipe | None:
         meta.get("expert_channels", 0),
         {task: get_table(table) for task, table in meta["labels"].items()},
         {task: Inference(**how) for task, how in meta["inference"].items()},
+        norm_eps=meta.get("norm_eps", NORM_EPS),
     )
 
 
@@ -86,6 +90,7 @@ def recipe_of_config(cfg: MDFConfig, backbone: str) -> Recipe:
         mdf.build_tables(cfg),
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
         configured=True,
+        norm_eps=cfg.model.norm_eps,
     )
 
 
@@ -102,7 +107,6 @@ def find_recipe(
     backbone: str | None,
     config: Path,
     overrides: list[str],
-    allow_pickle: bool = False,
 ) -> Recipe:
     """What a checkpoint says of itself, else what a configuration and the name of a backbone say.
 
@@ -111,13 +115,12 @@ def find_recipe(
         backbone: name of the backbone; needed where the checkpoint does not have it.
         config: configuration, read where the checkpoint does not say enough.
         overrides: ``section.key=value`` for the configuration.
-        allow_pickle: see :func:`s5.engine.checkpoint.read_checkpoint`.
 
     Raises:
         CheckpointError: the file cannot be read.
         ConfigError: the backbone is not known, or not the checkpoint's; or the configuration is wrong.
     """
-    meta = read_checkpoint(checkpoint, allow_pickle).get("meta")
+    meta = read_checkpoint(checkpoint).get("meta")
     recipe = recipe_of_meta(meta) if isinstance(meta, Mapping) else None
     if recipe is not None:
         if backbone not in (None, recipe.backbone):
@@ -137,7 +140,6 @@ def build_trained(
     device: torch.device,
     dtype: torch.dtype | None,
     tta: Tta | None = None,
-    allow_pickle: bool = False,
 ) -> SegmentationModel:
     """The model with its weights, on the device, in evaluation mode.
 
@@ -150,7 +152,8 @@ def build_trained(
         recipe.img_size,
         channels=recipe.decoder_channels,
         expert_channels=recipe.expert_channels,
+        norm_eps=recipe.norm_eps,
     )
-    load_weights(segmentor, checkpoint, allow_pickle=allow_pickle).require_heads()
+    load_weights(segmentor, checkpoint).require_heads()
     model = SegmentationModel(segmentor, recipe.inference, dtype, tta)
     return model.to(device).to(memory_format=torch.channels_last).eval()

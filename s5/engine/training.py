@@ -30,6 +30,7 @@ from s5.engine.log_backends import build_visualizer
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.engine.runner import S5Runner, log_options
 from s5.engine.sections import OptimConfig
+from s5.engine.skipped_steps import SkippedSteps
 from s5.models.precision import resolve_precision
 from s5.models.task_model import TaskModel
 from s5.ops.memory import keep_freed_memory
@@ -39,11 +40,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Steps:
-    """Length and intervals of a run in iterations."""
+    """Length and intervals of a run in iterations, and how many may be skipped (:class:`SkippedSteps`)."""
 
     total: int
     val_interval: int
     log_interval: int
+    max_skipped_in_a_row: int = 10
+    max_skipped_share: float = 0.01
 
 
 def placement(launch: Launch, workers: int) -> Placement:
@@ -82,7 +85,8 @@ def common_hooks(
     cfg: Section, steps: Steps, checkpoints: CheckpointHook, pictures: Hook, launch: Launch
 ) -> tuple[SafetyHook, list[Hook]]:
     """The hooks of every run; the first is the one that says whether a signal stopped it."""
-    safety = SafetyHook()
+    skipped = SkippedSteps(steps.max_skipped_in_a_row, steps.max_skipped_share)
+    safety = SafetyHook(skipped, delay=0 if launch.device.type == "cpu" else 1)
     return safety, [
         safety,
         ConfigFileHook(cfg),
@@ -91,7 +95,7 @@ def common_hooks(
         SharedBuffersHook(),
         SummaryHook(),
         pictures,
-        ProgressHook(),
+        ProgressHook(safety),
     ]
 
 
@@ -130,7 +134,7 @@ def run_training(
         resume_from: checkpoint to go on from.
         distributed: ``sync_bn`` and ``find_unused_parameters``, see :class:`~s5.engine.runner.S5Runner`.
     """
-    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay)
+    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay, optim.exempt_norms)
     batch = data.sampler.batch_size * launch.world_size
     logger.info("%s on %s, precision %s", name, launch.device, model.dtype or "float32")
     logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)

@@ -41,18 +41,6 @@ BACKBONE_NAMES = {
 }
 
 
-def from_published_encoder(state: StateDict) -> StateDict:
-    """An encoder under the names here; its experts keep their numbers, see :func:`name_experts`."""
-    renamed = {}
-    for key, value in state.items():
-        match = BLOCK_KEY.match(key)
-        name = (
-            f"blocks.{match[1]}.{_rename(match[2], BLOCK_NAMES)}" if match else _rename(key, BACKBONE_NAMES)
-        )
-        renamed[name] = value
-    return renamed
-
-
 def from_published_heads(state: StateDict) -> tuple[dict[str, StateDict], list[str]]:
     """Heads by task under the names here, of a model without its encoder, and the keys of other things."""
     several = any(key.startswith("semseghead_") for key in state)
@@ -108,7 +96,7 @@ def name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[str
 
 
 def to_published_encoder(backbone: StateDict, experts: tuple[str, ...]) -> StateDict:
-    """The inverse of :func:`from_published_encoder` and :func:`name_experts`.
+    """The inverse of `s5.models.layouts.PublishedS5` for an encoder.
 
     Args:
         backbone: Tensors under the names here.

@@ -24,22 +24,25 @@ class EmaTeacher(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = decay
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._steps = 0  # mirrors the buffer on the host: reading the buffer would wait for the device
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move towards ``network`` once, after an optimizer step."""
-        self._steps += 1
-        self.step += 1
-        decay = min(1 - 1 / (self._steps + 1), self.decay)
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+    def update(self, network: nn.Module, skipped: torch.Tensor) -> None:
+        """Move towards ``network`` after an optimizer step, unless that was skipped.
+
+        The decay is computed on the device, because reading ``skipped`` or ``step`` would synchronise.
+
+        Args:
+            network: the network to follow.
+            skipped: bool scalar on the device.
+        """
+        self.step += ~skipped
+        decay = (1 - 1 / (self.step.double() + 1)).clamp(max=self.decay)
+        weight = torch.where(skipped, 0.0, 1 - decay).float()
+        for mean, weights in zip(self.network.parameters(), network.parameters(), strict=True):
+            mean.lerp_(weights, weight)
         for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
             own.copy_(other)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
         """Stay in evaluation mode."""
         return super().train(False)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._steps = int(self.step)

@@ -52,6 +52,11 @@ class FixMatch(SegmentationModel):
         lambda_u: weight of the unlabeled loss; the sum is divided by ``1 + lambda_u``.
         ema_decay: decay of an EMA teacher that makes the pseudo-labels; None takes the current weights.
         max_blur_sigma: largest sigma of the blur in pixels; sets the width of its kernel.
+        float32_labels: predict the pseudo-labels in float32, whatever ``dtype`` is.
+
+    Attributes:
+        class_counts: (2, K) int64, pixels of each class in confident pseudo-labels and in labels. Summed over
+            all steps on unlabeled images since it was None; set it to None to begin again.
     """
 
     def __init__(
@@ -63,27 +68,29 @@ class FixMatch(SegmentationModel):
         lambda_u: float = 1.0,
         ema_decay: float | None = None,
         max_blur_sigma: float = 2.0,
+        float32_labels: bool = False,
     ) -> None:
         super().__init__(segmentor, inference, dtype)
         self.conf_thresh = conf_thresh
         self.lambda_u = lambda_u
         self.max_blur_sigma = max_blur_sigma
+        self.float32_labels = float32_labels
         self.teacher = None if ema_decay is None else EmaTeacher(segmentor, ema_decay)
         (head,) = segmentor.heads.values()
         num_classes = cast(SegHead, head).num_classes
         self.num_classes = num_classes
-        # Not a buffer: DistributedDataParallel would overwrite it with the main process's.
-        self._pseudo_counts: Tensor | None = None
+        # Not buffers: DistributedDataParallel would overwrite them with the main process's.
+        self.class_counts: Tensor | None = None
+        self._counts_of_step: Tensor | None = None
 
-    def after_step(self) -> None:
-        """What has to happen after every optimizer step (a hook calls it): the teacher follows."""
+    def after_step(self, skipped: Tensor) -> None:
+        """Update the teacher and the class counts, unless the step was skipped."""
         if self.teacher is not None:
-            self.teacher.update(self.segmentor)
-
-    def take_pseudo_counts(self) -> Tensor | None:
-        """Confident pseudo-label pixels by class (K,) int64 since the last call; None without any step."""
-        counts, self._pseudo_counts = self._pseudo_counts, None
-        return counts
+            self.teacher.update(self.segmentor, skipped)
+        if self._counts_of_step is not None:
+            counts = torch.where(skipped, 0, self._counts_of_step)
+            self.class_counts = counts if self.class_counts is None else self.class_counts + counts
+            self._counts_of_step = None
 
     def restart_teacher(self) -> None:
         """Let the teacher begin again from the current weights, after initial weights were loaded."""
@@ -117,7 +124,12 @@ class FixMatch(SegmentationModel):
             loss_s = pixel_cross_entropy(self.logits(labeled), labels.long())
             return {"loss": loss_s, "loss_s": loss_s}
         pseudo, conf = self.pseudo_labels(weak, stored)
-        self._count(pseudo, (conf >= self.conf_thresh) & ~padding)
+        self._counts_of_step = torch.stack(
+            [
+                self._pixels_by_class(pseudo, (conf >= self.conf_thresh) & ~padding),
+                self._pixels_by_class(labels.long(), labels != IGNORE),
+            ]
+        )
         strong = self.strong_views(StrongView(weak, pseudo, conf, ~padding), views)
         logits = self.logits(torch.cat([labeled, *(view.images for view in strong)]))
         logits_s, logits_u = logits.tensor_split([len(labels)])
@@ -143,7 +155,7 @@ class FixMatch(SegmentationModel):
             return torch.where(known, stored, 0).long(), known.float()
         network = self.segmentor if self.teacher is None else cast(Segmentor, self.teacher.network)
         with evaluating(network):
-            logits = self.logits(weak, network)
+            logits = self.logits(weak, network, self.float32_labels)
         best, pseudo = logits.max(1)
         return pseudo, torch.exp(best - logits.logsumexp(1))  # the largest softmax probability
 
@@ -175,11 +187,11 @@ class FixMatch(SegmentationModel):
             "prediction": prediction,
         }
 
-    def _count(self, pseudo: Tensor, confident: Tensor) -> None:
+    def _pixels_by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
         # scatter_add, unlike bincount, does not wait for the device
-        if self._pseudo_counts is None:
-            self._pseudo_counts = torch.zeros(self.num_classes, dtype=torch.int64, device=pseudo.device)
-        self._pseudo_counts.scatter_add_(0, pseudo.flatten(), confident.flatten().long())
+        pixels = torch.zeros(self.num_classes, dtype=torch.int64, device=classes.device)
+        where = torch.where(counted, classes, 0)
+        return pixels.scatter_add_(0, where.flatten(), counted.flatten().long())
 
 
 @contextmanager

@@ -52,18 +52,19 @@ class Rows:
     Attributes:
         height: rows of the image.
         width: columns of the image.
-        read: rows [top, bottom) as uint8 (3, bottom - top, width).
+        read: rows [top, bottom) as uint8 (3, bottom - top, width), and bool (bottom - top, width), false
+            where the image has no data; None if it has data everywhere.
     """
 
     height: int
     width: int
-    read: Callable[[int, int], Tensor]
+    read: Callable[[int, int], tuple[Tensor, Tensor | None]]
 
 
 def rows_of(image: Tensor) -> Rows:
     """The rows of an image (3, H, W) in memory."""
     height, width = image.shape[-2:]
-    return Rows(height, width, lambda top, bottom: image[:, top:bottom])
+    return Rows(height, width, lambda top, bottom: (image[:, top:bottom], None))
 
 
 @torch.inference_mode()
@@ -86,12 +87,13 @@ def predict_bands(
     Yields:
         First row of a band, and its probabilities (K, rows, W), float32, on the device of the network. In
         windows, no more than the rows of one window are held, and a band is overwritten when the next one is
-        asked for; otherwise the one band is the whole image.
+        asked for; otherwise the one band is the whole image. Windows wholly without data are skipped; what
+        only they cover has probability 0 for every class.
     """
     if how.mode == "slide_window":
         yield from _slide_bands(probabilities, rows, how.crop, how.stride, device, batch_size)
         return
-    images = _to_device(rows.read(0, rows.height), device)[None]
+    images = _to_device(rows.read(0, rows.height)[0], device)[None]
     if how.mode == "original":
         yield 0, probabilities(images)[0]
         return
@@ -148,6 +150,8 @@ def _slide_bands(
     for top, next_top in zip(tops, [*tops[1:], rows.height], strict=True):
         for left in lefts:
             window = next(windows)
+            if window is None:
+                continue
             if not len(sums):
                 sums = window.new_zeros(len(window), size, rows.width)
             sums[..., left : left + crop] += window
@@ -169,18 +173,31 @@ def _scroll(sums: Tensor, done: int) -> None:
 
 def _windows(
     rows: Rows, tops: list[int], lefts: list[int], crop: int, device: torch.device | str
-) -> Iterator[Tensor]:
-    """All windows (3, h, w) on the device, by rows; the pixels go there once for every row of windows."""
+) -> Iterator[Tensor | None]:
+    """All windows (3, h, w) on the device, by rows; the pixels go there once for every row of windows.
+
+    None stands for a window wholly without data, except the first one, which tells the number of classes.
+    """
+    first = True
     for top in tops:
-        strip = _to_device(rows.read(top, min(top + crop, rows.height)), device)
+        pixels, valid = rows.read(top, min(top + crop, rows.height))
+        strip = _to_device(pixels, device)
         for left in lefts:
-            yield strip[..., left : left + crop]
+            skipped = valid is not None and not first and not valid[:, left : left + crop].any()
+            yield None if skipped else strip[..., left : left + crop]
+            first = False
 
 
-def _in_batches(probabilities: Probabilities, windows: Iterator[Tensor], batch: int) -> Iterator[Tensor]:
-    """Probabilities (K, h, w) of the windows, which may be of several rows in one batch."""
+def _in_batches(
+    probabilities: Probabilities, windows: Iterator[Tensor | None], batch: int
+) -> Iterator[Tensor | None]:
+    """Probabilities (K, h, w) of the windows, which may be of several rows in one batch; None stays None."""
     while group := list(islice(windows, batch)):
-        yield from probabilities(torch.stack(group).contiguous(memory_format=torch.channels_last))
+        present = [window for window in group if window is not None]
+        found: Iterator[Tensor] = iter(())
+        if present:
+            found = iter(probabilities(torch.stack(present).contiguous(memory_format=torch.channels_last)))
+        yield from (None if window is None else next(found) for window in group)
 
 
 def _to_device(pixels: Tensor, device: torch.device | str) -> Tensor:

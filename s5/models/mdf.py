@@ -11,6 +11,7 @@ from s5.models.inference import Inference, to_unit
 from s5.models.segmentation_model import SegmentationModel
 from s5.models.segmentor import Segmentor
 from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy
+from s5.ops.photometric import apply_photometric
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class MultiDataset(SegmentationModel):
         inference: how validation images of each task are predicted.
         losses: loss of each task.
         dtype: autocast type, None = float32.
+        max_blur_sigma: of each task with photometric augmentation, the largest sigma of its blur in pixels;
+            images of other tasks are left as they are.
     """
 
     def __init__(
@@ -52,29 +55,55 @@ class MultiDataset(SegmentationModel):
         inference: Mapping[str, Inference],
         losses: Mapping[str, TaskLoss],
         dtype: torch.dtype | None = None,
+        max_blur_sigma: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(segmentor, inference, dtype)
         self.losses = dict(losses)
+        self.max_blur_sigma = dict(max_blur_sigma or {})
         self.active = set(segmentor.tasks)
         self._frozen = {name for name, p in segmentor.named_parameters() if not p.requires_grad}
 
-    def loss(self, images: Tensor, labels: Tensor, counts: Sequence[int], **_: Any) -> dict[str, Tensor]:
+    def loss(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        counts: Sequence[int],
+        photometric: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
             images: (B, 3, H, W) uint8, ordered by task.
             labels: (B, H, W) uint8 train ids of each image's task, 255 ignored.
             counts: images of each task; 0 for tasks that have not started.
+            photometric: (B, 6) rows of :func:`~s5.ops.photometric.apply_photometric`; None changes nothing.
 
         Returns:
             ``loss``, and ``loss_<task>`` of each task in the batch, without its weight.
         """
+        images = to_unit(images)
+        if photometric is not None:
+            images = self._augmented(images, photometric, counts)
         with self.autocast():
-            logits = self.segmentor.forward_tasks(self._prepare(to_unit(images)), counts)
+            logits = self.segmentor.forward_tasks(self._prepare(images), counts)
         parts = dict(zip(self.segmentor.tasks, labels.split(list(counts)), strict=True))
         losses = {task: self.losses[task](logits[task], parts[task]) for task in logits}
         total = torch.stack([self.losses[task].weight * loss for task, loss in losses.items()]).sum()
         return {"loss": total, **{f"loss_{task}": loss for task, loss in losses.items()}}
+
+    @torch.no_grad()
+    def _augmented(self, images: Tensor, photometric: Tensor, counts: Sequence[int]) -> Tensor:
+        """Photometric change of the tasks that have it, each with the blur kernel of its own range."""
+        if not self.max_blur_sigma:
+            return images
+        parts = list(images.split(list(counts)))
+        for i, (task, rows) in enumerate(
+            zip(self.segmentor.tasks, photometric.split(list(counts)), strict=True)
+        ):
+            if counts[i] and task in self.max_blur_sigma:
+                parts[i] = apply_photometric(parts[i], rows, self.max_blur_sigma[task])
+        return torch.cat(parts)
 
     def activate(self, tasks: Collection[str]) -> None:
         """Freeze heads and experts of all other tasks."""

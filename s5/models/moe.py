@@ -7,6 +7,7 @@ need one forward pass only.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,18 +53,57 @@ class MoeMlp(nn.Module):
         Returns:
             (B, N, C); the last `expert_channels` channels are the experts'.
         """
+        return self.transform(tokens, *self.select(counts, tokens.shape[1]))
+
+    def select(self, counts: Sequence[int], length: int) -> tuple[list[nn.Linear], list[int]]:
+        """Select the experts of the tasks that have images in the batch.
+
+        Args:
+            counts: Images of each task, in the order of the experts.
+            length: Tokens N of an image.
+
+        Returns:
+            Those experts and the number of tokens of each.
+        """
+        present = [
+            (cast(nn.Linear, expert), count * length)
+            for expert, count in zip(self.experts.values(), counts, strict=True)
+            if count
+        ]
+        return [expert for expert, _ in present], [tokens for _, tokens in present]
+
+    def transform(
+        self, tokens: torch.Tensor, experts: Sequence[nn.Linear], sizes: Sequence[int]
+    ) -> torch.Tensor:
+        """Transform tokens with the given experts.
+
+        Nothing in here depends on which tasks the experts belong to, so that one compiled graph serves all.
+
+        Args:
+            tokens: (B, N, C), ordered by expert.
+            experts: At least one, as of `select`.
+            sizes: Tokens of each expert; their sum is B * N.
+        """
         hidden = self.act(self.fc1(tokens))
-        present = [name for name, count in zip(self.experts, counts, strict=True) if count]
-        if len(present) == 1:
-            return self._single(hidden, present[0])
-        slices = hidden.split(list(counts))
-        own = torch.cat([expert(part) for expert, part in zip(self.experts.values(), slices, strict=True)])
+        if len(experts) == 1:
+            return self._single(hidden, experts[0])
+        own = _apply(experts, hidden, sizes)
         return own if self.fc2 is None else torch.cat((self.fc2(hidden), own), dim=-1)
 
-    def _single(self, hidden: torch.Tensor, name: str) -> torch.Tensor:
-        expert = self.experts[name]
-        assert isinstance(expert, nn.Linear)
+    def _single(self, hidden: torch.Tensor, expert: nn.Linear) -> torch.Tensor:
         if self.fc2 is None:
             return expert(hidden)
         weight = torch.cat((self.fc2.weight, expert.weight))  # (C, hidden)
         return F.linear(hidden, weight, torch.cat((self.fc2.bias, expert.bias)))
+
+
+def _apply(experts: Sequence[nn.Linear], hidden: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Each expert on its part of (B, N, hidden); (B, N, expert_channels)."""
+    batch, length = hidden.shape[:2]
+    if torch.compiler.is_compiling():
+        # Split by tokens: a size of 1, as of a task with a single image, would be compiled as a constant.
+        hidden = hidden.flatten(0, 1)
+    else:
+        sizes = [size // length for size in sizes]
+    own = torch.cat([expert(part) for expert, part in zip(experts, hidden.split(sizes), strict=True)])
+    return own.view(batch, length, -1)

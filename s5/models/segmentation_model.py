@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from s5.models.inference import Inference, Rows, most_probable, predict_bands, rows_of
+from s5.models.precision import autocast
 from s5.models.seg_head import SegHead
 from s5.models.segmentor import Segmentor
 from s5.models.task_model import TaskModel
@@ -48,10 +49,10 @@ class SegmentationModel(TaskModel):
         """What is saved and loaded as weights."""
         return self.segmentor
 
-    def logits(self, images: Tensor, network: Segmentor | None = None) -> Tensor:
-        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]."""
+    def logits(self, images: Tensor, network: Segmentor | None = None, float32: bool = False) -> Tensor:
+        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]; ``float32``: without autocast."""
         network = network or self.segmentor
-        with self.autocast():
+        with autocast(self.device, None if float32 else self.dtype):
             return network(self._prepare(images)).float()
 
     def probabilities(self, images: Tensor, tasks: Sequence[str]) -> Tensor:

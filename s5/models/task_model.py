@@ -40,6 +40,13 @@ class TaskModel(BaseModel):
         """The arithmetic of the network; around many passes it casts the weights only once."""
         return autocast(self.device, self.dtype)
 
+    def after_step(self, skipped: Tensor) -> None:
+        """Update what follows the weights, after every optimizer step; nothing by default.
+
+        Args:
+            skipped: bool scalar on the device. If true, the step was skipped and nothing may change.
+        """
+
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, which is ``loss`` alone, and all values to log.
 

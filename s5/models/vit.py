@@ -4,7 +4,9 @@ Pre-norm blocks with exact GELU, fused attention, no norm after the last block, 
 the FFN branch only. The input size is free: the position table is resampled to the grid of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from s5.models.moe import MoeMlp
 from s5.models.pyramid import Pyramid
 from s5.models.variants import Variant, get_variant
+from s5.ops.attention import choose_backends
+from s5.ops.cpu_linear import checkpoint_contexts
 
 INIT_STD = 0.02
+# Of the blocks of all models in a process, see `ViT.compile_blocks`. PyTorch's own limit is 8.
+MAX_GRAPHS = 64
 
 
 def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
@@ -39,7 +45,11 @@ def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tup
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, with stochastic depth on the FFN branch and an optional MoE FFN."""
+    """Pre-norm transformer block, with stochastic depth on the FFN branch and an optional MoE FFN.
+
+    Attributes:
+        backend: Backend of `torch.compile` for `transform`, see `ViT.compile_blocks`; None runs it eagerly.
+    """
 
     def __init__(
         self,
@@ -61,13 +71,82 @@ class Block(nn.Module):
         else:
             self.mlp = Mlp(width, hidden)
         self.drop_path = DropPath(drop_path)
+        self.backend: str | Callable | None = None
 
     def forward(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
-        """Transform tokens (B, N, C); `counts` as in `MoeMlp.forward`, None for a plain FFN."""
+        """Transform tokens (B, N, C); `counts` as in `MoeMlp.forward`, None for a plain FFN.
+
+        What differs between blocks and steps becomes an argument of `transform`: the random factors of the
+        stochastic depth, the experts of the tasks in the batch.
+        """
+        experts: list[nn.Linear] = []
+        sizes: list[int] = []
+        if counts is not None:
+            experts, sizes = cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
+        factors = self._draw_factors(tokens)
+        if self.backend is None:
+            return self.transform(tokens, factors, experts, sizes)
+        if torch.is_inference_mode_enabled():
+            # Its tensors are of another kind than those of `no_grad`, and would get a graph of their own.
+            with torch.inference_mode(False), torch.no_grad():
+                tokens = tokens.clone() if tokens.is_inference() else tokens
+                return self._run_compiled(tokens, factors, experts, sizes)
+        return self._run_compiled(tokens, factors, experts, sizes)
+
+    def transform(
+        self,
+        tokens: torch.Tensor,
+        factors: torch.Tensor | None,
+        experts: Sequence[nn.Linear],
+        sizes: Sequence[int],
+    ) -> torch.Tensor:
+        """Transform tokens; the part that is compiled.
+
+        Args:
+            tokens: (B, N, C).
+            factors: (B, 1, 1), multiply the FFN branch of each image; None leaves it as it is.
+            experts: As in `MoeMlp.transform`; empty for a plain FFN.
+            sizes: As in `MoeMlp.transform`.
+        """
         tokens = tokens + self.attn(self.norm1(tokens))
         normed = self.norm2(tokens)
-        out = self.mlp(normed) if counts is None else self.mlp(normed, counts)
-        return tokens + self.drop_path(out)
+        out = cast(MoeMlp, self.mlp).transform(normed, experts, sizes) if experts else self.mlp(normed)
+        return tokens + (out if factors is None else out * factors)
+
+    def _run_compiled(
+        self,
+        tokens: torch.Tensor,
+        factors: torch.Tensor | None,
+        experts: Sequence[nn.Linear],
+        sizes: Sequence[int],
+    ) -> torch.Tensor:
+        # Tokens of the patch embedding have other strides than those of a block: another graph.
+        tokens = tokens.contiguous()
+        # `dynamic=True` alone takes sizes that are equal at first, as of 64 images of 64 tokens, for one.
+        torch._dynamo.maybe_mark_dynamic(tokens, [0, 1])
+        if factors is not None:
+            torch._dynamo.maybe_mark_dynamic(factors, 0)
+        assert self.backend is not None
+        return _compiled_transform(self.backend)(self, tokens, factors, experts, sizes)
+
+    def _draw_factors(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """Draw the factors of `transform` as timm's `drop_path` does, in the type of the FFN's output."""
+        keep = 1 - self.drop_path.drop_prob
+        if not self.training or (keep == 1 and self.backend is None):
+            return None
+        kind = tokens.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
+        factors = tokens.new_ones((len(tokens), 1, 1), dtype=dtype)
+        # A block that drops nothing multiplies by 1 when compiled: the same graph as the others.
+        return factors if keep == 1 else factors.bernoulli_(keep).div_(keep)
+
+
+@cache
+def _compiled_transform(backend: str | Callable) -> Callable[..., torch.Tensor]:
+    """`Block.transform` compiled for blocks of any model; a graph break is an error."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
+    return torch.compile(Block.transform, fullgraph=True, dynamic=True, backend=backend)
 
 
 class ViT(nn.Module):
@@ -106,6 +185,7 @@ class ViT(nn.Module):
             ValueError: Unknown backbone, or an image size not divisible by the patch.
         """
         super().__init__()
+        choose_backends()
         self.variant = variant = get_variant(variant)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         check_size(height, width, variant.patch)
@@ -154,11 +234,24 @@ class ViT(nn.Module):
                 outputs[index] = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
         return self.pyramid([outputs[index] for index in self.variant.out_blocks])
 
+    def compile_blocks(self, backend: str | Callable = "inductor") -> None:
+        """Run the blocks through `torch.compile`: with one graph in training and one in evaluation.
+
+        All blocks share them, for any number and size of images and whichever tasks these belong to. Compiled
+        anew, and once each, are a batch of a single image, another number of tasks in a batch, and frozen
+        weights as of an EMA teacher. A graph break is an error.
+
+        Args:
+            backend: As for `torch.compile`; the default needs a C compiler on GPUs, a C++ compiler on CPUs.
+        """
+        for block in self.blocks:
+            cast(Block, block).backend = backend
+
     def _run_block(
         self, block: nn.Module, tokens: torch.Tensor, counts: Sequence[int] | None
     ) -> torch.Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, counts, use_reentrant=False)
+            return checkpoint(block, tokens, counts, use_reentrant=False, context_fn=checkpoint_contexts())
         return block(tokens, counts)
 
     def _resolve_counts(self, counts: Sequence[int] | None, batch: int) -> Sequence[int] | None:

@@ -6,6 +6,7 @@ computed as one: the same sums in another order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import noop_context_fn
 
 MIN_WIDTH = 64  # narrower layers are not worth it
 
 
 class ConvolutionLinear(TorchFunctionMode):
-    """Inside ``with ConvolutionLinear():`` every float32 `F.linear` on a CPU is a 1x1 convolution."""
+    """Inside ``with ConvolutionLinear():`` every float32 `F.linear` on a CPU is a 1x1 convolution.
+
+    Compiled code keeps the linear layer: Inductor of torch 2.9 fails on the strides of such a convolution.
+
+    Attributes:
+        depth: How many modes are active.
+    """
+
+    depth = 0
+
+    def __enter__(self) -> "ConvolutionLinear":
+        """Take over `F.linear`."""
+        ConvolutionLinear.depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        """Give it back."""
+        ConvolutionLinear.depth -= 1
+        super().__exit__(*error)
 
     def __torch_function__(
         self,
@@ -29,9 +49,19 @@ class ConvolutionLinear(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
         """Run ``func``, or the convolution in its place."""
-        if func is F.linear and _suits(args[0], args[1]):
+        if func is F.linear and not torch.compiler.is_compiling() and _suits(args[0], args[1]):
             return linear_by_convolution(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def checkpoint_contexts() -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+    """``context_fn`` for `torch.utils.checkpoint.checkpoint`: recompute linear layers as they were computed.
+
+    The backward pass recomputes outside of the ``with``. PyTorch restores autocast there, but not this mode.
+    """
+    if not ConvolutionLinear.depth:
+        return noop_context_fn
+    return lambda: (nullcontext(), ConvolutionLinear())
 
 
 def linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Photometric part of the strong view, batched on the device with parameters of its own for every image.
+"""Photometric augmentation, batched on the device with parameters of its own for every image.
 
 The operations are those of torchvision's functionals on float images, in the fixed order of
 ``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On a CUDA device nothing

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from s4p_runs import CLASSES
 from training import assert_nothing_trained, train, write_weights
 
 from s5.data.errors import DataError
 from s5.engine.checkpoint import CheckpointError
+from s5.engine.config import ConfigError
 from s5.engine.launch import LaunchError
+from s5.models.vit import ViT
 
 
 class Payload:
@@ -25,22 +28,28 @@ class Payload:
 
 
 @pytest.mark.parametrize("option", ["init", "resume"])
-def test_checkpoint_with_code_is_refused_and_not_run(
+def test_code_in_a_checkpoint_is_not_run(
     root: Path, work_dir: Path, tmp_path: Path, option: str, trained: Path
 ) -> None:
     path, created = tmp_path / "evil.pth", tmp_path / "created"
     torch.save(torch.load(trained / "iter_4.pth", weights_only=False) | {"extra": Payload(created)}, path)
-    with pytest.raises(CheckpointError, match=rf"{path} holds more than weights \(.*open\).*it was not run"):
-        train(root, work_dir, **{option: str(path)})
+    if option == "init":
+        assert train(root, work_dir, init=str(path)) == 0
+        assert (
+            f"{path}: read without the objects beside its weights (" in (work_dir / "train.log").read_text()
+        )
+    else:
+        with pytest.raises(CheckpointError, match=rf"{path} holds objects that are not read \(\w*\.open"):
+            train(root, work_dir, resume=str(path))
+        assert_nothing_trained(work_dir)
     assert not created.exists()
-    assert_nothing_trained(work_dir)
 
 
 @pytest.mark.parametrize("option", ["init", "resume"])
 def test_truncated_checkpoint(root: Path, work_dir: Path, tmp_path: Path, option: str, trained: Path) -> None:
     path = tmp_path / "cut.pth"
     path.write_bytes((trained / "iter_4.pth").read_bytes()[:100_000])
-    with pytest.raises(CheckpointError, match=rf"{path} \(100000 bytes\) is truncated or no checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"{path} \(100000 bytes\) is truncated"):
         train(root, work_dir, **{option: str(path)})
     assert_nothing_trained(work_dir)
 
@@ -48,7 +57,7 @@ def test_truncated_checkpoint(root: Path, work_dir: Path, tmp_path: Path, option
 def test_truncated_latest_checkpoint(root: Path, work_dir: Path, trained: Path) -> None:
     shutil.copytree(trained, work_dir)
     (work_dir / "iter_4.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=rf"{work_dir}/iter_4.pth \(0 bytes\) is truncated"):
+    with pytest.raises(CheckpointError, match=rf"{work_dir}/iter_4.pth is empty"):
         train(root, work_dir, "--resume")
 
 
@@ -60,6 +69,41 @@ def test_init_of_another_architecture(root: Path, work_dir: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match=message):
         train(root, work_dir, init=str(tmp_path / "vit_s.pth"))
     assert_nothing_trained(work_dir)
+
+
+def test_init_of_other_bands(root: Path, work_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vit_t_s2.pth"
+    vit = ViT("vit_t", 64)
+    state = {key: value for key, value in vit.state_dict().items() if "pyramid" not in key}
+    state["patch_embed.proj.weight"] = torch.randn(192, 13, 16, 16)
+    torch.save({"model": state}, path)
+    with pytest.raises(
+        CheckpointError, match=r"vit_t_s2\.pth: .*\n.*patch_embed\.proj\.weight: \(192, 13, 16, 16\)"
+    ):
+        train(root, work_dir, init=str(path))
+    assert_nothing_trained(work_dir)
+    shutil.rmtree(work_dir)
+    with pytest.raises(CheckpointError, match=r"init_bands 4,3,14: .* has 13 channels, 1 to 13"):
+        train(root, work_dir, "--init-bands", "4,3,14", init=str(path))
+    shutil.rmtree(work_dir)
+    assert train(root, work_dir, "--init-bands", "4,3,2", init=str(path), **{"optim.lr": 1e-30}) == 0
+    assert "red, green and blue are channels 4, 3, 2 of 13" in (work_dir / "train.log").read_text()
+    trained = torch.load(work_dir / "vit_t_s4p.pth")["state_dict"]["patch_embed.proj.weight"]
+    torch.testing.assert_close(trained, state["patch_embed.proj.weight"][:, [3, 2, 1]])
+    assert yaml.safe_load((work_dir / "config.yaml").read_text())["init_bands"] == [4, 3, 2]
+
+
+@pytest.mark.parametrize("bands", ["3,2", "0,1,2", "1,2,3,4", "r,g,b", "3 2 1", ""])
+def test_bands_that_are_no_three_channels(root: Path, work_dir: Path, bands: str) -> None:
+    with pytest.raises(
+        ConfigError, match="init_bands = .*three channel numbers, counted from 1.*such as 3,2,1"
+    ):
+        train(root, work_dir, f"--init-bands={bands}")
+
+
+def test_bands_of_random_weights(root: Path, work_dir: Path) -> None:
+    with pytest.raises(CheckpointError, match="init_bands 3,2,1 chooses channels.*are random: leave it out"):
+        train(root, work_dir, "--init-bands", "3,2,1")
 
 
 @pytest.mark.parametrize("init", ["mae", "weights/none.pth"])

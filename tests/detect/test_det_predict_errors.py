@@ -26,7 +26,7 @@ def test_unreadable_images_are_named_and_the_others_done(
     out = tmp_path / "out"
     assert predict(checkpoint, images, out, "--task", "roads", "--formats", "dota") == 1
     said = capsys.readouterr().err
-    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged TIFF"):
+    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
     assert "3 images could not be read; all others are done" in said
     assert files(out / "roads/dota") == ["a.txt", "deep/b.c.txt", "deep/d.txt"]

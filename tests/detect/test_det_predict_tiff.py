@@ -17,10 +17,10 @@ from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import CROWD, draw_detections
 from s5.data.oriented.geojson import write_geojson
+from s5.data.prepare.patches import Decoded
 from s5.engine.ahead import ahead
 from s5.engine.detection import predict as det_predict
 from s5.engine.detection.results import reduced
-from s5.engine.predict.pixels import Pixels
 from s5.models.detection import DetectionModel
 
 HEIGHT, WIDTH, WINDOW = 4000, 6000, 1024
@@ -32,15 +32,15 @@ UTM = Georeference(CRS.from_epsg(32632), Affine(0.5, 0, 500_000, 0, -0.5, 5_400_
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Height and width of everything that is read of a TIFF."""
     sizes: list[tuple[int, int]] = []
-    read = Raster.read
+    read = Raster.read_with_valid
 
     def counted(
         self: Raster, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         sizes.append((height or self.height, width or self.width))
         return read(self, top, left, height, width)
 
-    monkeypatch.setattr(Raster, "read", counted)
+    monkeypatch.setattr(Raster, "read_with_valid", counted)
     return sizes
 
 
@@ -132,7 +132,8 @@ def test_a_tiff_that_is_gone_when_it_is_drawn_is_named(
     monkeypatch.setattr(det_predict, "_write", removed)
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--task", "roads") == 1
     said = capsys.readouterr().err
-    assert "in/b.tif: damaged TIFF" in said and "1 images could not be read; all others are done" in said
+    assert "in/b.tif: damaged or unsupported" in said
+    assert "1 images could not be read; all others are done" in said
     assert [Path(name).stem for name in files(tmp_path / "out/roads/dota")] == ["a", "c"]
 
 
@@ -179,17 +180,20 @@ def test_nothing_found_is_an_empty_collection(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
 
 
+@pytest.mark.parametrize("damage", ["cut off", "in the middle"])
 def test_a_tiff_that_breaks_off_leaves_nothing(
-    checkpoint: Path, model: DetectionModel, tmp_path: Path, capsys: pytest.CaptureFixture
+    checkpoint: Path, model: DetectionModel, tmp_path: Path, capsys: pytest.CaptureFixture, damage: str
 ) -> None:
     rng = np.random.default_rng(0)
     write_geotiff(tmp_path / "scene.tif", rng.integers(0, 256, (2000, 300, 3), np.uint8))
     data = (tmp_path / "scene.tif").read_bytes()
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/scene.tif").write_bytes(data[: len(data) * 3 // 4])
+    part = len(data) * 3 // 4
+    rest = b"" if damage == "cut off" else bytes(100_000) + data[part + 100_000 :]
+    (tmp_path / "in/scene.tif").write_bytes(data[:part] + rest)
     write_image(tmp_path / "in/after.png", picture(40, 40))
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--window", 300, "--task", "roads") == 1
-    assert "scene.tif: damaged TIFF" in capsys.readouterr().err
+    assert "scene.tif: damaged or unsupported" in capsys.readouterr().err
     assert [name for name in files(tmp_path / "out") if "scene" in name] == []
     assert "roads/dota/after.txt" in files(tmp_path / "out")
 
@@ -204,7 +208,7 @@ def test_reduced_is_the_same_by_bands(
     height: int, width: int, factor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = picture(height, width)
-    pixels = Pixels(height, width, lambda top, left, h, w: image[top : top + h, left : left + w])
+    pixels = Decoded(image)
     small, found = reduced(pixels, 100)
     assert found == factor and small.shape == (max(1, height // factor), max(1, width // factor), 3)
     monkeypatch.setattr("s5.engine.detection.results.BAND_BYTES", 3 * factor * width * 4)

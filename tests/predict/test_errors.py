@@ -1,11 +1,16 @@
 """What `predict.py` refuses, and how it says so."""
 
+import io
+import os
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
 import yaml
 from mdf_runs import REPO
-from predicting import expected_ids, files, predict
+from predicting import expected_ids, files, predict, write_geotiff
 from processes import start_ranks
 from trained_models import table, write_checkpoint
 
@@ -37,10 +42,31 @@ def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, imag
     out = tmp_path / "out"
     assert predict(checkpoint, images, out, "--task", "ponds", "--kinds", "index") == 1
     said = capsys.readouterr().err
-    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged TIFF"):
+    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
     assert "3 images could not be read; all others are done" in said
     assert files(out / "ponds/index") == ["a.png", "deep/b.c.png", "deep/er/d.png"]
+
+
+def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
+    monkeypatch.setattr(sys, "stderr", stream)
+    odd, long = os.fsdecode(b"caf\xe9"), "x" * 250
+    (images / "a.png").rename(images / f"{odd}.png")
+    shutil.copy(images / f"{odd}.png", images / f"{long}.png")
+    write_geotiff(images / "b.tif", np.zeros((20, 20, 3), np.uint8))
+    (images / "b.tif").rename(images / f"{odd} 2.tif")
+    out = tmp_path / "out"
+    options = ("--task", "ponds", "--kinds", "index")
+    assert run_command(lambda: predict(checkpoint, images, out, *options)) == 1
+    assert files(out / "ponds/index") == [f"{odd}.png", "deep/b.c.png", "deep/er/d.png"]
+    stream.flush()
+    said = stream.buffer.getvalue().decode("utf-8")
+    assert rf"error: {images}/caf\xe9 2.tif: TIFFs whose path is not UTF-8" in said
+    assert f"error: {images}/{long}.png: names of its results would have 254 bytes" in said
+    assert "2 images could not be read; all others are done" in said
+    with pytest.raises(ConfigError, match="is not UTF-8, where GDAL cannot write TIFFs"):
+        predict(checkpoint, images, tmp_path / odd, *options)
 
 
 def test_unknown_task_lists_the_known(checkpoint, model, images, tmp_path):

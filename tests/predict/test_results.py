@@ -8,7 +8,7 @@ from predicting import TABLES, expected_ids, files, predict
 from processes import start_ranks
 
 from s5.data.errors import DataError
-from s5.data.image_io import read_image, read_mask
+from s5.data.image_io import read_image, read_mask, write_image
 from s5.data.labels import get_table
 from s5.engine.predict.masks import _painted
 from s5.engine.predict.sources import find_sources
@@ -49,6 +49,36 @@ def test_one_task_one_kind_and_another_mode(checkpoint, model, images, tmp_path)
     options = ("--task", "roofs", "--kinds", "index", "--mode", "original")
     assert predict(checkpoint, images / "a.png", tmp_path / "out", *options) == 0
     assert files(tmp_path / "out") == ["roofs/index/a.png", "roofs/prediction.yaml"]
+
+
+def test_what_exists_is_no_pattern(tmp_path):
+    for name in ("plan [2024]/a.png", "plan [2024]/a[1].png", "plan [2024]/deep/b.png", "plan 2/c.png"):
+        write_image(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    found = {
+        "plan [2024]": ["a", "a[1]", "deep/b"],
+        "plan [2024]/a[1].png": ["a[1]"],
+        "plan [2024]/*.png": ["a", "a[1]"],
+        "plan [2024]/**/*.png": ["a", "a[1]", "deep/b"],
+        "plan [2024]/*/b.png": ["deep/b"],
+        "plan [0-9]/*": ["plan 2/c"],
+        "plan [[]*/a[[]1].png": ["plan [2024]/a[1]"],
+    }
+    for given, names in found.items():
+        assert [
+            str(source.name) for source in find_sources([f"{tmp_path}/{given}"], tmp_path / "out")
+        ] == names
+    with pytest.raises(
+        DataError, match=r"plan \[2024\]/a\[2\].png: no images.*a bracket of a name is written \[\[\]"
+    ):
+        find_sources([f"{tmp_path}/plan [2024]/a[2].png"], tmp_path / "out")
+
+
+def test_a_pattern_is_relative_to_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "deep/b.png", np.zeros((8, 8, 3), np.uint8))
+    for given in ("*/*.png", "**/*.png"):
+        (source,) = find_sources([given], tmp_path / "out")
+        assert str(source.path) == str(source.name.with_suffix(".png")) == "deep/b.png"
 
 
 def test_a_pattern_keeps_the_folders_after_its_fixed_part(images, tmp_path):

@@ -14,4 +14,5 @@ _dior = dict(
     ),
     batch_size=2,  # per GPU
     skip_empty=True,  # as the field does
+    train_difficult=True,
 )

@@ -11,4 +11,8 @@ schedule = dict(
     checkpoint_interval=1,
     keep_checkpoints=2,
     log_interval=50,
+    # Steps skipped because their loss or gradients are not finite end the run if there are so many in a row,
+    # or more than this share of 1000 among the last 1000.
+    max_skipped_in_a_row=10,
+    max_skipped_share=0.01,
 )

@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 
 from s5.data.errors import DataError
-from s5.models.convert_detection import DOTA_CLASSES
+from s5.models.convert_detection import DOTA_CLASSES, PUBLISHED_DOTA_CLASSES
 
 DOTA_V2 = DOTA_CLASSES
 DOTA_V1_5 = DOTA_V2[:16]  # without airport and helipad
 DOTA_V1 = DOTA_V2[:15]  # without container-crane
+DOTA_V2_AS_STORED = tuple(DOTA_V2[PUBLISHED_DOTA_CLASSES.index(name)] for name in DOTA_V2)
+"""Class of each row of a published classifier after loading, if the file had them in the order of `DOTA_V2`.
+
+Loading takes the rows to be in the order of `PUBLISHED_DOTA_CLASSES`, which came from a file of the tool that
+cut the windows, and sorts them; this list undoes it.
+"""
 DIOR_R = (
     "airplane",
     "airport",
@@ -30,7 +36,13 @@ DIOR_R = (
     "vehicle",
     "windmill",
 )
-CLASSES = {"dota_v1": DOTA_V1, "dota_v1_5": DOTA_V1_5, "dota_v2": DOTA_V2, "dior_r": DIOR_R}
+CLASSES = {
+    "dota_v1": DOTA_V1,
+    "dota_v1_5": DOTA_V1_5,
+    "dota_v2": DOTA_V2,
+    "dota_v2_as_stored": DOTA_V2_AS_STORED,
+    "dior_r": DIOR_R,
+}
 
 
 def class_ids(classes: Sequence[str]) -> dict[str, int]:
@@ -58,7 +70,10 @@ def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(spec, str):
         if spec not in CLASSES:
-            raise DataError(f"classes {spec!r}: must be {', '.join(CLASSES)}, or a list of names of classes")
+            raise DataError(
+                f"classes {spec!r}: must be {', '.join(CLASSES)}, or a list of names; a single class is "
+                f"written [{spec!r}]"
+            )
         return CLASSES[spec]
     class_ids(spec)
     return tuple(spec)

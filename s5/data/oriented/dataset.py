@@ -5,18 +5,22 @@ model's. Objects that leave the image are not clipped, as a clipped rectangle is
 least half of the area is inside is trained on whole. Of one with less inside, it could not be said how far it
 reaches: it is neither an object to find nor background, like a difficult one. What is wholly outside is
 dropped.
+
+Pixels without data are 0 and count as background. Objects there are trained on: what an annotator has marked
+holds, and a few pixels without data inside an object are common.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from s5.data.errors import DataError
-from s5.data.image_io import read_image
+from s5.data.image_io import read_image_with_valid
 from s5.data.oriented.annotations import Objects
-from s5.data.oriented.geometry import flip_polygons, share_inside, to_boxes
+from s5.data.oriented.geometry import enclosing_boxes, flip_polygons, share_inside, to_boxes
 from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
 from s5.data.oriented.squares import fit_image
 
@@ -36,6 +40,8 @@ class OrientedImages:
         keep_empty: train on images without objects as well.
         train_difficult: train on difficult objects as on others.
         leave_out: classes that the annotations may have, but that are not trained on.
+        ignore_below: objects whose upright box has a side below this many pixels of the resized image are
+            neither objects nor background.
         name: of the task, for messages.
 
     Raises:
@@ -55,11 +61,12 @@ class OrientedImages:
         keep_empty: bool = True,
         train_difficult: bool = False,
         leave_out: Sequence[str] = (),
+        ignore_below: float = 0.0,
         name: str = "labeled",
     ) -> None:
         self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
         self.classes, self.size, self.flip, self.name = self.samples.classes, size, flip, name
-        self.train_difficult = train_difficult
+        self.train_difficult, self.ignore_below = train_difficult, ignore_below
         filled = [index for index in range(len(self.samples)) if self._has_objects(index)]
         if not filled:
             raise DataError(
@@ -78,15 +85,15 @@ class OrientedImages:
             ``image`` uint8 (S, S, 3), padded right and below; ``boxes`` float32 (n, 5), le90, in its pixels;
             ``labels`` int64 (n,); ``ignored`` float32 (m, 5), neither objects nor background; ``name``;
             ``shape`` (height, width) of the resized image; ``original`` (height, width) of the file;
-            ``scale``, pixels of the resized image per pixel of the file.
+            ``scale``, pixels of the resized image per pixel of the file; ``valid`` bool tensor (H, W), false
+            where the file has no data, None if it has data everywhere.
 
         Raises:
             ImageError: the image cannot be read.
         """
         horizontal, vertical = (bool(value) for value in rng.random(2) < 0.5) if self.flip else (False, False)
-        return _load(
-            self.samples, int(self._kept[index]), self.size, self.train_difficult, horizontal, vertical
-        )
+        ignoring = self.train_difficult, self.ignore_below
+        return _load(self.samples, int(self._kept[index]), self.size, *ignoring, horizontal, vertical)
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image file, from its header."""
@@ -141,16 +148,17 @@ def _load(
     index: int,
     size: int,
     train_difficult: bool = False,
+    ignore_below: float = 0.0,
     horizontal: bool = False,
     vertical: bool = False,
 ) -> dict[str, Any]:
-    image = read_image(samples.path(index))
+    image, valid = read_image_with_valid(samples.path(index))
     original = image.shape[:2]
     square, scale, (height, width) = fit_image(image, size)
     if horizontal or vertical:
         pixels = square[:height, :width]
         pixels[:] = pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1].copy()
-    trained, ignored = _sorted_out(samples.objects(index), original, train_difficult)
+    trained, ignored = _sorted_out(samples.objects(index), original, train_difficult, ignore_below / scale)
     boxes, others = (
         to_boxes(flip_polygons(part.polygons * np.float32(scale), height, width, horizontal, vertical))
         for part in (trained, ignored)
@@ -164,13 +172,18 @@ def _load(
         "shape": (height, width),
         "original": original,
         "scale": scale,
+        "valid": None if valid is None else torch.from_numpy(valid),
     }
 
 
-def _sorted_out(objects: Objects, shape: tuple[int, int], train_difficult: bool) -> tuple[Objects, Objects]:
-    """Objects to train on, and those that are neither objects nor background."""
+def _sorted_out(
+    objects: Objects, shape: tuple[int, int], train_difficult: bool, ignore_below: float
+) -> tuple[Objects, Objects]:
+    """Objects to train on, and those that are neither objects nor background; sizes in pixels of the file."""
     inside = share_inside(objects.polygons, (0, 0, shape[1], shape[0]))
     trained = inside >= MIN_INSIDE
     if not train_difficult:
         trained &= ~objects.difficult
+    x1, y1, x2, y2 = enclosing_boxes(objects.polygons).T
+    trained &= np.minimum(x2 - x1, y2 - y1) >= ignore_below
     return objects.select(trained), objects.select(~trained & (inside > 0))

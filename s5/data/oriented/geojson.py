@@ -1,8 +1,9 @@
-"""Detections as GeoJSON: on the earth where the image says where it is, else in pixels.
+"""Detections as GeoJSON (RFC 7946): on the earth where the image says where it is, else in pixels.
 
-RFC 7946 asks for longitude and latitude (WGS84) and outlines that turn counter-clockwise. An image without
-map coordinates, or whose reference system cannot be brought to WGS84 (such as a local one), has its
-detections in pixels, x to the right and y down. The member ``reference`` beside the features says which.
+On the earth means longitude and latitude (WGS84), longitudes within ±180, outlines that turn
+counter-clockwise and are cut at the antimeridian. An image without map coordinates, or whose reference system
+cannot be brought to WGS84 (such as a local one), has its detections in pixels, x to the right and y down. The
+member ``reference`` beside the features says which.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError  # what GDAL says; rasterio has no public name for it
+from rasterio.control import GroundControlPoint
+from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import GCPTransformer
+from rasterio.warp import transform
 
 from s5.data.geotiff import Georeference
 from s5.data.image_io import write_bytes
+from s5.data.oriented import antimeridian
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
 
@@ -24,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 100  # letters of what GDAL says
 WGS84 = "EPSG:4326"
-DEGREES, PIXELS = 9, 2  # decimals: 0.1 mm on the ground; a hundredth of a pixel
+DEGREES, PIXELS = 7, 2  # decimals: 1 cm on the ground; a hundredth of a pixel
+SUBDIVISIONS = (16, 256, 4096)  # of the edges of a box near a pole, until its points are near each other
+STRAIGHT, NEAR = 1.0, 90.0  # degrees of longitude: an edge that needs no points between; points near enough
 
 
 def write_geojson(
@@ -39,56 +49,123 @@ def write_geojson(
         georeference: of the image.
     """
     corners = to_polygons(found.boxes.astype(np.float64))
-    outlines = None if georeference is None else _on_earth(path, corners, georeference)
-    pixels = outlines is None
-    outlines = np.round(corners, PIXELS) if outlines is None else np.round(outlines, DEGREES)
+    geometries = None if georeference is None else _on_earth(path, corners, georeference)
+    if georeference is None or geometries is None:
+        geometries = [_geometry([np.round(outline, PIXELS)]) for outline in corners]
+        reference = "pixels, x to the right, y down"
+    else:
+        reference = _reference(georeference)
     collection = {
         "type": "FeatureCollection",
-        "reference": "pixels, x to the right, y down" if pixels else "WGS84 longitude, latitude",
+        "reference": reference,
         "features": [
-            _feature(outline, classes[label], float(score))
-            for outline, label, score in zip(outlines, found.labels, found.scores, strict=True)
+            {
+                "type": "Feature",
+                "properties": {"class": classes[label], "score": round(float(score), 6)},
+                "geometry": geometry,
+            }
+            for geometry, label, score in zip(geometries, found.labels, found.scores, strict=True)
         ],
     }
     write_bytes(path, f"{json.dumps(collection, ensure_ascii=False)}\n".encode())
 
 
-def _on_earth(path: Path, corners: np.ndarray, georeference: Georeference) -> np.ndarray | None:
-    """Longitude and latitude (n, 4, 2) of corners in pixels; None where there are none."""
-    from rasterio._err import CPLE_BaseError  # what GDAL says; rasterio has no public name for it
-    from rasterio.errors import CRSError
-    from rasterio.warp import transform
-
-    if georeference.crs is None:
-        return None
-    a, b, c, d, e, f = georeference.transform[:6]
-    column, row = corners.reshape(-1, 2).T
-    x, y = a * column + b * row + c, d * column + e * row + f
-    try:
-        # rasterio gives longitude first, whatever the reference system says of its axes.
-        degrees = np.array(transform(georeference.crs, WGS84, x, y)).T.reshape(-1, 4, 2)
-    except (CRSError, CPLE_BaseError) as error:
-        reason = str(error)[:SHOWN]
-        logger.warning("%s: in pixels, as the way from the image's map to WGS84 fails (%s)", path, reason)
-        return None
-    if not np.isfinite(degrees).all():
-        logger.warning("%s: in pixels, as some are not on the earth by the image's reference system", path)
-        return None
-    return degrees
+def _reference(georeference: Georeference) -> str:
+    text = "WGS84 longitude, latitude"
+    if georeference.transform is None:
+        text += f"; approximate, from {len(georeference.gcps)} ground control points"
+    return text
 
 
-def _feature(outline: np.ndarray, name: str, score: float) -> dict[str, Any]:
-    ring = [*outline.tolist(), outline[0].tolist()]
-    if _signed_area(outline) < 0:
-        ring.reverse()
-    return {
-        "type": "Feature",
-        "properties": {"class": name, "score": round(score, 6)},
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-    }
+def _on_earth(
+    path: Path, corners: np.ndarray, georeference: Georeference
+) -> list[dict[str, Any] | None] | None:
+    """Geometries of boxes (n, 4, 2) in pixels; None, with a warning, where there is no way to WGS84."""
+    if georeference.transform is None and not georeference.gcps:
+        problem = "has a camera model (RPC) alone, which needs heights: orthorectify it"
+    elif georeference.crs is None:
+        problem = "does not name the reference system of its map coordinates"
+    else:
+        try:
+            with rasterio.Env():  # GDAL's messages go to the log, not to stderr
+                degrees = _to_degrees(corners, georeference)
+                if np.isfinite(degrees).all():
+                    return _geometries(path, corners, degrees, georeference)
+            problem = "has some off the earth by its reference system"
+        except (CRSError, RasterioError, CPLE_BaseError) as error:
+            problem = f"has no way from its map to WGS84 ({str(error)[:SHOWN]})"
+    logger.warning("%s: in pixels, as the image %s", path, problem)
+    return None
 
 
-def _signed_area(outline: np.ndarray) -> float:
-    """Positive if the corners turn from the first axis to the second."""
-    x, y = (outline - outline[0]).T
-    return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
+def _to_degrees(points: np.ndarray, georeference: Georeference) -> np.ndarray:
+    """Longitude and latitude (..., 2) of points (..., 2) in pixels."""
+    if not points.size:
+        return points
+    column, row = points.reshape(-1, 2).T
+    if georeference.transform is not None:
+        a, b, c, d, e, f = georeference.transform[:6]
+        x, y = a * column + b * row + c, d * column + e * row + f
+    else:
+        with GCPTransformer(_continuous(georeference)) as to_map:  # a polynomial, as gdalwarp fits it
+            x, y = to_map.xy(row, column, offset="ul")
+    # rasterio gives longitude first, whatever the reference system says of its axes.
+    return np.array(transform(georeference.crs, WGS84, x, y)).T.reshape(points.shape)
+
+
+def _continuous(georeference: Georeference) -> list[GroundControlPoint]:
+    """The points with longitudes that do not jump at the antimeridian, where no polynomial would fit."""
+    points = list(georeference.gcps)
+    if georeference.crs is None or not georeference.crs.is_geographic:
+        return points
+    return [
+        GroundControlPoint(p.row, p.col, p.x - 360 * round((p.x - points[0].x) / 360), p.y, p.z)
+        for p in points
+    ]
+
+
+def _geometries(
+    path: Path, corners: np.ndarray, degrees: np.ndarray, georeference: Georeference
+) -> list[dict[str, Any] | None]:
+    """Geometries of boxes, given in pixels and in degrees, both (n, 4, 2); None of one too near a pole."""
+    geometries: list[dict[str, Any] | None] = []
+    for box, ring in zip(corners, degrees, strict=True):
+        if antimeridian.longest_step(ring) > STRAIGHT:
+            ring = _with_points_between(box, georeference)
+        if not np.isfinite(ring).all() or antimeridian.longest_step(ring) > NEAR:
+            geometries.append(None)
+            continue
+        parts = [_rounded(part) for part in antimeridian.cut(ring)]
+        # What only touches the antimeridian has a part without area.
+        geometries.append(_geometry([p for p in parts if antimeridian.signed_area(p)] or parts[:1]))
+    if unlocated := geometries.count(None):
+        logger.warning("%s: %d boxes with an edge over a pole have null as geometry", path, unlocated)
+    return geometries
+
+
+def _with_points_between(box: np.ndarray, georeference: Georeference) -> np.ndarray:
+    """Outline in degrees with points between the corners: straight edges of the map are curves there."""
+    for count in SUBDIVISIONS:
+        shares = np.arange(count)[:, None] / count
+        points = np.concatenate([a + shares * (b - a) for a, b in zip(box, np.roll(box, -1, 0), strict=True)])
+        ring = _to_degrees(points, georeference)
+        if antimeridian.longest_step(ring) <= NEAR:
+            break
+    return ring
+
+
+def _rounded(ring: np.ndarray) -> np.ndarray:
+    """Rounded, without the points that then repeat the one before; three are left in any case."""
+    ring = np.round(ring, DEGREES)
+    differs = (ring != np.roll(ring, 1, 0)).any(1)
+    return ring[differs] if differs.sum() >= 3 else ring
+
+
+def _geometry(outlines: Sequence[np.ndarray]) -> dict[str, Any]:
+    rings = []
+    for outline in outlines:
+        ring = [*outline.tolist(), outline[0].tolist()]
+        rings.append([ring[::-1] if antimeridian.signed_area(outline) < 0 else ring])
+    if len(rings) == 1:
+        return {"type": "Polygon", "coordinates": rings[0]}
+    return {"type": "MultiPolygon", "coordinates": rings}

@@ -27,8 +27,8 @@ class ObjectsCollate:
         Returns:
             ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task; lists
             ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes`` (height, width without padding),
-            ``scales``, ``names``; ``skipped``: an empty list. Of validation images also ``name``, ``task``
-            and ``objects``, in pixels of the files.
+            ``scales``, ``names``; ``skipped``: an empty list. Of validation images also ``name``, ``task``,
+            ``objects``, in pixels of the files, and ``valid``, where the files have data.
         """
         images = np.stack([sample["image"] for sample in samples])
         batch = {
@@ -40,7 +40,8 @@ class ObjectsCollate:
         for key in ("boxes", "labels", "ignored"):
             batch[key] = [torch.from_numpy(sample[key]) for sample in samples]
         if "task" in samples[0]:
-            batch |= {key: [sample[key] for sample in samples] for key in ("name", "task", "objects")}
+            keys = ("name", "task", "objects", "valid")
+            batch |= {key: [sample[key] for sample in samples] for key in keys}
         return batch
 
     def _counts(self, samples: list[dict[str, Any]]) -> list[int]:

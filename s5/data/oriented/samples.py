@@ -1,25 +1,25 @@
-"""Images paired with their annotation files, and all their objects in memory that loader workers share."""
+"""Images paired with their annotation files, and all their objects in a few arrays."""
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from s5.data.errors import DataError, SplitError
 from s5.data.folders import find_files
 from s5.data.image_io import image_size
 from s5.data.oriented.annotations import ANNOTATION_EXTENSIONS, AnnotationReader, Objects, make_objects
 from s5.data.oriented.raw import AnnotationError
-from s5.data.splits import IMAGE_EXTENSIONS, Split, format_line
+from s5.data.splits import IMAGE_EXTENSIONS, Split, explain_foreign, format_line
 
 logger = logging.getLogger(__name__)
 
 Folders = Path | str | Sequence[Path | str]
 Lists = Folders | None
 SHOWN = 5  # names or messages in a message
+_CLASS_LISTS = ("classes.txt", "predefined_classes.txt")
 _ENDING = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*IMAGE_EXTENSIONS, *ANNOTATION_EXTENSIONS)))})$", re.IGNORECASE
 )
@@ -65,6 +65,7 @@ class AnnotatedImages:
         texts: dict[str, Path] = {}
         if annotations is not None:
             texts = _by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
+            texts = without_class_list(texts, found)
             _require_partners(names, found, texts, split)
         lines = [format_line(str(found[name]), str(texts[name]) if texts else None) for name in names]
         self.folders = " and ".join(map(str, folders))
@@ -100,21 +101,32 @@ class AnnotatedImages:
     def objects(self, index: int) -> Objects:
         """All objects of an image."""
         part = slice(*self._offsets[index : index + 2].tolist())
-        return Objects(
-            self._polygons[part].numpy(), self._labels[part].numpy(), self._difficult[part].numpy()
-        )
+        return Objects(self._polygons[part], self._labels[part], self._difficult[part])
 
     def counts(self) -> np.ndarray:
         """Objects of each class, int64 (K,)."""
-        return np.bincount(self._labels.numpy(), minlength=len(self.classes))
+        return np.bincount(self._labels, minlength=len(self.classes))
 
     def _pack(self, objects: Sequence[Objects]) -> None:
-        offsets = np.cumsum([0, *map(len, objects)])
-        self._offsets = torch.from_numpy(offsets).share_memory_()
+        # Plain arrays: forked workers share their pages as long as nobody writes to them.
+        self._offsets = np.cumsum([0, *map(len, objects)])
         self._polygons, self._labels, self._difficult = (
-            torch.from_numpy(np.concatenate([getattr(part, name) for part in objects])).share_memory_()
+            np.concatenate([getattr(part, name) for part in objects])
             for name in ("polygons", "labels", "difficult")
         )
+
+
+def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dict[str, Path]:
+    """Annotation files by name without ``classes.txt``, where tools put the names of the classes.
+
+    Args:
+        texts: the files by the name of their image.
+        images: names of the images; a file of one of them is an annotation.
+    """
+    lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
+    for path in lists.values():
+        logger.info("%s: a list of classes, not an annotation; it is left out", path)
+    return {name: path for name, path in texts.items() if name not in lists}
 
 
 def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Objects]:
@@ -156,9 +168,7 @@ def _by_name(folders: Sequence[Path], extensions: tuple[str, ...], what: str) ->
     for folder in folders:
         if not folder.is_dir():
             raise SplitError(f"{folder}: no such folder; give the folder of the {what}")
-        for path in find_files(folder):
-            if path.suffix.lower() not in extensions:
-                continue
+        for path in find_files(folder, endings=extensions):
             other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
             if other is not path:
                 raise SplitError(f"{other} and {path} have the same name; keep one of them")
@@ -172,7 +182,10 @@ def _chosen(split: Path, found: Mapping[str, Path]) -> set[str]:
     names = {sample.name: _name_of(sample.name, found) for sample in Split(split, split.parent)}
     if missing := [line for line, name in names.items() if name is None]:
         folder = next(iter(found.values())).parent
-        raise SplitError(f"{split}: {_some(missing, 'images')} that it lists are not in {folder}")
+        reason = explain_foreign(missing[0])
+        raise SplitError(
+            f"{split}: {_some(missing, 'images')} that it lists are not in {folder}{reason and f'; {reason}'}"
+        )
     return {name for name in names.values() if name is not None}
 
 

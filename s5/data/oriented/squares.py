@@ -15,6 +15,13 @@ def pad_image(image: np.ndarray, size: int) -> np.ndarray:
     return square
 
 
+def pad_valid(valid: np.ndarray, size: int) -> np.ndarray:
+    """Where a padded image has data, bool (size, size); padding counts as data, to keep its colour."""
+    padded = np.ones((size, size), bool)
+    padded[: valid.shape[0], : valid.shape[1]] = valid
+    return padded
+
+
 def fit_image(image: np.ndarray, size: int) -> tuple[np.ndarray, float, tuple[int, int]]:
     """Resize an image (H, W, 3) to fit a square, keeping its proportions, and pad it at the right and below.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s5.data.errors import DataError
+from s5.data.errors import DataError, is_utf8
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
 from s5.data.oriented.text import corners_text
@@ -70,7 +70,8 @@ def require_names(out: Path, images: Sequence[str]) -> None:
     """Refuse names that a submission cannot have.
 
     Raises:
-        DataError: the file is not named ``.zip``, or names of images have a '/' or white space.
+        DataError: the file is not named ``.zip``, or names of images have a '/' or white space or are not
+            UTF-8.
     """
     if out.suffix.lower() != ".zip":
         raise DataError(f"{out}: the server takes a .zip; name it so")
@@ -78,6 +79,9 @@ def require_names(out: Path, images: Sequence[str]) -> None:
         [name for name in images if "/" in name or any(c.isspace() for c in name)],
         "have '/' or white space",
         len(images),
+    )
+    _require_none(
+        [name for name in images if not is_utf8(name)], "have names that are not UTF-8", len(images)
     )
 
 

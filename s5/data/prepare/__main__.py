@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 
 from s5.data.command import run_command
 from s5.data.prepare.dior_r import DiorR
@@ -60,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    recipe = args.recipe(**{field.name: getattr(args, field.name) for field in fields(args.recipe)})
+    recipe = args.recipe.from_arguments(args)
     outcome = prepare(recipe, args.workers)
     print("\n".join(text for text in (outcome.summary(), recipe.usage()) if text))
     return 0 if all(outcome.lists.values()) else 1

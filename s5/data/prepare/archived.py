@@ -32,7 +32,9 @@ class ArchivedRecipe(DatasetRecipe):
     inner_archives: ClassVar[str] = ".*"  # names of inner archives that are looked into, in lower case
     layout: ClassVar[str]  # what is expected below the source folder, and where to get it
     not_remembered: ClassVar[tuple[str, ...]] = ("partial",)
+    half_overlap: ClassVar[bool] = True  # as published
 
+    overlap: int = 256
     partial: bool = False
 
     @classmethod

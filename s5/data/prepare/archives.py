@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from s5.data.errors import DataError, ImageError
-from s5.data.folders import find_files
+from s5.data.folders import find_files, is_system_name
 from s5.data.image_io import write_bytes
 from s5.data.prepare.journal import PrepareError
 
@@ -191,7 +191,7 @@ def _read_table_of_contents(archive: Path, changed: int, size: int) -> Mapping[s
     return {
         place: (member.filename, member.file_size)
         for place, member in places.items()
-        if not any(part.startswith((".", "__MACOSX")) for part in place.split("/"))
+        if not any(part.startswith(".") or is_system_name(part) for part in place.split("/"))
     }
 
 

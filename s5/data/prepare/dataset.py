@@ -11,7 +11,7 @@ from typing import ClassVar
 from s5.data.image_io import write_bytes, write_image
 from s5.data.label_table import LabelTable
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.patches import Window, open_image, plain_suffix, tiles, windows
+from s5.data.prepare.patches import Window, open_image, plain_file, tiles, windows
 from s5.data.prepare.recipe import Cut, LabeledRecipe, Source, require_name
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -21,9 +21,9 @@ TRAIN, VAL, TEST = "train", "val", "test"
 class DatasetRecipe(LabeledRecipe):
     """``NAME/{train,val}/{images,masks}``, ``NAME/test/images`` and ``NAME/splits/{train,val,test}.txt``.
 
-    Training images are cut into patches. Validation images stay whole, so that they can be predicted whole or
-    in sliding windows and every pixel counts once; of a given ``val_size`` on, they are divided into parts
-    that do not overlap. Test images without masks are copied.
+    Training images are cut into patches, or stay whole with ``size`` 0. Validation images stay whole, so that
+    they can be predicted whole or in sliding windows and every pixel counts once; of a given ``val_size`` on,
+    they are divided into parts that do not overlap. Test images without masks are copied.
 
     Attributes:
         name: folder below the data root.
@@ -83,29 +83,33 @@ class DatasetRecipe(LabeledRecipe):
     def cut(self, source: Source) -> Cut:
         """Cut image and mask, or copy a test image."""
         if source.group == TEST and source.mask is None:
-            return Cut((self._copy(source),))
+            return self._copy(source)
         return super().cut(source)
 
     def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
         """Patches for training; whole images or large parts otherwise."""
         area = source.area or Window(0, 0, height, width)
-        if source.group == TRAIN:
+        patches = source.group == TRAIN and self.size > 0
+        if patches:
             cut = windows(area.height, area.width, self.size, self.overlap)
         else:
-            cut = tiles(area.height, area.width, self.val_size or max(area.height, area.width))
+            largest = self.val_size if source.group != TRAIN else 0
+            cut = tiles(area.height, area.width, largest or max(area.height, area.width))
         for part in cut:
             window = part._replace(top=part.top + area.top, left=part.left + area.left)
-            whole = source.group != TRAIN and window == (0, 0, height, width)
+            whole = not patches and window == (0, 0, height, width)
             yield source.stem if whole else window.name(source.stem), window
 
-    def _copy(self, source: Source) -> Patch:
+    def _copy(self, source: Source) -> Cut:
         base = f"{self.folder}/{source.group}/images/{source.stem}"
-        with self.local(source.image) as file:
-            suffix = plain_suffix(file)
-            patch = Patch(f"{base}{suffix or '.png'}")
-            if suffix:
-                write_bytes(self.out / patch.image, file.read_bytes())
-                return patch
-            with open_image(file) as image:
-                write_image(self.out / patch.image, image.read(0, 0, image.height, image.width))
-        return patch
+        with self.local(source.image) as file, open_image(file) as image:  # a damaged file is found here
+            plain = plain_file(file)
+            if plain is None:
+                patch = Patch(f"{base}.png")
+                pixels, valid = image.read_with_valid(0, 0, image.height, image.width)
+                write_image(self.out / patch.image, pixels, valid=valid)
+            else:
+                suffix, data = plain
+                patch = Patch(f"{base}{suffix}")
+                write_bytes(self.out / patch.image, data)
+            return Cut((patch,), image.note)

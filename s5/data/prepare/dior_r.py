@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from s5.data.folders import find_files, find_images
+from s5.data.folders import find_files
 from s5.data.image_io import read_image, write_bytes
 from s5.data.oriented.annotations import AnnotationReader, write_objects
 from s5.data.oriented.classes import DIOR_R
 from s5.data.prepare.objects import ObjectsRecipe, by_stem, read_noted, require_own_names
 from s5.data.prepare.patches import safe_name
 from s5.data.prepare.recipe import Cut, Source
+from s5.data.splits import IMAGE_EXTENSIONS, read_list
 
 ORIENTED = "Oriented Bounding Boxes"
 _EXPECTED = """expected below {src}:
@@ -53,7 +54,7 @@ class DiorR(ObjectsRecipe):
         texts = by_stem(path for path in files if ORIENTED in path.parts and path.suffix.lower() == ".xml")
         lists = {path.stem: path for path in files if path.parent.name == "Main" and path.suffix == ".txt"}
         parts = {part: lists[part] for part in self.parts if part in lists}
-        images = by_stem(find_images(self.src, leave_out=self.out / self.folder))
+        images = by_stem(path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS)
         if not (texts and parts and images):
             raise self.incomplete(
                 f"{len(images)} images, {len(texts)} oriented annotations, {len(parts)} of 3 lists"
@@ -67,7 +68,7 @@ class DiorR(ObjectsRecipe):
                 mask=texts.get(stem) or self.src / "Annotations" / ORIENTED / f"{stem}.xml",
             )
             for part, path in parts.items()
-            for stem in sorted(set(path.read_text(encoding="utf-8-sig").split()))
+            for stem in sorted(set(read_list(path).decode("utf-8-sig", "surrogateescape").split()))
         ]
         require_own_names(sources)
         return sources

@@ -21,7 +21,8 @@ from s5.data.oriented.annotations import AnnotationReader, Objects, write_object
 from s5.data.oriented.classes import CLASSES, class_ids
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import LARGEST_RATE, window_name
-from s5.data.oriented.squares import pad_image
+from s5.data.oriented.samples import without_class_list
+from s5.data.oriented.squares import pad_image, pad_valid
 from s5.data.prepare.journal import Patch, PrepareError
 from s5.data.prepare.objects import TRAIN, VAL, ObjectsRecipe, by_stem, read_noted, require_own_names
 from s5.data.prepare.patches import Readable, Window, open_image, safe_name, windows
@@ -46,8 +47,9 @@ class Dota(ObjectsRecipe):
     An object belongs to the windows that at least ``iof`` of its area is in. It stays whole, and its flag
     becomes 2 where the window truncates it; a difficult one stays difficult (in the tool, it would become 2).
     The parts of others are background. Windows without objects are kept: leaving them out is a matter of
-    training. What is smaller than a window is padded at the right and below, as by the tool, so that all have
-    one scale. Nothing is resized: with rate 0.5, windows are twice as large.
+    training. None is written of those that the image has no data in and that have no objects. What is smaller
+    than a window is padded at the right and below, as by the tool, so that all have one scale. Nothing is
+    resized: with rate 0.5, windows are twice as large.
 
     Attributes:
         version: of DOTA, which decides the labels and classes.
@@ -145,13 +147,13 @@ class Dota(ObjectsRecipe):
         if source.mask is not None:
             objects, note = read_noted(AnnotationReader(self.names), source.mask)
         with open_image(source.image) as image:
-            patches = [
-                self._write(source, size, window, image, objects)
-                for size, window in self._windows(image.height, image.width)
-            ]
+            note = "; ".join(filter(None, (image.note, note)))
+            cut = list(self._windows(image.height, image.width))
+            written = [self._write(source, size, window, image, objects) for size, window in cut]
+        patches = tuple(patch for patch in written if patch is not None)
         if objects is not None:
             write_objects(self.out / self._whole(source), objects, self.names)
-        return Cut(tuple(patches), note)
+        return Cut(patches, note, without_data=len(cut) - len(patches))
 
     def usage(self) -> str:
         """Folders and classes."""
@@ -175,7 +177,7 @@ class Dota(ObjectsRecipe):
         if part not in (TRAIN, VAL):
             found = found or find_images(folder)  # there is nothing else in it
         images = by_stem(found)
-        texts = by_stem(self._texts(folder))
+        texts = without_class_list(by_stem(self._texts(folder)), images)
         if not images or (not texts and part in (TRAIN, VAL)):
             if images or texts:
                 what = f"{len(images)} images and {len(texts)} label files of version {self.version}"
@@ -195,7 +197,7 @@ class Dota(ObjectsRecipe):
     def _texts(self, folder: Path) -> list[Path]:
         """Oriented labels of the version."""
         for name in (f"labelTxt-v{self.version}", "labelTxt"):
-            texts = [path for path in find_files(folder / name) if path.suffix.lower() == ".txt"]
+            texts = find_files(folder / name, endings=(".txt",))
             if texts:
                 return [path for path in texts if not _HORIZONTAL.search(path.parent.name.lower())]
         return []
@@ -209,15 +211,20 @@ class Dota(ObjectsRecipe):
 
     def _write(
         self, source: Source, size: int, window: Window, image: Readable, objects: Objects | None
-    ) -> Patch:
+    ) -> Patch | None:
+        """Write a window and its objects; nothing of one wholly without data, unless it has objects."""
+        pixels, valid = image.read_with_valid(*window)
+        inside, truncated = (None, None) if objects is None else _in_window(objects, window, self.iof)
+        if valid is not None and not valid.any() and (inside is None or not len(inside.labels)):
+            return None
         name = window_name(source.stem, size, window.left, window.top)
-        patch = self.place(source.group, name, f".{self.format}", objects is not None)
-        pixels = image.read(*window)
+        suffix = f".{self.format}" if valid is None else ".png"
+        patch = self.place(source.group, name, suffix, objects is not None)
         if min(window.height, window.width) < size:
             pixels = pad_image(pixels, size)
-        write_image(self.out / patch.image, pixels)
-        if objects is not None:
-            inside, truncated = _in_window(objects, window, self.iof)
+            valid = None if valid is None else pad_valid(valid, size)
+        write_image(self.out / patch.image, pixels, valid=valid)
+        if inside is not None:
             write_objects(self.out / str(patch.mask), inside, self.names, truncated)
         return patch
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
 from s5.data.folders import find_images
-from s5.data.image_io import read_image
 from s5.data.labels import TABLES
+from s5.data.masks import open_mask
 from s5.data.prepare.journal import PrepareError
-from s5.data.prepare.patches import Decoded, ReadableMask, safe_name
+from s5.data.prepare.patches import ReadableMask, safe_name
 from s5.data.prepare.recipe import LabeledRecipe, Source
 
 _MASK = re.compile(r"(?P<stem>.+)_instance_color_RGB")
@@ -60,8 +60,8 @@ class Isaid(LabeledRecipe):
         ]
 
     def mask(self, path: Path) -> AbstractContextManager[ReadableMask]:
-        """Class ids from the colours of the semantic mask."""
-        return nullcontext(Decoded(TABLES["isaid"].from_colors(read_image(path), path)))
+        """Class ids from the colours of the semantic mask; masks that were turned into ids are taken, too."""
+        return open_mask(path, TABLES["isaid"])
 
     def _source(self, group: str, stem: str, image: Path | None, mask: Path | None) -> Source:
         base = self.src / group

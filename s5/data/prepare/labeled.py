@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 from s5.data.errors import ImageError
 from s5.data.image_io import image_size
 from s5.data.label_table import LabelTable
+from s5.data.mask_survey import refuse_together
+from s5.data.masks import open_mask
 from s5.data.pairs import hold_out, pair_folders
 from s5.data.prepare.dataset import TRAIN, VAL, DatasetRecipe
 from s5.data.prepare.journal import PrepareError
-from s5.data.prepare.masks import open_mask
 from s5.data.prepare.patches import ReadableMask, Window, is_tiff, unique_stems
 from s5.data.prepare.recipe import Source
 from s5.data.splits import Sample, Split
@@ -88,9 +89,18 @@ class Labeled(DatasetRecipe):
         src = self.src.absolute()
         pairs = pair_folders(src, self.masks.absolute(), src)
         stems = dict(zip(names := [s.name for s in pairs], unique_stems(names), strict=True))
+        refused = refuse_together([s.mask for s in pairs if s.mask is not None], self.table)
         parts = self._of_one_image(pairs) if len(pairs) == 1 else self._of_images(pairs)
         return [
-            Source(f"{group}/{sample.name}{mark}", group, stems[sample.name], sample.image, sample.mask, area)
+            Source(
+                f"{group}/{sample.name}{mark}",
+                group,
+                stems[sample.name],
+                sample.image,
+                sample.mask,
+                area,
+                refused.get(str(sample.mask), ""),
+            )
             for group, sample, whole in parts
             for mark, area in self._pieces(sample, whole)
         ]

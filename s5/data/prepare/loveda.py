@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -42,13 +42,20 @@ Get it from https://zenodo.org/record/5706578"""
 
 @dataclass(frozen=True)
 class LoveDA(ArchivedRecipe):
-    """Train and Val with their masks; Test, whose masks are with the evaluation server, whole."""
+    """Train and Val with their masks; Test, whose masks are with the evaluation server. All stay whole.
+
+    ``splits/trainval.txt`` lists Train and Val together, for a run that is scored on the server alone.
+    """
 
     command: ClassVar[str] = "loveda"
     help: ClassVar[str] = "LoveDA, 2522 images for training, 1669 for validation, 1796 for submissions"
     title: ClassVar[str] = "LoveDA"
     layout: ClassVar[str] = _LAYOUT
     inner_archives: ClassVar[str] = r"(train|val|test|urban|rural)\.zip"
+    may_stay_whole: ClassVar[bool] = True
+
+    size: int = 0
+    overlap: int = 0
 
     @property
     def table(self) -> LabelTable:
@@ -65,6 +72,10 @@ class LoveDA(ArchivedRecipe):
         if not any(source.group == TEST for source in sources):
             logger.warning("no LoveDA test images below %s: no list for submissions is written", self.src)
         return sources
+
+    def joint_lists(self) -> Mapping[str, Sequence[str]]:
+        """Train and Val together."""
+        return {f"{self.folder}/splits/trainval.txt": (TRAIN, VAL)}
 
     def usage(self) -> str:
         """The table of the masks."""

@@ -107,5 +107,5 @@ def require_own_names(sources: Sequence[Source]) -> None:
         other = found.setdefault((source.group, source.stem), source)
         if other is not source:
             raise PrepareError(
-                f"{other.image} and {source.image} have the same name but for white space; rename one of them"
+                f"{other.image} and {source.image} would be written under the same name; rename one of them"
             )

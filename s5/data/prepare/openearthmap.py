@@ -22,7 +22,7 @@ from s5.data.prepare.archived import ArchivedRecipe, listed
 from s5.data.prepare.dataset import TEST, TRAIN, VAL
 from s5.data.prepare.journal import PrepareError
 from s5.data.prepare.recipe import Source
-from s5.data.splits import write_split
+from s5.data.splits import read_list, write_split
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class _Files:
 class OpenEarthMap(ArchivedRecipe):
     """The images of ``train.txt`` and ``val.txt``; those of ``test.txt`` have no public labels.
 
+    All stay whole.
+
     Attributes:
         xbd: folder of the xBD images (``*_pre_disaster.png`` anywhere below it), or None.
         require_all: refuse to go on without the xBD images.
@@ -63,7 +65,10 @@ class OpenEarthMap(ArchivedRecipe):
     title: ClassVar[str] = "OpenEarthMap"
     layout: ClassVar[str] = _LAYOUT
     not_remembered: ClassVar[tuple[str, ...]] = ("partial", "xbd", "require_all")
+    may_stay_whole: ClassVar[bool] = True
 
+    size: int = 0
+    overlap: int = 0
     xbd: Path | None = None
     require_all: bool = False
 
@@ -148,14 +153,20 @@ class OpenEarthMap(ArchivedRecipe):
             raise PrepareError(f"--xbd {self.xbd}: no such folder")
         found = {path.name.lower(): path for path in find_images(self.xbd)}
         if not any(name.endswith("_pre_disaster.png") for name in found):
-            raise PrepareError(
-                f"--xbd {self.xbd}: no *_pre_disaster.png below it; unpack the archives of xBD"
+            geotiffs = sum(name.endswith(("_pre_disaster.tif", "_pre_disaster.tiff")) for name in found)
+            what = (
+                f"{geotiffs} GeoTIFFs, but no *_pre_disaster.png below it: this is the GeoTIFF edition of "
+                "xBD, which OpenEarthMap's labels do not fit. Get the data sets of the challenge (train, "
+                "tier3, test, hold), whose images are PNG"
+                if geotiffs
+                else "no *_pre_disaster.png below it; unpack the archives of xBD"
             )
+            raise PrepareError(f"--xbd {self.xbd}: {what}. {_WHERE_XBD}")
         return found
 
     def _text(self, path: Path) -> str:
         with self.local(path) as file:
-            return file.read_text(encoding="utf-8-sig")
+            return read_list(file).decode("utf-8-sig", "surrogateescape")
 
     def _report_xbd(self, missing: list[str], from_xbd: dict[str, str]) -> None:
         """Write the list of missing xBD images, or remove an old one."""

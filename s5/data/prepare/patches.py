@@ -8,16 +8,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
-from PIL import Image
 
 from s5.data.geotiff import open_raster
-from s5.data.image_formats import detect_format
-from s5.data.image_io import read_image_with_valid
+from s5.data.image_formats import detect_format, is_plain_rgb
+from s5.data.image_io import read_file, read_image_with_valid
 
-_PLAIN = {"JPEG": ".jpg", "PNG": ".png"}
+_PLAIN = {"jpeg": ".jpg", "png": ".png"}
 
 
 class Window(NamedTuple):
@@ -37,7 +36,33 @@ class Window(NamedTuple):
         return f"{stem}_{self.top}_{self.top + self.height}_{self.left}_{self.left + self.width}"
 
 
-def windows(height: int, width: int, size: int, overlap: int = 0) -> list[Window]:
+class _Windows(Sequence[Window]):
+    """Windows that are computed when they are asked for: damaged images can claim billions of pixels."""
+
+    def __init__(self, height: int, width: int, size: int, overlap: int) -> None:
+        self._step, self._height, self._width = size - overlap, min(size, height), min(size, width)
+        self._last = height - self._height, width - self._width  # first row and column of the last window
+        self._columns = 1 - (-self._last[1] // self._step)
+        self._rows = 1 - (-self._last[0] // self._step)
+
+    def __len__(self) -> int:
+        return self._rows * self._columns
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Window]: ...
+
+    def __getitem__(self, index: int | slice) -> Window | list[Window]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row, column = divmod(range(len(self))[index], self._columns)
+        top, left = (min(i * self._step, last) for i, last in zip((row, column), self._last, strict=True))
+        return Window(top, left, self._height, self._width)
+
+
+def windows(height: int, width: int, size: int, overlap: int = 0) -> Sequence[Window]:
     """Square windows that cover an image, row by row.
 
     The last window of a row or column is shifted inside instead of reaching over the border, so it overlaps
@@ -49,15 +74,7 @@ def windows(height: int, width: int, size: int, overlap: int = 0) -> list[Window
         size: side of the windows in pixels.
         overlap: pixels that neighbours share; less than ``size``.
     """
-    tops, lefts = _starts(height, size, overlap), _starts(width, size, overlap)
-    return [Window(top, left, min(size, height), min(size, width)) for top in tops for left in lefts]
-
-
-def _starts(length: int, size: int, overlap: int) -> list[int]:
-    if length <= size:
-        return [0]
-    starts = range(0, length - size, size - overlap)
-    return [*starts, length - size]
+    return _Windows(height, width, size, overlap)
 
 
 def tiles(height: int, width: int, size: int) -> list[Window]:
@@ -81,10 +98,16 @@ class Readable(Protocol):
     Attributes:
         height: rows of the whole image.
         width: columns of the whole image.
+        declares_no_data: whether the file says in any way that it may have pixels without data.
+        may_lack_data: whether pixels may have no data; there is no need to ask where they do otherwise.
+        note: what the user should know of how it is read; empty if nothing.
     """
 
     height: int
     width: int
+    declares_no_data: bool
+    may_lack_data: bool
+    note: str
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The window that begins at ``top``, ``left``."""
@@ -121,6 +144,7 @@ class Decoded:
     def __init__(self, array: np.ndarray, note: str = "", valid: np.ndarray | None = None) -> None:
         self._array, self.note, self._valid = array, note, valid
         self.height, self.width = array.shape[:2]
+        self.declares_no_data = self.may_lack_data = valid is not None
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """The window that begins at ``top``, ``left``, as a view."""
@@ -160,12 +184,16 @@ def is_tiff(path: Path) -> bool:
 
 
 def safe_name(text: str) -> str:
-    """``text`` with white space replaced by underscores, so that names stand in split lines as they are."""
+    """``text`` as part of file names that are UTF-8 and stand in split lines as they are.
+
+    White space becomes an underscore, bytes that are not UTF-8 their two hexadecimal digits.
+    """
+    text = re.sub("[\udc80-\udcff]", lambda match: f"{ord(match[0]) - 0xDC00:02X}", text)
     return re.sub(r"\s+", "_", text)
 
 
 def unique_stems(keys: Sequence[str]) -> list[str]:
-    """For paths of files, paths of their patches without extension and white space, no two the same."""
+    """For paths of files, paths of their patches without extension (:func:`safe_name`), no two the same."""
     stems = [safe_name(key[: key.rindex(".")]) for key in keys]
     count = Counter(stems)
     # Names that coincide ('a.jpg' and 'a.png') get a mark that depends on nothing but the name.
@@ -178,12 +206,11 @@ def _mark(key: str) -> str:
     return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
-def plain_suffix(path: Path) -> str | None:
-    """The extension for an 8-bit RGB JPEG or PNG, which may be copied as it is; None for anything else."""
-    with Image.open(path) as image:
-        suffix = _PLAIN.get(image.format or "") if image.mode == "RGB" else None
-    if suffix == ".png":
-        with path.open("rb") as file:
-            depth = file.read(25)[24]  # Pillow calls 16-bit colour RGB, too
-        return suffix if depth == 8 else None
-    return suffix
+def plain_file(path: Path) -> tuple[str, bytes] | None:
+    """Extension and content of an 8-bit RGB JPEG or PNG, which may be copied as it is; None for others.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    kind, data = read_file(path)
+    return (_PLAIN[kind], data) if is_plain_rgb(data, kind) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import defaultdict
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from s5.data.errors import DataError
+from s5.data.errors import DataError, printable
 from s5.data.prepare.journal import Entry, Journal
 from s5.data.prepare.parallel import run_parallel
 from s5.data.prepare.recipe import Cut, Recipe, Source
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "prepare_journal.jsonl"
 UNUSABLE_NAME = "unusable.txt"
+_SHOWN = 5  # messages in a summary
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Outcome:
         finished: source files that this run finished.
         patches: patches that this run wrote.
         empty: source files of this run that gave no patch.
+        without_data: patches that this run left out, as the image has no data anywhere in them.
         unusable: message per source file that could not be used.
         notes: what the user should know of single source files.
         lists: number of samples of each split file, by its path.
@@ -42,6 +45,7 @@ class Outcome:
     finished: int = 0
     patches: int = 0
     empty: int = 0
+    without_data: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     lists: dict[Path, int] = field(default_factory=dict)
@@ -55,12 +59,18 @@ class Outcome:
         else:
             lines = [f"nothing to do: {self.before} source files were finished before"]
         if self.empty:
-            lines.append(f"{self.empty} of them gave no patch (too small)")
+            lines.append(f"{self.empty} of them gave no patch (too small, or without data)")
+        if self.without_data:
+            lines.append(f"{self.without_data} patches without any data left out")
         if self.unusable:
             lines.append(f"{len(self.unusable)} source files could not be used, the first:")
-            lines += [f"  {message}" for message in list(self.unusable.values())[:5]]
+            lines += [f"  {message}" for message in list(self.unusable.values())[:_SHOWN]]
+        if len(self.notes) > _SHOWN:
+            lines.append(
+                f"{len(self.notes)} source files have notes, all of them in {JOURNAL_NAME}; the first:"
+            )
         lists = [f"{path}: {count} samples" for path, count in self.lists.items()]
-        return "\n".join([*lines, *self.notes, *lists])
+        return "\n".join([*lines, *self.notes[:_SHOWN], *lists])
 
 
 def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
@@ -80,11 +90,13 @@ def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
         todo = [s for s in sources if not _finished(journal.entries.get(s.key), s, recipe, present)]
         outcome.before = len(sources) - len(todo)
         with recipe.provide(todo), closing(_cut_all(recipe, todo, workers, outcome)) as cut:
-            for source, (patches, note) in cut:
-                journal.add(Entry(source.key, source.group, _size(source, recipe), patches, note))
+            for source, result in cut:
+                entry = Entry(source.key, source.group, _size(source, recipe), result.patches, result.note)
+                journal.add(entry)
                 outcome.finished += 1
-                outcome.patches += len(patches)
-                outcome.empty += not patches
+                outcome.patches += len(result.patches)
+                outcome.empty += not result.patches
+                outcome.without_data += result.without_data
         entries = _listed(recipe, journal, sources)
         outcome.notes = [f"{entry.source}: {entry.note}" for entry in entries if entry.note]
         outcome.lists = _write_lists(recipe, entries)
@@ -116,6 +128,10 @@ def _cut(recipe: Recipe, source: Source) -> Cut | str:
         return str(error)
     except MemoryError:
         return f"{source.image}: not enough memory; run again with fewer --workers"
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a full disk concerns all
+            raise
+        return f"{source.image}: its name is too long to be part of the names of its patches; shorten it"
 
 
 def _finished(entry: Entry | None, source: Source, recipe: Recipe, present: set[str]) -> bool:
@@ -153,6 +169,10 @@ def _write_lists(recipe: Recipe, entries: Sequence[Entry]) -> dict[Path, int]:
             continue
         _replace_list(recipe.out / path, lines[group])
         written[recipe.out / path] = len(lines[group])
+    for path, groups in recipe.joint_lists().items():
+        together = [line for group in groups for line in lines[group]]
+        _replace_list(recipe.out / path, together)
+        written[recipe.out / path] = len(together)
     return written
 
 
@@ -178,7 +198,7 @@ def _set_aside(path: Path) -> None:
 def _write_unusable(path: Path, unusable: dict[str, str]) -> None:
     """List the source files that could not be used, one message a line; no file when there are none."""
     if unusable:
-        write_split(path, [unusable[key].replace("\n", " ") for key in sorted(unusable)])
+        write_split(path, [printable(unusable[key]).replace("\n", " ") for key in sorted(unusable)])
         logger.warning("source files that could not be used are listed in %s", path)
     else:
         path.unlink(missing_ok=True)

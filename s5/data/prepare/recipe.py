@@ -44,10 +44,17 @@ class Source:
 
 
 class Cut(NamedTuple):
-    """What one source file gave: its patches, and what the user should know of it."""
+    """What one source file gave: its patches, what the user should know of it, and the patches left out.
+
+    Attributes:
+        patches: what was written.
+        note: what the user should know of the source file; empty if nothing.
+        without_data: patches that were not written, as the image has no data anywhere in them.
+    """
 
     patches: tuple[Patch, ...]
     note: str = ""
+    without_data: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Recipe(ABC):
     Attributes:
         src: folder of the data set as its provider ships it.
         out: data root; everything is written below it.
-        size: side of the patches in pixels.
+        size: side of the patches in pixels; 0 keeps images whole, where the data set allows it.
         overlap: pixels that neighbouring patches share.
     """
 
@@ -66,6 +73,8 @@ class Recipe(ABC):
     optional_groups: ClassVar[tuple[str, ...]] = ()  # no list is written when they have no samples
     lists_lost_sources: ClassVar[bool] = True  # patches of source files that are no longer there stay listed
     not_remembered: ClassVar[tuple[str, ...]] = ()  # fields that may differ when a run is continued
+    half_overlap: ClassVar[bool] = False  # whether patches share half of their side by default
+    may_stay_whole: ClassVar[bool] = False  # whether --size 0 is allowed
 
     src: Path
     out: Path
@@ -74,11 +83,26 @@ class Recipe(ABC):
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
+        if self.may_stay_whole and self.size == self.overlap == 0:
+            return
         if self.size < 16 or not 0 <= self.overlap < self.size:
+            whole = "0 (whole images) or " if self.may_stay_whole else ""
             raise PrepareError(
-                "--size must be at least 16 and --overlap from 0 to below --size, "
+                f"--size must be {whole}at least 16 and --overlap from 0 to below --size, "
                 f"got {self.size} and {self.overlap}"
             )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> Recipe:
+        """The recipe of a command line; an overlap that was not given is half of the size.
+
+        Raises:
+            PrepareError: impossible numbers or names.
+        """
+        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        if values["overlap"] is None:
+            values["overlap"] = values["size"] // 2
+        return cls(**values)
 
     @property
     @abstractmethod
@@ -116,9 +140,16 @@ class Recipe(ABC):
         """Files of a source beside its patches, relative to the data root."""
         return ()
 
+    def joint_lists(self) -> Mapping[str, Sequence[str]]:
+        """Further split files, relative to ``out``, each with the groups whose samples it lists."""
+        return {}
+
     def size_of(self, path: Path) -> int:
-        """Bytes of a source file; 0 for a missing one, of which :meth:`cut` says what is wrong."""
-        return path.stat().st_size if path.exists() else 0
+        """Bytes of a source file; 0 for one that cannot be read, of which :meth:`cut` says what is wrong."""
+        try:
+            return path.stat().st_size
+        except OSError:
+            return 0
 
     def local(self, path: Path) -> AbstractContextManager[Path]:
         """A source file as a file on disk, for as long as the context lasts."""
@@ -137,8 +168,15 @@ class Recipe(ABC):
         """Add the command's arguments; their names are those of the recipe's fields."""
         cls.add_source(parser)
         parser.add_argument("--out", type=Path, required=True, help="data root to write to")
-        parser.add_argument("--size", type=int, default=512, help="side of the patches (default: 512)")
-        parser.add_argument("--overlap", type=int, default=0, help="pixels neighbours share (default: 0)")
+        size = f"default: {cls.size}" if cls.size else "default: 0, whole images"
+        parser.add_argument("--size", type=int, default=cls.size, help=f"side of the patches ({size})")
+        half = cls.half_overlap
+        parser.add_argument(
+            "--overlap",
+            type=int,
+            default=None if half else 0,
+            help=f"pixels neighbours share (default: {'half of --size' if half else 0})",
+        )
 
     @classmethod
     def add_source(cls, parser: argparse.ArgumentParser) -> None:
@@ -150,7 +188,7 @@ def require_name(name: str) -> None:
     """Refuse a name that cannot be a folder.
 
     Raises:
-        PrepareError: as said.
+        PrepareError: the name has other characters than letters, digits, '_', '-' and '.'.
     """
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -174,18 +212,23 @@ class LabeledRecipe(Recipe):
                     f"mask of {mask.height}x{mask.width} pixels for an image of "
                     f"{image.height}x{image.width} (height x width), {source.image}",
                 )
-            patches = []
+            patches, without_data = [], 0
             for name, window in self.windows(source, image.height, image.width):
+                pixels, valid = image.read_with_valid(*window)
+                if valid is not None and not valid.any():
+                    without_data += 1
+                    continue
                 patch = self.patch(source, name)
-                write_image(self.out / patch.image, image.read(*window))
+                write_image(self.out / patch.image, pixels, valid=valid)  # without data, labels do not count
                 write_mask(self.out / str(patch.mask), mask.read(*window))
                 patches.append(patch)
-            return Cut(tuple(patches), mask.note)
+            note = "; ".join(filter(None, (image.note, mask.note)))
+            return Cut(tuple(patches), note, without_data)
 
     def windows(self, source: Source, height: int, width: int) -> Iterable[tuple[str, Window]]:
         """The windows to cut of an image, with the names of the patches."""
         cut = windows(height, width, self.size, self.overlap)
-        return [(window.name(source.stem), window) for window in cut]
+        return ((window.name(source.stem), window) for window in cut)
 
     def patch(self, source: Source, name: str) -> Patch:
         """Where the patch of this name is written."""

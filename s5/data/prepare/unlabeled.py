@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from s5.data.folders import find_images
 from s5.data.image_io import write_bytes, write_image
 from s5.data.prepare.journal import Patch, PrepareError
-from s5.data.prepare.patches import Readable, open_image, plain_suffix, unique_stems, windows
+from s5.data.prepare.patches import Readable, open_image, plain_file, unique_stems, windows
 from s5.data.prepare.recipe import Cut, Recipe, Source, require_name
 from s5.data.splits import IMAGE_EXTENSIONS
 
@@ -23,12 +23,12 @@ class Unlabeled(Recipe):
     """Patches go under ``unlabeled/NAME``, in the folders of the source tree.
 
     An image that fits into a patch and is plain 8-bit RGB JPEG or PNG is copied byte for byte; all others are
-    cut and encoded anew.
+    cut and encoded anew. Patches wholly without data are left out.
 
     Attributes:
         name: name of the pool.
         min_size: images with a side below this many pixels are left out.
-        format: ``jpg`` (quality 95) or ``png``.
+        format: ``jpg`` (quality 95) or ``png``; patches partly without data are PNG, transparent there.
     """
 
     command: ClassVar[str] = "unlabeled"
@@ -82,23 +82,28 @@ class Unlabeled(Recipe):
             if min(image.height, image.width) < self.min_size:
                 return Cut(())
             if max(image.height, image.width) <= self.size:
-                return Cut((self._whole(source, image),))
-            patches = []
-            for window in windows(image.height, image.width, self.size, self.overlap):
-                patches.append(self._write(window.name(source.stem), image.read(*window)))
-            return Cut(tuple(patches))
+                return _without_empty([self._whole(source, image)], image.note)
+            cut = windows(image.height, image.width, self.size, self.overlap)
+            patches = [
+                self._write(window.name(source.stem), *image.read_with_valid(*window)) for window in cut
+            ]
+            return _without_empty(patches, image.note)
 
-    def _whole(self, source: Source, image: Readable) -> Patch:
-        suffix = plain_suffix(source.image)
-        if suffix is None:
-            return self._write(source.stem, image.read(0, 0, image.height, image.width))
+    def _whole(self, source: Source, image: Readable) -> Patch | None:
+        plain = plain_file(source.image)
+        if plain is None:
+            return self._write(source.stem, *image.read_with_valid(0, 0, image.height, image.width))
+        suffix, data = plain
         patch = Patch(f"{self.folder}/{source.stem}{suffix}")
-        write_bytes(self.out / patch.image, source.image.read_bytes())
+        write_bytes(self.out / patch.image, data)
         return patch
 
-    def _write(self, name: str, pixels: np.ndarray) -> Patch:
-        patch = Patch(f"{self.folder}/{name}.{self.format}")
-        write_image(self.out / patch.image, pixels)
+    def _write(self, name: str, pixels: np.ndarray, valid: np.ndarray | None) -> Patch | None:
+        """Write a patch, with an alpha channel where it partly lacks data; nothing of one wholly without."""
+        if valid is not None and not valid.any():
+            return None
+        patch = Patch(f"{self.folder}/{name}.{self.format if valid is None else 'png'}")
+        write_image(self.out / patch.image, pixels, valid=valid)
         return patch
 
     def _what_is_there(self) -> str:
@@ -109,3 +114,8 @@ class Unlabeled(Recipe):
         )
         found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
         return f" (found: {found or 'nothing'})"
+
+
+def _without_empty(patches: Sequence[Patch | None], note: str) -> Cut:
+    written = tuple(patch for patch in patches if patch is not None)
+    return Cut(written, note, without_data=len(patches) - len(written))

@@ -13,7 +13,7 @@ from s5.data.oriented.detections import Detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.oriented.text import write_detections
-from s5.engine.predict.pixels import Pixels
+from s5.data.prepare.patches import Readable
 from s5.engine.predict.sources import Source
 
 FORMATS = {"drawings": ".jpg", "dota": ".txt", "geojson": ".geojson"}
@@ -83,7 +83,7 @@ def write_results(
             )
 
 
-def reduced(pixels: Pixels, largest: int = LARGEST_DRAWING) -> tuple[np.ndarray, int]:
+def reduced(pixels: Readable, largest: int = LARGEST_DRAWING) -> tuple[np.ndarray, int]:
     """An image reduced by the least whole number that makes its longer side fit, and this number.
 
     It is read by bands, so that a huge one is never whole in memory.

@@ -12,6 +12,7 @@ from s5.engine.backbones import MOE, dense_name, expert_channels
 from s5.engine.checkpoint import CheckpointError, load_weights, read_checkpoint
 from s5.engine.config import ConfigError, load_config, load_python_config
 from s5.engine.det_config import DetConfig
+from s5.engine.sections import NORM_EPS
 from s5.engine.task_names import known_tasks
 from s5.models.convert import Weights, convert
 from s5.models.detection import DetectionModel, Settings, build_detector
@@ -33,6 +34,7 @@ class DetRecipe:
         classes: names of the classes of each task.
         settings: of Oriented R-CNN.
         configured: whether it comes from a configuration, as the checkpoint does not say it itself.
+        norm_eps: epsilon of the blocks' norms.
     """
 
     backbone: str
@@ -41,6 +43,7 @@ class DetRecipe:
     classes: Mapping[str, tuple[str, ...]]
     settings: Settings
     configured: bool = False
+    norm_eps: float = NORM_EPS
 
     def only(self, tasks: Sequence[str]) -> "DetRecipe":
         """The same with some of the tasks; all without names.
@@ -70,7 +73,7 @@ def recipe_of_config(cfg: DetConfig) -> DetRecipe:
     """
     channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
     classes, settings = det.build_classes(cfg), det.build_settings(cfg)
-    return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, configured=True)
+    return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, True, cfg.model.norm_eps)
 
 
 def recipe_of_meta(meta: Mapping[str, Any]) -> DetRecipe | None:
@@ -84,12 +87,11 @@ def recipe_of_meta(meta: Mapping[str, Any]) -> DetRecipe | None:
         meta["expert_channels"],
         {task: tuple(names) for task, names in meta["tasks"].items()},
         Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
+        norm_eps=meta.get("norm_eps", NORM_EPS),
     )
 
 
-def find_recipe(
-    checkpoint: Path, config: str | None, overrides: Sequence[str] = (), allow_pickle: bool = False
-) -> DetRecipe:
+def find_recipe(checkpoint: Path, config: str | None, overrides: Sequence[str] = ()) -> DetRecipe:
     """What a checkpoint says of itself, else what a configuration says.
 
     Args:
@@ -97,13 +99,12 @@ def find_recipe(
         config: configuration, read where the checkpoint does not say enough; by default ``config.yaml``
             beside it.
         overrides: ``section.key=value`` for the configuration.
-        allow_pickle: see :func:`s5.engine.checkpoint.read_checkpoint`.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no detector.
         ConfigError: there is no configuration where one is needed, it is wrong, or of another detector.
     """
-    content = read_checkpoint(checkpoint, allow_pickle)
+    content = read_checkpoint(checkpoint)
     recipe = recipe_of_meta(_meta(content))
     if recipe is not None:
         return recipe
@@ -181,7 +182,6 @@ def build_trained(
     checkpoint: Path,
     device: torch.device,
     dtype: torch.dtype | None,
-    allow_pickle: bool = False,
 ) -> DetectionModel:
     """The detector with its weights, on the device, in evaluation mode.
 
@@ -193,9 +193,10 @@ def build_trained(
         {task: len(names) for task, names in recipe.classes.items()},
         recipe.img_size,
         expert_channels=recipe.expert_channels,
+        norm_eps=recipe.norm_eps,
         settings=recipe.settings,
     )
-    load_weights(detector, checkpoint, allow_pickle=allow_pickle).require_heads()
+    load_weights(detector, checkpoint).require_heads()
     return DetectionModel(detector, dtype).to(device).to(memory_format=torch.channels_last).eval()
 
 

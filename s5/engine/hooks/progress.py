@@ -8,13 +8,16 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from s5.engine.hooks.safety import SafetyHook
+
 
 class ProgressHook(Hook):
     """Shows iteration, rate, remaining time and loss of the main process when the console is a terminal."""
 
     priority = "LOWEST"
 
-    def __init__(self) -> None:
+    def __init__(self, safety: SafetyHook) -> None:
+        self._safety = safety  # has read the loss; reading it here would wait for the device
         self._bar: tqdm | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -29,7 +32,7 @@ class ProgressHook(Hook):
     ) -> None:
         """Advance the bar."""
         if self._bar is not None:
-            self._bar.set_postfix(loss=f"{float((outputs or {})['loss']):.4f}", refresh=False)
+            self._bar.set_postfix(loss=f"{self._safety.loss:.4f}", refresh=False)
             self._bar.update()
 
     def after_train(self, runner: Runner) -> None:

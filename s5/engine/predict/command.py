@@ -69,9 +69,7 @@ def predict(
     request = Request([given], target, settings_of(args, recipe, dtype), args.resume, renew)
 
     def build() -> Work:
-        model = trained.build_trained(
-            recipe, args.checkpoint, place.device, dtype, chosen_tta(args), args.allow_pickle
-        )
+        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, chosen_tta(args))
         return partial(predict_files, model, target=target)
 
     return carry_out(request, build, place)
@@ -93,6 +91,7 @@ def settings_of(args: argparse.Namespace, recipe: Recipe, dtype: torch.dtype | N
             "tta": args.tta,
             "scales": args.scales,
             "labels": table.as_mapping(),
+            "no_data": table.no_data,
         }
         for task, table in recipe.tables.items()
     }
@@ -101,7 +100,7 @@ def settings_of(args: argparse.Namespace, recipe: Recipe, dtype: torch.dtype | N
 def _find_recipe(args: argparse.Namespace, tasks: Sequence[str]) -> Recipe:
     """The model of the checkpoint with the tasks and windows of the command line."""
     config = trained.find_config(args.config, args.checkpoint, args.default_config)
-    recipe = trained.find_recipe(args.checkpoint, args.backbone, config, args.cfg_options, args.allow_pickle)
+    recipe = trained.find_recipe(args.checkpoint, args.backbone, config, args.cfg_options)
     given = [option for option in ("config", "cfg_options") if getattr(args, option)]
     if given and not recipe.configured:
         option = given[0].replace("_", "-")

@@ -13,10 +13,11 @@ import numpy as np
 from s5.data.band_writers import BandWriter, PngWriter, TiffWriter
 from s5.data.errors import ImageError
 from s5.data.geotiff import Georeference, read_georeference
-from s5.data.labels import LabelTable
+from s5.data.labels import IGNORE, LabelTable
+from s5.data.prepare.patches import Readable
 from s5.data.progress import Progress
 from s5.engine.lanes import Lanes
-from s5.engine.predict.pixels import Pixels, Reading, open_pixels, read_ahead
+from s5.engine.predict.pixels import Reading, columns, open_pixels, read_ahead
 from s5.engine.predict.sources import Source
 from s5.models.inference import Inference
 from s5.models.segmentation_model import SegmentationModel
@@ -36,7 +37,9 @@ class Target:
     Attributes:
         folder: results are ``<folder>/<task>/<kind>/<name>.png``, ``.tif`` for a TIFF.
         tables: classes of the tasks to predict.
-        kinds: of :data:`KINDS`. An index mask holds the raw values of the task's label table.
+        kinds: of :data:`KINDS`. An index mask holds the raw values of the task's label table, and
+            :attr:`~s5.data.label_table.LabelTable.no_data` where the image has no data; the others are black
+            and transparent there.
         alpha: weight of the colours in overlays, 0 to 1.
     """
 
@@ -61,6 +64,25 @@ class Target:
     def paths(self, source: Source) -> list[Path]:
         """All results of an image."""
         return [self.path(task, kind, source) for task in self.tables for kind in self.kinds]
+
+
+@dataclass
+class _Band:
+    """A part of an image as it is written.
+
+    Attributes:
+        top: first row.
+        left: first column.
+        ids: train ids uint8 (rows, columns) by task.
+        photo: the image, uint8 (rows, columns, 3); None where nothing needs it.
+        valid: bool (rows, columns), false where the image has no data; None if it has data everywhere.
+    """
+
+    top: int
+    left: int
+    ids: Mapping[str, np.ndarray]
+    photo: np.ndarray | None = None
+    valid: np.ndarray | None = None
 
 
 def predict_files(model: SegmentationModel, sources: Sequence[Source], target: Target) -> list[ImageError]:
@@ -105,13 +127,13 @@ def _predict_image(
 
 
 def _predict(
-    model: SegmentationModel, pixels: Pixels, source: Source, target: Target, lanes: Lanes, lane: int
+    model: SegmentationModel, pixels: Readable, source: Source, target: Target, lanes: Lanes, lane: int
 ) -> None:
     """Predict one image; what is computed is handed to the lane of the image, which writes it."""
     place = read_georeference(source.path) if source.is_tiff else None
     writers = {
-        (task, kind): _writer(target.path(task, kind, source), source, kind, pixels, place)
-        for task in target.tables
+        (task, kind): _writer(target.path(task, kind, source), source, table, kind, pixels, place)
+        for task, table in target.tables.items()
         for kind in target.kinds
     }
     jobs: list[Future] = []
@@ -119,10 +141,11 @@ def _predict(
         with model.autocast():
             for top, left, ids in _bands(model, pixels, target.tables):
                 height, width = next(iter(ids.values())).shape
-                photo = None
-                if "overlay" in target.kinds:
-                    photo = np.ascontiguousarray(pixels.read(top, left, height, width))
-                jobs.append(lanes.submit(lane, _write_band, writers, top, left, ids, photo, target))
+                band = _Band(top, left, ids)
+                if "overlay" in target.kinds or pixels.may_lack_data:
+                    photo, band.valid = pixels.read_with_valid(top, left, height, width)
+                    band.photo = np.ascontiguousarray(photo) if "overlay" in target.kinds else None
+                jobs.append(lanes.submit(lane, _write_band, writers, band, target))
     except BaseException:
         wait(jobs)
         for writer in writers.values():
@@ -132,13 +155,13 @@ def _predict(
 
 
 def _bands(
-    model: SegmentationModel, pixels: Pixels, tables: Mapping[str, LabelTable]
+    model: SegmentationModel, pixels: Readable, tables: Mapping[str, LabelTable]
 ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """First row, first column and train ids by task of the bands of an image."""
     for tasks, strip in _strips(model.inference, pixels.width, tables):
-        columns = slice(strip.start - strip.left, strip.stop - strip.left)
-        for top, bands in model.predict_rows(pixels.columns(strip.left, strip.right), tasks):
-            yield top, strip.start, {task: band[:, columns].cpu().numpy() for task, band in bands.items()}
+        own = slice(strip.start - strip.left, strip.stop - strip.left)
+        for top, bands in model.predict_rows(columns(pixels, strip.left, strip.right), tasks):
+            yield top, strip.start, {task: band[:, own].cpu().numpy() for task, band in bands.items()}
 
 
 def _strips(
@@ -151,31 +174,32 @@ def _strips(
             yield tasks, strip
 
 
-def _writer(path: Path, source: Source, kind: str, pixels: Pixels, place: Georeference | None) -> BandWriter:
-    if source.is_tiff:
-        return TiffWriter(path, pixels.height, pixels.width, 1 if kind == "index" else 3, place)
-    return PngWriter(path, pixels.height, pixels.width)
+def _writer(
+    path: Path, source: Source, table: LabelTable, kind: str, pixels: Readable, place: Georeference | None
+) -> BandWriter:
+    if not source.is_tiff:
+        return PngWriter(path, pixels.height, pixels.width)
+    if kind != "index":
+        return TiffWriter(path, pixels.height, pixels.width, 3, place)
+    return TiffWriter(path, pixels.height, pixels.width, 1, place, table.no_data, pixels.declares_no_data)
 
 
-def _write_band(
-    writers: Mapping[tuple[str, str], BandWriter],
-    top: int,
-    left: int,
-    bands: Mapping[str, np.ndarray],
-    photo: np.ndarray | None,
-    target: Target,
-) -> None:
-    for task, ids in bands.items():
-        table = target.tables[task]
+def _write_band(writers: Mapping[tuple[str, str], BandWriter], band: _Band, target: Target) -> None:
+    for task, ids in band.ids.items():
+        if band.valid is not None:
+            ids = np.where(band.valid, ids, np.uint8(IGNORE))
         for kind in target.kinds:
-            writers[task, kind].write(top, left, _painted(kind, ids, table, photo, target.alpha))
+            painted = _painted(kind, ids, target.tables[task], band.photo, target.alpha)
+            writers[task, kind].write(band.top, band.left, painted, band.valid)
 
 
 def _painted(
     kind: str, ids: np.ndarray, table: LabelTable, photo: np.ndarray | None, alpha: float
 ) -> np.ndarray:
     if kind == "index":
-        return np.array(table.values, np.uint8)[ids]
+        raw = np.full(256, table.no_data, np.uint8)
+        raw[: table.num_classes] = table.values
+        return raw[ids]
     colors = table.colorize(ids)
     if photo is None or kind == "color":
         return colors

@@ -1,18 +1,17 @@
 """The pixels of the images to predict: read in advance, or of a large TIFF when they are needed."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from s5.data.errors import ImageError
 from s5.data.geotiff import open_raster
-from s5.data.image_io import image_size, read_image
+from s5.data.image_io import image_size, read_image_with_valid
+from s5.data.prepare.patches import Decoded, Readable
 from s5.engine.predict.sources import Source
 from s5.models.inference import Rows
 
@@ -20,29 +19,14 @@ AHEAD = 2  # images read in advance
 AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """An image whose pixels are in memory or read when they are needed.
+def columns(image: Readable, left: int, right: int) -> Rows:
+    """The columns [left, right) of an image as the image to predict."""
 
-    Attributes:
-        height: rows of the image.
-        width: columns of the image.
-        read: window (top, left, height, width) as uint8 (height, width, 3).
-    """
+    def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pixels, valid = image.read_with_valid(top, left, bottom - top, right - left)
+        return torch.from_numpy(pixels).permute(2, 0, 1), None if valid is None else torch.from_numpy(valid)
 
-    height: int
-    width: int
-    read: Callable[[int, int, int, int], np.ndarray]
-
-    def columns(self, left: int, right: int) -> Rows:
-        """The columns [left, right) as the image to predict."""
-        return Rows(
-            self.height,
-            right - left,
-            lambda top, bottom: torch.from_numpy(self.read(top, left, bottom - top, right - left)).permute(
-                2, 0, 1
-            ),
-        )
+    return Rows(image.height, right - left, read)
 
 
 class Reading:
@@ -51,13 +35,14 @@ class Reading:
     def __init__(self, future: Future) -> None:
         self._futures = [future]
 
-    def take(self) -> np.ndarray:
-        """The image (H, W, 3), once.
+    def take(self) -> Decoded:
+        """The image, once.
 
         Raises:
             ImageError: it cannot be read.
         """
-        return self._futures.pop().result()
+        pixels, valid = self._futures.pop().result()
+        return Decoded(pixels, valid=valid)
 
 
 def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | None]]:
@@ -68,7 +53,7 @@ def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | N
             size = 0 if source.is_tiff else _bytes(source.path)
             while ahead and sum(waiting for waiting, _ in ahead) + size > AHEAD_BYTES:
                 yield ahead.popleft()[1]
-            reading = None if source.is_tiff else Reading(pool.submit(read_image, source.path))
+            reading = None if source.is_tiff else Reading(pool.submit(read_image_with_valid, source.path))
             ahead.append((size, (source, reading)))
             if len(ahead) > AHEAD:
                 yield ahead.popleft()[1]
@@ -86,16 +71,14 @@ def _bytes(path: Path) -> int:
 
 
 @contextmanager
-def open_pixels(source: Source, image: Reading | None) -> Iterator[Pixels]:
-    """The pixels of an image of :func:`read_ahead`.
+def open_pixels(source: Source, image: Reading | None) -> Iterator[Readable]:
+    """The pixels of an image of :func:`read_ahead`, in memory or read when they are needed.
 
     Raises:
         ImageError: it cannot be read.
     """
     if image is not None:
-        whole = image.take()
-        height, width = whole.shape[:2]
-        yield Pixels(height, width, lambda top, left, h, w: whole[top : top + h, left : left + w])
+        yield image.take()
         return
     with open_raster(source.path) as raster:
-        yield Pixels(raster.height, raster.width, raster.read)
+        yield raster

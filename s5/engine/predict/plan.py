@@ -1,6 +1,7 @@
 """A prediction to files from its plan to its end: what is left to do, what has to go, who does it."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from s5.data.errors import ImageError
+from s5.data.errors import ImageError, is_utf8
 from s5.data.folders import find_files
 from s5.engine import launch
 from s5.engine.config import ConfigError
@@ -18,6 +19,8 @@ from s5.engine.predict.share import Work, cannot_write, from_main, predict_share
 from s5.engine.predict.sources import Source, find_sources
 
 logger = logging.getLogger(__name__)
+
+_NAME_BYTES = 255 - len("..tmp")  # of a file name; what is being written has this beside its name
 
 
 class Results(Protocol):
@@ -73,10 +76,12 @@ class _Plan:
     Attributes:
         sources: images to predict.
         outdated: tasks whose results in the folder were made in another way.
+        problems: errors of images that are left out.
     """
 
     sources: list[Source]
     outdated: list[str]
+    problems: list[ImageError]
 
 
 def start(device: str) -> Launch:
@@ -107,7 +112,7 @@ def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> lis
     """
     plan = from_main(lambda: _plan(request), place)
     if not plan.sources:
-        return []
+        return plan.problems if place.is_main else []
     work = build()
     from_main(lambda: _prepare(request, plan), place)
     begin = time.monotonic()
@@ -115,7 +120,7 @@ def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> lis
     seconds = time.monotonic() - begin
     done, tasks = len(plan.sources) - len(problems), len(request.results.tasks)
     logger.info("%d images, %d tasks, %.1f s, %.2f images/s", done, tasks, seconds, done / seconds)
-    return problems
+    return plan.problems + problems if place.is_main else problems
 
 
 def report(problems: Sequence[ImageError]) -> int:
@@ -129,7 +134,7 @@ def report(problems: Sequence[ImageError]) -> int:
 
 def _plan(request: Request) -> _Plan:
     results = request.results
-    sources = find_sources(request.given, results.folder)
+    sources, problems = _nameable(find_sources(request.given, results.folder), results)
     changed = changes(results.folder, request.settings)
     if changed and request.resume and not request.renew:
         what = next(iter(changed.values()))
@@ -138,10 +143,29 @@ def _plan(request: Request) -> _Plan:
         _require_no_others(results.all_of([task]), sources, what)
         logger.warning("%s; they are predicted again", what)
     if changed or not request.resume:
-        return _Plan(sources, list(changed))
+        return _Plan(sources, list(changed), problems)
     left = [source for source in sources if not all(path.exists() for path in results.paths(source))]
     logger.info("%d of %d images are finished already", len(sources) - len(left), len(sources))
-    return _Plan(left, [])
+    return _Plan(left, [], problems)
+
+
+def _nameable(sources: Sequence[Source], results: Results) -> tuple[list[Source], list[ImageError]]:
+    """The images whose results can have their names, and errors of the others.
+
+    Raises:
+        ConfigError: there are TIFFs, whose results cannot be written to a folder of this name.
+    """
+    if not is_utf8(results.folder) and any(source.is_tiff for source in sources):
+        raise ConfigError(f"--out {results.folder}: a path that is not UTF-8, where GDAL cannot write TIFFs")
+    named, problems = [], []
+    for source in sources:
+        length = max(len(os.fsencode(path.name)) for path in results.paths(source))
+        if length > _NAME_BYTES:
+            reason = f"names of its results would have {length} bytes, more than {_NAME_BYTES}"
+            problems.append(ImageError(source.path, reason, "Rename it"))
+        else:
+            named.append(source)
+    return named, problems
 
 
 def _require_no_others(results: Results, sources: Sequence[Source], what: str) -> None:

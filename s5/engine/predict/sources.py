@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s5.data.errors import DataError
-from s5.data.folders import find_images
+from s5.data.folders import find_images, without_system_files
 from s5.data.image_formats import detect_format
 from s5.data.splits import IMAGE_EXTENSIONS
 from s5.data.submission import SETTINGS_FILE
@@ -33,8 +33,9 @@ class Source:
 def find_sources(given: Sequence[str], out: Path) -> list[Source]:
     """The images of folders (with their subfolders), files or glob patterns; of each ordered by name.
 
-    Names are relative to the folder, or to the part of the pattern before its first wildcard; hidden files
-    and earlier results in ``out`` are left out.
+    What exists under the name as given is meant literally, also with brackets in it; so are the first folders
+    of a pattern, as far as they exist. Names of results are relative to the folder, or to these first folders
+    of the pattern. Hidden files, thumbnails, recycle bins and earlier results in ``out`` are left out.
 
     Raises:
         DataError: nothing found, a folder is ``out`` itself, or two images whose results would have the same
@@ -62,15 +63,21 @@ def _sources(given: str, out: Path) -> list[Source]:
     elif path.is_file():
         root, files = path.parent, [path]
     elif any(c in given for c in MAGIC):
-        root = _fixed_part(path)
+        root, pattern = _divided(path)
         results = _result_folders(out, root)
-        paths = map(Path, glob.iglob(given, recursive=True))
+        paths = (root / name for name in glob.iglob(pattern, root_dir=root, recursive=True))
         found = (p for p in paths if p.name.lower().endswith(IMAGE_EXTENSIONS) and p.is_file())
         files = sorted(p for p in found if not results.intersection(_folders_of(p)))
+        files = without_system_files(files, root)
     else:
         raise DataError(f"{given}: no such file or folder, and no pattern with * or ?")
     if not files:
-        raise DataError(f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are")
+        hint = (
+            ". In a pattern, a bracket of a name is written [[]" if "[" in given and not path.is_dir() else ""
+        )
+        raise DataError(
+            f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are images{hint}"
+        )
     return [Source(file, file.relative_to(root).with_suffix(""), _is_tiff(file)) for file in files]
 
 
@@ -94,7 +101,10 @@ def _is_tiff(path: Path) -> bool:
         return False
 
 
-def _fixed_part(pattern: Path) -> Path:
+def _divided(pattern: Path) -> tuple[Path, str]:
+    """The first folders of a pattern, as far as they exist under these very names, and the rest of it."""
     parts = pattern.parts
-    first = next(i for i, part in enumerate(parts) if any(c in part for c in MAGIC))
-    return Path(*parts[:first])
+    count = 0
+    while count < len(parts) - 1 and Path(*parts[: count + 1]).is_dir():
+        count += 1
+    return Path(*parts[:count]), os.path.join(*parts[count:])

@@ -12,7 +12,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     import mmrotate.models  # noqa: F401
 
 from s5.models.detection.detector import MultiTaskDetector, build_detector, build_head
-from s5.models.detection.model import DetectionModel
+from s5.models.detection.model import DetectionModel, on_data
 from s5.models.detection.settings import Settings
 
-__all__ = ["DetectionModel", "MultiTaskDetector", "Settings", "build_detector", "build_head"]
+__all__ = ["DetectionModel", "MultiTaskDetector", "Settings", "build_detector", "build_head", "on_data"]

@@ -18,6 +18,11 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
     The original finds the rectangle of every decoded quadrilateral with OpenCV, one by one, on the CPU. But
     the quadrilateral is always a rectangle: its diagonals bisect each other and were made equally long. So
     its sides are the differences of two neighbouring corners.
+
+    With ``da`` and ``db`` at opposite bounds, both diagonals coincide and the rectangle has no area, so the
+    proposal would be dropped. It becomes the upright box around it instead. The published code does so for
+    one of the two diagonals and leaves a line for the other; here both are treated alike, so that a mirrored
+    image gives mirrored boxes.
     """
 
     def decode(
@@ -45,21 +50,24 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         width = (x2 - x1) * dw.clamp(-bound, bound).exp()
         height = (y2 - y1) * dh.clamp(-bound, bound).exp()
         center = torch.stack([(x1 + x2) / 2 + (x2 - x1) * dx, (y1 + y2) / 2 + (y2 - y1) * dy], -1)
+        da, db = da.clamp(-0.5, 0.5), db.clamp(-0.5, 0.5)
+        collapsed = (da.abs() == 0.5) & (db == -da)
         # From the centre to the corner on the upper and to the one on the right side of the enclosing box.
-        top = torch.stack([da.clamp(-0.5, 0.5) * width, -height / 2], -1)
-        right = torch.stack([width / 2, db.clamp(-0.5, 0.5) * height], -1)
+        top = torch.stack([da * width, -height / 2], -1)
+        right = torch.stack([width / 2, db * height], -1)
         top_length, right_length = (v.norm(dim=-1, keepdim=True).clamp(min=1e-6) for v in (top, right))
         half_diagonal = torch.maximum(top_length, right_length)
         top, right = top * (half_diagonal / top_length), right * (half_diagonal / right_length)
         one, other = right - top, right + top  # two neighbouring sides
-        width, height = one.norm(dim=-1), other.norm(dim=-1)
+        along, across = one.norm(dim=-1), other.norm(dim=-1)
         # The longer side tells the angle; the other may have no length, and so no direction.
         angle = torch.where(
-            width >= height,
+            along >= across,
             torch.atan2(one[..., 1], one[..., 0]),
             torch.atan2(other[..., 1], other[..., 0]) + math.pi / 2,
         )
-        sides = torch.stack([width, height, angle], -1)
+        upright = torch.stack([width, height, torch.zeros_like(angle)], -1)
+        sides = torch.where(collapsed[..., None], upright, torch.stack([along, across, angle], -1))
         boxes = RotatedBoxes(torch.cat([center, sides], -1))
         regular = boxes.regularize_boxes(self.angle_version)
         return RotatedBoxes(regular) if self.use_box_type else regular

@@ -98,6 +98,7 @@ def build_detector(
     *,
     expert_channels: int = 0,
     drop_path: float = 0.1,
+    norm_eps: float = 1e-5,
     activation_checkpointing: bool = False,
     settings: Settings | None = None,
 ) -> MultiTaskDetector:
@@ -109,6 +110,7 @@ def build_detector(
         img_size: image size in pixels of the position table.
         expert_channels: task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
         drop_path: stochastic depth rate of the last block.
+        norm_eps: epsilon of the norms in the blocks.
         activation_checkpointing: recompute the blocks in the backward pass to save memory.
         settings: of Oriented R-CNN; the published ones if left out.
     """
@@ -116,6 +118,7 @@ def build_detector(
         backbone,
         img_size,
         drop_path,
+        norm_eps,
         activation_checkpointing=activation_checkpointing,
         experts=tuple(tasks) if expert_channels else (),
         expert_channels=expert_channels,

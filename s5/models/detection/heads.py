@@ -1,14 +1,24 @@
-"""RPN and box head that hand float32 to geometry and losses, whatever the matrix work is done in."""
+"""RPN and box head that hand float32 to geometry and losses, whatever the matrix work is done in.
+
+Both suppress overlapping boxes by S5's own operators, level by level and class by class. Those of mmcv move
+levels and classes apart by the largest coordinate alone, which boxes far on the negative side undo.
+"""
 
 from typing import Any
 
 import torch
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from mmrotate.models.dense_heads import OrientedRPNHead
 from mmrotate.models.roi_heads.roi_extractors import RotatedSingleRoIExtractor
+from mmrotate.structures.bbox import rbox2hbox
 from torch import Tensor
+
+from s5.ops.rotated_nms import rotated_nms
+from s5.ops.upright_nms import upright_nms
 
 NARROW = 32  # pixels; images at least as wide and high have room for anchors of the first level
 
@@ -37,6 +47,26 @@ class Float32OrientedRPNHead(OrientedRPNHead):
             img_meta = {**img_meta, "img_shape": img_meta["pad_shape"]}
         return super()._get_targets_single(flat_anchors, valid_flags, gt_instances, img_meta, *args, **kwargs)
 
+    def _bbox_post_process(
+        self,
+        results: InstanceData,
+        cfg: ConfigDict,
+        rescale: bool = False,
+        with_nms: bool = True,
+        img_meta: dict[str, Any] | None = None,
+    ) -> InstanceData:
+        """The best proposals of an image: NMS of the upright boxes around them within each level."""
+        if rescale or not with_nms:
+            raise NotImplementedError("proposals are in pixels of the input, after NMS")
+        boxes = get_box_tensor(results.bboxes)
+        results = results[(boxes[:, 2:4] > cfg.min_bbox_size).all(1)]
+        upright = rbox2hbox(get_box_tensor(results.bboxes))
+        kept = upright_nms(upright, results.scores, cfg.nms.iou_threshold, results.level_ids)
+        results = results[kept[: cfg.max_per_img]]
+        results.labels = torch.zeros_like(results.level_ids)  # the one class of the RPN
+        del results.level_ids
+        return results
+
 
 @MODELS.register_module()
 class Float32BBoxHead(Shared2FCBBoxHead):
@@ -46,6 +76,26 @@ class Float32BBoxHead(Shared2FCBBoxHead):
         """Scores (n, K + 1) and box deltas (n, 5) of pooled features (n, C, h, w), float32."""
         scores, deltas = super().forward(x)
         return scores.float(), deltas.float()
+
+    def _predict_by_feat_single(
+        self,
+        roi: Tensor,
+        cls_score: Tensor,
+        bbox_pred: Tensor,
+        img_meta: dict[str, Any],
+        rescale: bool = False,
+        rcnn_test_cfg: ConfigDict | None = None,
+    ) -> InstanceData:
+        """Detections of an image: NMS within each class; without ``rcnn_test_cfg`` all boxes and scores."""
+        results = super()._predict_by_feat_single(roi, cls_score, bbox_pred, img_meta, rescale, None)
+        if rcnn_test_cfg is None:
+            return results
+        scores = results.scores[:, :-1]  # background is last
+        rows, labels = (scores > rcnn_test_cfg.score_thr).nonzero(as_tuple=True)
+        boxes, scores = results.bboxes[rows], scores[rows, labels]
+        kept = rotated_nms(boxes, scores, rcnn_test_cfg.nms.iou_threshold, labels)
+        kept = kept[: rcnn_test_cfg.max_per_img]
+        return InstanceData(bboxes=boxes[kept], scores=scores[kept], labels=labels[kept])
 
     def loss(self, cls_score: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """As of the original; without any RoI, as where all is ignored, 0 that every weight is part of."""

@@ -48,7 +48,9 @@ class DetectionModel(TaskModel):
             counts: images of each task.
             mode: ``loss`` or ``predict``.
             batch: ``shapes`` (height, width) of the images without padding, ``scales`` from the image file to
-                the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image.
+                the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image;
+                to predict, ``valid`` may say where the image files have data, see :func:`on_data`, None for
+                everywhere.
 
         Returns:
             ``loss``: ``loss`` and ``loss_<task>_<part>``. ``predict``: of each image ``pred_instances`` with
@@ -59,7 +61,11 @@ class DetectionModel(TaskModel):
             if mode == "loss":
                 return self._total(self.detector.loss(inputs, self._samples(images, batch, True), counts))
             found = self.detector.predict(inputs, self._samples(images, batch, False), counts)
-        return [{"pred_instances": _as_dict(result)} for result in found]
+        valid = batch.get("valid") or [None] * len(found)
+        return [
+            {"pred_instances": on_data(_as_dict(result), where)}
+            for result, where in zip(found, valid, strict=True)
+        ]
 
     def predict_all(
         self, images: Tensor, shapes: Sequence[tuple[int, int]], scales: Sequence[float]
@@ -105,6 +111,22 @@ class DetectionModel(TaskModel):
         if labels is not None:
             instances.labels = labels.to(self.device)
         return instances
+
+
+def on_data(found: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]:
+    """Drop detections whose centre lies where the image has no data.
+
+    Args:
+        found: ``bboxes`` (n, 5) in pixels of the image, and other tensors of n rows.
+        valid: bool (H, W), false where the image has no data; of a centre outside, the nearest pixel decides.
+            None if it has data everywhere.
+    """
+    if valid is None:
+        return found
+    height, width = valid.shape
+    columns, rows = found["bboxes"][:, :2].floor().long().unbind(1)
+    kept = valid.to(columns.device)[rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
+    return {name: values[kept] for name, values in found.items()}
 
 
 def _as_dict(found: InstanceData) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ def oriented_rcnn(width: int, num_classes: int, settings: Settings) -> dict[str,
     proposals = {
         "nms_pre": settings.proposals,
         "max_per_img": settings.proposals,
-        "nms": {"type": "nms", "iou_threshold": 0.8},
+        "nms": {"iou_threshold": 0.8},
         "min_bbox_size": 0,
     }
     return {
@@ -160,7 +160,7 @@ def _final(settings: Settings) -> dict[str, Any]:
         "nms_pre": 2000,
         "min_bbox_size": 0,
         "score_thr": settings.score_thr,
-        "nms": {"type": "nms_rotated", "iou_threshold": settings.nms},
+        "nms": {"iou_threshold": settings.nms},
         "max_per_img": settings.max_per_img,
     }
 

@@ -12,6 +12,7 @@ with read_base():
 
 data_root = "/path/to/detection_data"
 load_from = None  # weights of S4P, for example vit_b_s4p.pth
+init_bands = None  # channels of load_from that are red, green, blue: (4, 3, 2) of Sentinel-2
 
 backbone = "vit_b_moe"
 tasks = dict(dior=_dior, dota=_dota)

@@ -1,0 +1,51 @@
+"""Names of other architectures, told from the keys of their weights, for messages."""
+
+import re
+from collections.abc import Iterable
+
+# Patterns of keys and what has such keys, the more special ones first.
+ARCHITECTURES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"\blora_(?:[AB]|up|down)\b", "a LoRA adapter, without the weights that it adapts"),
+        (r"^param_groups\b", "the state of an optimizer"),
+        (r"\bsampling_(?:offsets|angles|scales)\b", "a ViT with rotated window attention (RVSA)"),
+        (
+            r"\bmask_decoder\.|\b(?:image|vision)_encoder\..*rel_pos_h$",
+            "SAM, whose ViT has relative positions",
+        ),
+        (r"\brel_pos_[hw]$", "a ViT with relative positions, such as SAM or ViTDet"),
+        (r"\b(?:layers|stages)\.\d+\.blocks\.\d+\.|\bswin\w*\.", "a Swin Transformer"),
+        (r"\brelative_position_bias|\brel_pos_bias\b|\blambda_1$", "BEiT, a ViT with relative positions"),
+        (r"\brope\w*\.|\brope_", "a ViT with rotary positions, such as DINOv3 or EVA-02"),
+        (r"\b[qk]_norm\.", "a ViT with normalised queries and keys"),
+        (r"\bw12\.|\bweights_in\.", "a ViT with SwiGLU, such as DINOv2's ViT-g"),
+        (r"\b(?:ls1|layer_scale1)\.|\bgamma_?1\b", "a ViT with layer scale, such as DINOv2 or DeiT III"),
+        (r"\bchannel_embed\b|\bpatch_embed\.\d+\.", "a ViT with groups of bands, such as SatMAE"),
+        (r"\bvisual\.transformer\.|\btransformer\.resblocks\.|\bvision_model\.|\bnorm_pre\.", "CLIP's ViT"),
+        (r"\bencoder\.layers\.encoder_layer_\d+\.|^conv_proj\.", "torchvision's ViT"),
+        (r"\bword_embeddings\b|\bembed_tokens\b|\btok_embeddings\b|\bwte\.", "a language model"),
+        (r"\b(?:down_blocks|diffusion_model)\.", "a diffusion model"),
+        (
+            r"\bblock[1-4]\.\d+\.|\bpatch_embed[1-4]\.|\bsegformer\.",
+            "SegFormer or PVT, a hierarchical transformer",
+        ),
+        (r"\bstage[2-4]\.\d+\.(?:branches|fuse_layers)\.", "HRNet"),
+        (
+            r"\bdownsample_layers\.|\bdwconv\.|\bconv_dw\.|\bdepthwise_conv\.",
+            "ConvNeXt or another convolutional network",
+        ),
+        (r"\bbackbone\.0\.body\.", "DETR"),
+        (r"\blayer[1-4]\.\d+\.conv1\.", "a ResNet"),
+        (r"\bblocks\.\d+\.\d+\.", "EfficientNet"),
+        (r"\bfeatures\.(?:\d+|denseblock\d+)\.", "VGG, DenseNet or MobileNet"),
+        (r"\bmodel\.\d+\.(?:conv|cv\d|m)\.", "YOLO"),
+        (r"\bdouble_conv\b", "a U-Net"),
+    )
+)
+
+
+def guess(keys: Iterable[str]) -> str | None:
+    """What weights with these keys belong to; None where no key tells."""
+    keys = list(keys)
+    return next((name for pattern, name in ARCHITECTURES if any(map(pattern.search, keys))), None)

@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+from s5.data.build import resolve_split
 from s5.data.labels import get_table
 from s5.engine import launch, s4p
 from s5.engine.checkpoint import load_weights
@@ -21,7 +22,7 @@ from s5.engine.evaluation import write_reports
 from s5.engine.hooks import PicturesHook, SummaryHook
 from s5.engine.metrics import SegmentationMetric
 from s5.engine.s4p_config import S4PConfig
-from s5.engine.validation import run_validation
+from s5.engine.validation import check_codings, run_validation
 
 HERE = Path(__file__).resolve().parent
 
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     table = get_table(cfg.data.labels)
     model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
     load_weights(model.segmentor, args.checkpoint).require_heads()
+    check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], place)
     loader = s4p.build_val_loader(cfg, table, place)
     metrics = [SegmentationMetric(table, s4p.TASK)]
     hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]

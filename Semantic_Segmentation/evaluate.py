@@ -23,7 +23,7 @@ from s5.engine.evaluation import check_classes, summary, write_reports
 from s5.engine.hooks import PicturesHook
 from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
 from s5.engine.mdf_config import MDFConfig
-from s5.engine.validation import run_validation
+from s5.engine.validation import check_codings, run_validation
 from s5.models.precision import resolve_precision
 
 HERE = Path(__file__).resolve().parent
@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
     metrics = mdf.build_metrics(tables)
     splits = {task: mdf.validation_split(cfg, task) for task in tables}
+    check_codings([(split, tables[task]) for task, split in splits.items()], place)
     loader = mdf.build_val_loader(cfg, splits, tables, place)
     name, hooks = f"evaluate_{recipe.backbone}", [PicturesHook(tables, count=args.pictures)]
     run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)

@@ -161,7 +161,7 @@ def test_the_variable_leaves_it_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> N
     choose_backends()
     assert allowed_backends() == ["cuDNN", "flash", "memory-efficient", "math"]
     monkeypatch.setenv("S5_CUDNN_ATTENTION", "yes")
-    with pytest.raises(ValueError, match="S5_CUDNN_ATTENTION='yes': must be one of off, on"):
+    with pytest.raises(ValueError, match="S5_CUDNN_ATTENTION='yes': set it to off or on, or unset it"):
         ViT(SMALL, 64)
 
 

@@ -188,6 +188,15 @@ def test_unrecognised_keys_are_listed_with_the_known_layouts(state):
         convert(state)
 
 
+def test_blocks_without_a_patch_embedding_are_told():
+    state = mae_state()
+    del state["patch_embed.proj.weight"]
+    with pytest.raises(
+        CheckpointError, match="transformer blocks, but no patch embedding .patch_embed.proj.weight"
+    ):
+        convert({"model": state})
+
+
 def test_a_file_without_tensors_is_unrecognised():
     with pytest.raises(CheckpointError, match="no key that holds a tensor.*state_dict"):
         convert({"epoch": 3, "model": {}})

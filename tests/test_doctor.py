@@ -20,6 +20,7 @@ from s5.data import transport
 from s5.doctor import __main__ as doctor
 from s5.doctor import device, findings, machine, packages, training
 from s5.doctor.findings import Finding, page, without_names
+from s5.engine.guarded_step import GuardedOptimWrapper
 from s5.models.fixmatch import FixMatch
 
 Usage = namedtuple("Usage", "total used free")
@@ -334,6 +335,27 @@ def test_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     finding = only(training.check_step, "cpu")
     assert finding.level == "error" and "not finite" in finding.text
+
+
+def test_a_step_whose_gradients_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the optimizer skips, so that loss and weights stay finite."""
+    backward = GuardedOptimWrapper.backward
+
+    def spoiled(self: GuardedOptimWrapper, loss: torch.Tensor, **kwargs: object) -> None:
+        backward(self, loss, **kwargs)
+        for group in self.optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = weight.grad * torch.nan
+
+    monkeypatch.setattr(GuardedOptimWrapper, "backward", spoiled)
+    finding = only(training.check_step, "cpu")
+    assert finding.level == "error" and "gradients are not finite" in finding.text
+
+
+def test_a_wrong_choice_of_attention_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S5_CUDNN_ATTENTION", "yes")
+    finding = only(device.check_attention, "cpu")
+    assert finding.level == "error" and finding.advice == "unset S5_CUDNN_ATTENTION"
 
 
 def test_batches_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,20 +1,27 @@
 """What only all masks of a dataset together show: preparation and check refuse what cannot be told."""
 
 import json
+import struct
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from s5.data import stored_mask
 from s5.data.check import check_split
+from s5.data.errors import DataError
 from s5.data.image_io import read_mask
 from s5.data.labels import IGNORE, get_table
 from s5.data.masks import open_mask
 from s5.data.pairs import pair_folders
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
+from s5.engine.launch import Launch
+from s5.engine.training import check_splits
+from s5.engine.validation import check_codings
 
 SIZE = 32
 MAP = {
@@ -122,6 +129,65 @@ def test_greys_of_one_channel_among_colours(tmp_path, capsys):
     problems = {problem.path: problem for problem in check(tmp_path, MAP).problems}
     assert problems.keys() == {str(tmp_path / f"masks/{name}.png") for name in ("white", "black")}
     assert all(problem.kind == "colours" and problem.message in text for problem in problems.values())
+
+
+@pytest.mark.parametrize("grey_part", ["train", "val"])
+def test_parts_of_a_dataset_are_judged_together(tmp_path, grey_part):
+    """Each part alone is consistent; one holds colours, the other greys of one channel."""
+    inverse = {**ROOFS, "name": "inverse", "palette": [[255, 255, 255], [0, 0, 0]]}
+    table, splits = get_table(inverse), []
+    for part in ("train", "val"):
+        masks = {name: rgb_of(ids, inverse) for name, ids in several(2, 2).items()}
+        if part == grey_part:
+            masks = {name: np.ascontiguousarray(rgb[..., 0] * 0) for name, rgb in masks.items()}
+        save(tmp_path / part, masks)
+        split = pair_folders("images", "masks", tmp_path / part)
+        assert check_split(split, table).ok
+        splits.append((part, split, table))
+    launch = Launch(torch.device("cpu"), 0, 1)
+    for _ in range(2):  # from the files, and as it is remembered
+        with pytest.raises(DataError, match="(?s)2 masks cannot be read beside the others.*has one channel"):
+            check_splits(splits, tmp_path / "work", 1, launch)
+    check_splits(splits[:1], tmp_path / "work", 1, launch)
+
+
+def test_evaluation_refuses_masks_that_cannot_be_told(tmp_path):
+    masks = {name: rgb_of(ids, ROOFS) for name, ids in several(3, 2).items()}
+    save(tmp_path, masks | {"grey": np.full((SIZE, SIZE), 1, np.uint8) * 0 + 255})
+    inverse = get_table({**ROOFS, "values": [255, 0], "ignore": []})
+    launch = Launch(torch.device("cpu"), 0, 1)
+    with pytest.raises(DataError, match="grey.png: has one channel"):
+        check_codings([(pair_folders("images", "masks", tmp_path), inverse)], launch)
+
+
+def test_pixels_without_data_are_counted_as_ignored(tmp_path):
+    ids = several(3, 2)
+    save(tmp_path, ids)
+    for path in (tmp_path / "images").iterdir():
+        rgba = Image.open(path).convert("RGBA")
+        alpha = np.full((SIZE, SIZE), 255, np.uint8)
+        alpha[:8] = 0
+        rgba.putalpha(Image.fromarray(alpha))
+        rgba.save(path)
+    report = check(tmp_path, {"name": "plain", "classes": ["ground", "roof"]})
+    assert report.ok and report.without_data == report.ignored == 3 * 8 * SIZE
+    assert report.histogram.tolist() == [sum(int((m[8:] == i).sum()) for m in ids.values()) for i in (0, 1)]
+    assert "25.0000 % because the image has no data there" in report.summary()
+
+
+def test_an_index_outside_the_files_palette_is_refused_without_a_colour_code_too(tmp_path):
+    mask = Image.fromarray(np.full((SIZE, SIZE), 2, np.uint8), "P")
+    mask.putpalette([0, 0, 0, 9, 9, 9, 5, 5, 5])
+    save(tmp_path, {"a": mask})
+    path = tmp_path / "masks/a.png"
+    data = path.read_bytes()
+    at = data.index(b"PLTE") - 4  # length, type, colours, checksum
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    chunk = b"PLTE" + bytes([0, 0, 0, 9, 9, 9])
+    shorter = struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(data[:at] + shorter + data[end:])
+    (problem,) = check(tmp_path, {"name": "t", "classes": ["a", "b", "c"]}).problems
+    assert "index 2 (1024 pixels) is outside the file's palette of 2 colours" in problem.message
 
 
 def test_values_beside_colours(tmp_path):

@@ -141,6 +141,14 @@ def test_alpha_of_other_formats(tmp_path, bands):
     assert read_image_with_valid(tmp_path / "opaque.png")[1] is None
 
 
+def test_a_transparent_value_of_a_packed_grey_png(tmp_path):
+    stripes = np.tile(np.array([0, 1], np.uint8), (HEIGHT, WIDTH // 2))
+    Image.fromarray(stripes * 255).convert("1").save(tmp_path / "a.png", transparency=0)
+    assert (tmp_path / "a.png").read_bytes()[24] == 1, "one bit a pixel"
+    image, valid = read_image_with_valid(tmp_path / "a.png")
+    assert np.array_equal(valid, stripes == 1) and np.array_equal(image[..., 0], stripes * 255)
+
+
 def test_a_no_data_value_in_one_band_only_is_data(tmp_path, bands):
     pixels = bands.astype(np.uint16)
     pixels[1, 5, 7] = 0

@@ -1,4 +1,4 @@
-"""Backbone: variants, feature maps, position tables, attention, checkpointing, experts."""
+"""Backbone: variants, feature maps, positional embeddings, attention, checkpointing, experts."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,9 +28,10 @@ import numpy as np
 from s5.data.check_report import Problem, Report
 from s5.data.command import escape_console
 from s5.data.errors import DataError, ImageError, SplitError
-from s5.data.image_io import init_worker, open_stored_mask, read_image, write_bytes
+from s5.data.image_io import init_worker, open_stored_mask, read_image_with_valid, write_bytes
 from s5.data.label_table import LabelTable
 from s5.data.labels import TABLES
+from s5.data.mask_survey import MaskSurvey
 from s5.data.masks import open_mask
 from s5.data.pairs import pair_folders
 from s5.data.progress import Progress
@@ -40,7 +41,7 @@ from s5.data.table_argument import HELP, parse_table
 logger = logging.getLogger(__name__)
 
 _CHUNK = 32  # samples a thread takes at a time
-_CHECK_VERSION = 5  # raise it when the check finds more: clean results that are remembered then lapse
+_CHECK_VERSION = 6  # raise it when the check finds more: clean results that are remembered then lapse
 _Result = TypeVar("_Result")
 
 
@@ -64,12 +65,17 @@ def check_split(split: Split, table: LabelTable | None = None, workers: int | No
     return report
 
 
-def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, workers: int | None = None) -> None:
+def require_clean(
+    split: Split, table: LabelTable, cache_dir: str | Path, workers: int | None = None
+) -> MaskSurvey:
     """Refuse a labeled split that has errors; warnings are logged.
 
     A clean result is remembered in ``cache_dir`` under a fingerprint of the table and of path, size and time
     of change of every file, so that the next start asks for these only. In a distributed run call it on one
     rank.
+
+    Returns:
+        How its masks are coded, to be compared with the other splits of the dataset.
 
     Raises:
         DataError: the split has errors; names the first ones and the command that lists all.
@@ -77,9 +83,10 @@ def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, worker
     mark = Path(cache_dir) / f"{split.path.stem}-{_fingerprint(split, table, workers)}.json"
     if mark.is_file():
         logger.info("%s: %d samples, found clean before (%s)", split.path, len(split), mark)
-        for message in json.loads(mark.read_text(encoding="utf-8"))["warnings"]:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        for message in found["warnings"]:
             logger.warning("%s", message)
-        return
+        return MaskSurvey.of_dict(found["masks"])
     report = check_split(split, table, workers)
     if not report.ok:
         shown = "\n".join(f"  {message}" for message in report.errors[:5])
@@ -91,6 +98,7 @@ def require_clean(split: Split, table: LabelTable, cache_dir: str | Path, worker
     # Seen once more: a file that changed during the check must not pass as clean.
     if mark.name == f"{split.path.stem}-{_fingerprint(split, table, workers)}.json":
         write_bytes(mark, json.dumps(report.as_dict(), indent=1).encode())
+    return report.masks
 
 
 def check_command(split: Split, table: LabelTable | None) -> str:
@@ -137,7 +145,8 @@ def _check_part(split: Split, indices: Sequence[int], table: LabelTable | None) 
 
 
 def _check_sample(sample: Sample, report: Report) -> None:
-    image = _read(read_image, sample.image, report)
+    read = _read(read_image_with_valid, sample.image, report)
+    image, valid = (None, None) if read is None else read
     if image is not None:
         report.sizes[image.shape[0], image.shape[1]] += 1
     if sample.mask is None:
@@ -145,7 +154,7 @@ def _check_sample(sample: Sample, report: Report) -> None:
             message = f"{sample.image}: its line has no mask; a labeled line is 'image mask'"
             report.problems.append(Problem("no mask", str(sample.image), message))
         return
-    mask = _read(lambda path: _read_mask(path, report), sample.mask, report)
+    mask = _read(lambda path: _read_mask(path, report, valid), sample.mask, report)
     if mask is None:
         return
     if image is not None and mask.shape != image.shape[:2]:
@@ -156,8 +165,11 @@ def _check_sample(sample: Sample, report: Report) -> None:
         report.problems.append(Problem("size", str(sample.mask), message))
 
 
-def _read_mask(path: Path, report: Report) -> np.ndarray:
-    """Raw values (H, W) of the report's table, which are counted; without a table as stored, of any type."""
+def _read_mask(path: Path, report: Report, valid: np.ndarray | None) -> np.ndarray:
+    """Raw values (H, W) of the report's table, which are counted; without a table as stored, of any type.
+
+    Where the image has no data (``valid`` is false), labels are ignored whatever they are.
+    """
     if report.table is None:
         with open_stored_mask(path) as stored:
             return stored.read(0, 0, stored.header.height, stored.header.width).pixels[0]
@@ -165,8 +177,12 @@ def _read_mask(path: Path, report: Report) -> np.ndarray:
         report.masks.add(path, mask.header, report.table)
         values = mask.all_values()
     histogram = _histogram(values)
-    report.raw_histogram += histogram
     report.borders += _borders(values)
+    if valid is None or valid.shape != values.shape:
+        report.raw_histogram += histogram
+    else:
+        report.raw_histogram += np.bincount(values[valid], minlength=256)
+        report.without_data += int(np.count_nonzero(~valid))
     if mask.header.coding == "values":
         report.masks.add_values(path, histogram, report.table)
     if report.table.unknown_values(histogram):
@@ -175,7 +191,7 @@ def _read_mask(path: Path, report: Report) -> np.ndarray:
     return values
 
 
-def _read(read: Callable[[Path], np.ndarray], path: Path, report: Report) -> np.ndarray | None:
+def _read(read: Callable[[Path], _Result], path: Path, report: Report) -> _Result | None:
     try:
         return read(path)
     except DataError as error:
@@ -226,9 +242,19 @@ def _file_states(split: Split, index: int) -> list[tuple[str, int, int] | None]:
     try:
         sample = split.sample(index)
         paths = [path for path in (sample.image, sample.mask) if path is not None]
-        return [(str(path), state.st_size, state.st_mtime_ns) for path in paths for state in [path.stat()]]
+        states = [(str(path), state.st_size, state.st_mtime_ns) for path in paths for state in [path.stat()]]
+        return [*states, *(state for path in paths for state in _states_beside(path))]
     except (OSError, SplitError):
         return [None]  # the check itself says what is wrong
+
+
+def _states_beside(path: Path) -> Iterator[tuple[str, int, int]]:
+    """State of the files beside a TIFF that say where it has no data."""
+    if path.suffix.lower() in (".tif", ".tiff"):
+        for ending in (".msk", ".aux.xml"):
+            with suppress(OSError):
+                state = Path(f"{path}{ending}").stat()
+                yield ending, state.st_size, state.st_mtime_ns
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Report:
             which one is 0, pixels that are 0, and runs of 255 and of 0 that do not touch the side of
             their mask.
         masks: how the masks are coded.
+        without_data: labeled pixels at which the image has no data; they are in neither of the counts above.
     """
 
     split: str
@@ -59,6 +60,7 @@ class Report:
     raw_histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     borders: np.ndarray = field(default_factory=lambda: np.zeros(5, np.int64))
     masks: MaskSurvey = field(default_factory=MaskSurvey)
+    without_data: int = 0
 
     @property
     def ok(self) -> bool:
@@ -77,8 +79,10 @@ class Report:
 
     @property
     def ignored(self) -> int:
-        """Pixels that are ignored."""
-        return int(self.raw_histogram[list(self.table.ignore_values)].sum()) if self.table else 0
+        """Labeled pixels that are ignored, by their value or because the image has no data there."""
+        if self.table is None:
+            return 0
+        return int(self.raw_histogram[list(self.table.ignore_values)].sum()) + self.without_data
 
     def add(self, other: Report) -> None:
         """Take in the findings on a further part of the split."""
@@ -88,12 +92,13 @@ class Report:
         self.raw_histogram += other.raw_histogram
         self.borders += other.borders
         self.masks.update(other.masks)
+        self.without_data += other.without_data
 
     def judge_together(self) -> None:
         """Add what only all masks of the whole split show."""
         if self.table is None:
             return
-        pixels = int(self.raw_histogram.sum())
+        pixels = int(self.raw_histogram.sum()) + self.without_data
         if self.ignored == pixels > 0:
             message = (
                 f"{self.split}: no pixel counts: all {pixels} pixels of its masks are ignored in label table "
@@ -138,6 +143,8 @@ class Report:
             "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
             "classes": [{"name": name, "pixels": n, "share": share} for name, n, share in classes],
             "ignored_pixels": self.ignored,
+            "without_data": self.without_data,
+            "masks": self.masks.as_dict(),
             "warnings": [printable(message) for message in self.warnings],
             "errors": [
                 {name: printable(text) for name, text in vars(problem).items()} for problem in self.problems
@@ -164,4 +171,8 @@ class Report:
         width = max(map(len, self.table.classes))
         for train_id, (name, pixels) in enumerate(zip(self.table.classes, self.histogram, strict=True)):
             lines.append(f"  {train_id:3d} {name:{width}} {100 * pixels / max(1, counted):8.4f} %  {pixels}")
-        return [*lines, f"  ignored {100 * ignored / max(1, counted + ignored):.4f} % of all pixels"]
+        share = 100 / max(1, counted + ignored)
+        lines.append(f"  ignored {share * ignored:.4f} % of all pixels")
+        if self.without_data:
+            lines.append(f"    {share * self.without_data:.4f} % because the image has no data there")
+        return lines

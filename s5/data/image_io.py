@@ -330,7 +330,9 @@ def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | N
         image, alpha = png.decode_png(data, path)
         return _blanked(image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), alpha)
     if data[24] < 8 and data[25] == png.GREY:  # GDAL keeps the numbers, of which OpenCV makes brightness
-        return _decode(data, _COLOR, path), None
+        image, key = _decode(data, _COLOR, path), png.transparent_grey(data)
+        alpha = None if key is None else (_read_packed_png(data, path) != key).astype(np.uint8)
+        return _blanked(image, alpha)
     with geotiff.open_raster(data, path) as raster:
         return raster.read_with_valid()
 

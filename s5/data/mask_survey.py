@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from s5.data.stored_mask import Coding, MaskHeader, require_grey
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 5  # masks in an error
 _THREADS = 8  # headers are small, so that the time is that of opening files
 
 
@@ -59,6 +61,16 @@ class MaskSurvey:
         self.declared.update(other.declared)
         self.unclear |= other.unclear
 
+    def as_dict(self) -> dict[str, Any]:
+        """The survey as plain data, for JSON; :meth:`of_dict` reads it."""
+        return {**vars(self), "codings": dict(self.codings), "declared": dict(self.declared)}
+
+    @classmethod
+    def of_dict(cls, data: dict[str, Any]) -> MaskSurvey:
+        """The survey of :meth:`as_dict`."""
+        counts = {name: Counter(data[name]) for name in ("codings", "declared")}
+        return cls(**{**data, **counts})
+
     def refused(self) -> dict[str, str]:
         """Masks that cannot be read beside the others, by path, and why.
 
@@ -77,8 +89,10 @@ class MaskSurvey:
     def warnings(self, table: LabelTable) -> list[str]:
         """What the user should know of the masks."""
         return [
-            f"{count} masks declare {what}, to be no data. The table decides: such pixels count. If they are "
-            f"not labeled, give that class of label table {table.name!r} another value, or take it out"
+            f"{count} mask{'s declare' if count > 1 else ' declares'} {what}, to be no data. The table "
+            "decides, so such pixels count. If they are not labeled, take the class out of label table "
+            f"{table.name!r} or give it another value or colour; if they are, remove the declaration from "
+            "the files"
             for what, count in sorted(self.declared.items())
         ]
 
@@ -104,6 +118,20 @@ def refuse_together(paths: Sequence[Path], table: LabelTable) -> dict[str, str]:
             for path, histogram in zip(one, pool.map(lambda path: _histogram(path, table), one), strict=True):
                 survey.add_values(path, histogram, table)
         return survey.refused()
+
+
+def require_readable_together(refused: dict[str, str]) -> None:
+    """Refuse a dataset of which some masks cannot be read beside the others.
+
+    Args:
+        refused: of :meth:`MaskSurvey.refused` or :func:`refuse_together`.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    if refused:
+        shown = "\n".join(f"  {message}" for message in list(refused.values())[:_SHOWN])
+        raise DataError(f"{len(refused)} masks cannot be read beside the others, the first:\n{shown}")
 
 
 def _refuse_grey(is_grey: dict[Path, bool]) -> dict[str, str]:

@@ -125,11 +125,26 @@ class Mask:
         unknown: Counter[int] | Counter[RGB] = Counter()
         if not self._in_colors:
             values = whole_numbers(pixels[0], missing, self._path)
+            self._require_in_palette(values, missing)
         elif self.header.coding == "palette":
             values, unknown = self._by_palette(pixels[0], missing)
         else:
             values, unknown = self._by_colors(pixels, missing)
         return self._ignoring(values, missing), unknown
+
+    def _require_in_palette(self, values: np.ndarray, missing: np.ndarray | None) -> None:
+        """Refuse values beyond the file's own palette, if it has one: the file contradicts itself."""
+        count = len(self.header.palette)
+        if count == 0 or values.max(initial=0) < count:
+            return
+        outside = values >= count if missing is None else (values >= count) & ~missing
+        found, counts = np.unique(values[outside & (values != IGNORE)], return_counts=True)
+        if len(found):
+            shown = ", ".join(f"{v} ({n} pixels)" for v, n in zip(found[:_SHOWN], counts, strict=False))
+            raise LabelError(
+                f"{self._path}: index {shown} is outside the file's palette of {count} colours. Save the "
+                "mask with a whole palette, or as grey"
+            )
 
     def _missing(self, pixels: np.ndarray, missing: np.ndarray | None) -> np.ndarray | None:
         """Where there is no data, also by the values that the file declares; None if nowhere."""
@@ -221,7 +236,9 @@ def declared_class(header: MaskHeader, table: LabelTable) -> str:
     """The class that a file declares to be no data, such as ``0, class 'ground'``; empty if none."""
     for value, train_id in _declared(header, table).items():
         if train_id is not None and train_id != IGNORE:
-            what = value[0] if len(value) == 1 else f"RGB {value}"
+            what = f"{value[0]}" if len(value) == 1 else f"RGB {value}"
+            if header.coding == "palette" and in_colors(header, table):
+                what = f"index {what} of their palette (RGB {header.palette[int(value[0])]})"
             return f"{what}, {table.name_of(train_id)}"
     return ""
 

@@ -19,12 +19,24 @@ def is_plain(data: bytes, color_types: tuple[int, ...]) -> bool:
 
 def read_palette(data: bytes) -> tuple[tuple[int, int, int, int], ...]:
     """RGBA of each entry of a PNG's palette; empty without one. The pixels may be missing in ``data``."""
+    chunks = _chunks_before_pixels(data)
+    return _palette(chunks.get(b"PLTE", b""), chunks.get(b"tRNS", b""))
+
+
+def transparent_grey(data: bytes) -> int | None:
+    """Value that is transparent in a grey PNG; None without one."""
+    chunk = _chunks_before_pixels(data).get(b"tRNS")
+    return None if chunk is None else int.from_bytes(chunk[:2], "big")
+
+
+def _chunks_before_pixels(data: bytes) -> dict[bytes, bytes]:
+    """Contents of the chunks by their type."""
     chunks, at = {}, 8
     while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IDAT":
         length = int.from_bytes(data[at : at + 4], "big")
         chunks[data[at + 4 : at + 8]] = data[at + 8 : at + 8 + length]
         at += 12 + length
-    return _palette(chunks.get(b"PLTE", b""), chunks.get(b"tRNS", b""))
+    return chunks
 
 
 @lru_cache(maxsize=16)  # the masks of a dataset mostly share one

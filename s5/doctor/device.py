@@ -58,17 +58,15 @@ def check_attention(chosen: str) -> Iterator[Finding]:
     import torch.nn.functional as F
 
     from s5.models.precision import resolve_precision
-    from s5.models.vit import ViT
+    from s5.ops.attention import VARIABLE, BackendError, allowed_backends, choose_backends
 
     device = choose(chosen)
-    ViT("vit_t", 64)  # a backbone chooses the kernels of its process
-    cuda = torch.backends.cuda
-    allowed = {
-        "flash": cuda.flash_sdp_enabled(),
-        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
-        "cuDNN": cuda.cudnn_sdp_enabled(),
-        "math": cuda.math_sdp_enabled(),
-    }
+    try:
+        choose_backends()  # as every backbone does when it is built
+    except BackendError as error:
+        yield Finding("error", "attention", str(error), f"unset {VARIABLE}")
+        return
+    allowed = allowed_backends()
     dtype = resolve_precision("auto", device) or torch.float32
     query = torch.full((2, 3, 64, 64), 4.0, device=device, dtype=dtype, requires_grad=True)
     key = torch.full_like(query, -4.0, requires_grad=True)  # a score is -4 * 4 * 64 / 8 = -128
@@ -77,11 +75,13 @@ def check_attention(chosen: str) -> Iterator[Finding]:
     gradients = [tensor.grad for tensor in (query, key, value)]
     text = f"{str(dtype).removeprefix('torch.')}"
     if device.type == "cuda":
-        text += f"; allowed kernels: {', '.join(name for name, on in allowed.items() if on)}"
+        text += f"; allowed kernels: {', '.join(allowed)}"
     if all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients):
         yield ok("attention", text)
     else:
         advice = "training would end in NaN: report this page, and train with precision=fp32 until then"
+        if "cuDNN" in allowed:
+            advice = f"training would end in NaN: unset {VARIABLE}, which allows cuDNN's attention"
         yield Finding("error", "attention", f"{text}; gradients are not finite", advice)
 
 

@@ -69,7 +69,7 @@ def check_python(chosen: str) -> Iterator[Finding]:
         yield Finding("warning", "Python", f"{here}; the range {supported} was not compared", _NO_PACKAGING)
         return
     if fits:
-        yield ok("Python", here)
+        yield ok("Python", f"{here} (supported: {supported})")
     else:
         yield Finding(
             "error", "Python", here, f"S5 needs {supported}: make an environment with such a Python"

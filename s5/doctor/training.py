@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ COMPRESSIONS = ("LZW", "DEFLATE", "JPEG", "ZSTD", "WEBP", "LERC")
 DRIVERS = {"GTiff": True, "PNG": True, "COG": False, "JPEG": False, "JP2OpenJPEG": False}  # needed or not
 EPSG = 32633
 SIZE, CLASSES = 64, 3
+SCALED_STEPS = 12  # until a loss scaler, which halves its scale in each, has found it
 BATCH, CROP, WORKERS = 24, 512, 8  # of the published pre-training
 
 
@@ -116,22 +118,26 @@ def check_step(chosen: str) -> Iterator[Finding]:
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = build_optim_wrapper(param_groups(model.network, 1e-4, 0.01), 1e-4, (0.9, 0.999), dtype)
     batch = _fixmatch_batch(device)
-    for _ in range(2):
+    # A loss scaler, for fp16, may need some steps until the gradients are finite.
+    for number in range(1, (SCALED_STEPS if optimizer.loss_scaler else 2) + 1):
         start = time.perf_counter()
         losses = model(**batch, mode="loss")
         optimizer.update_params(losses["loss"])
-        loss = float(losses["loss"].detach())  # waits for the device
-        seconds = time.perf_counter() - start
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+        outcome = optimizer.report.read()  # waits for the device
+        seconds, loss = time.perf_counter() - start, outcome.loss
+        # Weights stay finite in any case: a step whose gradients are not is skipped.
+        finite = not outcome.fault and math.isfinite(loss) and math.isfinite(float(optimizer.grad_norm))
+        if number >= 2 and finite:
+            break
     text = (
         f"FixMatch with ViT-T on {device}, {str(dtype or torch.float32).removeprefix('torch.')}: "
         f"loss {loss:.3f}, {seconds:.2f} s, peak memory {peak_memory(device) / 2**20:.0f} MiB"
     )
-    if finite and loss == loss:
+    if finite:
         yield ok("training step", text)
     else:
         advice = "report this page; until then try precision=fp32"
-        yield Finding("error", "training step", f"{text}; not finite", advice)
+        yield Finding("error", "training step", f"{text}; loss or gradients are not finite", advice)
 
 
 class _Images:

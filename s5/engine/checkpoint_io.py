@@ -126,9 +126,8 @@ def _read_pickled(file: Path) -> tuple[Any, set[str]]:
             return torch.load(file, map_location="cpu", weights_only=True), set()
     except (MemoryError, OSError):
         raise
-    except (
-        Exception
-    ):  # of a file that holds other objects, or of a damaged one, on which the next attempt fails
+    except Exception:
+        # The file holds other objects, or is damaged; then the next attempt fails as well.
         logger.debug("%s is not plain data", file, exc_info=True)
     if os.environ.get(FORCED, "0").lower() in ("1", "y", "yes", "true"):
         raise CheckpointError(

@@ -15,9 +15,18 @@ from s5.engine.config import ConfigError
 from s5.engine.hooks.safety import NonFiniteLossError
 from s5.engine.launch import LaunchError, finish
 from s5.models.variants import VARIANTS
+from s5.ops.attention import BackendError
 from s5.ops.mmcv_ext import ExtensionError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, LaunchError, NonFiniteLossError, ExtensionError)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    LaunchError,
+    NonFiniteLossError,
+    ExtensionError,
+    BackendError,
+)
 
 # What PyTorch puts before the message of an error in a loader worker.
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)

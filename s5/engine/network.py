@@ -12,7 +12,7 @@ def build_network(
     Args:
         backbone: name of the variant.
         tasks: number of classes by task.
-        crop: side of the training crops in pixels, for the position table.
+        crop: side of the training crops in pixels, for the positional embedding.
         cfg: the configuration's ``model``.
         expert_channels: 0 for a dense backbone.
     """

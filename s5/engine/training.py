@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from s5.data.build import Placement, TrainingData, stop_workers
 from s5.data.check import require_clean
 from s5.data.labels import LabelTable
+from s5.data.mask_survey import MaskSurvey, require_readable_together
 from s5.data.splits import Split
 from s5.engine.config import ConfigError, Section
 from s5.engine.hooks import (
@@ -71,14 +72,20 @@ def check_splits(
 ) -> None:
     """Refuse labeled splits, given with a name, that have errors; clean ones are remembered.
 
+    Splits that are read by one table are one dataset: their masks must be coded alike.
+
     Raises:
         DataError: naming the first problems.
     """
     with main_process_first(launch) as first:
         if first:
+            datasets: dict[LabelTable, MaskSurvey] = {}
             for name, split, table in splits:
                 logger.info("checking the %s images of %s", name, split.path)
-                require_clean(split, table, work_dir / "checks", max(workers, 1))
+                survey = require_clean(split, table, work_dir / "checks", max(workers, 1))
+                datasets.setdefault(table, MaskSurvey()).update(survey)
+            for survey in datasets.values():
+                require_readable_together(survey.refused())
 
 
 def common_hooks(

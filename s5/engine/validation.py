@@ -8,10 +8,26 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from s5.data.build import stop_workers
-from s5.engine.launch import Launch
+from s5.data.labels import LabelTable
+from s5.data.mask_survey import refuse_together, require_readable_together
+from s5.data.splits import Split
+from s5.engine.launch import Launch, main_process_first
 from s5.engine.log_backends import build_visualizer
 from s5.engine.runner import S5Runner, log_options
 from s5.models.task_model import TaskModel
+
+
+def check_codings(splits: Sequence[tuple[Split, LabelTable]], launch: Launch) -> None:
+    """Refuse splits of which some masks cannot be read beside the others, before they are scored.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    with main_process_first(launch) as first:
+        if first:
+            for split, table in splits:
+                masks = [sample.mask for sample in split if sample.mask is not None]
+                require_readable_together(refuse_together(masks, table))
 
 
 def run_validation(

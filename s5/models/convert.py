@@ -11,6 +11,7 @@ import torch
 from s5.models import convert_published as published
 from s5.models.adapt import CheckpointError, StateDict
 from s5.models.layouts import LAYOUTS, OtherArchitectureError, Parts, Weights, known_layouts
+from s5.models.layouts.base import PATCH_EMBEDDING
 from s5.models.layouts.foreign import guess
 
 __all__ = ["CheckpointError", "Weights", "convert", "to_published"]
@@ -103,4 +104,6 @@ def _unrecognised(state: StateDict) -> str:
     name = guess(state)
     keys = ", ".join(list(state)[:5])
     likeness = f"; it looks like {name}" if name else ""
+    if not name and any(".attn." in key for key in state):
+        likeness = f"; it has transformer blocks, but no patch embedding ({PATCH_EMBEDDING})"
     return f"unrecognised checkpoint, with keys {keys}{likeness}. {known_layouts()}"

@@ -148,7 +148,7 @@ def build_segmentor(
     Args:
         backbone: Name in `VARIANTS`, or a `Variant`.
         tasks: Number of classes by task name, in the order of the batch.
-        img_size: Image size in pixels of the position table.
+        img_size: Image size in pixels of the positional embedding.
         channels: Channels inside the decoders.
         dropout: Dropout rate before the classifiers.
         expert_channels: Task-specific channels of the backbone's FFNs; 0 gives a dense backbone.

@@ -1,7 +1,7 @@
 """Plain vision transformer with a feature pyramid, on timm's layers and with timm's parameter names.
 
 Pre-norm blocks with exact GELU, fused attention, no norm after the last block, stochastic depth on
-the FFN branch only. The input size is free: the position table is resampled to the grid of the image.
+the FFN branch only. The input size is free: the positional embedding is resampled to the grid of the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ MAX_GRAPHS = 64
 
 
 def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resample a position table bicubically to another grid (no antialias, corners not aligned).
+    """Resample a positional embedding bicubically to another grid (no antialias, corners not aligned).
 
     Args:
         table: (1, h * w, C) for `grid` = (h, w).
@@ -154,7 +154,7 @@ class ViT(nn.Module):
 
     Attributes:
         variant: The architecture.
-        grid: Rows and columns of the position table.
+        grid: Rows and columns of the positional embedding.
         experts: Names of the tasks with experts of their own; empty for a dense backbone.
         expert_channels: Output channels of an expert; 0 for a dense backbone.
         activation_checkpointing: Recompute the blocks in the backward pass to save memory.
@@ -174,7 +174,7 @@ class ViT(nn.Module):
 
         Args:
             variant: Name in `VARIANTS`, or a `Variant`.
-            img_size: Image size in pixels (side, or height and width) of the position table.
+            img_size: Image size in pixels (side, or height and width) of the positional embedding.
             drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
             norm_eps: Epsilon of the blocks' norms: 1e-5 in published S5 weights, 1e-6 in MAE and timm.
             activation_checkpointing: Recompute the blocks in the backward pass.

@@ -8,7 +8,7 @@ LSE that far. Clipping by the norm then spreads a single NaN to all weights. See
 
 Versions: PyTorch prefers cuDNN on GPUs of compute capability 9 and 10 with cuDNN above 9.15.0, as its wheels
 bring it since torch 2.11; elsewhere its own kernels come first anyway. cuDNN 9.26 (torch 2.15) is said to fix
-the case of 64 modulo 128, but NaN of the same kind is still reported of it, so no version is exempt.
+the case of 64 modulo 128, but cudnn-frontend#1072 reports NaN for a single query of it: no version is exempt.
 PyTorch's flash, memory-efficient and math kernels mask correctly. Reports: pytorch#196678;
 cudnn-frontend#160, #628, #1072.
 
@@ -18,6 +18,11 @@ The environment variable ``S5_CUDNN_ATTENTION`` is ``off`` by default; ``on`` le
 import os
 
 import torch
+
+
+class BackendError(ValueError):
+    """The environment variable that chooses attention kernels has an unknown value."""
+
 
 VARIABLE = "S5_CUDNN_ATTENTION"
 CHOICES = ("off", "on")
@@ -30,11 +35,11 @@ def choose_backends() -> None:
     pass, and a compiled graph keeps the one it was compiled with.
 
     Raises:
-        ValueError: The variable has another value.
+        BackendError: The variable has another value.
     """
     choice = os.environ.get(VARIABLE, "off")
     if choice not in CHOICES:
-        raise ValueError(f"{VARIABLE}={choice!r}: must be one of {', '.join(CHOICES)}")
+        raise BackendError(f"{VARIABLE}={choice!r}: set it to {' or '.join(CHOICES)}, or unset it")
     if choice == "off":
         torch.backends.cuda.enable_cudnn_sdp(False)
 

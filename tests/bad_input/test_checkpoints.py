@@ -12,6 +12,7 @@ from training import assert_nothing_trained, train, write_weights
 
 from s5.data.errors import DataError
 from s5.engine.checkpoint import CheckpointError
+from s5.engine.command import command_parser
 from s5.engine.config import ConfigError
 from s5.engine.launch import LaunchError
 from s5.models.vit import ViT
@@ -150,3 +151,9 @@ def test_resume_of_another_run(
 ) -> None:
     with pytest.raises((CheckpointError, DataError), match=message):
         train(root, work_dir, resume=str(trained / "iter_4.pth"), **changes)
+
+
+def test_commands_still_take_an_option_that_has_no_effect_any_more():
+    parser = command_parser("A command.", Path("c.yaml"))
+    assert parser.parse_args(["--allow-pickle"]).config == "c.yaml"
+    assert "--allow-pickle" not in parser.format_help()

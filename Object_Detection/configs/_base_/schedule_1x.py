@@ -1,7 +1,13 @@
 """The published schedule: 12 epochs, the learning rate falls tenfold at 8 and 11."""
 
 optim = dict(
-    lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.9, warmup_iters=500, clip_grad=35.0
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.05,
+    exempt_norms=True,  # no weight decay on norms and the positional embedding
+    layer_decay=0.9,
+    warmup_iters=500,
+    clip_grad=35.0,
 )
 schedule = dict(
     epochs=12,

@@ -107,7 +107,7 @@ def build_detector(
     Args:
         backbone: name in `VARIANTS`.
         tasks: number of classes by task, in the order of the batch.
-        img_size: image size in pixels of the position table.
+        img_size: image size in pixels of the positional embedding.
         expert_channels: task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
         drop_path: stochastic depth rate of the last block.
         norm_eps: epsilon of the norms in the blocks.

@@ -23,6 +23,8 @@ model = dict(
     expert_channels=256,
     drop_path=0.1,
     activation_checkpointing=False,  # less memory, about a third more time
+    compile=False,  # torch.compile the transformer blocks (needs a C compiler, on a CPU a C++ compiler)
+    norm_eps=1e-5,  # of the backbone's norms
     enlarge=(1.4, 1.2),  # of RoIs, height and width; (1, 1) is mmrotate's way
 )
 precision = "auto"  # bf16 where the device has it, else fp16 on GPUs, else fp32

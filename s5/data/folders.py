@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from s5.data.splits import IMAGE_EXTENSIONS
@@ -81,6 +82,25 @@ def without_system_files(paths: Iterable[Path], root: Path) -> list[Path]:
             system[_pattern(name)] += 1
     _log_left_out(root, system)
     return kept
+
+
+def tell_apart(stems: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The stems; those that coincide (of ``a.jpg`` and ``a.png``) get a mark.
+
+    The mark depends on nothing but the key, so that it is the same in every run.
+
+    Args:
+        stems: names without extension.
+        keys: what tells files of the same stem apart, such as their paths.
+    """
+    count = Counter(stems)
+    return [
+        stem if count[stem] == 1 else f"{stem}-{_mark(key)}" for stem, key in zip(stems, keys, strict=True)
+    ]
+
+
+def _mark(key: str) -> str:
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def _pattern(name: str) -> str:

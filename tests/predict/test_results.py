@@ -1,5 +1,9 @@
 """What `predict.py` writes, and where."""
 
+import logging
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -10,6 +14,7 @@ from processes import start_ranks
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask, write_image
 from s5.data.labels import get_table
+from s5.data.prepare.patches import unique_stems
 from s5.engine.predict.masks import _painted
 from s5.engine.predict.sources import find_sources
 
@@ -102,10 +107,57 @@ def test_processes_share_the_images(checkpoint, model, images, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_two_images_of_one_name_are_an_error(checkpoint, model, images, tmp_path):
+def test_results_of_images_of_one_name_are_told_apart(checkpoint, model, images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    one_kind = ("--task", "ponds", "--kinds", "index")
+    predict(checkpoint, images, tmp_path / "before", *one_kind)
     (images / "a.jpg").write_bytes((images / "deep/b.c.jpg").read_bytes())
-    with pytest.raises(DataError, match=r"a.jpg and .*a.png: their results would have the same name"):
-        predict(checkpoint, images, tmp_path / "out")
+    (images / "deep/b.c.png").write_text("not readable")
+    assert "mark" not in caplog.text
+    names = dict(zip(("a.jpg", "a.png", "deep/b.c.jpg"), _names(images), strict=False))
+    assert len(set(names.values())) == 3
+    caplog.clear()
+    out = tmp_path / "out"
+    assert predict(checkpoint, images, out, *one_kind) == 1
+    assert files(out) == sorted(
+        [*(f"ponds/index/{name}.png" for name in [*names.values(), "deep/er/d"]), "ponds/prediction.yaml"]
+    )
+    for key, old in (("a.png", "a"), ("deep/b.c.jpg", "deep/b.c")):
+        new = out / f"ponds/index/{names[key]}.png"
+        assert new.read_bytes() == (tmp_path / f"before/ponds/index/{old}.png").read_bytes()
+    text = f"4 images share their name .*a.jpg are named {names['a.jpg']}, of .*a.png {names['a.png']}"
+    assert len(re.findall(text, caplog.text)) == 1
+    assert predict(checkpoint, images, out, "--resume", *one_kind) == 1  # of the image that is not readable
+    assert "4 of 5 images are finished" in caplog.text
+
+
+def test_marks_depend_on_the_names_alone(images, tmp_path, monkeypatch):
+    (images / "a.jpg").write_bytes((images / "deep/b.c.jpg").read_bytes())
+    first, second, *others = _names(images)
+    assert others == ["deep/b.c", "deep/er/d"]
+    assert all(re.fullmatch("a-[0-9a-f]{8}", name) for name in (first, second))
+    assert [first, second] == unique_stems(["a.jpg", "a.png"])
+    monkeypatch.chdir(images)
+    assert _names(".") == _names(f"{images}/../{images.name}/**/*") == [first, second, *others]
+    assert _names(images / "a.jpg", "a.jpg", images / "a.png") == [first, second]
+    assert _names(images / "a.jpg", "../images/a.jpg") == ["a"]
+    copy = tmp_path / "copy/a.jpg"
+    copy.parent.mkdir()
+    copy.write_bytes((images / "a.jpg").read_bytes())
+    several = _names(images / "a.jpg", images / "a.png", copy)
+    assert len(set(several)) == 3 and several[1] == second
+    assert _names("a.jpg", "a.png", copy) == several
+
+
+def test_a_name_like_a_mark_is_no_other_result(images):
+    (images / "a.jpg").write_bytes((images / "deep/b.c.jpg").read_bytes())
+    like = _names(images)[0]
+    (images / f"{like}.png").write_bytes((images / "a.png").read_bytes())
+    assert len(set(_names(images))) == 5
+
+
+def _names(*given):
+    return [str(source.name) for source in find_sources([*map(str, given)], Path("nowhere"))]
 
 
 def test_overlays_leave_the_background_as_it_is():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 
+from s5.data.folders import tell_apart
 from s5.data.geotiff import open_raster
 from s5.data.image_formats import detect_format, is_plain_rgb
 from s5.data.image_io import read_file, read_image_with_valid
@@ -194,16 +193,7 @@ def safe_name(text: str) -> str:
 
 def unique_stems(keys: Sequence[str]) -> list[str]:
     """For paths of files, paths of their patches without extension (:func:`safe_name`), no two the same."""
-    stems = [safe_name(key[: key.rindex(".")]) for key in keys]
-    count = Counter(stems)
-    # Names that coincide ('a.jpg' and 'a.png') get a mark that depends on nothing but the name.
-    return [
-        stem if count[stem] == 1 else f"{stem}-{_mark(key)}" for key, stem in zip(keys, stems, strict=True)
-    ]
-
-
-def _mark(key: str) -> str:
-    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return tell_apart([safe_name(key[: key.rindex(".")]) for key in keys], keys)
 
 
 def plain_file(path: Path) -> tuple[str, bytes] | None:

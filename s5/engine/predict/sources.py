@@ -1,16 +1,20 @@
 """The images that a prediction is asked for, and where their results go."""
 
 import glob
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s5.data.errors import DataError
-from s5.data.folders import find_images, without_system_files
+from s5.data.folders import find_images, tell_apart, without_system_files
 from s5.data.image_formats import detect_format
 from s5.data.splits import IMAGE_EXTENSIONS
 from s5.data.submission import SETTINGS_FILE
+
+logger = logging.getLogger(__name__)
 
 MAGIC = "*?["
 
@@ -35,20 +39,45 @@ def find_sources(given: Sequence[str], out: Path) -> list[Source]:
 
     What exists under the name as given is meant literally, also with brackets in it; so are the first folders
     of a pattern, as far as they exist. Names of results are relative to the folder, or to these first folders
-    of the pattern. Hidden files, thumbnails, recycle bins and earlier results in ``out`` are left out.
+    of the pattern. Images whose results would have the same name get a mark in it. Hidden files, thumbnails,
+    recycle bins and earlier results in ``out`` are left out.
 
     Raises:
-        DataError: nothing found, a folder is ``out`` itself, or two images whose results would have the same
-            name.
+        DataError: nothing found, a folder is ``out`` itself, or two results would have the same name although
+            marked.
     """
-    sources: dict[Path, Source] = {}
-    for source in (source for each in given for source in _sources(each, out)):
-        other = sources.setdefault(source.name, source)
-        if other.path != source.path and other.path.resolve() != source.path.resolve():
+    found = [source for each in given for source in _sources(each, out)]
+    count = Counter(source.name for source in found)
+    sources: dict[tuple[Path, Path | None], Source] = {}  # a file that is given twice is one source
+    for source in found:
+        real = source.path.resolve() if count[source.name] > 1 else None
+        sources.setdefault((source.name, real), source)
+    return _told_apart([*sources.values()])
+
+
+def _told_apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources, those of equal names with a mark in them."""
+    names = [str(source.name) for source in sources]
+    # The mark is made of the file's name below the given folder, so that it does not depend on how the folder
+    # is given. Files of several folders can agree in it, and only their whole paths differ.
+    marked = tell_apart(names, [f"{source.name}{source.path.suffix}" for source in sources])
+    marked = tell_apart(marked, [str(source.path.resolve()) for source in sources])
+    owners: dict[str, Source] = {}
+    for name, source in zip(marked, sources, strict=True):
+        if (other := owners.setdefault(name, source)) is not source:
             raise DataError(
-                f"{other.path} and {source.path}: their results would have the same name; rename one"
+                f"{other.path} and {source.path}: their results would have the same name, {name}; rename one"
             )
-    return [*sources.values()]
+    if changed := [i for i, name in enumerate(names) if name != marked[i]]:
+        count = Counter(names)
+        shared = next(name for name in names if count[name] > 1)
+        first, second = [i for i in changed if names[i] == shared][:2]
+        logger.info(
+            "%d images share their name with another; a mark tells their results apart: those of %s are "
+            "named %s, of %s %s",
+            *(len(changed), sources[first].path, marked[first], sources[second].path, marked[second]),
+        )
+    return [replace(source, name=Path(name)) for source, name in zip(sources, marked, strict=True)]
 
 
 def _sources(given: str, out: Path) -> list[Source]:

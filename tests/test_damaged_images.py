@@ -1,5 +1,6 @@
 """Whatever is wrong with an image file, reading it gives pixels or an ImageError that names it."""
 
+import logging
 import struct
 import zlib
 
@@ -110,6 +111,28 @@ def test_the_pool_is_prepared_whatever_is_in_it(tmp_path, capsys):
     unusable = (tmp_path / "unlabeled/u/unusable.txt").read_text()
     assert "empty.tif: is empty" in unusable and "nothing.jpg: file not found" in unusable
     assert "source files could not be used, the first:" in capsys.readouterr().out
+
+
+def test_a_tiff_that_is_cut_off_is_reported_once(tmp_path, capsys, caplog):
+    """And what GDAL says on the way to the error is not logged besides."""
+    caplog.set_level(logging.INFO)
+    src = tmp_path / "src"
+    src.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 300, 300), dtype=np.uint8)
+    profile = {"driver": "GTiff", "count": 3, "height": 300, "width": 300, "dtype": "uint8"}
+    with rasterio.open(src / "whole.tif", "w", **profile) as file:
+        file.write(pixels)
+    data = (src / "whole.tif").read_bytes()
+    for length in (4, 200, len(data) // 2):
+        (src / f"cut_{length}.tif").write_bytes(data[:length])
+        with pytest.raises(ImageError, match="damaged or unsupported"):
+            read_image(src / f"cut_{length}.tif")
+    assert not caplog.records
+    assert main(["unlabeled", "--src", str(src), "--out", str(tmp_path), "--name", "u"]) == 0
+    assert "cut_200.tif" in (tmp_path / "unlabeled/u/unusable.txt").read_text()
+    printed = capsys.readouterr()
+    assert "GDAL signalled" not in printed.out + printed.err + caplog.text
+    assert "err_no" not in printed.out + printed.err + caplog.text
 
 
 def png(width, height, chunks):

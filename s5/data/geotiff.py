@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 # map coordinates, which is no concern here.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
+# rasterio logs all that GDAL says on the way to an error as information; the exception, and with it our
+# ImageError, has the text. GDAL's warnings still are logged.
+logging.getLogger("rasterio").setLevel(logging.WARNING)
+
 _SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a copy reduced to about this side
 _CACHE_BYTES = 256 << 20  # holds the strips of a row of windows, so that each is decoded once
 _PAGE = re.compile(r"\((\d+)P x (\d+)L")  # size of a page, as GDAL describes it

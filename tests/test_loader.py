@@ -26,6 +26,7 @@ from s5.data.build import stop_workers
 from s5.data.errors import LoaderError
 from s5.data.loader import Loader, explain_death
 from s5.engine.command import run_command
+from s5.engine.hooks import safety
 from s5.engine.hooks.safety import REPEAT_AFTER
 
 IN_MEMORY = pytest.mark.skipif(not transport.memfd_works(), reason="the kernel has no memfd_create")
@@ -270,6 +271,62 @@ def test_ctrl_c_ends_a_run_whose_workers_never_answer(tmp_path: Path) -> None:
     process.send(signal.SIGINT, group=True)
     assert process.wait() == 128 + signal.SIGINT, process.text()
     wait_until(process.is_gone, process, 15)
+
+
+IMPATIENT = """
+import runpy, sys
+from s5.engine.hooks import safety
+
+safety.BATCH_GRACE = 0.5
+runpy.run_path({!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sees in /proc that the workers have started")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_one_signal_ends_a_run_that_waits_in_vain(tmp_path: Path, number: signal.Signals) -> None:
+    root = write_dataset(tmp_path / "data")
+    for image in (root / "unlabeled/pool/images").iterdir():
+        image.unlink()
+        os.mkfifo(image)
+    script = tmp_path / "train.py"
+    script.write_text(IMPATIENT.format(str(REPO / "S4_Pretrain/train.py")))
+    process = start(script, arguments(root, tmp_path / "run", **{"data.workers": 2}), tmp_path)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2, process)
+    process.send(number)
+    assert process.wait() == 128 + number, process.text()
+    log = (tmp_path / "run/train.log").read_text()
+    assert f"{number.name}: finishing this step" in log
+    assert f"{number.name}: stopped while waiting for a batch" in log and "--resume goes on" in log
+    assert "Traceback" not in process.text()
+    wait_until(process.is_gone, process, 15)
+
+
+def test_a_batch_that_comes_in_time_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that it may take counts from the signal, also if it was awaited for long before."""
+    now = [1000.0]
+    monkeypatch.setattr(safety.time, "monotonic", lambda: now[0])
+    hook = safety.SafetyHook()
+
+    def alarm() -> None:
+        hook._on_alarm(signal.SIGALRM, None)
+
+    watched = loader_module._Watched(iter(["batch"]), 1)
+    watched._watch.since = 0.0
+    alarm()  # no signal
+    hook._on_signal(signal.SIGTERM, None)
+    now[0] += safety.BATCH_GRACE
+    alarm()
+    assert next(watched) == "batch" and loader_module.waiting_since() is None
+    now[0] += 1
+    alarm()
+    watched._watch.since = now[0]
+    now[0] += safety.BATCH_GRACE
+    alarm()
+    now[0] += 1
+    with pytest.raises(safety.SignalInterrupt, match="SIGTERM"):
+        alarm()
 
 
 # A real small /dev/shm

@@ -23,6 +23,8 @@ _DEATH = re.compile(
     r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: ([^.]+)|exited unexpectedly)"
 )
 
+_watches: "weakref.WeakSet[_Watch]" = weakref.WeakSet()
+
 
 class Loader(DataLoader):
     """DataLoader whose workers pack their batches, and which logs that a batch takes long.
@@ -73,6 +75,11 @@ def explain_death(error: RuntimeError) -> str | None:
     )
 
 
+def waiting_since() -> float | None:
+    """When this process began to wait for the batch that it waits for (monotonic time); None if for none."""
+    return min((since for watch in _watches if (since := watch.since) is not None), default=None)
+
+
 class _Watched(Iterator[Any]):
     """Batches, watched by a thread while the next one is awaited."""
 
@@ -100,6 +107,7 @@ class _Watch:
         self.since: float | None = None
         self.over = threading.Event()
         self._workers = workers
+        _watches.add(self)
         threading.Thread(target=self._run, name="s5_loader_watch", daemon=True).start()
 
     def _run(self) -> None:
@@ -110,7 +118,7 @@ class _Watch:
                 said = now
                 logger.warning(
                     "no batch for %.0f s; all %d loader workers are alive. Slow storage and huge images take "
-                    "their time. If nothing comes, stop (Ctrl-C twice) and try without loader workers (0)",
+                    "their time. If nothing comes, stop (Ctrl-C) and try without loader workers (0)",
                     now - since,
                     self._workers,
                 )

@@ -12,7 +12,7 @@ from s5.data.errors import DataError
 from s5.data.loader import explain_death
 from s5.engine.checkpoint import CheckpointError
 from s5.engine.config import ConfigError
-from s5.engine.hooks.safety import NonFiniteLossError
+from s5.engine.hooks.safety import NonFiniteLossError, SignalInterrupt
 from s5.engine.launch import LaunchError, finish
 from s5.models.variants import VARIANTS
 from s5.ops.attention import BackendError
@@ -103,7 +103,10 @@ def true_or_false(text: str) -> bool:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run ``main`` and return its exit code: 1 after an error that its message explains, 130 after Ctrl-C."""
+    """Run ``main`` and return its exit code.
+
+    It is 1 after an error that its message explains, 130 after Ctrl-C, 128 + n after another signal n.
+    """
     escape_console()
     try:
         return main()
@@ -116,8 +119,8 @@ def run_command(main: Callable[[], int]) -> int:
             raise
         print("error:", explanation, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
     finally:
         finish()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from s5.data.loader import waiting_since
 from s5.engine.checkpoint_files import latest_checkpoint
 from s5.engine.guarded_step import GuardedOptimWrapper, StepOutcome, StepReport
 from s5.engine.runner import unwrap
@@ -24,10 +25,23 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_SCALE = 2.0**-20  # of the loss; it begins at 2 ** 16, and each step it skips halves it
 REPEAT_AFTER = 3.0  # seconds; torchrun forwards the signal that the terminal already sent
+BATCH_GRACE = 10.0  # seconds that a batch may take after a signal, before the run ends without it
 
 
 class NonFiniteLossError(RuntimeError):
     """Too many losses or gradients, or the weights, are not finite; names the last good checkpoint."""
+
+
+class SignalInterrupt(KeyboardInterrupt):
+    """A signal ends the run at once.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class _Step(NamedTuple):
@@ -40,7 +54,9 @@ class SafetyHook(Hook):
     """Checks every step, in agreement of all processes, whether to go on.
 
     SIGINT and SIGTERM let the step finish, save a checkpoint and leave the loop; a second signal more than
-    three seconds later stops at once. The signals are handled inside ``with hook:``.
+    three seconds later stops at once, by a :class:`SignalInterrupt`. So does the first one if the step or
+    validation waits for a batch that does not come within :data:`BATCH_GRACE`. The signals are handled inside
+    ``with hook:``.
 
     A step whose loss or gradients are not finite has had no effect
     (:class:`~s5.engine.guarded_step.GuardedOptimWrapper`). Here it is logged with the names of its samples
@@ -76,10 +92,13 @@ class SafetyHook(Hook):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Give the signals back."""
+        if self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -200,14 +219,30 @@ class SafetyHook(Hook):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and time.monotonic() - self._received_at > REPEAT_AFTER:
-            raise KeyboardInterrupt
+            raise SignalInterrupt(number)
         if self.received is None:
             self._received_at = time.monotonic()
             logger.warning(
                 "%s: finishing this step or validation, then saving; again to stop at once",
                 signal.Signals(number).name,
             )
+            if self._previous:
+                signal.setitimer(signal.ITIMER_REAL, BATCH_GRACE / 5, BATCH_GRACE / 5)
         self.received = number
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        """End the run if it waits for a batch in vain; only a signal handler can interrupt that wait."""
+        since = waiting_since()
+        if self.received is None or since is None:
+            return
+        waited = time.monotonic() - max(since, self._received_at)
+        if waited > BATCH_GRACE:
+            logger.error(  # any process may be the one that waits, and all log errors
+                "%s: stopped while waiting for a batch, which did not come within %.0f s; nothing was saved "
+                "now, --resume goes on from the last checkpoint",
+                *(signal.Signals(self.received).name, waited),
+            )
+            raise SignalInterrupt(self.received)
 
 
 def _own_finding(outcome: StepOutcome) -> str | None:

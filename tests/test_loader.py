@@ -102,6 +102,16 @@ def test_batch_arrives_as_it_was(start_method: str) -> None:
     batch["images"] += 1  # as writable as any
 
 
+@pytest.mark.parametrize("shape", [(0,), (1,), (1, 1), (0, 5)])
+def test_tensors_of_no_or_one_element_are_packed_whatever_their_strides(shape: tuple[int, ...]) -> None:
+    """As the labels of an image with one object may be: a stride of 0 is contiguous there."""
+    value = torch.as_strided(torch.tensor([7]), shape, (0,) * len(shape))
+    assert value.is_contiguous() and value.stride(-1) == 0
+    received = multiprocessing.SimpleQueue()
+    received.put(transport.PackedBatch({"labels": value}))
+    assert torch.equal(received.get()["labels"], value)
+
+
 def test_without_workers_nothing_is_packed() -> None:
     (batch,) = Loader(Calls(various), collate_fn=first)
     assert batch["images"].stride() == various()["images"].stride()

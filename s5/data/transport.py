@@ -99,7 +99,10 @@ class _Pickler(pickle.Pickler):
         start = -(-self.size // _ALIGNMENT) * _ALIGNMENT
         padding, self.size = start - self.size, start + dense.nbytes
         self._write(memoryview(bytes(padding)))
-        self._write(dense.flatten().view(torch.uint8).numpy().data)
+        flat = dense.flatten()
+        if flat.stride(0) != 1:  # of no or one element, any stride is contiguous, but not viewed as bytes
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        self._write(flat.view(torch.uint8).numpy().data)
         inverse = [order.index(dimension) for dimension in range(len(order))]
         return start, dense.dtype, tuple(dense.shape), inverse
 

@@ -9,8 +9,8 @@ Writes <out>/<task>/{index,color,overlay}/<name>.png with the folders of the inp
 raw values of the task's label table, those of its training masks; a TIFF gives TIFFs with the same
 georeferencing (transform, ground control points or RPC). Where an image has no data, index masks hold an
 ignored value, colour masks and overlays are transparent. <out>/<task>/prediction.yaml says how they were made
-and what the values mean. Results that exist are made anew, with --resume kept if they were made in the same
-way. Images that cannot be read are named at the end; the exit code is then 1.
+and what the values mean. Existing results are overwritten; --resume keeps those made with the same settings.
+Images that cannot be read are named at the end; the exit code is then 1.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python submit.py loveda vit_b_moe_mdf_best_loveda.pth --images LoveDA/Test --out loveda.zip --tta flip
 
 From a folder that predict.py wrote (or any of index masks named like the images), or from a checkpoint, whose
-predictions are kept beside the zip, so that a second call goes on; those of another checkpoint or in another
-way are made anew. Names, number, size and values are checked before the zip is written. The server takes all
-1796 test images and no part of them; --partial writes the file of a part, to look at.
+predictions are kept beside the zip, so that a second call goes on; those of another checkpoint or with other
+settings are overwritten. Names, number, size and values are checked before the zip is written. The server
+takes all 1796 test images and no part of them; --partial writes the file of a part, to look at.
 """
 
 import argparse

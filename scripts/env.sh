@@ -45,7 +45,7 @@ s5_create_venv() {
   local base
   base=$(s5_base_python) || exit 1
   echo "Creating $S5_ROOT/.venv with $("$base" --version) ($base)"
-  # An environment cut short at its creation, or moved here with the folder, is made anew.
+  # An environment cut short at its creation, or moved here with the folder, is recreated.
   "$base" -m venv --clear "$S5_ROOT/.venv" || s5_fail "$base could not create a virtual environment" \
     "on Debian and Ubuntu: apt-get install python3-venv; or activate an environment of your own"
 }

@@ -90,7 +90,7 @@ def test_only_the_task_counts():
         assert scores == {f"{task}/{name}": value for name, value in expected.evaluate(count).items()}
 
 
-def test_every_evaluation_starts_anew_and_an_image_counts_once():
+def test_every_evaluation_starts_from_zero_and_an_image_counts_once():
     metric = DetectionMetric(CLASSES, "harbour")
     process(metric, dataset(12))
     metric.evaluate(12)

@@ -109,7 +109,7 @@ def test_ignored_pixels_count_nowhere() -> None:
     assert results[0] == results[1]
 
 
-def test_every_evaluation_starts_anew() -> None:
+def test_every_evaluation_starts_from_zero() -> None:
     metric = SegmentationMetric(TABLE, "coast")
     process(metric, *images(1, 2))
     metric.evaluate(2)

@@ -210,14 +210,14 @@ def test_from_a_checkpoint(tests, tmp_path):
     assert (tmp_path / "result.zip").read_bytes() == first
 
 
-def test_predictions_of_another_checkpoint_are_made_anew(tests, tmp_path, caplog):
+def test_predictions_of_another_checkpoint_are_overwritten(tests, tmp_path, caplog):
     checkpoint = tmp_path / "model/vit_t_moe_mdf.pth"
     arguments = (checkpoint, tests, tmp_path / "result.zip", "--precision", "fp32")
     for seed in range(2):  # training writes the same file again
         torch.manual_seed(seed)
         model = write_checkpoint(checkpoint, {"loveda": TABLES["loveda"]})
         assert submit(*arguments) == 0
-    assert "vit_t_moe_mdf.pth was written anew; they are predicted again" in caplog.text
+    assert "vit_t_moe_mdf.pth was overwritten; they are predicted again" in caplog.text
     ids = {
         path.stem: model.predict(torch.from_numpy(read_image(path)).permute(2, 0, 1), "loveda").numpy()
         for path in tests.rglob("*.png")

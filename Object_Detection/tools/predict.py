@@ -11,8 +11,8 @@ lies where the image has no data are dropped. Writes with the folders of the inp
     <out>/<task>/drawings/<name>.jpg         outlines; images of over 4096 pixels are reduced
     <out>/<task>/dota/<name>.txt             x1 y1 x2 y2 x3 y3 x4 y4 class 0 score
     <out>/<task>/geojson/<name>.geojson      longitude and latitude for a GeoTIFF, else pixels
-and <out>/<task>/prediction.yaml, which says how they were made. Results that exist are made anew, with
---resume kept if they were made in the same way. Images that cannot be read are named at the end; the exit
+and <out>/<task>/prediction.yaml, which says how they were made. Existing results are overwritten;
+--resume keeps those made with the same settings. Images that cannot be read are named at the end; the exit
 code is then 1.
 """
 

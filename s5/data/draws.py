@@ -110,7 +110,7 @@ def derangement(rng: np.random.Generator, n: int) -> np.ndarray:
 
     Args:
         rng: Generator.
-        n: Number of elements. A lone element is its own partner, for want of another.
+        n: Number of elements. A lone element is its own partner.
 
     Returns:
         (n,) int64 partner of every element.

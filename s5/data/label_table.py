@@ -63,9 +63,8 @@ class LabelTable:
 
         255 if the table ignores it, else the first ignored value; without any, the highest that is no class.
         """
-        if self.ignore_values:
-            return IGNORE if IGNORE in self.ignore_values else self.ignore_values[0]
-        return max(set(range(256)) - set(self.values))
+        ignored = self.ignored_value
+        return max(set(range(256)) - set(self.values)) if ignored is None else ignored
 
     @property
     def num_classes(self) -> int:

@@ -139,14 +139,11 @@ def _refuse_grey(is_grey: dict[Path, bool]) -> dict[str, str]:
     colored = next((path for path, grey in is_grey.items() if not grey), None)
     if colored is None:
         return {}
-    return {
-        str(
-            path
-        ): f"{path}: its three channels are equal, but perhaps because it shows greys only: others, such "
-        f"as {colored}, hold colours. Give the label table a palette, the colour of each class in the masks"
-        for path, grey in is_grey.items()
-        if grey
-    }
+    why = (
+        "its three channels are equal, but perhaps because it shows greys only: others, such as "
+        f"{colored}, hold colours. Give the label table a palette, the colour of each class in the masks"
+    )
+    return {str(path): f"{path}: {why}" for path, grey in is_grey.items() if grey}
 
 
 def _as_colors(histogram: np.ndarray, table: LabelTable) -> str:

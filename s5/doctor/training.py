@@ -123,7 +123,7 @@ def check_step(chosen: str) -> Iterator[Finding]:
         start = time.perf_counter()
         losses = model(**batch, mode="loss")
         optimizer.update_params(losses["loss"])
-        outcome = optimizer.report.read()  # waits for the device
+        outcome = optimizer.report.read()  # synchronises with the device
         seconds, loss = time.perf_counter() - start, outcome.loss
         # Weights stay finite in any case: a step whose gradients are not is skipped.
         finite = not outcome.fault and math.isfinite(loss) and math.isfinite(float(optimizer.grad_norm))

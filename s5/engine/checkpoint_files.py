@@ -60,7 +60,7 @@ def det_files(backbone: str) -> WeightFiles:
 
 
 def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | None:
-    """The checkpoint that ``--resume [PATH]`` means, or None to start anew.
+    """The checkpoint that ``--resume [PATH]`` means, or None to start from scratch.
 
     Args:
         resume: None without ``--resume``, ``latest``, or a path.
@@ -91,7 +91,7 @@ def _find(resume: str | None, work_dir: Path) -> Path | None:
         return None
     if resume == "latest":
         if latest is None:
-            logger.info("nothing to resume in %s, starting anew", work_dir)
+            logger.info("nothing to resume in %s, starting from scratch", work_dir)
         return latest
     path = Path(resume)
     if not path.is_file():

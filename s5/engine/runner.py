@@ -90,7 +90,7 @@ class S5Runner(Runner):
         )
 
     def rewrap_model(self) -> None:
-        """Wrap the model anew, after weights were frozen or released: DistributedDataParallel must know."""
+        """Wrap the model again, after weights were frozen or released: DistributedDataParallel must know."""
         if is_model_wrapper(self.model):
             self.model = unwrap(self.model)
             gc.collect()  # the old wrapper's hooks on the gradients go with it

@@ -188,7 +188,7 @@ class FixMatch(SegmentationModel):
         }
 
     def _pixels_by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
-        # scatter_add, unlike bincount, does not wait for the device
+        # scatter_add, unlike bincount, does not synchronise with the device
         pixels = torch.zeros(self.num_classes, dtype=torch.int64, device=classes.device)
         where = torch.where(counted, classes, 0)
         return pixels.scatter_add_(0, where.flatten(), counted.flatten().long())

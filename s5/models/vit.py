@@ -237,9 +237,9 @@ class ViT(nn.Module):
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
         """Run the blocks through `torch.compile`: with one graph in training and one in evaluation.
 
-        All blocks share them, for any number and size of images and whichever tasks these belong to. Compiled
-        anew, and once each, are a batch of a single image, another number of tasks in a batch, and frozen
-        weights as of an EMA teacher. A graph break is an error.
+        All blocks share them, for any number and size of images and whichever tasks these belong to. A batch
+        of a single image, another number of tasks in a batch, and frozen weights as of an EMA teacher are
+        compiled separately, once each. A graph break is an error.
 
         Args:
             backend: As for `torch.compile`; the default needs a C compiler on GPUs, a C++ compiler on CPUs.

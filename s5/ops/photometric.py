@@ -1,9 +1,9 @@
 """Photometric augmentation, batched on the device with parameters of its own for every image.
 
 The operations are those of torchvision's functionals on float images, in the fixed order of
-``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On a CUDA device nothing
-waits for the device; on the CPU images are done one at a time, which keeps them in the cache, and operations
-that change nothing are left out.
+``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On CUDA nothing
+synchronises with the device; on the CPU images are done one at a time, which keeps them in the cache, and
+operations that change nothing are left out.
 """
 
 import math
@@ -145,5 +145,5 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _channels(values: Sequence[float], device: torch.device) -> Tensor:
-    """A constant (3, 1, 1), filled on the device: copying it from the host would wait for the device."""
+    """A constant (3, 1, 1), filled on the device: copying it from the host would synchronise with it."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])

@@ -28,9 +28,9 @@ def rotated_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor 
     """Choose the boxes that no better box of their class overlaps.
 
     On a CPU only pairs whose enclosing boxes overlap are computed. On CUDA all are. There up to 4096 boxes
-    wait for the device once, because it must be known how many are kept (and once more for every 16 boxes in
-    a row each of which decides about the next). More are taken in blocks of 4096, and each block waits once
-    more, for how many boxes are left.
+    synchronise with the device once, for the number of boxes kept (and once more for every 16 boxes in a row
+    each of which decides about the next). More are taken in blocks of 4096, and each block synchronises once
+    more, for the number of boxes left.
 
     Args:
         boxes: (N, 5) as x, y, w, h, theta in radians.
@@ -136,7 +136,7 @@ def kept_by_rounds(conflicts: Tensor) -> Tensor:
         for _ in range(ROUNDS):
             before = kept
             kept = ~(conflicts & before[:, None]).any(dim=0)
-        both = torch.stack((before, kept)).cpu()  # waits for the device
+        both = torch.stack((before, kept)).cpu()  # synchronises with the device
         if torch.equal(*both):
             return both[1].nonzero().squeeze(1).to(conflicts.device, non_blocking=True)
 

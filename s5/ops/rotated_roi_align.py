@@ -51,8 +51,8 @@ class Sampling:
 def rotated_roi_align(features: Tensor, rois: Tensor, sampling: Sampling) -> Tensor:
     """Pool rotated regions of feature maps.
 
-    On CUDA nothing waits for the device if the sampling ratio is fixed; one chosen by region waits for the
-    number of samples, once forward and once backward.
+    On CUDA nothing synchronises with the device if the sampling ratio is fixed; one chosen per region
+    synchronises for the number of samples, once forward and once backward.
 
     Args:
         features: (B, C, H, W), any floating type; half precision is computed in float32.
@@ -202,7 +202,7 @@ def _pieces(regions: _Regions, bins: int, ratio: int) -> Iterator[tuple[int, int
             end = min(begin + step, count)
             yield begin, end, (end - begin) * bins * ratio * ratio
         return
-    ends = (regions.rows * regions.columns * bins).cumsum(0).tolist()  # waits for the device
+    ends = (regions.rows * regions.columns * bins).cumsum(0).tolist()  # synchronises with the device
     begin = done = 0
     for end in range(1, count + 1):
         if end == count or ends[end] - done > limit:

@@ -55,7 +55,7 @@ def test_no_detection_has_its_centre_where_there_are_no_data(
     options = ("--overlap", overlap, "--window", SIZE)
     with caplog.at_level(logging.INFO):
         assert predict(checkpoint, tmp_path / "in", tmp_path / "out", *options) == 0
-    assert "detections in windows without data at their centre were dropped" in caplog.text
+    assert "detections whose centre has no data were dropped" in caplog.text
     for task in ("harbour", "roads"):
         texts = [(tmp_path / f"out/{task}/dota/{path.stem}.txt").read_text() for path in given]
         assert texts[0] == texts[1] == texts[2]

@@ -124,7 +124,7 @@ class Journal:
             raise PrepareError(
                 f"{self.path}: patches here were cut with other parameters ({changes or 'another version'}). "
                 "Run with the same ones to continue, choose another --out or --name, or delete the folder "
-                f"{self.path.parent} to begin anew"
+                f"{self.path.parent} to start from scratch"
             )
 
 

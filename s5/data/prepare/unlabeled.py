@@ -23,7 +23,7 @@ class Unlabeled(Recipe):
     """Patches go under ``unlabeled/NAME``, in the folders of the source tree.
 
     An image that fits into a patch and is plain 8-bit RGB JPEG or PNG is copied byte for byte; all others are
-    cut and encoded anew. Patches wholly without data are left out.
+    cut and re-encoded. Patches wholly without data are left out.
 
     Attributes:
         name: name of the pool.

@@ -146,7 +146,7 @@ def predict_files(
                 progress.update(done)
         lanes.wait()
     if dropped:
-        logger.info("%d detections in windows without data at their centre were dropped", dropped)
+        logger.info("%d detections whose centre has no data were dropped", dropped)
     return problems + undrawn
 
 
@@ -218,7 +218,7 @@ def _parts(
 def _detect(
     model: DetectionModel, group: Sequence[_Item], tasks: Sequence[str]
 ) -> tuple[list[dict[str, Detections]], int]:
-    """Detections in pixels of each window, by task, and how many were dropped for want of data."""
+    """Detections in pixels of each window, by task, and how many were dropped, their centre without data."""
     detected = [{task: make_detections() for task in tasks} for _ in group]
     squares = {i: item.square for i, item in enumerate(group) if item.square is not None}
     if not squares:

@@ -17,7 +17,7 @@ class ProgressHook(Hook):
     priority = "LOWEST"
 
     def __init__(self, safety: SafetyHook) -> None:
-        self._safety = safety  # has read the loss; reading it here would wait for the device
+        self._safety = safety  # has read the loss; reading it here would synchronise with the device
         self._bar: tqdm | None = None
 
     def before_train(self, runner: Runner) -> None:

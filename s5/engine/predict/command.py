@@ -53,7 +53,7 @@ def predict(
         given: folder, file or pattern.
         tasks: names; all if empty.
         target: where to; its tables are filled in.
-        renew: whether ``resume`` makes results anew that were made in another way.
+        renew: whether ``resume`` overwrites results that were made with other settings.
 
     Returns:
         Errors of images that could not be read; of all processes, in the main one.

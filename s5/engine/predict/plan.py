@@ -59,7 +59,7 @@ class Request:
         results: where to.
         settings: what the results depend on.
         resume: leave images alone whose results exist.
-        renew: with ``resume``, make results anew that were made in another way, instead of an error.
+        renew: with ``resume``, overwrite results that were made with other settings, instead of an error.
     """
 
     given: Sequence[str]
@@ -138,7 +138,7 @@ def _plan(request: Request) -> _Plan:
     changed = changes(results.folder, request.settings)
     if changed and request.resume and not request.renew:
         what = next(iter(changed.values()))
-        raise ConfigError(f"{what}; choose another folder, or leave out --resume to make them anew")
+        raise ConfigError(f"{what}; choose another folder, or leave out --resume to overwrite them")
     for task, what in changed.items():
         _require_no_others(results.all_of([task]), sources, what)
         logger.warning("%s; they are predicted again", what)

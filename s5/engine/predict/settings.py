@@ -14,7 +14,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 
 def identify(checkpoint: Path) -> dict[str, str | int]:
-    """What tells a checkpoint that could be read from another, and from itself before it was written anew."""
+    """What distinguishes a readable checkpoint from others, and from itself before it was overwritten."""
     file = checkpoint.expanduser()
     file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
     stat = file.stat()
@@ -51,5 +51,5 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if key in ("checkpoint_bytes", "checkpoint_modified_ns"):
-        return f"before {now['checkpoint']} was written anew"
+        return f"before {now['checkpoint']} was overwritten"
     return f"with {key} {there.get(key)}, now it is {now[key]}"

@@ -59,12 +59,12 @@ class PngWriter:
         """Take some pixels."""
         if self._picture is None:
             self._picture = np.empty((*self._size, *band.shape[2:]), np.uint8)
-        place = np.s_[top : top + band.shape[0], left : left + band.shape[1]]
-        self._picture[place] = band
+        window = np.s_[top : top + band.shape[0], left : left + band.shape[1]]
+        self._picture[window] = band
         if valid is not None and band.ndim == 3:
             if self._valid is None:
                 self._valid = np.ones(self._size, bool)
-            self._valid[place] = valid
+            self._valid[window] = valid
 
     def finish(self) -> None:
         """Encode and write."""

@@ -95,13 +95,7 @@ def build_steps(cfg: DetConfig, data: TrainingData) -> Steps:
     """Length and intervals of the run in steps."""
     epoch = epoch_steps(cfg, data)
     schedule = cfg.schedule
-    return Steps(
-        schedule.epochs * epoch,
-        schedule.val_interval * epoch,
-        schedule.log_interval,
-        schedule.max_skipped_in_a_row,
-        schedule.max_skipped_share,
-    )
+    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval, schedule)
 
 
 def build_schedule(cfg: DetConfig, data: TrainingData) -> list[dict[str, Any]]:

@@ -227,13 +227,7 @@ def build_steps(cfg: MDFConfig, data: TrainingData) -> Steps:
     """Length and intervals of the run in steps."""
     epoch = cfg.schedule.steps_per_epoch or data.sampler.epoch_steps
     schedule = cfg.schedule
-    return Steps(
-        schedule.epochs * epoch,
-        schedule.val_interval * epoch,
-        schedule.log_interval,
-        schedule.max_skipped_in_a_row,
-        schedule.max_skipped_share,
-    )
+    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval, schedule)
 
 
 def build_schedule(cfg: MDFConfig, steps: Steps) -> list[dict[str, Any]]:

@@ -98,13 +98,7 @@ def build_val_loader(cfg: S4PConfig, table: LabelTable, launch: Launch) -> DataL
 def build_steps(cfg: S4PConfig) -> Steps:
     """Length and intervals of the run."""
     schedule = cfg.schedule
-    return Steps(
-        schedule.total_iters,
-        schedule.val_interval,
-        schedule.log_interval,
-        schedule.max_skipped_in_a_row,
-        schedule.max_skipped_share,
-    )
+    return Steps(schedule.total_iters, schedule.val_interval, schedule.log_interval, schedule)
 
 
 def build_hooks(

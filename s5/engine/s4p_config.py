@@ -68,9 +68,7 @@ class StrongConfig(PhotometricConfig):
 class CollapseConfig(Section):
     """When a warning says that the pseudo-labels have collapsed."""
 
-    share: Share = (
-        0.95  # of the confident pixels between two log lines; more of them of one class are a collapse
-    )
+    share: Share = 0.95  # of the confident pixels between two log lines; one class with more is a collapse
     missing_steps: Positive = 1_000  # without a confident pixel of a class that labels have
 
 

@@ -30,7 +30,7 @@ from s5.engine.launch import Launch, main_process_first
 from s5.engine.log_backends import build_visualizer
 from s5.engine.optim import build_optim_wrapper, param_groups
 from s5.engine.runner import S5Runner, log_options
-from s5.engine.sections import OptimConfig
+from s5.engine.sections import OptimConfig, SkipConfig
 from s5.engine.skipped_steps import SkippedSteps
 from s5.models.precision import resolve_precision
 from s5.models.task_model import TaskModel
@@ -41,13 +41,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Steps:
-    """Length and intervals of a run in iterations, and how many may be skipped (:class:`SkippedSteps`)."""
+    """Length and intervals of a run in iterations, and how many may be skipped."""
 
     total: int
     val_interval: int
     log_interval: int
-    max_skipped_in_a_row: int = 10
-    max_skipped_share: float = 0.01
+    skips: SkipConfig
 
 
 def placement(launch: Launch, workers: int) -> Placement:
@@ -92,7 +91,7 @@ def common_hooks(
     cfg: Section, steps: Steps, checkpoints: CheckpointHook, pictures: Hook, launch: Launch
 ) -> tuple[SafetyHook, list[Hook]]:
     """The hooks of every run; the first is the one that says whether a signal stopped it."""
-    skipped = SkippedSteps(steps.max_skipped_in_a_row, steps.max_skipped_share)
+    skipped = SkippedSteps(steps.skips.max_skipped_in_a_row, steps.skips.max_skipped_share)
     safety = SafetyHook(skipped, delay=0 if launch.device.type == "cpu" else 1)
     return safety, [
         safety,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from tiff_files import write_tiff
 
 from s5.data import geotiff
 from s5.data.errors import ImageError
@@ -22,14 +23,6 @@ from s5.data.splits import Split
 
 HEIGHT, WIDTH = 36, 44
 READERS = (read_image_with_valid, read_mask, image_size, plain_file, geotiff.read_georeference)
-
-
-def write_tiff(path, bands, **profile):
-    count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", "GTiff", count=count, height=height, width=width, dtype=bands.dtype, **profile
-    ) as f:
-        f.write(bands)
 
 
 def samples(folder):

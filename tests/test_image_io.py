@@ -7,8 +7,8 @@ import struct
 import cv2
 import numpy as np
 import pytest
-import rasterio
 from PIL import Image
+from tiff_files import write_tiff
 
 from s5.data.errors import ImageError
 from s5.data.image_io import image_size, read_image, read_mask, write_image, write_mask
@@ -75,15 +75,6 @@ def test_16_bit_is_stretched_between_percentiles(tmp_path):
     assert np.abs(image - expected).max() <= 1
     cv2.imwrite(str(tmp_path / "grey.png"), values[..., 0])
     assert read_image(tmp_path / "grey.png").shape == (64, 64, 3)
-
-
-def write_tiff(path, bands, **profile):
-    count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", "GTiff", count=count, height=height, width=width, dtype=bands.dtype, **profile
-    ) as file:
-        file.write(bands)
-    return path
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -6,6 +6,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
+from tiff_files import write_tiff
 
 from s5.data.errors import ImageError
 from s5.data.geotiff import open_raster
@@ -21,19 +22,6 @@ def bands():
     return 200 + 2800 * cv2.GaussianBlur(noise.transpose(1, 2, 0), (5, 5), 2).transpose(2, 0, 1)
 
 
-def write(path, bands, mask=None, alpha=False, **profile):
-    count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", "GTiff", count=count, height=height, width=width, dtype=bands.dtype, **profile
-    ) as file:
-        if alpha:
-            file.colorinterp = [*file.colorinterp[:-1], ColorInterp.alpha]
-        file.write(bands)
-        if mask is not None:
-            file.write_mask(mask)
-    return path
-
-
 def variants(folder, bands, dtype):
     """The same picture with its first columns declared empty in every way that the type allows."""
     pixels = bands.astype(dtype)
@@ -41,19 +29,21 @@ def variants(folder, bands, dtype):
     where[:, :EMPTY] = 0
     tagged = pixels.copy()
     tagged[:, :, :EMPTY] = 1
-    yield write(folder / "nodata.tif", tagged, nodata=1)
+    yield write_tiff(folder / "nodata.tif", tagged, nodata=1)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        yield write(folder / "internal.tif", pixels, mask=where)
+        yield write_tiff(folder / "internal.tif", pixels, mask=where)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
-        yield write(folder / "external.tif", pixels, mask=where)
+        yield write_tiff(folder / "external.tif", pixels, mask=where)
     assert (folder / "external.tif.msk").exists()
     opaque = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
-    yield write(folder / "alpha.tif", np.concatenate([pixels, (where[None] > 0) * dtype(opaque)]), alpha=True)
+    yield write_tiff(
+        folder / "alpha.tif", np.concatenate([pixels, (where[None] > 0) * dtype(opaque)]), alpha=True
+    )
     if np.issubdtype(dtype, np.floating):
         tagged[:, :, :EMPTY] = np.nan
-        yield write(folder / "nan.tif", tagged)
+        yield write_tiff(folder / "nan.tif", tagged)
         tagged[:, :, :EMPTY] = -3.4028234663852886e38  # lowest float32, a usual choice of GIS programs
-        yield write(folder / "lowest.tif", tagged, nodata=-3.4028234663852886e38)
+        yield write_tiff(folder / "lowest.tif", tagged, nodata=-3.4028234663852886e38)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
@@ -81,7 +71,7 @@ def test_no_data_is_the_same_however_it_is_told(tmp_path, bands, dtype):
 
 def test_a_fourth_band_of_infrared_is_no_alpha_although_gdal_says_so(tmp_path, bands):
     infrared = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH))
-    path = write(tmp_path / "rgbi.tif", np.concatenate([bands / 12, infrared]).astype(np.uint8))
+    path = write_tiff(tmp_path / "rgbi.tif", np.concatenate([bands / 12, infrared]).astype(np.uint8))
     with rasterio.open(path) as file:
         assert file.colorinterp[3] == ColorInterp.alpha, "what this test is about"
     assert read_image_with_valid(path)[1] is None
@@ -98,14 +88,14 @@ def test_a_last_band_without_a_mark_is_alpha_if_nothing_else_is_there(
     pixels = np.concatenate([(bands / 12).astype(dtype), last])
     if filled:
         pixels[:3, :, :EMPTY] = [[[9]], [[0]], [[7]]]
-    path = write(tmp_path / "a.tif", pixels, photometric="rgb")
+    path = write_tiff(tmp_path / "a.tif", pixels, photometric="rgb")
     with rasterio.open(path) as file:
         assert file.colorinterp[3] == ColorInterp.undefined, "what this test is about"
     valid = read_image_with_valid(path)[1]
     assert (valid is not None) == expected
     assert valid is None or (valid == (last[0] > 0)).all()
     pixels[3, 0, 0] = 1
-    assert read_image_with_valid(write(tmp_path / "b.tif", pixels, photometric="rgb"))[1] is None
+    assert read_image_with_valid(write_tiff(tmp_path / "b.tif", pixels, photometric="rgb"))[1] is None
 
 
 @pytest.mark.parametrize(
@@ -114,7 +104,7 @@ def test_a_last_band_without_a_mark_is_alpha_if_nothing_else_is_there(
     + [("float32", None, False, True), ("float32", np.nan, True, True), ("float32", -9999, True, True)],
 )
 def test_what_a_file_says_of_its_no_data(tmp_path, bands, dtype, nodata, declares, may_lack):
-    path = write(tmp_path / "a.tif", (bands / 12).astype(dtype), nodata=nodata)
+    path = write_tiff(tmp_path / "a.tif", (bands / 12).astype(dtype), nodata=nodata)
     with open_raster(path) as raster:
         assert (raster.declares_no_data, raster.may_lack_data) == (declares, may_lack)
 
@@ -152,7 +142,7 @@ def test_a_transparent_value_of_a_packed_grey_png(tmp_path):
 def test_a_no_data_value_in_one_band_only_is_data(tmp_path, bands):
     pixels = bands.astype(np.uint16)
     pixels[1, 5, 7] = 0
-    image, valid = read_image_with_valid(write(tmp_path / "a.tif", pixels, nodata=0))
+    image, valid = read_image_with_valid(write_tiff(tmp_path / "a.tif", pixels, nodata=0))
     assert valid is None and image[5, 7, 1] == 0 and image[5, 7, 0] > 0
 
 
@@ -171,7 +161,7 @@ def test_every_sample_type_is_read(tmp_path, bands, dtype):
 
 def test_extreme_floats_warn_of_nothing(tmp_path, bands, recwarn):
     bands[0, 0, :3] = [1e300, -1e300, np.inf]
-    assert read_image(write(tmp_path / "a.tif", bands)).shape == (HEIGHT, WIDTH, 3)
+    assert read_image(write_tiff(tmp_path / "a.tif", bands)).shape == (HEIGHT, WIDTH, 3)
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
@@ -200,7 +190,7 @@ def test_whatever_gdal_raises_names_the_file(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise CPLE_AppDefinedError(1, 1, "something that no list of exceptions foresaw")
 
-    path = write(tmp_path / "a.tif", np.zeros((1, 4, 4), np.uint8))
+    path = write_tiff(tmp_path / "a.tif", np.zeros((1, 4, 4), np.uint8))
     monkeypatch.setattr(rasterio, "open", fail)
     with pytest.raises(ImageError, match="a.tif: damaged or unsupported .*foresaw"):
         read_image(path)

@@ -1,4 +1,4 @@
-"""Multi-dataset fine-tuning: one ViT, dense or with experts, on several segmentation data sets at once.
+"""Multi-dataset fine-tuning: one ViT, dense or with experts, on several segmentation datasets at once.
 
     python md_finetune.py --backbone vit_b_moe --checkpoint vit_b_s4p_upernet.pth       one process
     torchrun --nproc_per_node 2 md_finetune.py --backbone vit_b_moe --checkpoint ...    2 GPUs

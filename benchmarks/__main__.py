@@ -20,7 +20,7 @@ OPTIONS = (loader, steps, sliding, rotated)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the chosen benchmarks one after the other."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", choices=BENCHMARKS, help="one of them; default: all")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
 """Time and peak memory of one step of the two-task detector, against a forward pass for each task.
 
-Plain: the network once for each data set, one after the other, and one backward pass of the sum. S5: both
-data sets in one forward pass. Everything else is the same, the fused attention too.
+Plain: the network once for each dataset, one after the other, and one backward pass of the sum. S5: both
+datasets in one forward pass. Everything else is the same, the fused attention too.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SMALLEST = 12  # pixels; the largest have a quarter of the image's side
 
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds the plain step and its batch: one forward pass per data set, one backward of the sum."""
+    """Builds the plain step and its batch: one forward pass per dataset, one backward of the sum."""
     model, optimizer, batch = _parts(args, dtype)
     count = _batch(args)
     slices = [slice(first, first + count) for first in range(0, len(TASKS) * count, count)]
@@ -99,7 +99,7 @@ BENCHMARK = StepBenchmark(
     s5_step,
     lambda args: (
         f"Detection step, {args.backbone} with {_expert_channels(args)} expert channels, "
-        f"{len(TASKS)} data sets, {_batch(args)} images of {args.size}² with {OBJECTS} objects each"
+        f"{len(TASKS)} datasets, {_batch(args)} images of {args.size}² with {OBJECTS} objects each"
     ),
     lambda args: len(TASKS) * _batch(args),
 )

@@ -1,7 +1,7 @@
-"""Time and peak memory of one MoE-MDF step on four data sets, against the plain way of computing the same.
+"""Time and peak memory of one MoE-MDF step on four datasets, against the plain way of computing the same.
 
-Plain: the network once for each data set, one after the other, and attention that is not fused. S5: all data
-sets in one forward pass. The optimizer is the same.
+Plain: the network once for each dataset, one after the other, and attention that is not fused. S5: all
+datasets in one forward pass. The optimizer is the same.
 """
 
 import argparse
@@ -22,7 +22,7 @@ EXPERT_CHANNELS = 256
 
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds the plain step and its batch: one forward pass per data set, one backward of the sum."""
+    """Builds the plain step and its batch: one forward pass per dataset, one backward of the sum."""
     segmentor = _segmentor(args)
     use_plain_attention(segmentor)
     segmentor.to(args.device).train()
@@ -82,7 +82,7 @@ BENCHMARK = StepBenchmark(
     plain_step,
     s5_step,
     lambda args: (
-        f"MoE-MDF step, {args.backbone} with {EXPERT_CHANNELS} expert channels, {len(TASKS)} data sets, "
+        f"MoE-MDF step, {args.backbone} with {EXPERT_CHANNELS} expert channels, {len(TASKS)} datasets, "
         f"{_batch(args)} images of {args.size}² each"
     ),
     lambda args: len(TASKS) * _batch(args),

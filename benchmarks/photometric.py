@@ -114,7 +114,9 @@ def _split_on_cpu(operation: Callable[[Tensor, Tensor], Tensor]) -> Operation:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.photometric", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.photometric", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--batch", type=int, default=12, help="images")
     parser.add_argument("--crop", type=int, default=512, help="side of the images in pixels")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")

@@ -157,7 +157,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table; with ``--measure`` the memory of one of its rows."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rotated", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rotated", description=__doc__, allow_abbrev=False
+    )
     add_arguments(parser)
     parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -126,7 +126,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table; with ``--variant`` measures one of its rows."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sliding", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sliding", description=__doc__, allow_abbrev=False
+    )
     steps.add_arguments(parser)
     add_arguments(parser)
     parser.add_argument("--repeats", type=int, default=1, help="processes per variant; the median counts")

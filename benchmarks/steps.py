@@ -100,7 +100,9 @@ class StepBenchmark(NamedTuple):
 
     def main(self, description: str | None, argv: Sequence[str] | None = None) -> None:
         """Prints the table; with ``--variant`` measures one of its rows."""
-        parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=description)
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {self.module}", description=description, allow_abbrev=False
+        )
         add_arguments(parser)
         parser.add_argument("--repeats", type=int, default=3, help="processes per variant; the median counts")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -65,7 +65,7 @@ def segmentation_rows(backbone: str) -> list[Row]:
 
 
 def detection_rows(backbone: str) -> list[Row]:
-    """Count the detectors of one backbone: one data set, two with a shared backbone, two with experts."""
+    """Count the detectors of one backbone: one dataset, two with a shared backbone, two with experts."""
     width, rows = VARIANTS[backbone].width, []
     single_size = DET_SINGLE_IMAGE_SIZE.get(backbone, DET_IMAGE_SIZE)
     models = [(DET_SINGLE, 0, single_size), (DET_TWO, 0, DET_IMAGE_SIZE)]
@@ -109,7 +109,9 @@ def _title(task: str, datasets: int, expert_channels: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the counts of all backbones."""
-    parser = argparse.ArgumentParser("python -m s5.params", description="Parameter counts of the models.")
+    parser = argparse.ArgumentParser(
+        "python -m s5.params", description="Parameter counts of the models.", allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print exact numbers as a JSON list")
     arguments = parser.parse_args(argv)
     rows = [row for b in VARIANTS for row in (*segmentation_rows(b), *detection_rows(b))]

@@ -14,7 +14,7 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """Run the checks that the options ask for; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--port", type=int, help="port that this machine will listen on")
     parser.add_argument("--gpus", type=int, default=0, help="number of GPUs that the processes need")

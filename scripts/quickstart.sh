@@ -28,7 +28,7 @@ pretrain() {
     --backbone vit_t --init none "$@"
 }
 
-# fine_tune BACKBONE DEVICE: one model for all data sets, from the weights of S4P, by the command that a user types.
+# fine_tune BACKBONE DEVICE: one model for all datasets, from the weights of S4P, by the command that a user types.
 fine_tune() {
   rm -rf "${OUT:?}/mdf"
   CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \

@@ -1,4 +1,4 @@
-"""The data sets of the quickstart's fine-tuning: each has scenes of its own, labeled in one label set.
+"""The datasets of the quickstart's fine-tuning: each has scenes of its own, labeled in one label set.
 
     python scripts/quickstart_data.py work_dirs/quickstart/data/mdf
 
@@ -24,10 +24,10 @@ TRAIN, VAL = 60, 20
 
 
 def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> None:
-    """Write the data set of every task; worlds of different seeds have no scene in common.
+    """Write the dataset of every task; worlds of different seeds have no scene in common.
 
     Args:
-        root: folder of the data sets; S4P's scenes, which are elsewhere, are those of seed 0.
+        root: folder of the datasets; S4P's scenes, which are elsewhere, are those of seed 0.
         size: image side in pixels.
         train: number of training scenes of each task.
         val: number of validation scenes of each task.
@@ -57,9 +57,9 @@ def relabel(root: Path, folder: Path, task: str) -> list[str]:
 
 
 def write_to(write: Callable[[Path], None], description: str | None, argv: list[str] | None) -> int:
-    """The command of a script that writes data sets: reads where to, and writes them."""
+    """The command of a script that writes datasets: reads where to, and writes them."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("root", type=Path, help="where to write a folder for each task")
     root = parser.parse_args(argv).root
@@ -69,7 +69,7 @@ def write_to(write: Callable[[Path], None], description: str | None, argv: list[
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the data sets."""
+    """Write the datasets."""
     return write_to(
         lambda root: write_tasks(root, Request.size, TRAIN, VAL, default_workers()), __doc__, argv
     )

@@ -1,4 +1,4 @@
-"""The data sets of the quickstart's detection: each has scenes of its own, with boxes of one label set.
+"""The datasets of the quickstart's detection: each has scenes of its own, with boxes of one label set.
 
     python scripts/quickstart_objects.py work_dirs/quickstart/data/det
 
@@ -30,10 +30,10 @@ MIN_FILL = 0.65  # share of the rectangle; less has a courtyard, an angle, or se
 
 
 def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> None:
-    """Write the data set of every task; worlds of different seeds have no scene in common.
+    """Write the dataset of every task; worlds of different seeds have no scene in common.
 
     Args:
-        root: folder of the data sets.
+        root: folder of the datasets.
         size: image side in pixels.
         train: number of training scenes of each task, of which not all have objects.
         val: number of validation scenes of each task.
@@ -67,7 +67,7 @@ def building_boxes(mask: np.ndarray) -> Objects:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the data sets."""
+    """Write the datasets."""
     return write_to(lambda root: write_tasks(root, SIZE, TRAIN, VAL, default_workers()), __doc__, argv)
 
 

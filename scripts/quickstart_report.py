@@ -32,7 +32,7 @@ MEAN_AP, APS = "mAP50", ("AP50", "AP75", "recall50")
 def main(argv: list[str] | None = None) -> int:
     """Print and write the summary."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folder", type=Path, help="the quickstart's folder, with the runs in it")
     folder = parser.parse_args(argv).folder

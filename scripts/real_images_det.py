@@ -1,8 +1,8 @@
-"""One detector for two small data sets of real images: one held out in part, one to be learned by heart.
+"""One detector for two small datasets of real images: one held out in part, one to be learned by heart.
 
     python scripts/real_images_det.py --data DATA [--checkpoint S4P.pth] [--cfg-options schedule.epochs=20]
 
-Data sets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format. Both are cut into
+Datasets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format. Both are cut into
 windows of 640 pixels by ``python -m s5.data.prepare dota``; scores are those of the whole images. An
 interrupted run goes on. Writes to the folder of results:
 
@@ -55,7 +55,7 @@ def arrange(folder: Path, out: Path) -> None:
 
 
 def prepare(data: Path, out: Path) -> None:
-    """Cut both data sets; what is cut already stays."""
+    """Cut both datasets; what is cut already stays."""
     arrange(data / "rot/ucas_aod", out / "ucas_aod")
     _cut(out / "ucas_aod", out, "ucas", ["--classes", "plane", "car"])
     _cut(data / "rot/dota14", out, "dota14", ["--version", "1.0"])
@@ -90,9 +90,9 @@ def write_sheet(path: Path, texts: Sequence[Path], images: Sequence[Path], class
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets named above")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the datasets named above")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/real_images_det"))
     parser.add_argument(
         "--checkpoint", type=Path, help="S4P backbone to start from (default: random weights)"

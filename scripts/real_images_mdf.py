@@ -1,11 +1,11 @@
-"""One model with experts for three data sets of real tiles, against a shared dense one and one per data set.
+"""One model with experts for three datasets of real tiles, against a shared dense one and one per dataset.
 
     python scripts/real_images_mdf.py --data DATA [--seeds 3] [--epochs 16] [--checkpoint S4P.pth]
 
-Data sets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by place where it is known.
-All models of a seed start from the same weights and see equally many images of each data set. Runs that are
+Datasets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by place where it is known.
+All models of a seed start from the same weights and see equally many images of each dataset. Runs that are
 finished are kept, interrupted ones go on. Writes `report.md` with means and standard deviations, and contact
-sheets for each data set.
+sheets for each dataset.
 """
 
 import argparse
@@ -28,7 +28,7 @@ AVERAGE = "average mIoU"
 
 
 def report(experiment: Experiment, results: dict[str, list[dict[str, float | None]]]) -> str:
-    """Tables of mean ± standard deviation over the seeds: data sets, costs, then classes."""
+    """Tables of mean ± standard deviation over the seeds: datasets, costs, then classes."""
     args, cfg = experiment.args, experiment.cfg
     batches = ", ".join(f"{task.batch_size} {name}" for name, task in cfg.tasks.items())
     start = "random weights" if args.checkpoint is None else str(args.checkpoint)
@@ -79,7 +79,7 @@ def trivial_scores(cfg: MDFConfig) -> dict[str, float | None]:
 
 
 def with_average(scores: dict[str, float | None]) -> dict[str, float | None]:
-    """Scores of all data sets, and the average of their means."""
+    """Scores of all datasets, and the average of their means."""
     return scores | {AVERAGE: statistics.mean(scores[f"{task}/{MEAN}"] for task in TASKS)}
 
 

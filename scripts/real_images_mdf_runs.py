@@ -1,4 +1,4 @@
-"""The runs of the experiment with one model for three data sets of real tiles, and what they cost."""
+"""The runs of the experiment with one model for three datasets of real tiles, and what they cost."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ class Method(NamedTuple):
 
     Attributes:
         experts: whether the backbone has them.
-        models: the data sets of each of its models.
+        models: the datasets of each of its models.
     """
 
     experts: bool
@@ -90,12 +90,12 @@ class Experiment:
         return self.folder / (name if len(tasks) > 1 else f"{name}_{tasks[0]}")
 
     def weights(self, method: str, task: str, seed: int = 0) -> Path:
-        """The file of the model that a method has for a data set."""
+        """The file of the model that a method has for a dataset."""
         tasks = next(tasks for tasks in METHODS[method].models if task in tasks)
         return self.run_folder(method, tasks, seed) / mdf_files(self.backbone(method)).whole
 
     def initial_weights(self, seed: int) -> Path:
-        """A dense model with a head for every data set, which all models of a seed start from."""
+        """A dense model with a head for every dataset, which all models of a seed start from."""
         path = self.folder / f"initial_{seed}.pth"
         if not path.exists():
             torch.manual_seed(seed)
@@ -107,7 +107,7 @@ class Experiment:
         return path
 
     def run(self, method: str, seed: int) -> dict[str, float | None]:
-        """Scores of a method on all data sets; trains what is not finished."""
+        """Scores of a method on all datasets; trains what is not finished."""
         scores: dict[str, float | None] = {}
         for tasks in METHODS[method].models:
             command = ["Semantic_Segmentation/md_finetune.py", "--config", str(self.args.config)]
@@ -128,7 +128,7 @@ class Experiment:
 
     def images_per_second(self, method: str, seed: int) -> float:
         """Training images a second, of all models of a method one after the other."""
-        seconds = 0.0  # for one image of each data set
+        seconds = 0.0  # for one image of each dataset
         for tasks in METHODS[method].models:
             log = self.run_folder(method, tasks, seed) / "log.jsonl"
             records = map(json.loads, log.read_text(encoding="utf-8").splitlines())

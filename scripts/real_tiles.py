@@ -12,7 +12,7 @@ EPFL_TRAINING = 80  # the first ones; where the tiles lie is not known
 
 
 def tiles(data: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Image, relative to `data`, and line of a split file of every labeled tile of a data set."""
+    """Image, relative to `data`, and line of a split file of every labeled tile of a dataset."""
     folder = Path("seg") / name
     pairs = pair_folders(folder / "images", folder / "masks", data)
     return ((pairs.name(i), pairs.line(i)) for i in range(len(pairs)))

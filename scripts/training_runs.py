@@ -20,9 +20,9 @@ def experiment_parser(description: str | None, out: str) -> argparse.ArgumentPar
         out: default folder of the results.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets named above")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the datasets named above")
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--backbone", default="vit_t")

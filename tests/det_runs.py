@@ -1,4 +1,4 @@
-"""Tiny detection runs for tests: generated data sets, a configuration, the entry scripts."""
+"""Tiny detection runs for tests: generated datasets, a configuration, the entry scripts."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 
 def write_datasets(root: Path) -> Path:
-    """Data sets ``a`` and ``b``; the images of ``b`` are windows of one whole image."""
+    """Datasets ``a`` and ``b``; the images of ``b`` are windows of one whole image."""
     write_images(root / "a", ["1", "2", "3"])
     write_images(root / "b", ["big__64__0___0", "big__64__64___0"])
     (root / "b/whole").mkdir()
@@ -37,7 +37,7 @@ def write_datasets(root: Path) -> Path:
 
 
 def write_config(root: Path) -> Path:
-    """A configuration of both data sets, of a size for seconds."""
+    """A configuration of both datasets, of a size for seconds."""
     path = root / "config.py"
     path.write_text(
         f"""

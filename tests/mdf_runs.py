@@ -1,4 +1,4 @@
-"""Tiny multi-dataset runs for tests: generated data sets, a configuration, the entry scripts."""
+"""Tiny multi-dataset runs for tests: generated datasets, a configuration, the entry scripts."""
 
 import json
 from collections.abc import Mapping

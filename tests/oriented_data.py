@@ -1,4 +1,4 @@
-"""Small generated data sets of oriented objects."""
+"""Small generated datasets of oriented objects."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of their providers, and what the tests of their preparation share."""
+"""Tiny datasets in the layouts of their providers, and what the tests of their preparation share."""
 
 import shutil
 import signal

@@ -187,7 +187,7 @@ def test_configurations_are_valid(page: Path, block: str) -> None:
 
 
 def merged(base: dict, changes: dict) -> dict:
-    """Sections are changed key by key, but data sets and classes stand for themselves."""
+    """Sections are changed key by key, but datasets and classes stand for themselves."""
     return {**base, **changes} | {
         key: merged(base[key], value)
         for key, value in changes.items()

@@ -51,7 +51,7 @@ def test_two_datasets_of_the_same_name(root: Path, tmp_path: Path) -> None:
     fails(
         root,
         tmp_path,
-        "data sets of the same name: roofs, Roofs",
+        "datasets of the same name: roofs, Roofs",
         **{"tasks.Roofs": configuration(root)["tasks"]["roofs"]},
     )
 

@@ -47,7 +47,7 @@ def report() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def tasks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data sets of the fine-tuning, small."""
+    """The datasets of the fine-tuning, small."""
     root = tmp_path_factory.mktemp("tasks")
     script("quickstart_data").write_tasks(root, 64, 3, 2, workers=1)
     return root
@@ -55,7 +55,7 @@ def tasks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def objects_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data sets of the detection, few: two scenes of each theme."""
+    """The datasets of the detection, few: two scenes of each theme."""
     root = tmp_path_factory.mktemp("objects")
     script("quickstart_objects").write_tasks(root, 128, 12, 12, workers=1)
     return root

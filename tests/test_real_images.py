@@ -114,7 +114,7 @@ def test_all_methods_train_from_the_same_weights_and_are_kept(
 
     monkeypatch.setattr(training_runs, "run_command_line", run)
     assert experiment.main(arguments) == 0
-    assert len(started) == 5, "two models of all data sets, and one of each"
+    assert len(started) == 5, "two models of all datasets, and one of each"
     folder = tmp_path / "out/vit_t_2_random"
     report = (folder / "report.md").read_text()
     assert report.strip() in capsys.readouterr().out

@@ -45,7 +45,7 @@ def vaihingen(tiles: tuple[str, ...]) -> Iterator[tuple[int, int]]:
 
 
 def training_images() -> dict[str, int]:
-    """What `prepare` gives by default for each data set, whose images have the sizes that are shipped."""
+    """What `prepare` gives by default for each dataset, whose images have the sizes that are shipped."""
     oem = 3000 - 697  # of train.txt, without those from xBD
     return {
         "vaihingen": patches(recipe("vaihingen"), vaihingen(Vaihingen.train_tiles)),

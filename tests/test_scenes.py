@@ -32,7 +32,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A small data set on disk."""
+    """A small dataset on disk."""
     root = tmp_path_factory.mktemp("world")
     assert write_dataset(root, SMALL) == (13, 0)
     return root

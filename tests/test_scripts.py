@@ -1,5 +1,6 @@
 """Shell scripts, launcher and dependency lists."""
 
+import ast
 import json
 import os
 import re
@@ -306,3 +307,20 @@ def test_fine_tuning_starts_from_the_checkpoint_or_not(
     loaded, random = "weights from vit_t_s4p_upernet" in log, "initial weights: random" in log
     assert (loaded, random) == ((True, False) if load == "True" else (False, True))
     assert (tmp_path / "run/vit_t_moe_mdf.pth").is_file()
+
+
+def test_no_command_takes_the_beginning_of_an_option_for_the_option(repository):
+    """`--init none` must not become `--init-bands none`: argparse completes beginnings unless told otherwise."""
+    makers = ("ArgumentParser", "add_parser")
+    calls = [
+        (path.name, node)
+        for path in repository.rglob("*.py")
+        if not {".venv", "work_dirs", "build"} & set(path.relative_to(repository).parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in makers
+    ]
+    assert len(calls) > 10
+    lax = [
+        f"{name}:{call.lineno}" for name, call in calls if "allow_abbrev" not in [k.arg for k in call.keywords]
+    ]
+    assert not lax

@@ -46,7 +46,7 @@ SMALLEST = 32  # pixels of a window
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")
     parser.add_argument("input", nargs="+", help="folders (with subfolders), files, or patterns in quotes")

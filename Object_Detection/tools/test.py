@@ -35,7 +35,7 @@ logger = logging.getLogger("s5.test")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("config", help="Python configuration, or config.yaml of a run")
     parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")

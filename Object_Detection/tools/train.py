@@ -1,4 +1,4 @@
-"""Oriented detection: one ViT, dense or with experts, and an Oriented R-CNN per data set, trained at once.
+"""Oriented detection: one ViT, dense or with experts, and an Oriented R-CNN per dataset, trained at once.
 
     python tools/train.py configs/obb/oriented_rcnn/mtd/vit_b_moe_dior_r_dota2.py
     torchrun --nproc_per_node 6 tools/train.py CONFIG                                    6 GPUs
@@ -30,7 +30,7 @@ from s5.ops import mmcv_ext
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("config", help="Python configuration")
     add_common_options(parser, "--options")

@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     escape_console()
     parser = argparse.ArgumentParser(
-        prog="python -m s5.data.check", description=(__doc__ or "").split("\n")[0]
+        prog="python -m s5.data.check", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
     )
     parser.add_argument(
         "split",

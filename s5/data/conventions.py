@@ -39,7 +39,7 @@ class Suspicion(NamedTuple):
 def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.ndarray) -> Suspicion | None:
     """What is wrong with all masks of a split together, and the way out.
 
-    What the masks of a known data set look like is known, so any sign is an error. With a table of a user's
+    What the masks of a known dataset look like is known, so any sign is an error. With a table of a user's
     own it is one if a value is outside the table or nothing else explains it.
 
     Args:

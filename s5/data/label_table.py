@@ -1,4 +1,4 @@
-"""The meaning of a data set's mask values, and the conversions between values, train ids and colours."""
+"""The meaning of a dataset's mask values, and the conversions between values, train ids and colours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Label tables by name: raw mask value -> class name -> train id, with palette and ignored values.
 
-One row per data set in :data:`TABLES`; a user's own data set is a mapping in the YAML configuration, read by
-the same :func:`get_table`. To add a data set, add a ``_row`` with ``(class, RGB)`` pairs in the order of the
+One row per dataset in :data:`TABLES`; a user's own dataset is a mapping in the YAML configuration, read by
+the same :func:`get_table`. To add a dataset, add a ``_row`` with ``(class, RGB)`` pairs in the order of the
 train ids; give ``values`` when the masks do not simply count from 0.
 
 ISPRS Vaihingen and Potsdam have four tables each, of the same classes and colours: ``potsdam`` (5 classes,
@@ -67,7 +67,7 @@ _LOVEDA_CLASSES: tuple[tuple[str, RGB], ...] = (
 
 
 def _isprs(name: str) -> tuple[LabelTable, ...]:
-    """The four tables of an ISPRS data set; see the module."""
+    """The four tables of an ISPRS dataset; see the module."""
     five, six = _ISPRS_CLASSES, (*_ISPRS_CLASSES, _CLUTTER)
     not_counted = (_CLUTTER[1], _BOUNDARY)
     from_1_to_5, from_1_to_6 = tuple(range(1, 6)), tuple(range(1, 7))

@@ -137,10 +137,10 @@ class MultiSourceSampler(Sampler[Draw | None]):
 
 
 class ValidationSampler(Sampler[int]):
-    """The images of several data sets laid end to end, in order, each in exactly one process.
+    """The images of several datasets laid end to end, in order, each in exactly one process.
 
     Args:
-        lengths: number of images of each data set, by its name.
+        lengths: number of images of each dataset, by its name.
         rank: this process.
         world_size: number of processes.
     """
@@ -150,7 +150,7 @@ class ValidationSampler(Sampler[int]):
         self.rank = rank
         self.world_size = world_size
         self.active = set(lengths)
-        """Data sets that are gone through; the others cost nothing."""
+        """Datasets that are gone through; the others cost nothing."""
 
     def __len__(self) -> int:
         """Images of this process."""

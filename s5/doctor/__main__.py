@@ -55,7 +55,10 @@ CHECKS: dict[str, Check] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the page; returns 1 if training cannot work, 0 otherwise."""
     parser = argparse.ArgumentParser(
-        "python -m s5.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m s5.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--checks", nargs="+", default=list(CHECKS), choices=CHECKS, help=argparse.SUPPRESS)

@@ -44,7 +44,7 @@ def command_parser(
         default: the backbone without it.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
     parser.add_argument("--backbone", default=default, choices=backbones)

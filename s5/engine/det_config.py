@@ -47,7 +47,7 @@ class DetTestConfig(Section):
 
 
 class DetTaskConfig(Section):
-    """One data set.
+    """One dataset.
 
     With ``whole``, the validation images are windows, and this is the folder with the labels of the images
     that they were cut from: scores are then those of the whole images, with detections merged. ``test`` are
@@ -116,7 +116,7 @@ class DetOptimConfig(OptimConfig):
 class DetScheduleConfig(SkipConfig):
     """Length and intervals in epochs.
 
-    An epoch is as many whole steps as the images of the data set that takes longest suffice for.
+    An epoch is as many whole steps as the images of the dataset that takes longest suffice for.
     """
 
     epochs: Positive = 12

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """One data set of a run.
+    """One dataset of a run.
 
     Attributes:
         name: its key in the configuration.
@@ -267,7 +267,7 @@ def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, l
     """By which scores the best weights are chosen: on average, and of each of several tasks.
 
     Raises:
-        ConfigError: a score without background, of a data set that has none.
+        ConfigError: a score without background, of a dataset that has none.
     """
     own = {name: task.evaluation.metric for name, task in cfg.tasks.items()}
     for name, metric in own.items():

@@ -66,7 +66,7 @@ class LossConfig(Section):
 
 
 class TaskConfig(ScaleRange):
-    """One data set; paths are relative to ``data_root`` unless absolute.
+    """One dataset; paths are relative to ``data_root`` unless absolute.
 
     ``photometric`` has the published values by default; ``false`` trains without.
     """
@@ -115,7 +115,7 @@ class MDFOptimConfig(OptimConfig):
 class MDFScheduleConfig(SkipConfig):
     """Length and intervals in epochs.
 
-    An epoch is as many whole steps as the images of the data set that takes longest suffice for.
+    An epoch is as many whole steps as the images of the dataset that takes longest suffice for.
     ``lr_per_epoch`` changes the learning rate once an epoch instead of every step. The best weights of
     several tasks are chosen by the mean of ``best_metric`` (None: the metric of each task) over
     ``best_tasks`` (None: all).

@@ -1,4 +1,4 @@
-"""Names of tasks, the data sets of a model: which may be given, which are meant, and errors that say them."""
+"""Names of tasks, the datasets of a model: which may be given, which are meant, and errors that say them."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -22,7 +22,7 @@ def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
         ValueError: no task, or a bad name.
     """
     if not tasks:
-        raise ValueError("at least one data set is needed")
+        raise ValueError("at least one dataset is needed")
     taken = dir(nn.ModuleDict())
     for name in tasks:
         if not TASK_NAME.fullmatch(name) or name in taken:
@@ -32,7 +32,7 @@ def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
             )
     twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
     if twice:
-        raise ValueError(f"data sets of the same name: {', '.join(twice)}")
+        raise ValueError(f"datasets of the same name: {', '.join(twice)}")
     return tasks
 
 

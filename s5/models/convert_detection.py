@@ -35,7 +35,7 @@ DOTA_CLASSES = (
     "airport",
     "helipad",
 )
-"""DOTA-v2.0 in the order of the data set's authors, which is the order here."""
+"""DOTA-v2.0 in the order of the dataset's authors, which is the order here."""
 
 PUBLISHED_DOTA_CLASSES = (
     "large-vehicle",

@@ -1,4 +1,4 @@
-"""Class names of the public data sets, in the field's order. Names are compared without regard to case."""
+"""Class names of the public datasets, in the field's order. Names are compared without regard to case."""
 
 from collections.abc import Sequence
 
@@ -63,10 +63,10 @@ def class_ids(classes: Sequence[str]) -> dict[str, int]:
 
 
 def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names by the name of a data set, or those given.
+    """Class names by the name of a dataset, or those given.
 
     Raises:
-        DataError: the data set is unknown; or as :func:`class_ids`.
+        DataError: the dataset is unknown; or as :func:`class_ids`.
     """
     if isinstance(spec, str):
         if spec not in CLASSES:

@@ -26,7 +26,7 @@ _ENDING = re.compile(
 
 
 class AnnotatedImages:
-    """The images of a data set in the order of their names, with their objects.
+    """The images of a dataset in the order of their names, with their objects.
 
     An image and its annotation have the same path below their folders, extension aside: this path is the
     image's name. Every annotation is read here, so that what is wrong is said before anything runs. Objects

@@ -1,4 +1,4 @@
-"""Cut data sets into patches and write their split files.
+"""Cut datasets into patches and write their split files.
 
     python -m s5.data.prepare isaid --src DIR --out DATA_ROOT
     python -m s5.data.prepare vaihingen --src DIR_OR_ZIP --out DATA_ROOT      (potsdam, loveda, openearthmap)
@@ -46,10 +46,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m s5.data.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="DATASET")
     for recipe in RECIPES:
-        command = commands.add_parser(recipe.command, help=recipe.help, description=recipe.help)
+        command = commands.add_parser(
+            recipe.command, help=recipe.help, description=recipe.help, allow_abbrev=False
+        )
         recipe.add_arguments(command)
         command.add_argument(
             "--workers", type=int, default=default_workers(), help="processes (default: CPUs)"

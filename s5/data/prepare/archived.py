@@ -1,4 +1,4 @@
-"""Data sets that come as archives: found in folders and archives alike, and required to be complete."""
+"""Datasets that come as archives: found in folders and archives alike, and required to be complete."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ArchivedRecipe(DatasetRecipe):
-    """A data set whose files lie in folders, in archives, or in archives inside archives.
+    """A dataset whose files lie in folders, in archives, or in archives inside archives.
 
     Attributes:
-        partial: take what is there instead of refusing a data set that is not complete.
+        partial: take what is there instead of refusing a dataset that is not complete.
     """
 
     title: ClassVar[str]
@@ -39,10 +39,10 @@ class ArchivedRecipe(DatasetRecipe):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Whether an incomplete data set is good enough, beside the common ones."""
+        """Whether an incomplete dataset is good enough, beside the common ones."""
         super().add_arguments(parser)
         parser.add_argument(
-            "--partial", action="store_true", help="take what is there of a data set that is not complete"
+            "--partial", action="store_true", help="take what is there of a dataset that is not complete"
         )
 
     @property
@@ -64,7 +64,7 @@ class ArchivedRecipe(DatasetRecipe):
         return [(path.relative_to(self.src.parent).as_posix().lower(), path) for path in files]
 
     def require(self, problems: Sequence[str]) -> None:
-        """Refuse a data set with these problems, or only log them where a part is good enough.
+        """Refuse a dataset with these problems, or only log them where a part is good enough.
 
         Raises:
             PrepareError: says what is missing, what is expected, and where to get it.

@@ -36,7 +36,7 @@ _AGAIN = "Download it again; unpacking it by hand and giving the folder works as
 
 @dataclass(frozen=True)
 class Archives:
-    """The archives of one data set.
+    """The archives of one dataset.
 
     Attributes:
         store: folder for what has to be copied out; everything in it but the tables of contents is temporary.

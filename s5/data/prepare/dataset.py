@@ -1,4 +1,4 @@
-"""What labeled data sets have in common: folders, lists, training, validation and test parts."""
+"""What labeled datasets have in common: folders, lists, training, validation and test parts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DatasetRecipe(LabeledRecipe):
 
     @property
     def folder(self) -> str:
-        """Folder of the data set."""
+        """Folder of the dataset."""
         return self.name
 
     @classmethod

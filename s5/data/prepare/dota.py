@@ -36,7 +36,7 @@ _EXPECTED = """expected below {src}, each part in a folder (train, val, test, te
   train/labelTxt-v2.0/**/P0000.txt ...      the oriented labels (labelTxt-v1.5 and -v1.0 for these versions,
                                             or labelTxt); the folders of horizontal ones are left out
   val/images, val/labelTxt-v2.0, test-dev/images ...   test parts without labels, also without images/
-or images and labelTxt of one data set in this format, which becomes train.
+or images and labelTxt of one dataset in this format, which becomes train.
 https://captain-whu.github.io/DOTA"""
 
 

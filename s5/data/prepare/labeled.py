@@ -73,7 +73,7 @@ class Labeled(DatasetRecipe):
     @classmethod
     def add_name(cls, parser: argparse.ArgumentParser) -> None:
         """The name has no default."""
-        parser.add_argument("--name", required=True, help="name of the data set: its folder is called so")
+        parser.add_argument("--name", required=True, help="name of the dataset: its folder is called so")
 
     @cached_property
     def table(self) -> LabelTable:

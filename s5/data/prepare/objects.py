@@ -1,4 +1,4 @@
-"""What data sets of oriented objects have in common: folders, lists, annotations as DOTA's text."""
+"""What datasets of oriented objects have in common: folders, lists, annotations as DOTA's text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ObjectsRecipe(Recipe):
 
     @property
     def folder(self) -> str:
-        """Folder of the data set."""
+        """Folder of the dataset."""
         return self.name
 
     def lists(self) -> Mapping[str, str]:
@@ -67,7 +67,7 @@ class ObjectsRecipe(Recipe):
         return "\n".join([f"below data_root={str(self.out)!r}:", *lines, f"classes: {classes}"])
 
     def incomplete(self, problem: str) -> PrepareError:
-        """The error of a data set that is not all there."""
+        """The error of a dataset that is not all there."""
         lines = [f"{self.title} below {self.src} is not complete: {problem}"]
         zips = [str(path.relative_to(self.src)) for path in sorted(self.src.rglob("*.zip"))]
         if zips:

@@ -27,7 +27,7 @@ from s5.data.splits import read_list, write_split
 logger = logging.getLogger(__name__)
 
 MISSING_NAME = "missing_xbd.txt"
-"""File in the folder of the data set that lists the xBD images that are not there."""
+"""File in the folder of the dataset that lists the xBD images that are not there."""
 
 _FILE = re.compile(r"(?:.*/)?(?P<kind>images|labels)/(?P<name>[^/]+\.tiff?)")
 _LISTS = {TRAIN: "train.txt", VAL: "val.txt", TEST: "test.txt"}
@@ -42,7 +42,7 @@ Get it from https://zenodo.org/record/7223446
 
 @dataclass
 class _Files:
-    """What was found of the data set, all names in lower case."""
+    """What was found of the dataset, all names in lower case."""
 
     images: dict[str, Path] = field(default_factory=dict)
     labels: dict[str, Path] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class OpenEarthMap(ArchivedRecipe):
             geotiffs = sum(name.endswith(("_pre_disaster.tif", "_pre_disaster.tiff")) for name in found)
             what = (
                 f"{geotiffs} GeoTIFFs, but no *_pre_disaster.png below it: this is the GeoTIFF edition of "
-                "xBD, which OpenEarthMap's labels do not fit. Get the data sets of the challenge (train, "
+                "xBD, which OpenEarthMap's labels do not fit. Get the datasets of the challenge (train, "
                 "tier3, test, hold), whose images are PNG"
                 if geotiffs
                 else "no *_pre_disaster.png below it; unpack the archives of xBD"

@@ -1,4 +1,4 @@
-"""Prepare a data set: find sources, skip finished ones, cut the others in parallel, write the split files."""
+"""Prepare a dataset: find sources, skip finished ones, cut the others in parallel, write the split files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set has to say to be prepared: a new one subclasses `Recipe` or `LabeledRecipe`."""
+"""What a dataset has to say to be prepared: a new one subclasses `Recipe` or `LabeledRecipe`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Source:
         group: the split list its patches go to, a key of :meth:`Recipe.lists`.
         stem: path of its patches below the group's folder, without window and extension; unique in the group.
         image: the image file.
-        mask: the mask file, where the data set has labels.
+        mask: the mask file, where the dataset has labels.
         area: the part of the image to cut; all of it by default.
         problem: why it cannot be used, where that is known before it is opened: it is listed, not cut.
     """
@@ -59,12 +59,12 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """How one data set is found, cut and listed.
+    """How one dataset is found, cut and listed.
 
     Attributes:
-        src: folder of the data set as its provider ships it.
+        src: folder of the dataset as its provider ships it.
         out: data root; everything is written below it.
-        size: side of the patches in pixels; 0 keeps images whole, where the data set allows it.
+        size: side of the patches in pixels; 0 keeps images whole, where the dataset allows it.
         overlap: pixels that neighbouring patches share.
     """
 
@@ -118,7 +118,7 @@ class Recipe(ABC):
         """The files to cut.
 
         Raises:
-            PrepareError: the data set is not there; says what was expected where and where to get it.
+            PrepareError: the dataset is not there; says what was expected where and where to get it.
         """
 
     @abstractmethod
@@ -195,7 +195,7 @@ def require_name(name: str) -> None:
 
 
 class LabeledRecipe(Recipe):
-    """A data set of images with masks: ``folder/group/{images,masks}/stem_window.png``."""
+    """A dataset of images with masks: ``folder/group/{images,masks}/stem_window.png``."""
 
     @abstractmethod
     def mask(self, path: Path) -> AbstractContextManager[ReadableMask]:

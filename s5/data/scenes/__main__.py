@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m s5.data.scenes",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="data root to write to")
     helps = {

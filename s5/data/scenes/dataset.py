@@ -1,4 +1,4 @@
-"""Write scenes to disk as a data set of labeled, unlabeled and validation images with split files."""
+"""Write scenes to disk as a dataset of labeled, unlabeled and validation images with split files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST = 1_000_000  # scenes in one part
 
 
 class Part(NamedTuple):
-    """One part of the data set: where it lies and the first scene index it takes."""
+    """One part of the dataset: where it lies and the first scene index it takes."""
 
     folder: str
     split: str

@@ -1,4 +1,4 @@
-"""One detector for several data sets: a shared ViT, once per batch, and an Oriented R-CNN per task."""
+"""One detector for several datasets: a shared ViT, once per batch, and an Oriented R-CNN per task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast

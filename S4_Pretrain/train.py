@@ -15,16 +15,17 @@ from pathlib import Path
 
 import torch
 
+from s5.checkpoints.initial import initialise
 from s5.data.labels import get_table
-from s5.engine import launch, s4p
-from s5.engine.checkpoint_files import find_resume
-from s5.engine.command import add_init_bands_option, add_resume_option, command_parser, run_command
-from s5.engine.config import load_config
-from s5.engine.init_weights import initialise
-from s5.engine.metrics import SegmentationMetric
-from s5.engine.optim import cosine_schedule
-from s5.engine.s4p_config import S4PConfig
-from s5.engine.training import run_training
+from s5.segmentation import s4p
+from s5.segmentation.metrics import SegmentationMetric
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training import launch
+from s5.training.command import add_init_bands_option, add_resume_option, command_parser, run_command
+from s5.training.config import load_config
+from s5.training.experiment import run_training
+from s5.training.optim import cosine_schedule
+from s5.training.work_dir import find_resume
 
 HERE = Path(__file__).resolve().parent
 

@@ -15,16 +15,16 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from s5.engine import launch, mdf, trained
-from s5.engine.backbones import BACKBONES
-from s5.engine.command import command_parser, run_command
-from s5.engine.config import load_config
-from s5.engine.evaluation import check_classes, summary, write_reports
-from s5.engine.hooks import PicturesHook
-from s5.engine.inference_options import add_inference_options, changed_inference, chosen_tta
-from s5.engine.mdf_config import MDFConfig
-from s5.engine.validation import check_codings, run_validation
-from s5.models.precision import resolve_precision
+from s5.compat.precision import resolve_precision
+from s5.segmentation import mdf, trained
+from s5.segmentation.evaluation import check_classes, summary, write_reports
+from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
+from s5.training import launch
+from s5.training.command import BACKBONES, command_parser, run_command
+from s5.training.config import load_config
+from s5.training.experiment import check_codings, run_validation
+from s5.training.hooks import PicturesHook
 
 HERE = Path(__file__).resolve().parent
 

@@ -15,20 +15,21 @@ from pathlib import Path
 
 import torch
 
-from s5.engine import launch, mdf
-from s5.engine.backbones import BACKBONES
-from s5.engine.checkpoint_files import find_resume
-from s5.engine.command import (
+from s5.checkpoints.initial import start_from
+from s5.segmentation import mdf
+from s5.segmentation.mdf_config import MDFConfig
+from s5.training import launch
+from s5.training.command import (
+    BACKBONES,
     add_init_bands_option,
     add_resume_option,
     command_parser,
     run_command,
     true_or_false,
 )
-from s5.engine.config import load_config
-from s5.engine.init_weights import start_from
-from s5.engine.mdf_config import MDFConfig
-from s5.engine.training import run_training
+from s5.training.config import load_config
+from s5.training.experiment import run_training
+from s5.training.work_dir import find_resume
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,10 +12,10 @@ import torch
 from mmengine.optim import OptimWrapper
 
 from benchmarks.steps import Step, StepBenchmark
-from s5.engine.optim import build_optim_wrapper, param_groups
-from s5.models.detection import DetectionModel, build_detector
-from s5.models.variants import VARIANTS
-from s5.ops.memory import keep_freed_memory
+from s5.backbones.variants import VARIANTS
+from s5.compat.memory import keep_freed_memory
+from s5.detection.network import DetectionModel, build_detector
+from s5.training.optim import build_optim_wrapper, param_groups
 
 TASKS = {"dior": 20, "dota": 18}
 EXPERT_CHANNELS = 256  # at most; a third of a small backbone's

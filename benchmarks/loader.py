@@ -14,10 +14,10 @@ import torch
 from benchmarks.plain_loader import plain_labeled, plain_unlabeled
 from benchmarks.sources import NUM_CLASSES, Sources, write_sources
 from benchmarks.timing import device_name, interleaved, markdown_table
-from s5.data.datasets import LabeledImages, MultiSourceDataset, UnlabeledImages, WeakAugmentation
 from s5.data.draws import StrongAugmentation, derangement
 from s5.data.labels import get_table
 from s5.data.sampler import Draw
+from s5.data.sources import LabeledImages, MultiSourceDataset, UnlabeledImages, WeakAugmentation
 from s5.data.splits import Split
 from s5.ops.cutmix import cutmix
 from s5.ops.photometric import apply_photometric, normalize

@@ -12,10 +12,10 @@ from mmengine.optim import OptimWrapper
 
 from benchmarks.plain_step import use_plain_attention
 from benchmarks.steps import Step, StepBenchmark
-from s5.engine.optim import build_optim_wrapper, param_groups
-from s5.models.mdf import MultiDataset, TaskLoss
-from s5.models.segmentor import Segmentor, build_segmentor
 from s5.ops.losses import pixel_cross_entropy
+from s5.segmentation.multi_dataset import MultiDataset, TaskLoss
+from s5.segmentation.segmentor import Segmentor, build_segmentor
+from s5.training.optim import build_optim_wrapper, param_groups
 
 TASKS = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
 EXPERT_CHANNELS = 256

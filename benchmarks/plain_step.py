@@ -8,10 +8,10 @@ the loader); an unfused optimizer.
 import torch
 from torch import Tensor, nn
 
-from s5.models.precision import autocast
-from s5.models.segmentor import Segmentor
+from s5.compat.precision import autocast
 from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
+from s5.segmentation.segmentor import Segmentor
 
 
 class PlainStep:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.plain_rotated import plain_iou, plain_nms, plain_roi_align
 from benchmarks.timing import device_name, interleaved, markdown_table
+from s5.compat.memory import peak_memory
 from s5.ops.boxes import columns_of, enclosing_boxes
-from s5.ops.memory import peak_memory
 from s5.ops.rotated_iou import rotated_iou
 from s5.ops.rotated_nms import rotated_nms
 from s5.ops.rotated_roi_align import Sampling, rotated_roi_align

@@ -9,9 +9,9 @@ import torch
 from benchmarks.plain_step import PlainStep, use_plain_attention
 from benchmarks.steps import Step, StepBenchmark
 from s5.data.draws import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric
-from s5.engine.optim import build_optim_wrapper, param_groups
-from s5.models.fixmatch import FixMatch
-from s5.models.segmentor import build_segmentor
+from s5.segmentation.methods.fixmatch import FixMatch
+from s5.segmentation.segmentor import build_segmentor
+from s5.training.optim import build_optim_wrapper, param_groups
 
 NUM_CLASSES = 16
 

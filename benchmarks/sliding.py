@@ -21,13 +21,13 @@ from benchmarks import steps
 from benchmarks.plain_step import use_plain_attention
 from benchmarks.steps import PAIRS, VARIANTS
 from benchmarks.timing import device_name, markdown_table
-from s5.models.inference import Inference, window_starts
-from s5.models.precision import has_bf16
-from s5.models.segmentation_model import SegmentationModel
-from s5.models.segmentor import Segmentor, build_segmentor
-from s5.models.task_model import IMAGENET_MEAN, IMAGENET_STD
-from s5.ops.memory import peak_memory
+from s5.compat.memory import peak_memory
+from s5.compat.precision import has_bf16
 from s5.ops.photometric import normalize
+from s5.segmentation.model import SegmentationModel
+from s5.segmentation.segmentor import Segmentor, build_segmentor
+from s5.segmentation.windows import Inference, window_starts
+from s5.training.model import IMAGENET_MEAN, IMAGENET_STD
 
 TASK, NUM_CLASSES = "loveda", 7
 HEADER = ("prediction", "seconds", "megapixels/s", "peak memory, GB")

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.timing import device_name, markdown_table
-from s5.models.precision import has_bf16
-from s5.ops.memory import keep_freed_memory, peak_memory
+from s5.compat.memory import keep_freed_memory, peak_memory
+from s5.compat.precision import has_bf16
 
 VARIANTS = {
     "plain float32": (True, None),

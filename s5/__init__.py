@@ -1,6 +1,6 @@
 """S5: semi-supervised semantic segmentation pre-training and its fine-tuning for remote sensing."""
 
-from s5.ops import mmcv_ext
+from s5.compat import mmcv_ext
 
 __version__ = "0.1.0"
 

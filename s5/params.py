@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from s5.models.detection import MultiTaskDetector, build_head
-from s5.models.seg_head import SegHead
-from s5.models.segmentor import Segmentor
-from s5.models.variants import VARIANTS
-from s5.models.vit import ViT
+from s5.backbones.variants import VARIANTS
+from s5.backbones.vit import ViT
+from s5.detection.network import MultiTaskDetector, build_head
+from s5.segmentation.segmentor import SegHead, Segmentor
 
 SEG_IMAGE_SIZE = 512
 SEG_SINGLE = {"isaid": 16}

@@ -14,9 +14,9 @@ DETECTION=Object_Detection
 
 # Keeps the scenes of an earlier run, and replaces them where this version draws others.
 make_data() {
-  "$S5_PYTHON" -m s5.data.scenes --out "$OUT/data" --overwrite &&
-    "$S5_PYTHON" scripts/quickstart_data.py "$OUT/data/mdf" &&
-    "$S5_PYTHON" scripts/quickstart_objects.py "$OUT/data/det"
+  "$S5_PYTHON" -m scenes --out "$OUT/data" --overwrite &&
+    "$S5_PYTHON" -m scenes.mdf_data "$OUT/data/mdf" &&
+    "$S5_PYTHON" -m scenes.det_data "$OUT/data/det"
 }
 
 # pretrain NAME [options]: one S4P run from random weights into $OUT/NAME.
@@ -60,7 +60,7 @@ find_objects() {
 }
 
 report() {
-  "$S5_PYTHON" scripts/quickstart_report.py "$OUT"
+  "$S5_PYTHON" -m experiments.quickstart_report "$OUT"
 }
 
 # option NAME DEFAULT [ARGUMENT...]: prints the value that the arguments give to an option; the last one counts.

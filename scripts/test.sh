@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is needed and runs all checks: lint, formatting, types, tests.
 #
-#   bash scripts/test.sh [arguments of pytest]     for example: bash scripts/test.sh tests/test_losses.py -k ignore
+#   bash scripts/test.sh [arguments of pytest]     for example: bash scripts/test.sh tests/ops/test_losses.py -k ignore
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from s5.data.scenes.dataset import Request, write_dataset
+from scenes.dataset import Request, write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -25,17 +25,15 @@ from pathlib import Path
 
 import torch
 
-from s5.engine.command import add_common_options, run_command
-from s5.engine.config import ConfigError
-from s5.engine.detection import trained
-from s5.engine.detection.predict import Cutting, predict_files
-from s5.engine.detection.results import FORMATS, DetResults
-from s5.engine.detection.trained import DetRecipe
-from s5.engine.predict.plan import Request, carry_out, report, start
-from s5.engine.predict.settings import Settings, identify
-from s5.engine.predict.share import Work
-from s5.models.precision import PRECISIONS, resolve_precision
-from s5.ops import mmcv_ext
+from s5.compat import mmcv_ext
+from s5.compat.precision import PRECISIONS, resolve_precision
+from s5.detection import trained
+from s5.detection.predict import Cutting, predict_files
+from s5.detection.results import FORMATS, DetResults
+from s5.detection.trained import DetRecipe
+from s5.prediction.plan import Request, Settings, Work, carry_out, identify, report, start
+from s5.training.command import add_common_options, run_command
+from s5.training.config import ConfigError
 
 logger = logging.getLogger("s5.predict")
 

@@ -29,7 +29,8 @@ import cv2
 import numpy as np
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from s5.data import geotiff, png
+from s5.data import image_formats as png
+from s5.data import rasters as geotiff
 from s5.data.errors import ImageError
 from s5.data.image_formats import detect_format, is_complete
 from s5.data.stored_mask import (

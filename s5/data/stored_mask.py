@@ -17,7 +17,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from s5.data.errors import ImageError
-from s5.data.geotiff import decoding, has_mask, nodata_value
+from s5.data.rasters import decoding, has_mask, nodata_value
 
 Coding = Literal["values", "palette", "colors"]
 """One channel of values, one of indices of a palette, or three of RGB colours."""

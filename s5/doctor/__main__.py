@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from s5 import __version__
-from s5.doctor import device, machine, packages, training
+from s5.doctor import device, training
+from s5.doctor import environment as machine
+from s5.doctor import environment as packages
 from s5.doctor.findings import ROOT, Finding, describe, page
 
 LIMIT = 180.0  # seconds between two findings; the first use of a GPU can take a minute

@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s5.doctor.environment import GIB, SHARED_MEMORY
 from s5.doctor.findings import Finding, describe, ok
-from s5.doctor.machine import GIB, SHARED_MEMORY
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +57,8 @@ def check_attention(chosen: str) -> Iterator[Finding]:
     import torch
     import torch.nn.functional as F
 
-    from s5.models.precision import resolve_precision
-    from s5.ops.attention import VARIABLE, BackendError, allowed_backends, choose_backends
+    from s5.compat.attention import VARIABLE, BackendError, allowed_backends, choose_backends
+    from s5.compat.precision import resolve_precision
 
     device = choose(chosen)
     try:
@@ -90,7 +90,7 @@ def check_operators(chosen: str) -> Iterator[Finding]:
     import torch
     from mmcv.ops import RoIAlignRotated, nms_rotated
 
-    from s5.ops import mmcv_ext
+    from s5.compat import mmcv_ext
 
     device = choose(chosen)
     in_use = mmcv_ext.in_use()

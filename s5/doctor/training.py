@@ -10,11 +10,14 @@ from importlib import import_module
 from typing import Any
 
 from s5.doctor.device import choose
+from s5.doctor.environment import INSTALL, SHARED_MEMORY
 from s5.doctor.findings import Finding, describe, ok
-from s5.doctor.machine import SHARED_MEMORY
-from s5.doctor.packages import INSTALL
 
-PROGRAMS = {"pre-training": "s5.engine.s4p", "fine-tuning": "s5.engine.mdf", "detection": "s5.engine.det"}
+PROGRAMS = {
+    "pre-training": "s5.segmentation.s4p",
+    "fine-tuning": "s5.segmentation.mdf",
+    "detection": "s5.detection.experiment",
+}
 COMPRESSIONS = ("LZW", "DEFLATE", "JPEG", "ZSTD", "WEBP", "LERC")
 DRIVERS = {"GTiff": True, "PNG": True, "COG": False, "JPEG": False, "JP2OpenJPEG": False}  # needed or not
 EPSG = 32633
@@ -60,9 +63,8 @@ def check_loader(chosen: str) -> Iterator[Finding]:
     """A batch of the published size from a loader worker."""
     import shutil
 
-    from s5.data.build import PREFETCH, stop_workers
-    from s5.data.loader import Loader
-    from s5.data.transport import memfd_works
+    from s5.data.loaders import PREFETCH, stop_workers
+    from s5.data.worker_pool import Loader, memfd_works
 
     images: Any = _Images()  # not a subclass of Dataset, as PyTorch must not be imported before the check
     loader = Loader(images, batch_size=BATCH, num_workers=1, persistent_workers=True, collate_fn=_stack)
@@ -104,12 +106,12 @@ def check_step(chosen: str) -> Iterator[Finding]:
     """Two steps of FixMatch with a small ViT on the device; the second is timed."""
     import torch
 
-    from s5.engine.optim import build_optim_wrapper, param_groups
-    from s5.models.fixmatch import FixMatch
-    from s5.models.inference import Inference
-    from s5.models.precision import resolve_precision
-    from s5.models.segmentor import build_segmentor
-    from s5.ops.memory import peak_memory
+    from s5.compat.memory import peak_memory
+    from s5.compat.precision import resolve_precision
+    from s5.segmentation.methods.fixmatch import FixMatch
+    from s5.segmentation.segmentor import build_segmentor
+    from s5.segmentation.windows import Inference
+    from s5.training.optim import build_optim_wrapper, param_groups
 
     device = choose(chosen)
     dtype = resolve_precision("auto", device)
@@ -159,7 +161,7 @@ def _stack(samples: list) -> Any:  # noqa: ANN401
 
 
 def _fixmatch_batch(device: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Two labeled and two unlabeled images of noise, as of :class:`s5.data.collate.FixMatchCollate`."""
+    """Two labeled and two unlabeled images of noise, as of :class:`s5.data.loaders.FixMatchCollate`."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from s5.checkpoints.layouts.published_detection import DOTA_CLASSES, PUBLISHED_DOTA_CLASSES
 from s5.data.errors import DataError
-from s5.models.convert_detection import DOTA_CLASSES, PUBLISHED_DOTA_CLASSES
 
 DOTA_V2 = DOTA_CLASSES
 DOTA_V1_5 = DOTA_V2[:16]  # without airport and helipad

@@ -22,7 +22,7 @@ from s5.data.oriented.classes import CLASSES, class_ids
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import LARGEST_RATE, window_name
 from s5.data.oriented.samples import without_class_list
-from s5.data.oriented.squares import pad_image, pad_valid
+from s5.data.oriented.sources import pad_image, pad_valid
 from s5.data.prepare.journal import Patch, PrepareError
 from s5.data.prepare.objects import TRAIN, VAL, ObjectsRecipe, by_stem, read_noted, require_own_names
 from s5.data.prepare.patches import Readable, Window, open_image, safe_name, windows

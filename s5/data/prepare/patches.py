@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol, overload
 import numpy as np
 
 from s5.data.folders import tell_apart
-from s5.data.geotiff import open_raster
 from s5.data.image_formats import detect_format, is_plain_rgb
 from s5.data.image_io import read_file, read_image_with_valid
+from s5.data.rasters import open_raster
 
 _PLAIN = {"jpeg": ".jpg", "png": ".png"}
 

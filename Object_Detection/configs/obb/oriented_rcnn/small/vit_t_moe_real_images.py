@@ -1,4 +1,4 @@
-"""ViT-T with experts on two small datasets of real images; scripts/real_images_det.py runs this.
+"""ViT-T with experts on two small datasets of real images; experiments/real_images_det.py runs this.
 
 `dota14` is trained on and scored on the same images: whether all objects can be learned by heart shows
 whether data, boxes, losses and scores belong together. `ucas_aod` has images held out.

@@ -3,7 +3,7 @@
 scripts/quickstart.sh writes the scenes and trains on them, from the weights of its S4P stage. By hand, from
 the repository's root:
 
-    python scripts/quickstart_objects.py work_dirs/quickstart/data/det
+    python -m scenes.det_data work_dirs/quickstart/data/det
     python Object_Detection/tools/train.py THIS_FILE --load-from work_dirs/quickstart/s4p/vit_t_s4p
 """
 

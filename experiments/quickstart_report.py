@@ -1,0 +1,145 @@
+"""Puts the quickstart's scores in tables beside those of the most frequent class.
+
+Usage: python -m experiments.quickstart_report work_dirs/quickstart
+
+Prints them and writes them to ``summary.md``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.report_tables import MEAN, majority_scores, markdown_table, percent
+from s5.data.labels import LabelTable, get_table
+from s5.data.loaders import resolve_split
+from s5.data.splits import Split
+from s5.detection.config import DetConfig
+from s5.segmentation.mdf import build_tasks
+from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training.config import load_config
+from s5.training.hooks.progress import SUMMARY_FILE
+from s5.training.reports import SCORES_FILE
+
+RUNS = {"s4p": "S4P", "supervised": "supervised only"}
+TITLE = "MoE-MDF"
+MEAN_AP, APS = "mAP50", ("AP50", "AP75", "recall50")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print and write the summary."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, help="the quickstart's folder, with the runs in it")
+    folder = parser.parse_args(argv).folder
+    lines = [
+        "# Quickstart",
+        "",
+        "Scores in percent on held-out generated scenes, after minutes of training from random weights: what"
+        " the pipeline does, not how good the methods are. Those of segmentation are IoU; the last column of"
+        " its tables gives every pixel the most frequent class.",
+        "",
+        *pretraining(folder),
+        "",
+        *fine_tuning(folder / "mdf"),
+        "",
+        *detection(folder / "det"),
+        "",
+        f"Logs: train.log in each folder, or tensorboard --logdir {folder}",
+    ]
+    text = "\n".join(lines)
+    (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\nThis summary: {folder / 'summary.md'}")
+    return 0
+
+
+def pretraining(folder: Path) -> list[str]:
+    """The section on S4P and its comparison."""
+    cfg = load_config(S4PConfig, folder / "s4p" / "config.yaml")
+    table = get_table(cfg.data.labels)
+    split = resolve_split(cfg.data_root, cfg.data.val.split)
+    labeled = resolve_split(cfg.data_root, cfg.data.labeled.split)
+    columns = {title: final_scores(folder / run, table) for run, title in RUNS.items()}
+    return [
+        "## S4P and labeled scenes alone",
+        "",
+        f"{cfg.schedule.total_iters} steps each with the same {len(labeled)} labeled scenes; {len(split)} are"
+        " held out.",
+        "",
+        *_table(columns, split, table),
+        "",
+        f"Pictures (image, pseudo-label, prediction): {folder / 's4p' / 'pictures'}",
+    ]
+
+
+def fine_tuning(folder: Path) -> list[str]:
+    """The section on the model for several label sets."""
+    cfg = load_config(MDFConfig, folder / "config.yaml")
+    report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
+    steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
+    tasks = build_tasks(cfg)
+    means = ", ".join(f"{task.name} {percent(report[task.name][MEAN])}" for task in tasks)
+    lines = [
+        f"## MoE-MDF: one model for {', '.join(cfg.tasks)}",
+        "",
+        f"{steps} steps from the weights of S4P; every task has scenes and classes of its own. mIoU:"
+        f" {means}.",
+    ]
+    for task in tasks:
+        result = report[task.name]
+        by_class = {name: values["IoU"] for name, values in result["classes"].items()} | {MEAN: result[MEAN]}
+        lines += ["", f"### {task.name}: {len(task.train)} scenes, {len(task.val)} held out", ""]
+        lines += _table({TITLE: by_class}, task.val, task.table)
+    return [
+        *lines,
+        "",
+        f"Pictures (image, truth, prediction) and confusion matrices: {folder / 'evaluation'}",
+        f"Overlays of all tasks on the scenes that S4P is scored on: {folder / 'predictions'}",
+    ]
+
+
+def detection(folder: Path) -> list[str]:
+    """The section on the detector for two sets of classes."""
+    cfg = load_config(DetConfig, folder / "config.yaml")
+    report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
+    steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
+    means = ", ".join(f"{task} {percent(report[task][MEAN_AP])}" for task in cfg.tasks)
+    lines = [
+        f"## Oriented detection: one model for {', '.join(cfg.tasks)}",
+        "",
+        f"{steps} steps from the backbone of S4P; every task has scenes and classes of its own. mAP50:"
+        f" {means}.",
+    ]
+    for task, result in ((task, report[task]) for task in cfg.tasks):
+        classes = result["classes"]
+        columns = {title: {name: percent(row[title]) for name, row in classes.items()} for title in APS}
+        columns["objects"] = {name: str(row["objects"]) for name, row in classes.items()}
+        lines += ["", f"### {task}", "", *markdown_table(columns, list(classes))]
+    return [
+        *lines,
+        "",
+        f"Pictures (truth in white, detections): {folder / 'evaluation' / 'pictures'}",
+        f"Detections of both tasks in scenes that S4P is scored on: {folder / 'predictions'}",
+    ]
+
+
+def final_scores(run: Path, table: LabelTable) -> dict[str, float | None]:
+    """IoU in percent by class name, and the mean, as the run's last validation wrote them."""
+    metrics = json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return {name: metrics[f"IoU.{name}"] for name in table.classes} | {MEAN: metrics[MEAN]}
+
+
+def _table(columns: Mapping[str, Mapping[str, float | None]], split: Split, table: LabelTable) -> list[str]:
+    """Scores by class beside those of the most frequent class."""
+    majority, baseline = majority_scores(split, table)
+    rows = [*table.classes, MEAN]
+    texts = {title: {row: percent(values[row]) for row in rows} for title, values in columns.items()}
+    texts[f"all '{majority}'"] = {row: percent(baseline[row]) for row in rows}
+    return markdown_table(texts, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""S4P against supervised-only training at equal steps, on real tiles, several seeds.
+
+    python -m experiments.real_images --data DATA [--seeds 3] [--iters 500]
+
+Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
+Runs that are finished are kept, interrupted ones go on. Writes `report.md` with means and standard
+deviations.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.real_tiles import is_validation, tiles
+from experiments.report_tables import markdown_table, mean_and_deviation
+from experiments.training_runs import REPO, experiment_parser, train_once
+from s5.data.splits import format_line, write_split
+from s5.training.command import run_command
+
+CONFIG = REPO / "experiments/configs/real_images.yaml"
+LABELED_TILES = ("003", "008")
+METHODS = {"S4P": [], "supervised": ["data.unlabeled.batch_size=0"]}
+
+
+def write_splits(data: Path, out: Path) -> None:
+    """Write `labeled.txt`, `unlabeled.txt` and `val.txt`, by scene so that none is on both sides."""
+    splits: dict[str, list[str]] = {"labeled": [], "unlabeled": [], "val": []}
+    for image, line in tiles(data, "dubai"):
+        if is_validation("dubai", image):
+            splits["val"].append(line)
+        elif Path(image).stem.split("_")[1] in LABELED_TILES:
+            splits["labeled"].append(line)
+        else:
+            splits["unlabeled"].append(format_line(image))
+    splits["unlabeled"] += sorted(
+        p.relative_to(data).as_posix() for p in data.glob("unlabeled/rsscn7/*/*.jpg")
+    )
+    for name, lines in splits.items():
+        write_split(out / f"{name}.txt", lines)
+
+
+def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | None]:
+    """Train one model, or take the result of a finished run."""
+    splits = [
+        f"data.{name}.split={args.out.resolve() / name}.txt" for name in ("labeled", "unlabeled", "val")
+    ]
+    schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
+    options = [f"data_root={args.data.resolve()}", *splits, *schedule, *METHODS[method]]
+    command = ["S4_Pretrain/train.py", "--config", str(CONFIG), "--backbone", args.backbone, "--init", "none"]
+    command += ["--device", args.device, "--cfg-options", *options]
+    work_dir = args.out / f"{args.backbone}_{args.iters}" / f"{method.lower()}_{seed}"
+    return train_once(command, work_dir, args.iters)
+
+
+def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | None]]]) -> str:
+    """Table of mean ± standard deviation over the seeds, percent."""
+    first = next(iter(results.values()))[0]
+    rows = ["mIoU", "aAcc", *(name for name in first if name.startswith("IoU."))]
+    columns = {
+        method: {row: mean_and_deviation([scores[row] for scores in runs]) for row in rows}
+        for method, runs in results.items()
+    }
+    title = f"{args.backbone}, {args.iters} iterations, seeds 0 to {args.seeds - 1}; percent"
+    return "\n".join([title, "", *markdown_table(columns, rows)]) + "\n"
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = experiment_parser(__doc__, "work_dirs/real_images")
+    parser.add_argument("--iters", type=int, default=500)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the splits, run everything, print the table."""
+    args = parse_args(argv)
+    write_splits(args.data, args.out)
+    results: dict[str, list[dict[str, float | None]]] = {method: [] for method in METHODS}
+    for seed in range(args.seeds):
+        for method, runs in results.items():
+            runs.append(run(args, method, seed))
+    text = report(args, results)
+    (args.out / "report.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

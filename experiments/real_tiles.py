@@ -1,0 +1,29 @@
+"""The real tiles of the experiments: where they lie, and which are held out, divided by place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from s5.data.folders import pair_folders
+
+TASKS = ("dubai", "fair_buildings", "epfl_roads")
+DUBAI_VALIDATION = "tile2"  # one of six scenes, whose tiles overlap
+FAIR_VALIDATION = 309606  # map column, at zoom 19, of the smaller of two places; each is there at three zooms
+EPFL_TRAINING = 80  # the first ones; where the tiles lie is not known
+
+
+def tiles(data: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Image, relative to `data`, and line of a split file of every labeled tile of a dataset."""
+    folder = Path("seg") / name
+    pairs = pair_folders(folder / "images", folder / "masks", data)
+    return ((pairs.name(i), pairs.line(i)) for i in range(len(pairs)))
+
+
+def is_validation(name: str, image: str) -> bool:
+    """Whether a tile is held out, so that no place is on both sides."""
+    stem = Path(image).stem
+    if name == "dubai":
+        return stem.split("_")[0] == DUBAI_VALIDATION
+    if name == "fair_buildings":
+        _, column, _, zoom = stem.split("-")
+        return int(column) >> (int(zoom) - 19) == FAIR_VALIDATION
+    return int(stem.removeprefix("satImage_")) > EPFL_TRAINING

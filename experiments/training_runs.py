@@ -1,0 +1,60 @@
+"""Runs of training for the experiments beside this file: finished ones are kept, interrupted ones go on."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s5.training.hooks.progress import SUMMARY_FILE
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def experiment_parser(description: str | None, out: str) -> argparse.ArgumentParser:
+    """A parser with the options that all experiments share.
+
+    Args:
+        description: the script's docstring.
+        out: default folder of the results.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the datasets named above")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--backbone", default="vit_t")
+    parser.add_argument("--device", default="auto")
+    return parser
+
+
+def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str, float | None]:
+    """Train one model into `work_dir`, or take the scores of a finished run.
+
+    Args:
+        command: entry script, relative to the repository, and its arguments without folder and resume.
+        work_dir: output folder of the run.
+        iterations: its length.
+
+    Returns:
+        The scores of its last validation, percent; None where undefined.
+    """
+    metrics = work_dir / SUMMARY_FILE
+    if not metrics.exists() or json.loads(metrics.read_text())["iteration"] != iterations:
+        script, *arguments = command
+        arguments += ["--work-dir", str(work_dir), "--resume"]
+        run_command_line([sys.executable, str(REPO / script), *arguments])
+    return json.loads(metrics.read_text())
+
+
+def run_command_line(command: Sequence[object]) -> None:
+    """Run a command; its failure ends this script with its exit code."""
+    process = subprocess.Popen([str(part) for part in command])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the run has it too: it saves and leaves
+        code = process.wait()
+    if code:
+        raise SystemExit(code)

@@ -1,0 +1,108 @@
+"""Initial weights by the name a user gives: ``none``, ``mae``, ``timm`` or a checkpoint's path."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from s5.checkpoints.loading import CheckpointError, load_weights
+from s5.segmentation.segmentor import Segmentor
+
+logger = logging.getLogger(__name__)
+
+TIMM_NAMES = {
+    "vit_t": "vit_tiny_patch16_224",
+    "vit_s": "vit_small_patch16_224",
+    "vit_b": "vit_base_patch16_224",
+    "vit_l": "vit_large_patch16_224",
+}
+WHERE_TO_GET = (
+    "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
+    "github.com/ViTAE-Transformer/Remote-Sensing-RVSA), MTP (ViT-L: github.com/ViTAE-Transformer/MTP) and S5 "
+    "(github.com/MiliLab/S5); ViT-B and L pre-trained on ImageNet (github.com/facebookresearch/mae) load "
+    "as well"
+)
+
+
+def initialise(
+    segmentor: Segmentor,
+    backbone: str,
+    init: str,
+    init_paths: Mapping[str, Mapping[str, Path]],
+    base: Path,
+    bands: Sequence[int] | None = None,
+) -> None:
+    """Load the initial weights into ``segmentor``.
+
+    Args:
+        segmentor: the network, randomly initialised.
+        backbone: its name, ``vit_b`` ...
+        init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
+        init_paths: paths by row and backbone.
+        base: folder that relative paths of ``init_paths`` start from.
+        bands: see :func:`s5.checkpoints.loading.load_weights`.
+
+    Raises:
+        CheckpointError: the file is missing (says where it is to be had) or does not fit.
+    """
+    if init == "none":
+        start_from(segmentor, None, bands)
+        return
+    if init == "timm" and backbone not in init_paths.get("timm", {}):
+        load_weights(segmentor, _timm_state(backbone), bands=bands)
+        return
+    path = Path(init)
+    if init in (*init_paths, "mae", "timm"):
+        listed = init_paths.get(init, {}).get(backbone)
+        if listed is None:
+            raise CheckpointError(
+                f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}; set "
+                f"init_paths.{init}.{backbone}, or use none, timm, or the path of a checkpoint"
+            )
+        path = base / listed.expanduser()
+    path = path.expanduser()
+    if not path.is_file() and not path.with_name(path.name + ".pth").is_file():
+        rows = ", ".join(dict.fromkeys(("none", "mae", "timm", *init_paths)))
+        known = f"INIT is {rows}, or the path of a checkpoint"
+        hint = f"{WHERE_TO_GET}; then set init_paths.mae.{backbone}" if init == "mae" else known
+        raise CheckpointError(f"init {init!r}: no file at {path.absolute()}. {hint}.")
+    load_weights(segmentor, path, bands=bands)
+
+
+def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int] | None = None) -> None:
+    """Load a checkpoint into ``network``, or leave its random weights.
+
+    Args:
+        network: a segmentor or detector, randomly initialised.
+        checkpoint: its path; None for random weights.
+        bands: see :func:`s5.checkpoints.loading.load_weights`.
+
+    Raises:
+        CheckpointError: the file does not fit, or there are bands but no file.
+    """
+    if checkpoint is not None:
+        load_weights(network, checkpoint, bands=bands)
+        return
+    if bands is not None:
+        raise CheckpointError(
+            f"init_bands {','.join(map(str, bands))} chooses channels of a checkpoint, but the initial "
+            f"weights are random: leave it out, or name a checkpoint (--init, --checkpoint, --load-from)"
+        )
+    logger.info("initial weights: random")
+
+
+def _timm_state(backbone: str) -> dict:
+    import timm
+
+    if backbone not in TIMM_NAMES:
+        raise CheckpointError(f"timm has no weights for {backbone}; known: {', '.join(TIMM_NAMES)}")
+    name = TIMM_NAMES[backbone]
+    logger.info("initial weights: timm %s", name)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"timm could not fetch {name} ({error}); without a network, put the file anywhere and name it as "
+            f"init_paths.timm.{backbone}"
+        ) from None

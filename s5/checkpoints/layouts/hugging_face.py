@@ -1,0 +1,55 @@
+"""Checkpoints of Hugging Face's transformers."""
+
+import re
+
+from s5.checkpoints.layouts.base import Layout, in_blocks, join, same_names
+from s5.checkpoints.resizing import StateDict
+
+
+class HuggingFace(Layout):
+    """``ViTModel``, ``ViTMAEModel`` and ``DeiTModel`` of transformers, as files have them."""
+
+    name = "Hugging Face ViT"
+    example = "embeddings.patch_embeddings.*, encoder.layer.N.attention.attention.query.*"
+    block = re.compile(r"^encoder\.layer\.(\d+)\.(.+)$")
+    block_names = {
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.attention.query": "attn.query",
+        "attention.attention.key": "attn.key",
+        "attention.attention.value": "attn.value",
+        "attention.output.dense": "attn.proj",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+    names = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    }
+
+    def matches(self, encoder: StateDict) -> bool:
+        """Queries, keys and values apart."""
+        return any(in_blocks(self, encoder, "attention"))
+
+    def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """Join queries, keys and values."""
+        for kind in ("weight", "bias"):
+            parts = tuple(f"attn.{part}.{kind}" for part in ("query", "key", "value"))
+            backbone = join(backbone, parts, f"attn.qkv.{kind}")
+        return super().complete(backbone)
+
+
+class HuggingFace5(HuggingFace):
+    """The same in memory since transformers 5: ``torch.save(model.state_dict(), ...)``."""
+
+    example = "embeddings.patch_embeddings.*, layers.N.attention.q_proj.*"
+    block = re.compile(r"^layers\.(\d+)\.(.+)$")
+    block_names = same_names("mlp.fc1", "mlp.fc2") | {
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.q_proj": "attn.query",
+        "attention.k_proj": "attn.key",
+        "attention.v_proj": "attn.value",
+        "attention.o_proj": "attn.proj",
+    }

@@ -1,0 +1,1 @@
+"""What makes other packages run well: mmcv's operators, attention kernels, linear layers on CPUs, memory."""

@@ -1,0 +1,315 @@
+"""Collation of samples into the one batch of a step: of FixMatch, of several tasks, and of validation."""
+
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from s5.data.draws import NEUTRAL, derangement, sample_rng
+from s5.data.image_io import init_worker
+from s5.data.sampler import MultiSourceSampler, ValidationSampler
+from s5.data.sources import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
+from s5.data.splits import Split
+from s5.data.worker_pool import Loader
+
+PARTNER_STREAM = 1 << 20  # keeps the batch's own draws apart from those of any source
+
+
+class FixMatchCollate:
+    """Stacks samples, labeled ones first, and draws the CutMix partners within the batch.
+
+    Args:
+        seed: seed of the run; the partners are keyed by it and the position of the first unlabeled sample.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of labeled and unlabeled samples.
+
+        Returns:
+            ``images`` (L + U, 3, S, S) uint8 in channels-last memory, ``labels`` (L, S, S) uint8, ``names``
+            (L + U), ``skipped`` list of (name, reason); with unlabeled samples also ``padding`` (U, S, S)
+            bool, ``views`` with ``photometric`` (V, U, 6), ``boxes`` (V, U, 4) and ``partner`` (V, U), and
+            ``stored`` (U, S, S) if there are stored pseudo-labels.
+        """
+        labeled = [sample for sample in samples if "label" in sample]
+        unlabeled = [sample for sample in samples if "label" not in sample]
+        samples = labeled + unlabeled
+        batch: dict[str, Any] = {
+            "images": _stack(samples, "image").permute(0, 3, 1, 2),
+            "labels": _stack(labeled, "label"),
+            "names": [sample["name"] for sample in samples],
+            "skipped": [entry for sample in unlabeled for entry in sample["skipped"]],
+        }
+        if unlabeled:
+            batch["padding"] = _stack(unlabeled, "padding").bool()
+            batch["views"] = self._views(unlabeled)
+            if "stored" in unlabeled[0]:
+                batch["stored"] = _stack(unlabeled, "stored")
+        return batch
+
+    def _views(self, unlabeled: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        photometric = np.stack([sample["photometric"] for sample in unlabeled], axis=1)
+        boxes = np.stack([sample["boxes"] for sample in unlabeled], axis=1)
+        first = unlabeled[0]
+        rng = sample_rng(self.seed, PARTNER_STREAM + first["source"], first["position"])
+        count = len(unlabeled)
+        if count > 1:
+            partner = np.stack([derangement(rng, count) for _ in range(len(boxes))])
+        else:
+            partner = np.zeros((len(boxes), 1), dtype=np.int64)
+            boxes = np.zeros_like(boxes)  # a single image has no partner to paste from
+        return {
+            "photometric": torch.from_numpy(photometric.astype(np.float32)),
+            "boxes": torch.from_numpy(boxes.astype(np.int64)),
+            "partner": torch.from_numpy(partner.astype(np.int64)),
+        }
+
+
+def _stack(samples: list[dict[str, Any]], key: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([sample[key] for sample in samples]))
+
+
+class TasksCollate:
+    """Stacks labeled samples of several tasks, ordered by task.
+
+    Args:
+        tasks: number of tasks.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+
+    def __call__(self, samples: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """The batch; None stands for samples of tasks that have not started.
+
+        Returns:
+            ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``photometric``
+            (B, 6) float32, neutral where a task has no photometric augmentation, ``counts``: images of each
+            task, ``names`` (B), ``skipped``: an empty list.
+        """
+        present = [sample for sample in samples if sample is not None]
+        sources = [sample["source"] for sample in present]
+        rows = [sample.get("photometric", NEUTRAL) for sample in present]
+        return {
+            "images": _stack(present, "image").permute(0, 3, 1, 2),
+            "labels": _stack(present, "label"),
+            "photometric": torch.from_numpy(np.stack(rows)),
+            "counts": [sources.count(task) for task in range(self.tasks)],
+            "names": [sample["name"] for sample in present],
+            "skipped": [],
+        }
+
+
+def collate_validation(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Lists of ``images`` (3, H, W), ``labels`` (H, W), ``names``, ``tasks``: images may differ in size."""
+    return {key: [sample[key] for sample in samples] for key in samples[0]}
+
+
+PREFETCH = 4  # batches per worker
+PREFETCH_WHOLE = 1  # whole images are large
+
+
+class TrainingData(NamedTuple):
+    """A training loader and what the run has to know of it."""
+
+    loader: DataLoader
+    sampler: MultiSourceSampler
+    unlabeled: int  # number of unlabeled images, 0 when there are none
+
+
+class Placement(NamedTuple):
+    """Which part of the data this process loads, and how.
+
+    Attributes:
+        rank: this process.
+        world_size: number of processes.
+        workers: loader processes.
+        pin_memory: page-locked batches, for copies to a GPU.
+    """
+
+    rank: int
+    world_size: int
+    workers: int
+    pin_memory: bool
+
+
+def fixmatch_loader(
+    labeled: LabeledImages,
+    labeled_batch: int,
+    unlabeled: UnlabeledImages | None,
+    unlabeled_batch: int,
+    seed: int,
+    placement: Placement,
+) -> TrainingData:
+    """Endless loader of FixMatch batches, labeled images first.
+
+    Args:
+        labeled: labeled source.
+        labeled_batch: labeled images per step and process.
+        unlabeled: unlabeled source, or None to train on labeled images alone.
+        unlabeled_batch: unlabeled images per step and process.
+        seed: seed of order and augmentation.
+        placement: this process's part.
+
+    Raises:
+        DataError: a source has fewer images than one global step takes.
+    """
+    sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
+    sizes = [labeled_batch, unlabeled_batch][: len(sources)]
+    sampler = build_sampler(sources, sizes, seed, placement)
+    metainfo = {"classes": labeled.table.classes, "palette": labeled.table.palette}
+    loader = build_loader(sources, sampler, FixMatchCollate(seed), metainfo, placement)
+    return TrainingData(loader, sampler, 0 if unlabeled is None else len(unlabeled))
+
+
+def tasks_loader(
+    sources: Sequence[LabeledImages],
+    batch_sizes: Sequence[int],
+    start_epochs: Sequence[int],
+    seed: int,
+    placement: Placement,
+    epoch_steps: int | None = None,
+) -> TrainingData:
+    """Endless loader of batches of several tasks, ordered by task.
+
+    Args:
+        sources: labeled images of each task.
+        batch_sizes: images of each per step and process.
+        start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
+        seed: seed of order and augmentation.
+        placement: this process's part.
+        epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
+
+    Raises:
+        DataError: a task has fewer images than one global step takes.
+    """
+    sampler = build_sampler(sources, batch_sizes, seed, placement)
+    steps = epoch_steps or sampler.epoch_steps
+    sampler.starts = [epoch * steps for epoch in start_epochs]
+    metainfo = {"tasks": {source.name: source.table.classes for source in sources}}
+    return TrainingData(
+        build_loader(sources, sampler, TasksCollate(len(sources)), metainfo, placement), sampler, 0
+    )
+
+
+def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
+    """Loader of whole validation images of one or several tasks, one a batch.
+
+    Every image is in exactly one process. Its sampler is a :class:`~s5.data.sampler.ValidationSampler`.
+    """
+    metainfo = {"tasks": {part.task: part.table.classes for part in images}}
+    return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
+
+
+def whole_images_loader(
+    parts: Mapping[str, Dataset],
+    collate: Callable[[list], dict[str, Any]],
+    metainfo: dict[str, Any],
+    placement: Placement,
+) -> DataLoader:
+    """Loader of the images of several tasks, one a batch; every image is in exactly one process."""
+    dataset: ConcatDataset = ConcatDataset(parts.values())
+    dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine asks for it
+    lengths = {task: len(part) for task, part in parts.items()}  # type: ignore[arg-type]
+    return Loader(
+        dataset,
+        batch_size=1,
+        sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
+        collate_fn=collate,
+        **_worker_options(placement.workers, PREFETCH_WHOLE),
+    )
+
+
+def build_sampler(
+    sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
+) -> MultiSourceSampler:
+    """The sampler of a batch with a fixed number of images of each source.
+
+    Raises:
+        DataError: a source has fewer images than one global step takes.
+    """
+    lengths = [len(source) for source in sources]
+    names = [source.name for source in sources]
+    return MultiSourceSampler(lengths, batch_sizes, seed, placement.rank, placement.world_size, names)
+
+
+def build_loader(
+    sources: Sequence[Source],
+    sampler: MultiSourceSampler,
+    collate: Callable[[list], dict[str, Any]],
+    metainfo: dict[str, Any],
+    placement: Placement,
+) -> DataLoader:
+    """The endless loader of the sampler's batches; ``metainfo`` is kept in checkpoints."""
+    return Loader(
+        MultiSourceDataset(list(sources), sampler.seed, metainfo),
+        batch_size=sampler.batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        drop_last=True,
+        pin_memory=placement.pin_memory,
+        **_worker_options(placement.workers),
+    )
+
+
+def resolve_split(root: Path, split: Path) -> Split:
+    """A split file by its path, relative to ``root`` unless absolute.
+
+    Raises:
+        SplitError: the file is missing, empty or not of the form of a split.
+    """
+    found = Split(split if split.is_absolute() else root / split, root)
+    found.check_first_line()
+    return found
+
+
+def stop_workers(*loaders: DataLoader) -> None:
+    """End the loaders' processes. Left to the garbage collector, each would be waited for some seconds."""
+    for loader in loaders:
+        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public way
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+
+
+def _worker_options(workers: int, prefetch: int = PREFETCH) -> dict[str, Any]:
+    if workers == 0:
+        return {"num_workers": 0}
+    _kill_workers_at_exit()
+    return {
+        "num_workers": workers,
+        "prefetch_factor": prefetch,
+        "persistent_workers": True,
+        "worker_init_fn": _init_worker,
+    }
+
+
+def _init_worker(worker: int) -> None:
+    init_worker()
+    torch.set_num_threads(1)
+    # A signal to the whole process group must not take the workers from a main process that is about to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@cache
+def _kill_workers_at_exit() -> None:
+    # Registered after multiprocessing's own handler and so run before it, which would wait for workers that
+    # ignore its SIGTERM.
+    atexit.register(_kill_children)
+
+
+def _kill_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report the workers as failed
+    for child in multiprocessing.active_children():
+        child.kill()

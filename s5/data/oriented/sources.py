@@ -1,0 +1,288 @@
+"""Images of any shape as squares, which the network takes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from s5.data.errors import DataError
+from s5.data.image_io import read_image_with_valid
+from s5.data.loaders import Placement, TrainingData, build_loader, build_sampler, whole_images_loader
+from s5.data.oriented.annotations import Objects
+from s5.data.oriented.geometry import enclosing_boxes, flip_polygons, share_inside, to_boxes
+from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
+
+PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 once normalised, as the published padding is
+
+
+def pad_image(image: np.ndarray, size: int) -> np.ndarray:
+    """An image (H, W, 3) with padding at the right and below, uint8 (size, size, 3)."""
+    height, width = image.shape[:2]
+    square = np.empty((size, size, 3), np.uint8)
+    square[:height, :width] = image
+    square[height:] = square[:height, width:] = PADDING
+    return square
+
+
+def pad_valid(valid: np.ndarray, size: int) -> np.ndarray:
+    """Where a padded image has data, bool (size, size); padding counts as data, to keep its colour."""
+    padded = np.ones((size, size), bool)
+    padded[: valid.shape[0], : valid.shape[1]] = valid
+    return padded
+
+
+def fit_image(image: np.ndarray, size: int) -> tuple[np.ndarray, float, tuple[int, int]]:
+    """Resize an image (H, W, 3) to fit a square, keeping its proportions, and pad it at the right and below.
+
+    Returns:
+        uint8 (size, size, 3); the scale, exact for both axes; height and width of the image in the square.
+    """
+    scale = size / max(image.shape[:2])
+    if min(image.shape[:2]) * scale < 1:  # a line of pixels, which stays one
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    elif scale != 1:
+        # By the factor: by the size, the rounded one, the axes would have slightly different scales.
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    return pad_image(image, size), scale, image.shape[:2]
+
+
+MIN_INSIDE = 0.5
+
+
+class OrientedImages:
+    """Training source: whole images resized to fit a square, mirrored at random.
+
+    Args:
+        images: folder of the images (png, jpg, tif, bmp, webp), or several.
+        annotations: folder of the ``.txt`` (DOTA) or ``.xml`` (DIOR-R) files of the same names, or several.
+        classes: names of the classes, in the order of the labels.
+        size: side of the square in pixels.
+        flip: mirror horizontally and vertically, each with probability 0.5.
+        split: a file that lists the images to take, by name or path, or several; all by default.
+        keep_empty: train on images without objects as well.
+        train_difficult: train on difficult objects as on others.
+        leave_out: classes that the annotations may have, but that are not trained on.
+        ignore_below: objects whose upright box has a side below this many pixels of the resized image are
+            neither objects nor background.
+        name: of the task, for messages.
+
+    Raises:
+        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`; also if no image has an object to
+            train on.
+    """
+
+    def __init__(
+        self,
+        images: Folders,
+        annotations: Folders,
+        classes: Sequence[str],
+        *,
+        size: int = 1024,
+        flip: bool = True,
+        split: Lists = None,
+        keep_empty: bool = True,
+        train_difficult: bool = False,
+        leave_out: Sequence[str] = (),
+        ignore_below: float = 0.0,
+        name: str = "labeled",
+    ) -> None:
+        self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
+        self.classes, self.size, self.flip, self.name = self.samples.classes, size, flip, name
+        self.train_difficult, self.ignore_below = train_difficult, ignore_below
+        filled = [index for index in range(len(self.samples)) if self._has_objects(index)]
+        if not filled:
+            raise DataError(
+                f"{self.samples.folders}: all objects are marked as difficult, so that there is nothing to "
+                "train on; set train_difficult"
+            )
+        self._kept = np.arange(len(self.samples)) if keep_empty else np.array(filled)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Load an image with all random draws from ``rng``.
+
+        Returns:
+            ``image`` uint8 (S, S, 3), padded right and below; ``boxes`` float32 (n, 5), le90, in its pixels;
+            ``labels`` int64 (n,); ``ignored`` float32 (m, 5), neither objects nor background; ``name``;
+            ``shape`` (height, width) of the resized image; ``original`` (height, width) of the file;
+            ``scale``, pixels of the resized image per pixel of the file; ``valid`` bool tensor (H, W), false
+            where the file has no data, None if it has data everywhere.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        horizontal, vertical = (bool(value) for value in rng.random(2) < 0.5) if self.flip else (False, False)
+        ignoring = self.train_difficult, self.ignore_below
+        return _load(self.samples, int(self._kept[index]), self.size, *ignoring, horizontal, vertical)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image file, from its header."""
+        return self.samples.size(int(self._kept[index]))
+
+    def _has_objects(self, index: int) -> bool:
+        difficult = self.samples.objects(index).difficult
+        return len(difficult) > 0 and (self.train_difficult or not difficult.all())
+
+
+class OrientedValidation(Dataset):
+    """Whole images of one task, resized to fit a square, with all their objects.
+
+    Args:
+        images: as for :class:`OrientedImages`.
+        annotations: likewise; None for images without ground truth.
+        classes: names of the classes, in the order of the labels.
+        task: name of the task.
+        size: side of the square in pixels.
+        split: as for :class:`OrientedImages`.
+        leave_out: likewise.
+
+    Raises:
+        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`.
+    """
+
+    def __init__(
+        self,
+        images: Folders,
+        annotations: Folders | None,
+        classes: Sequence[str],
+        task: str,
+        *,
+        size: int = 1024,
+        split: Lists = None,
+        leave_out: Sequence[str] = (),
+    ) -> None:
+        self.samples = AnnotatedImages(images, annotations, classes, split, leave_out)
+        self.classes, self.task, self.size = self.samples.classes, task, size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As :meth:`OrientedImages.load`, unmirrored; also ``objects``, in pixels of the file, ``task``."""
+        item = _load(self.samples, index, self.size)
+        return {**item, "objects": self.samples.objects(index), "task": self.task}
+
+
+def _load(
+    samples: AnnotatedImages,
+    index: int,
+    size: int,
+    train_difficult: bool = False,
+    ignore_below: float = 0.0,
+    horizontal: bool = False,
+    vertical: bool = False,
+) -> dict[str, Any]:
+    image, valid = read_image_with_valid(samples.path(index))
+    original = image.shape[:2]
+    square, scale, (height, width) = fit_image(image, size)
+    if horizontal or vertical:
+        pixels = square[:height, :width]
+        pixels[:] = pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1].copy()
+    trained, ignored = _sorted_out(samples.objects(index), original, train_difficult, ignore_below / scale)
+    boxes, others = (
+        to_boxes(flip_polygons(part.polygons * np.float32(scale), height, width, horizontal, vertical))
+        for part in (trained, ignored)
+    )
+    return {
+        "image": square,
+        "boxes": boxes,
+        "labels": trained.labels,
+        "ignored": others,
+        "name": samples.name(index),
+        "shape": (height, width),
+        "original": original,
+        "scale": scale,
+        "valid": None if valid is None else torch.from_numpy(valid),
+    }
+
+
+def _sorted_out(
+    objects: Objects, shape: tuple[int, int], train_difficult: bool, ignore_below: float
+) -> tuple[Objects, Objects]:
+    """Objects to train on, and those that are neither objects nor background; sizes in pixels of the file."""
+    inside = share_inside(objects.polygons, (0, 0, shape[1], shape[0]))
+    trained = inside >= MIN_INSIDE
+    if not train_difficult:
+        trained &= ~objects.difficult
+    x1, y1, x2, y2 = enclosing_boxes(objects.polygons).T
+    trained &= np.minimum(x2 - x1, y2 - y1) >= ignore_below
+    return objects.select(trained), objects.select(~trained & (inside > 0))
+
+
+class ObjectsCollate:
+    """Stacks images of several tasks, ordered by task; boxes stay lists, as their number differs.
+
+    Args:
+        tasks: names of the tasks, in the order of the model.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = list(tasks)
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch.
+
+        Returns:
+            ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task; lists
+            ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes`` (height, width without padding),
+            ``scales``, ``names``; ``skipped``: an empty list. Of validation images also ``name``, ``task``,
+            ``objects``, in pixels of the files, and ``valid``, where the files have data.
+        """
+        images = np.stack([sample["image"] for sample in samples])
+        batch = {
+            "images": torch.from_numpy(images).permute(0, 3, 1, 2),
+            "counts": self._counts(samples),
+            **{f"{key}s": [sample[key] for sample in samples] for key in ("shape", "scale", "name")},
+            "skipped": [],
+        }
+        for key in ("boxes", "labels", "ignored"):
+            batch[key] = [torch.from_numpy(sample[key]) for sample in samples]
+        if "task" in samples[0]:
+            keys = ("name", "task", "objects", "valid")
+            batch |= {key: [sample[key] for sample in samples] for key in keys}
+        return batch
+
+    def _counts(self, samples: list[dict[str, Any]]) -> list[int]:
+        if "task" in samples[0]:
+            present = [self.tasks.index(sample["task"]) for sample in samples]
+        else:
+            present = [sample["source"] for sample in samples]
+        return [present.count(task) for task in range(len(self.tasks))]
+
+
+def objects_loader(
+    sources: Sequence[OrientedImages],
+    batch_sizes: Sequence[int],
+    seed: int,
+    placement: Placement,
+    about: Mapping[str, Any] | None = None,
+) -> TrainingData:
+    """Endless loader of batches of several tasks, ordered by task.
+
+    Args:
+        sources: training images of each task.
+        batch_sizes: images of each per step and process.
+        seed: seed of order and mirroring.
+        placement: this process's part.
+        about: what checkpoints say of the run beside the classes of its tasks.
+
+    Raises:
+        DataError: a task has fewer images than one global step takes.
+    """
+    sampler = build_sampler(sources, batch_sizes, seed, placement)
+    collate = ObjectsCollate([source.name for source in sources])
+    metainfo = {"tasks": {source.name: source.classes for source in sources}, **(about or {})}
+    return TrainingData(build_loader(sources, sampler, collate, metainfo, placement), sampler, 0)
+
+
+def objects_validation_loader(parts: Sequence[OrientedValidation], placement: Placement) -> DataLoader:
+    """Loader of validation images of one or several tasks, one a batch."""
+    images = {part.task: part for part in parts}
+    metainfo = {"tasks": {task: part.classes for task, part in images.items()}}
+    return whole_images_loader(images, ObjectsCollate(list(images)), metainfo, placement)

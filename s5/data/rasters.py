@@ -1,0 +1,399 @@
+"""Read rasters through GDAL (rasterio), whole or by windows, with any number of bands and any sample type.
+
+Every TIFF goes through :class:`Raster`, and so does every PNG that is not plain 8-bit. No-data is one notion,
+however a file expresses it: a no-data value, NaN, an internal or external mask, or an alpha band.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+from rasterio import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader, MemoryFile
+from rasterio.rpc import RPC
+from rasterio.windows import Window
+
+from s5.data.errors import ImageError, is_utf8
+
+logger = logging.getLogger(__name__)
+
+# For the whole process: a filter around every call would not be safe in threads. A plain TIFF or PNG has no
+# map coordinates, which is no concern here.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+# rasterio logs all that GDAL says on the way to an error as information; the exception, and with it our
+# ImageError, has the text. GDAL's warnings still are logged.
+logging.getLogger("rasterio").setLevel(logging.WARNING)
+
+_SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a copy reduced to about this side
+_CACHE_BYTES = 256 << 20  # holds the strips of a row of windows, so that each is decoded once
+_PAGE = re.compile(r"\((\d+)P x (\d+)L")  # size of a page, as GDAL describes it
+_RESTORE = "Restore it from its source"
+
+
+class Georeference(NamedTuple):
+    """Where on the earth an image is.
+
+    Attributes:
+        crs: reference system of the map coordinates; None where the file does not name it.
+        transform: from columns and rows to map coordinates; None where only points or a camera model say it.
+        gcps: ground control points, in ``crs``, of an image without a transform.
+        rpcs: rational polynomials from longitude, latitude and height to pixels (a camera model).
+    """
+
+    crs: CRS | None
+    transform: Affine | None
+    gcps: tuple[GroundControlPoint, ...] = ()
+    rpcs: RPC | None = None
+
+    def profile(self) -> dict[str, Any]:
+        """What :func:`rasterio.open` takes to write an image of the same size at the same location."""
+        values = {"crs": self.crs, "transform": self.transform, "gcps": self.gcps, "rpcs": self.rpcs}
+        return {name: value for name, value in values.items() if value}
+
+
+class Raster:
+    """An open raster, read by windows as uint8 RGB.
+
+    The first three bands are taken, of one or two bands the first, repeated. Sample types other than uint8
+    are stretched to 0..255 (complex numbers by their magnitude); the limits are measured once, on a reduced
+    read of the whole image, so that neighbouring windows look alike and memory stays bounded.
+
+    A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the
+    no-data value or NaN. Such pixels are 0, and so is a single band without data.
+
+    Attributes:
+        height: rows of the whole image.
+        width: columns of the whole image.
+        declares_no_data: whether the file has a no-data value, a mask, an alpha band or a transparent colour.
+        may_lack_data: whether it does, or its sample type has NaN.
+        note: what the user should know of how it is read; empty if nothing.
+    """
+
+    def __init__(self, dataset: DatasetReader, path: str | Path, note: str = "") -> None:
+        self._dataset, self._path, self.note = dataset, path, note
+        self.height, self.width = int(dataset.height), int(dataset.width)
+        self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
+        dtype = dataset.dtypes[0]
+        self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
+        self._colors = _color_map(dataset)
+        declared = [dataset.nodatavals[band - 1] for band in self._bands]
+        self._nodata = [nodata_value(value, self._dtype) for value in declared]
+        with decoding(path):
+            self._alpha = self._find_alpha()
+            self._has_mask = has_mask(dataset)
+            deep = self._dtype != np.uint8
+            self.declares_no_data = (
+                self._alpha is not None
+                or self._has_mask
+                or any(value is not None for value in self._nodata)
+                or (self._dtype.kind in "fc" and any(value is not None for value in declared))  # NaN
+                or (self._colors is not None and bool((self._colors[:, 3] == 0).any()))
+            )
+            self.may_lack_data = self.declares_no_data or self._dtype.kind in "fc"
+            self._limits = self._measure() if deep else None
+
+    def read(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """The window as uint8 (height, width, 3) RGB; the whole image by default. No-data is 0."""
+        return self.read_with_valid(top, left, height, width)[0]
+
+    def read_with_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The window, and bool (height, width) where it has data; None if that is everywhere."""
+        window = Window(
+            left, top, self.width if width is None else width, self.height if height is None else height
+        )
+        with decoding(self._path):
+            pixels = self._dataset.read(self._bands, window=window)  # (bands, height, width)
+            has_data = self._has_data(pixels)
+            valid = self._valid(has_data, window=window)
+            image = self._as_rgb(pixels, has_data)
+        if valid is None or valid.all():
+            return image, None
+        image[~valid] = 0
+        return image, valid
+
+    def _as_rgb(self, pixels: np.ndarray, has_data: np.ndarray | None) -> np.ndarray:
+        """uint8 (height, width, 3) of the bands as stored."""
+        if self._colors is not None:
+            return self._colors[:, :3][pixels[0]]
+        if self._limits is not None:
+            pixels = stretch(_real(pixels), *self._limits)
+            if has_data is not None:
+                pixels[~has_data] = 0
+        if len(pixels) == 1:
+            return np.repeat(pixels[0][..., None], 3, axis=2)
+        return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+    def _measure(self) -> tuple[float, float]:
+        sample = self._sample(self._bands)
+        has_data = self._has_data(sample)
+        valid = self._valid(has_data, out_shape=sample.shape[1:])
+        counts = np.ones(sample.shape, bool) if has_data is None else has_data
+        return stretch_limits(_real(sample), counts if valid is None else counts & valid)
+
+    def _sample(self, bands: list[int]) -> np.ndarray:
+        """Some bands (bands, h, w) of the whole image, reduced by leaving pixels out."""
+        factor = max(1, math.ceil(max(self.height, self.width) / _SAMPLE_SIDE))
+        shape = (len(bands), math.ceil(self.height / factor), math.ceil(self.width / factor))
+        return self._dataset.read(bands, out_shape=shape)
+
+    def _has_data(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Where single bands have data by their values, bool like ``pixels``; None if that is everywhere."""
+        if self._dtype.kind not in "fc" and all(value is None for value in self._nodata):
+            return None
+        has_data = np.isfinite(pixels)
+        for band, value in enumerate(self._nodata):
+            if value is not None:
+                has_data[band] &= pixels[band] != value
+        return has_data
+
+    def _valid(
+        self,
+        has_data: np.ndarray | None,
+        window: Window | None = None,
+        out_shape: tuple[int, ...] | None = None,
+    ) -> np.ndarray | None:
+        """Where pixels have data, bool (h, w), from their values, the alpha band and the mask."""
+        parts = [] if has_data is None else [has_data.any(0)]
+        if self._alpha is not None:
+            parts.append(self._dataset.read(self._alpha, window=window, out_shape=out_shape) > 0)
+        if self._has_mask:
+            parts.append(self._dataset.read_masks(1, window=window, out_shape=out_shape) > 0)
+        if self._colors is not None and (self._colors[:, 3] == 0).any():
+            index = self._dataset.read(1, window=window, out_shape=out_shape)
+            parts.append(self._colors[:, 3][index] > 0)
+        return np.logical_and.reduce(parts) if parts else None
+
+    def _find_alpha(self) -> int | None:
+        """The band that says where the image is transparent, if there is one.
+
+        GDAL marks the fourth band of every 8-bit file of four bands as alpha unless its writer objects, so
+        near infrared often bears that mark. An alpha band holds the lowest and highest values, but for a few
+        pixels at the edges; other bands hardly ever. Conversely, some writers leave the last band without a
+        mark: it is alpha if it holds nothing but these two values, and the others are constant where it is 0.
+        """
+        kinds = self._dataset.colorinterp
+        bands = [band for band, kind in enumerate(kinds, 1) if kind == ColorInterp.alpha]
+        unmarked = not bands and len(kinds) in (2, 4) and kinds[-1] == ColorInterp.undefined
+        band = len(kinds) if unmarked else next(iter(bands), 0)
+        if not band or band in self._bands:
+            return None
+        sample = self._sample([band])[0]
+        top = np.iinfo(self._dtype).max if self._dtype.kind in "iu" else 1
+        between = np.count_nonzero((sample > 0) & (sample < top))
+        if not unmarked:
+            return band if 2 * between < sample.size else None
+        zeros, tops = np.count_nonzero(sample == 0), np.count_nonzero(sample == top)
+        if not zeros or not tops or zeros + tops < sample.size:
+            return None
+        empty = self._sample(self._bands)[:, sample == 0]
+        return band if (empty == empty[:, :1]).all() else None
+
+
+@contextmanager
+def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[Raster]:
+    """Open a raster for reading by windows.
+
+    Args:
+        source: a TIFF, or the bytes of a PNG.
+        path: the file that the bytes are of, for messages.
+
+    Raises:
+        ImageError: the file is missing or damaged.
+    """
+    path = path or str(source)
+    with _open_noted(source, path) as (dataset, note):
+        with decoding(path):
+            if not isinstance(source, bytes):
+                _read_last_pixel(dataset)
+            raster = Raster(dataset, path, note)
+        yield raster
+
+
+def size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a TIFF.
+
+    Raises:
+        ImageError: the file is missing, damaged or cut off.
+    """
+    with open_dataset(path) as dataset, decoding(path):
+        _read_last_pixel(dataset)
+        return int(dataset.height), int(dataset.width)
+
+
+def read_georeference(path: str | Path) -> Georeference | None:
+    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml, _RPC.TXT); None if neither says.
+
+    Raises:
+        ImageError: the file is missing or damaged.
+    """
+    with open_dataset(path) as dataset, decoding(path):
+        if not dataset.transform.is_identity:  # rasterio's way to say that there is none
+            return Georeference(dataset.crs, dataset.transform, rpcs=dataset.rpcs)
+        gcps, crs = dataset.gcps
+        if gcps or dataset.rpcs:
+            return Georeference(crs or dataset.crs, None, tuple(gcps), dataset.rpcs)
+        return None
+
+
+@contextmanager
+def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[DatasetReader]:
+    """Open a TIFF (of several pages the largest), or a PNG or BMP from its bytes, as a rasterio dataset.
+
+    Raises:
+        ImageError: the file is missing or damaged, or GDAL cannot open a file of its name.
+    """
+    with _open_noted(source, path or str(source)) as (dataset, _):
+        yield dataset
+
+
+@contextmanager
+def _open_noted(source: str | Path | bytes, path: str | Path) -> Iterator[tuple[DatasetReader, str]]:
+    """The dataset, and what the user should know of its pages."""
+    note = ""
+    # Files beside it (.aux.xml, .msk, .tfw) are tried by name: pools have a million files in a folder, which
+    # GDAL would otherwise list for every image.
+    options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+    with rasterio.Env(**options), ExitStack() as opened:
+        with decoding(path):  # not around the caller's own errors
+            if isinstance(source, bytes):
+                driver = "BMP" if source.startswith(b"BM") else "PNG"
+                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver=driver))
+            else:
+                _require_utf8(source)
+                dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
+                page, note = _largest_page(dataset)
+                if page is not None:
+                    dataset = opened.enter_context(rasterio.open(page, driver="GTiff"))
+        if note:
+            _warn_once(f"{path}: {note}")
+        yield dataset, note
+
+
+@contextmanager
+def decoding(path: str | Path) -> Iterator[None]:
+    """Turn whatever the decoder raises into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        hint = "Use fewer workers, or save it in parts"
+        raise ImageError(path, "there is not enough memory to decode it", hint) from error
+    except Exception as error:
+        reason = str(error.__cause__ or error) or type(error).__name__
+        raise ImageError(path, f"damaged or unsupported ({reason})", _RESTORE) from error
+
+
+def _read_last_pixel(dataset: DatasetReader) -> None:
+    """Find out early that a TIFF is cut off, or that a damaged header claims billions of rows."""
+    dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
+
+
+def _require_utf8(path: str | Path) -> None:
+    if not is_utf8(path):
+        hint = "Rename the file (convmv -r -f gbk -t utf8 --notest FOLDER, with the encoding that it has)"
+        raise ImageError(path, "TIFFs whose path is not UTF-8 cannot be opened by GDAL", hint)
+
+
+def _largest_page(dataset: DatasetReader) -> tuple[str | None, str]:
+    """GDAL's name of the page with the most pixels, of equal ones the first, and what to say of it.
+
+    The name is None if it is the open one; nothing is said of a single page.
+    """
+    pages = dataset.subdatasets
+    if len(pages) < 2:
+        return None, ""
+    about = dataset.tags(ns="SUBDATASETS")
+    sizes = []
+    for number in range(1, len(pages) + 1):
+        found = _PAGE.search(about.get(f"SUBDATASET_{number}_DESC", ""))
+        sizes.append((int(found[2]), int(found[1])) if found else (0, 0))
+    best = max(range(len(pages)), key=lambda i: sizes[i][0] * sizes[i][1])
+    height, width = sizes[best]
+    return pages[best] if best else None, (
+        f"of {len(pages)} pages, only the largest is read: page {best + 1}, {height}x{width} (height x "
+        "width). If the others are bands or further images, save them as bands of one page or as single files"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def _color_map(dataset: DatasetReader) -> np.ndarray | None:
+    """uint8 (256, 4) RGBA of a palette image of 8 bits, else None."""
+    if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette or dataset.dtypes[0] != "uint8":
+        return None
+    colors = np.zeros((256, 4), np.uint8)
+    colors[:, 3] = 255
+    for value, rgba in dataset.colormap(1).items():
+        colors[value] = rgba
+    return colors
+
+
+def has_mask(dataset: DatasetReader) -> bool:
+    """Whether the file has an internal or external mask, which holds for all bands."""
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and not {MaskFlags.alpha, MaskFlags.nodata} & set(flags)
+
+
+def nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
+    """The no-data value in the type of the pixels; None if there is none that a pixel can have.
+
+    GDAL keeps it as float64, which many float32 values are not equal to.
+    """
+    if value is None or math.isnan(value):  # NaN is no-data anyway
+        return None
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return dtype.type(int(value)) if value.is_integer() and limits.min <= value <= limits.max else None
+    with np.errstate(over="ignore"):
+        return dtype.type(value)
+
+
+def _real(pixels: np.ndarray) -> np.ndarray:
+    return np.abs(pixels) if np.iscomplexobj(pixels) else pixels
+
+
+PERCENTILES = (0.5, 99.5)
+"""Percentiles of the values that become 0 and 255."""
+
+
+def stretch_limits(pixels: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float]:
+    """The values that become 0 and 255: :data:`PERCENTILES` of the pixels that are ``valid``."""
+    values = pixels[valid] if valid is not None else pixels.ravel()
+    if values.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(values, PERCENTILES)
+    return float(low), float(high)
+
+
+def stretch(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map ``low``..``high`` linearly to 0..255 (uint8), values outside clipped, NaN to 0."""
+    scale = 255.0 / (high - low) if high > low else 0.0
+    # float32 holds these types exactly, but not numbers of 32 bits and more.
+    exact = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
+    wide: type[np.floating] = np.float32 if exact else np.float64
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are clipped, NaN becomes 0
+        scaled = (pixels.astype(wide) - wide(low)) * wide(scale)
+    return np.clip(np.rint(np.nan_to_num(scaled, nan=0.0)), 0, 255).astype(np.uint8)

@@ -1,0 +1,224 @@
+"""Datasets of the training sources and of the validation split.
+
+Workers only decode and do geometry, on uint8. Everything photometric is drawn here as a few numbers per image
+and applied in batches on the model's device (:mod:`s5.ops.photometric`, :mod:`s5.ops.cutmix`).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from s5.data.crops import CropParams, crop_image, crop_mask, draw_crop, valid_mask
+from s5.data.draws import Photometric, StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
+from s5.data.errors import DataError, ImageError
+from s5.data.image_io import read_image_with_valid
+from s5.data.labels import IGNORE, LabelTable
+from s5.data.masks import read_ids
+from s5.data.sampler import Draw
+from s5.data.splits import Sample, Split
+
+MAX_SUBSTITUTES = 20
+
+
+@dataclass(frozen=True)
+class WeakAugmentation:
+    """The weak view: random scale, crop, quarter turns and flips (paper, S4P section).
+
+    Attributes:
+        size: side of the square crop in pixels.
+        scale: range of the factor by which the image is resized before the crop.
+        flip: horizontal and vertical flips, each with probability 0.5.
+        rotate: a random multiple of 90 degrees.
+    """
+
+    size: int = 512
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    rotate: bool = True
+
+    def draw(self, rng: np.random.Generator, image: np.ndarray) -> CropParams:
+        """Draw the crop of ``image`` (H, W, 3)."""
+        height, width = image.shape[:2]
+        return draw_crop(rng, height, width, self.size, self.scale, self.flip, self.rotate)
+
+
+class Source(Protocol):
+    """What :class:`MultiSourceDataset` needs of a source."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Load image ``index`` with all random draws taken from ``rng``."""
+        ...
+
+
+def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read an image and its mask; where the image has no data, the mask is ignored.
+
+    Returns:
+        The image (H, W, 3), train ids (H, W), and bool (H, W), false where the image has no data; None if it
+        has data everywhere.
+
+    Raises:
+        DataError: the line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
+            the table.
+    """
+    if sample.mask is None:
+        raise DataError(f"{sample.name}: the split line has no mask; labeled lines are `image mask`")
+    image, valid = read_image_with_valid(sample.image)
+    label = read_ids(sample.mask, table)
+    if image.shape[:2] != label.shape:
+        raise DataError(
+            f"{sample.mask}: mask of {label.shape[0]}x{label.shape[1]} pixels for an image of "
+            f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}; they must be equal"
+        )
+    if valid is not None:
+        label = np.where(valid, label, np.uint8(IGNORE))
+    return image, label, valid
+
+
+class LabeledImages:
+    """Labeled training images: weak view and train ids, 255 where padded, ignored or without data.
+
+    Args:
+        split: the images and their masks.
+        table: classes of the masks.
+        weak: geometry of the crops.
+        name: name for messages.
+        photometric: ranges of the photometric augmentation, which the model applies; None for none.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        table: LabelTable,
+        weak: WeakAugmentation,
+        name: str = "labeled",
+        photometric: Photometric | None = None,
+    ) -> None:
+        self.split, self.table, self.weak, self.name = split, table, weak, name
+        self.photometric = photometric
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``, and the ``photometric`` row if any."""
+        sample = self.split.sample(index)
+        image, label, _ = read_labeled(sample, self.table)
+        crop = self.weak.draw(rng, image)
+        item = {"image": crop_image(image, crop), "label": crop_mask(label, crop), "name": sample.name}
+        if self.photometric is not None:
+            item["photometric"] = draw_photometric(rng, self.photometric)
+        return item
+
+
+class UnlabeledImages:
+    """Unlabeled training images: weak view, where it is padding, and the draws of its strong views.
+
+    Pixels without data are padding: they count nowhere.
+
+    An unreadable file is replaced by another image, drawn from the same generator; what was skipped travels
+    with the sample to the main process, which logs it and enforces the permitted share.
+
+    Args:
+        split: the images; with ``stored``, every line has the path of a pseudo-label mask as its second part.
+        weak: geometry of the weak view.
+        strong: ranges of the strong views.
+        views: number of strong views.
+        stored: table of the stored pseudo-label masks (255 = no pseudo-label), or None.
+        name: name for messages.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        weak: WeakAugmentation,
+        strong: StrongAugmentation,
+        views: int = 1,
+        stored: LabelTable | None = None,
+        name: str = "unlabeled",
+    ) -> None:
+        self.split, self.weak, self.strong, self.views = split, weak, strong, views
+        self.stored, self.name = stored, name
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """``image`` (S, S, 3), ``padding`` (S, S) 0 or 255, and the draws of the strong views."""
+        image, stored, valid, sample, skipped = self._read(index, rng)
+        crop = self.weak.draw(rng, image)
+        empty = None if valid is None else np.where(valid, np.uint8(0), np.uint8(IGNORE))
+        item = {
+            "image": crop_image(image, crop),
+            "padding": valid_mask(crop) if empty is None else crop_mask(empty, crop),
+            "photometric": np.stack([draw_photometric(rng, self.strong) for _ in range(self.views)]),
+            "boxes": np.stack([draw_cutmix_box(rng, self.weak.size, self.strong) for _ in range(self.views)]),
+            "name": sample.name,
+            "skipped": skipped,
+        }
+        if stored is not None:
+            item["stored"] = crop_mask(stored, crop)
+        return item
+
+    def _read(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, Sample, list[tuple[str, str]]]:
+        skipped: list[tuple[str, str]] = []
+        for _ in range(MAX_SUBSTITUTES):
+            sample = self.split.sample(index)
+            try:
+                if self.stored is not None:
+                    return *read_labeled(sample, self.stored), sample, skipped
+                image, valid = read_image_with_valid(sample.image)
+                return image, None, valid, sample, skipped
+            except ImageError as error:
+                skipped.append((sample.name, str(error)))
+                index = int(rng.integers(len(self.split)))
+        raise DataError(
+            f"{self.split.path}: {MAX_SUBSTITUTES} images in a row cannot be read, the last: {skipped[-1][1]}"
+        )
+
+
+class MultiSourceDataset(Dataset):
+    """Loads the :class:`~s5.data.sampler.Draw` it is asked for from the source that the draw names."""
+
+    def __init__(self, sources: list[Source], seed: int, metainfo: dict[str, Any] | None = None) -> None:
+        self.sources, self.seed = sources, seed
+        self.metainfo = metainfo or {}
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, draw: Draw | None) -> dict[str, Any] | None:
+        if draw is None:
+            return None
+        rng = sample_rng(self.seed, draw.source, draw.position)
+        item = self.sources[draw.source].load(draw.item, rng)
+        return {**item, "source": draw.source, "position": draw.position}
+
+
+class ValidationImages(Dataset):
+    """Whole validation images of one task with their train ids."""
+
+    def __init__(self, split: Split, table: LabelTable, task: str) -> None:
+        self.split, self.table, self.task = split, table, task
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.split.sample(index)
+        image, label, _ = read_labeled(sample, self.table)
+        return {
+            "images": torch.from_numpy(image).permute(2, 0, 1),
+            "labels": torch.from_numpy(label),
+            "names": sample.name,
+            "tasks": self.task,
+        }

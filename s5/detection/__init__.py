@@ -1,0 +1,1 @@
+"""Oriented detection: network, training, evaluation, prediction and submission."""

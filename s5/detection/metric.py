@@ -1,0 +1,215 @@
+"""Average precision of one task of a detector, exact under any number of processes."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch.distributed as dist
+from mmengine.evaluator import BaseMetric
+from torch.utils.data import DataLoader
+
+from s5.data.oriented.annotations import Objects
+from s5.data.oriented.average_precision import THRESHOLDS, Matches, Precision, average_precision, match
+from s5.data.oriented.detections import Detections, make_detections
+from s5.data.oriented.merge import NMS_THRESHOLD, merge_objects, merge_windows
+from s5.data.oriented.samples import read_whole
+from s5.data.oriented.sources import OrientedValidation
+from s5.detection.config import DetConfig
+from s5.training.command import naming
+from s5.training.launch import host_group
+
+logger = logging.getLogger(__name__)
+
+AT_50, AT_75 = THRESHOLDS.index(0.5), THRESHOLDS.index(0.75)
+COLUMN = 12  # characters
+Item = TypeVar("Item")
+Found = dict[str, tuple[Detections, Objects]]
+
+
+class DetectionMetric(BaseMetric):
+    """mAP and AP of every class of one task, in percent.
+
+    ``mAP50``, ``mAP75`` and ``mAP50:95`` (mean over the IoU thresholds 0.5, 0.55 ... 0.95) are by 11 points,
+    as DOTA and DIOR-R are scored; with ``_area`` behind, the area under the curve. ``AP50.<class>`` is by 11
+    points. Classes without objects are not averaged in; difficult objects count neither as found nor as
+    missed.
+
+    Every image counts once, by its name, whatever process had it, and in the order of the names, so that the
+    scores do not depend on the number of processes.
+
+    With ``merge``, the images are windows of larger ones (see :mod:`s5.data.oriented.merge`): the scores are
+    those of the whole images, and those of the windows follow as ``windows.mAP50`` ...
+
+    Args:
+        classes: names of the classes, by label.
+        task: whose images are counted.
+        prefix: scores are named ``<prefix>/mAP50``, or ``mAP50`` without one.
+        merge: put windows together before scoring.
+        whole: objects of the whole images by name, for ``merge``; without
+            them, those of the windows together.
+        nms: IoU above which detections of overlapping windows are one, for ``merge``.
+
+    Attributes:
+        precision: of the last evaluation, of the whole images with ``merge``; in the main process only.
+    """
+
+    default_prefix = ""  # mmengine asks for one
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        task: str,
+        prefix: str = "",
+        merge: bool = False,
+        whole: Mapping[str, Objects] | None = None,
+        nms: float = NMS_THRESHOLD,
+    ) -> None:
+        super().__init__(prefix=prefix)
+        self.classes, self.task, self.merge = tuple(classes), task, merge
+        self.whole, self.nms = whole, nms
+        self.precision: Precision | None = None
+        self._matches: dict[str, Matches] = {}
+        self._windows: Found = {}
+
+    def process(self, data_batch: Mapping[str, Sequence], data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Take the detections of the task's images in a batch.
+
+        Args:
+            data_batch: lists ``name``, ``task`` and ``objects``, as
+                :class:`~s5.data.oriented.sources.OrientedValidation` gives them.
+            data_samples: ``pred_instances`` with ``bboxes`` (n, 5), ``scores`` and ``labels``, in pixels of
+                the image file.
+        """
+        batch = (data_batch[key] for key in ("name", "task", "objects"))
+        for name, task, objects, sample in zip(*batch, data_samples, strict=True):
+            if task != self.task:
+                continue
+            found = detections_of(sample["pred_instances"])
+            self._matches[name] = match(found, objects, len(self.classes))
+            if self.merge:
+                self._windows[name] = found, objects
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Scores of everything processed since the last call, by all processes together."""
+        matches, windows = gather(self._matches), gather(self._windows)
+        self._matches, self._windows = {}, {}
+        outcome: list[Any] = [None]
+        if matches is not None and windows is not None:
+            outcome = [self.compute_metrics((matches, windows))]
+        if dist.is_initialized():
+            dist.broadcast_object_list(outcome, 0, group=host_group())
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        return {prefix + name: value for name, value in outcome[0].items()}
+
+    def compute_metrics(self, results: tuple[dict[str, Matches], Found]) -> dict[str, float]:
+        """Scores of matches, and of windows to be merged, by name of the image; logs the table of classes."""
+        matches, windows = results
+        precision = average_precision([matches[name] for name in sorted(matches)], len(self.classes))
+        if not self.merge:
+            return self._report(precision)
+        whole = self._whole(windows)
+        parts = [match(*whole[name], len(self.classes)) for name in sorted(whole)]
+        of_windows = {f"windows.{name}": value for name, value in _means(precision).items()}
+        return self._report(average_precision(parts, len(self.classes))) | of_windows
+
+    def _whole(self, found: Found) -> Found:
+        """Detections and objects of the whole images that the windows are of."""
+        merged = merge_windows(((name, detections) for name, (detections, _) in found.items()), self.nms)
+        objects = self.whole
+        if objects is None:
+            objects = merge_objects((name, part) for name, (_, part) in sorted(found.items()))
+        return {image: (merged[image], objects[image]) for image in merged}
+
+    def _report(self, precision: Precision) -> dict[str, float]:
+        self.precision = precision
+        logger.info("%s\n%s", self.task, self._table(precision))
+        own = zip(self.classes, 100 * precision.eleven_points[:, AT_50], strict=True)
+        return _means(precision) | {f"AP50.{name}": float(value) for name, value in own}
+
+    def _table(self, precision: Precision) -> str:
+        width = max(len(name) for name in self.classes) + 2
+        heads = ("objects", "detections", "recall50", "AP50", "AP75", "AP50:95")
+        lines = [f"{'class':<{width}}" + "".join(f"{head:>{COLUMN}}" for head in heads)]
+        for i, name in enumerate(self.classes):
+            ap = precision.eleven_points[i]
+            values = 100 * np.array([precision.recall[i, AT_50], ap[AT_50], ap[AT_75], ap.mean()])
+            cells = "".join(f"{value:{COLUMN}.2f}" for value in values)
+            counts = f"{precision.objects[i]:{COLUMN}d}{precision.detections[i]:{COLUMN}d}"
+            lines.append(f"{name:<{width}}{counts}{cells}")
+        lines.append("  ".join(f"{name} {value:.2f}" for name, value in _means(precision).items()))
+        return "\n".join(lines)
+
+
+def _means(precision: Precision) -> dict[str, float]:
+    """Means over the classes that have objects, in percent; NaN without any."""
+    present = precision.objects > 0
+    scores: dict[str, float] = {}
+    for values, end in ((precision.eleven_points, ""), (precision.area, "_area")):
+        mean = 100 * values[present].mean(0) if present.any() else np.full(len(THRESHOLDS), np.nan)
+        scores |= {
+            f"mAP50{end}": float(mean[AT_50]),
+            f"mAP75{end}": float(mean[AT_75]),
+            f"mAP50:95{end}": float(mean.mean()),
+        }
+    return scores
+
+
+def detections_of(instances: Mapping[str, Any]) -> Detections:
+    """Detections from a model's ``bboxes`` (n, 5), ``scores`` and ``labels``."""
+    boxes = instances["bboxes"]
+    boxes = getattr(boxes, "tensor", boxes)  # mmrotate's box type around a tensor
+    return make_detections(*(values.cpu() for values in (boxes, instances["scores"], instances["labels"])))
+
+
+def gather(items: dict[str, Item]) -> dict[str, Item] | None:
+    """What all processes have, in the main process; None in the others."""
+    if not dist.is_initialized():
+        return items
+    parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(items, parts, group=host_group())
+    return None if parts is None else {name: item for part in parts for name, item in part.items()}
+
+
+def images_of(loader: DataLoader) -> dict[str, OrientedValidation]:
+    """The images of each task that a loader of :func:`s5.detection.experiment.build_val_loader` has."""
+    parts: Iterable[OrientedValidation] = loader.dataset.datasets  # type: ignore[attr-defined]
+    return {part.task: part for part in parts}
+
+
+def is_merged(cfg: DetConfig, task: str, part: str) -> bool:
+    """Whether the images of a task are windows, whose detections are put together."""
+    section = cfg.tasks[task]
+    return section.whole is not None if section.test is None or part == "val" else section.test.windows
+
+
+def build_metrics(
+    cfg: DetConfig, classes: Mapping[str, Sequence[str]], loader: DataLoader, part: str = "val"
+) -> list[DetectionMetric]:
+    """Scores of the tasks whose images have annotations, named ``<task>/mAP50`` ...
+
+    Labels of whole images are read here, so that what is wrong with them is said before anything runs.
+
+    Args:
+        cfg: the configuration.
+        classes: names of the classes of each task.
+        loader: of the images of ``part``.
+        part: "val" or "test".
+
+    Raises:
+        DataError: the labels of whole images are missing or wrong; names the first files.
+    """
+    images = images_of(loader)
+    metrics = []
+    for task, names in classes.items():
+        section = cfg.tasks[task]
+        if getattr(section, part).annotations is None:
+            continue
+        whole = None
+        if part == "val" and section.whole is not None:
+            with naming(f"tasks.{task}.whole"):
+                folder = cfg.data_root / section.whole
+                whole = read_whole(folder, images[task].samples.names, names, section.leave_out)
+        merge = is_merged(cfg, task, part)
+        metrics.append(DetectionMetric(names, task, task, merge, whole, cfg.model.nms))
+    return metrics

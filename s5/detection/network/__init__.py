@@ -1,0 +1,23 @@
+"""Oriented R-CNN for several tasks on one ViT, built from the parts of mmdetection and mmrotate."""
+
+import contextlib
+import io
+
+# When imported, also later by their registries, both print which optional packages they do without, into
+# output that programs may read.
+with contextlib.redirect_stdout(io.StringIO()):
+    import mmdet.datasets  # noqa: F401
+    import mmdet.models  # noqa: F401
+    import mmrotate.datasets  # noqa: F401
+    import mmrotate.models  # noqa: F401
+
+from s5.detection.network.detector import (
+    DetectionModel,
+    MultiTaskDetector,
+    build_detector,
+    build_head,
+    on_data,
+)
+from s5.detection.network.oriented_rcnn import Settings
+
+__all__ = ["DetectionModel", "MultiTaskDetector", "Settings", "build_detector", "build_head", "on_data"]

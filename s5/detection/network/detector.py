@@ -1,0 +1,258 @@
+"""One detector for several datasets: a shared ViT, once per batch, and an Oriented R-CNN per task."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from mmdet.structures import DetDataSample, SampleList
+from mmengine.structures import InstanceData
+from mmrotate.structures.bbox import RotatedBoxes
+from torch import Tensor, nn
+
+from s5.backbones.vit import ViT
+from s5.detection.network.oriented_rcnn import OrientedRCNN, Settings
+from s5.segmentation.windows import to_unit
+from s5.training.model import TaskModel
+
+
+class MultiTaskDetector(nn.Module):
+    """Oriented R-CNN for any number of tasks on one ViT.
+
+    The images of a batch are ordered by task. The backbone runs once on all of them; FPN, RPN and RoI head
+    of a task run on its slice. With one task this is plain Oriented R-CNN.
+
+    Attributes:
+        backbone: the encoder, shared by all tasks.
+        heads: neck, RPN and RoI head of each task, in the order of the batch.
+    """
+
+    def __init__(self, backbone: ViT, heads: Mapping[str, OrientedRCNN]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the batch."""
+        return tuple(self.heads)
+
+    def loss(
+        self, images: Tensor, samples: SampleList, counts: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Losses by part of every task in the batch.
+
+        Args:
+            images: (B, 3, H, W), normalised, ordered by task; H and W divisible by 32.
+            samples: their ground truth.
+            counts: images of each task.
+        """
+        parts = self._parts(images, samples, counts)
+        return {task: head.loss(features, own) for task, head, features, own in parts}
+
+    def predict(
+        self, images: Tensor, samples: SampleList, counts: Sequence[int], rescale: bool = True
+    ) -> list[InstanceData]:
+        """Detections of every image: rotated boxes, scores, labels; arguments as of :meth:`loss`.
+
+        Args:
+            images: (B, 3, H, W), normalised, ordered by task.
+            samples: what is known of them (shapes, scale).
+            counts: images of each task.
+            rescale: boxes in pixels of the image file instead of those of the input.
+        """
+        parts = self._parts(images, samples, counts)
+        return [found for _, head, features, own in parts for found in head.predict(features, own, rescale)]
+
+    def predict_all(
+        self, images: Tensor, samples: SampleList, rescale: bool = True
+    ) -> dict[str, list[InstanceData]]:
+        """Detections of the same images by every task; arguments as of :meth:`predict`.
+
+        A dense backbone computes its feature maps once for all heads; one with experts goes through once with
+        the images repeated for every task.
+        """
+        count = len(images)
+        if self.backbone.experts:
+            repeated = images.repeat(len(self.heads), 1, 1, 1), [*samples] * len(self.heads)
+            found = self.predict(*repeated, [count] * len(self.heads), rescale)
+            return {task: found[i * count : (i + 1) * count] for i, task in enumerate(self.heads)}
+        maps = self.backbone(images)
+        heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
+        return {task: head.predict(head.neck(maps), samples, rescale) for task, head in heads.items()}
+
+    def _parts(
+        self, images: Tensor, samples: SampleList, counts: Sequence[int]
+    ) -> Iterator[tuple[str, OrientedRCNN, tuple[Tensor, ...], SampleList]]:
+        """Task, head, the neck's feature maps and the samples of each task in the batch."""
+        maps = self.backbone(images, counts if self.backbone.experts else None)
+        slices = zip(*(level.split(list(counts)) for level in maps), strict=True)
+        first = 0
+        for (task, head), part, count in zip(self.heads.items(), slices, counts, strict=True):
+            if count:
+                own = samples[first : first + count]
+                yield task, cast(OrientedRCNN, head), cast(OrientedRCNN, head).neck(part), own
+            first += count
+
+
+def build_detector(
+    backbone: str,
+    tasks: Mapping[str, int],
+    img_size: int = 1024,
+    *,
+    expert_channels: int = 0,
+    drop_path: float = 0.1,
+    norm_eps: float = 1e-5,
+    activation_checkpointing: bool = False,
+    settings: Settings | None = None,
+) -> MultiTaskDetector:
+    """Build a backbone with an Oriented R-CNN per task, randomly initialised.
+
+    Args:
+        backbone: name in `VARIANTS`.
+        tasks: number of classes by task, in the order of the batch.
+        img_size: image size in pixels of the positional embedding.
+        expert_channels: task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
+        drop_path: stochastic depth rate of the last block.
+        norm_eps: epsilon of the norms in the blocks.
+        activation_checkpointing: recompute the blocks in the backward pass to save memory.
+        settings: of Oriented R-CNN; the published ones if left out.
+    """
+    vit = ViT(
+        backbone,
+        img_size,
+        drop_path,
+        norm_eps,
+        activation_checkpointing=activation_checkpointing,
+        experts=tuple(tasks) if expert_channels else (),
+        expert_channels=expert_channels,
+    )
+    heads = {name: build_head(vit.variant.width, count, settings) for name, count in tasks.items()}
+    return MultiTaskDetector(vit, heads)
+
+
+def build_head(width: int, num_classes: int, settings: Settings | None = None) -> OrientedRCNN:
+    """Neck, RPN and RoI head of a task on feature maps of ``width`` channels, with the published settings."""
+    return OrientedRCNN(width, num_classes, settings or Settings())
+
+
+class DetectionModel(TaskModel):
+    """mmengine model around a :class:`~s5.detection.network.detector.MultiTaskDetector`.
+
+    Args:
+        detector: the network.
+        dtype: autocast type of the matrix work; None is float32. Geometry and losses are float32 in any case.
+        weights: factor of each task in the loss; 1 if left out.
+    """
+
+    def __init__(
+        self,
+        detector: MultiTaskDetector,
+        dtype: torch.dtype | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(dtype)
+        self.detector = detector
+        self.weights = dict(weights or {})
+
+    @property
+    def network(self) -> MultiTaskDetector:
+        """What is saved and loaded as weights."""
+        return self.detector
+
+    def forward(
+        self, images: Tensor, counts: Sequence[int], mode: str = "predict", **batch: Any
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Losses or detections of a batch that is ordered by task.
+
+        Args:
+            images: (B, 3, S, S) uint8, padded at the right and bottom.
+            counts: images of each task.
+            mode: ``loss`` or ``predict``.
+            batch: ``shapes`` (height, width) of the images without padding, ``scales`` from the image file to
+                the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image;
+                to predict, ``valid`` may say where the image files have data, see :func:`on_data`, None for
+                everywhere.
+
+        Returns:
+            ``loss``: ``loss`` and ``loss_<task>_<part>``. ``predict``: of each image ``pred_instances`` with
+            ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+        """
+        with self.autocast():
+            inputs = self._prepare(to_unit(images))
+            if mode == "loss":
+                return self._total(self.detector.loss(inputs, self._samples(images, batch, True), counts))
+            found = self.detector.predict(inputs, self._samples(images, batch, False), counts)
+        valid = batch.get("valid") or [None] * len(found)
+        return [
+            {"pred_instances": on_data(_as_dict(result), where)}
+            for result, where in zip(found, valid, strict=True)
+        ]
+
+    def predict_all(
+        self, images: Tensor, shapes: Sequence[tuple[int, int]], scales: Sequence[float]
+    ) -> dict[str, list[dict[str, Tensor]]]:
+        """Detections of the same images by every task, from one pass of the network.
+
+        Args:
+            images: (B, 3, S, S) uint8, padded at the right and bottom.
+            shapes: height and width of the images without padding.
+            scales: from the image file to the input.
+
+        Returns:
+            By task, of each image ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+        """
+        samples = self._samples(images, {"shapes": shapes, "scales": scales}, False)
+        with self.autocast():
+            found = self.detector.predict_all(self._prepare(to_unit(images)), samples)
+        return {task: [_as_dict(result) for result in results] for task, results in found.items()}
+
+    def _total(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        weighted = [
+            self.weights.get(task, 1.0) * value for task, parts in losses.items() for value in parts.values()
+        ]
+        logged = {
+            f"loss_{task}_{part}": value for task, parts in losses.items() for part, value in parts.items()
+        }
+        return {"loss": torch.stack(weighted).sum(), **logged}
+
+    def _samples(self, images: Tensor, batch: dict[str, Any], labeled: bool) -> list[DetDataSample]:
+        side = tuple(images.shape[-2:])
+        samples = []
+        for i, (shape, scale) in enumerate(zip(batch["shapes"], batch["scales"], strict=True)):
+            meta = {"img_shape": shape, "pad_shape": side, "batch_input_shape": side}
+            sample = DetDataSample(metainfo={**meta, "scale_factor": (scale, scale)})
+            if labeled:
+                sample.gt_instances = self._instances(batch["boxes"][i], batch["labels"][i])
+                sample.ignored_instances = self._instances(batch["ignored"][i])
+            samples.append(sample)
+        return samples
+
+    def _instances(self, boxes: Tensor, labels: Tensor | None = None) -> InstanceData:
+        instances = InstanceData(bboxes=RotatedBoxes(boxes.to(self.device)))
+        if labels is not None:
+            instances.labels = labels.to(self.device)
+        return instances
+
+
+def on_data(found: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]:
+    """Drop detections whose centre lies where the image has no data.
+
+    Args:
+        found: ``bboxes`` (n, 5) in pixels of the image, and other tensors of n rows.
+        valid: bool (H, W), false where the image has no data; of a centre outside, the nearest pixel decides.
+            None if it has data everywhere.
+    """
+    if valid is None:
+        return found
+    height, width = valid.shape
+    columns, rows = found["bboxes"][:, :2].floor().long().unbind(1)
+    kept = valid.to(columns.device)[rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
+    return {name: values[kept] for name, values in found.items()}
+
+
+def _as_dict(found: InstanceData) -> dict[str, Tensor]:
+    return {"bboxes": _tensor(found.bboxes), "scores": found.scores, "labels": found.labels}
+
+
+def _tensor(boxes: RotatedBoxes | Tensor) -> Tensor:
+    return boxes.tensor if isinstance(boxes, RotatedBoxes) else boxes

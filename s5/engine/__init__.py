@@ -1,1 +1,0 @@
-"""Training: configuration, checkpoints, optimisation, logging and launching."""

@@ -1,1 +1,0 @@
-"""Trained detectors: what they find in images, written, scored and submitted."""

@@ -1,1 +1,0 @@
-"""Prediction of image files, large ones too, by one process or several."""

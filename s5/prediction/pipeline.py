@@ -1,0 +1,150 @@
+"""Items of a generator that a thread makes while the others are worked on."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from s5.data.errors import ImageError
+from s5.data.image_io import image_size, read_image_with_valid
+from s5.data.prepare.patches import Decoded, Readable
+from s5.data.rasters import open_raster
+from s5.prediction.sources import Source
+from s5.segmentation.windows import Rows
+
+T = TypeVar("T")
+
+
+def ahead(items: Generator[T], count: int) -> Generator[T]:
+    """The items of a generator, ``count`` of them made in advance.
+
+    Everything in the generator runs in one thread, its end included: it may hold open what belongs to a
+    thread, as rasterio's files do.
+
+    Raises:
+        Exception: what the generator raises.
+    """
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            waiting: deque[Future] = deque(thread.submit(next, items, end) for _ in range(count))
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            thread.submit(items.close).result()
+
+
+class Lanes:
+    """Runs jobs that release Python's lock (coding of images) while the main thread goes on.
+
+    Args:
+        count: threads.
+        waiting: jobs that may wait or run before :meth:`submit` waits for the oldest; bounds the memory.
+    """
+
+    def __init__(self, count: int, waiting: int) -> None:
+        self._lanes = [ThreadPoolExecutor(1) for _ in range(count)]
+        self._waiting = waiting
+        self._pending: deque[Future] = deque()
+
+    def __enter__(self) -> "Lanes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the jobs end that have been handed over."""
+        for lane in self._lanes:
+            lane.shutdown()
+
+    def submit(self, lane: int, job: Callable[..., object], *args: object) -> Future:
+        """Hand over a job; jobs of the same lane (modulo their number) run one after the other.
+
+        Raises:
+            Exception: what an earlier job raised.
+        """
+        while len(self._pending) >= self._waiting:
+            self._pending.popleft().result()
+        self._pending.append(self._lanes[lane % len(self._lanes)].submit(job, *args))
+        return self._pending[-1]
+
+    def wait(self) -> None:
+        """Wait for all jobs.
+
+        Raises:
+            Exception: what the first that failed raised.
+        """
+        while self._pending:
+            self._pending.popleft().result()
+
+
+AHEAD = 2  # images read in advance
+AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
+
+
+def columns(image: Readable, left: int, right: int) -> Rows:
+    """The columns [left, right) of an image as the image to predict."""
+
+    def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pixels, valid = image.read_with_valid(top, left, bottom - top, right - left)
+        return torch.from_numpy(pixels).permute(2, 0, 1), None if valid is None else torch.from_numpy(valid)
+
+    return Rows(image.height, right - left, read)
+
+
+class Reading:
+    """An image that is being read, and given up when it is taken: large ones must not stay in memory."""
+
+    def __init__(self, future: Future) -> None:
+        self._futures = [future]
+
+    def take(self) -> Decoded:
+        """The image, once.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        pixels, valid = self._futures.pop().result()
+        return Decoded(pixels, valid=valid)
+
+
+def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | None]]:
+    """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        ahead: deque[tuple[int, tuple[Source, Reading | None]]] = deque()
+        for source in sources:
+            size = 0 if source.is_tiff else _bytes(source.path)
+            while ahead and sum(waiting for waiting, _ in ahead) + size > AHEAD_BYTES:
+                yield ahead.popleft()[1]
+            reading = None if source.is_tiff else Reading(pool.submit(read_image_with_valid, source.path))
+            ahead.append((size, (source, reading)))
+            if len(ahead) > AHEAD:
+                yield ahead.popleft()[1]
+        while ahead:
+            yield ahead.popleft()[1]
+
+
+def _bytes(path: Path) -> int:
+    """Of an image in memory, by its header; 0 of one without, of which reading says what is wrong."""
+    try:
+        height, width = image_size(path)
+    except ImageError:
+        return 0
+    return 3 * height * width
+
+
+@contextmanager
+def open_pixels(source: Source, image: Reading | None) -> Iterator[Readable]:
+    """The pixels of an image of :func:`read_ahead`, in memory or read when they are needed.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if image is not None:
+        yield image.take()
+        return
+    with open_raster(source.path) as raster:
+        yield raster

@@ -1,0 +1,158 @@
+"""Write pictures a band after the other; they appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+from s5.data.image_io import write_image, write_mask
+from s5.data.rasters import Georeference
+
+_MASK_ROWS = 256  # rows of a mask that are filled at a time
+
+
+class BandWriter(Protocol):
+    """Takes the bands of one picture, which together cover it."""
+
+    def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Take some pixels.
+
+        Args:
+            top: their first row.
+            left: their first column.
+            band: uint8 (rows, columns) or (rows, columns, 3) RGB.
+            valid: bool (rows, columns), false where the image has no data; None if it has data everywhere.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Put the whole picture into its place."""
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+class PngWriter:
+    """A PNG, which is encoded at the end: grey without change of values, or RGB.
+
+    RGB is transparent where there are no data, and has no alpha channel if there are data everywhere.
+
+    Args:
+        path: where to; missing folders are made.
+        height: rows of the picture.
+        width: columns of the picture.
+    """
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        self._path = path
+        self._size = (height, width)
+        self._picture: np.ndarray | None = None
+        self._valid: np.ndarray | None = None
+
+    def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Take some pixels."""
+        if self._picture is None:
+            self._picture = np.empty((*self._size, *band.shape[2:]), np.uint8)
+        window = np.s_[top : top + band.shape[0], left : left + band.shape[1]]
+        self._picture[window] = band
+        if valid is not None and band.ndim == 3:
+            if self._valid is None:
+                self._valid = np.ones(self._size, bool)
+            self._valid[window] = valid
+
+    def finish(self) -> None:
+        """Encode and write."""
+        assert self._picture is not None
+        if self._picture.ndim == 2:
+            write_mask(self._path, self._picture)
+        else:
+            write_image(self._path, self._picture, valid=self._valid)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the pixels."""
+        self._picture = self._valid = None
+
+
+class TiffWriter:
+    """A compressed TIFF, of which only some rows are in memory.
+
+    Where there are no data, RGB gets an internal mask, and a single channel the tag of its no-data value.
+
+    Args:
+        path: where to; missing folders are made.
+        height: rows of the picture.
+        width: columns of the picture.
+        channels: 1, or 3 for RGB.
+        place: where on the earth it is, if that is known.
+        nodata: value of a single channel where there are no data; None for RGB.
+        declared: tag the no-data value in any case, also if no pixel turns out to lack data.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        height: int,
+        width: int,
+        channels: int,
+        place: Georeference | None,
+        nodata: int | None = None,
+        declared: bool = False,
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        self._nodata, self._has_mask = nodata, False
+        self._file = rasterio.open(
+            self._temporary,
+            "w",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=channels,
+            dtype="uint8",
+            compress="deflate",
+            tiled=True,
+            bigtiff="if_safer",
+            photometric="rgb" if channels == 3 else "minisblack",
+            interleave="pixel",
+            nodata=nodata if declared else None,
+            **({} if place is None else place.profile()),
+        )
+
+    def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Write some pixels."""
+        planes = band[None] if band.ndim == 2 else band.transpose(2, 0, 1)
+        self._file.write(planes, window=Window(left, top, band.shape[1], band.shape[0]))
+        if valid is None:
+            return
+        if band.ndim == 3:
+            self._mask(top, left, valid)
+        elif self._file.nodata is None:
+            self._file.nodata = self._nodata
+
+    def _mask(self, top: int, left: int, valid: np.ndarray) -> None:
+        """Mark what has no data; the mask is made when the first such pixel comes."""
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            if not self._has_mask:
+                for row in range(0, self._file.height, _MASK_ROWS):  # it would begin as without data
+                    rows = min(_MASK_ROWS, self._file.height - row)
+                    full = np.full((rows, self._file.width), 255, np.uint8)
+                    self._file.write_mask(full, window=Window(0, row, self._file.width, rows))
+                self._has_mask = True
+            self._file.write_mask(valid, window=Window(left, top, valid.shape[1], valid.shape[0]))
+
+    def finish(self) -> None:
+        """Close the file and rename it."""
+        self._file.close()
+        self._temporary.replace(self._path)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Semantic segmentation: network, S4P and multi-dataset training, evaluation, prediction and submission."""

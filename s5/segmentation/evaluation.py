@@ -1,0 +1,200 @@
+"""Scores of a trained model on validation images, and the files that report them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from s5.data.image_io import write_image
+from s5.data.labels import LabelTable
+from s5.ops.confusion import scores
+from s5.segmentation.metrics import SegmentationMetric
+from s5.training.config import ConfigError
+from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
+
+SUMMARY = ("mIoU", "mIoU_no_background", "mF1", "mAcc", "aAcc")
+
+
+def check_classes(trained: Mapping[str, LabelTable], data: Mapping[str, LabelTable]) -> None:
+    """Refuse data of other tasks or classes than a model was trained for.
+
+    Raises:
+        ConfigError: names the task and both lists.
+    """
+    lacking = [task for task in data if task not in trained]
+    if lacking:
+        raise ConfigError(
+            f"the checkpoint has no task {', '.join(lacking)}; it has {', '.join(trained)}. Choose some of "
+            f"them with --tasks"
+        )
+    for task, table in data.items():
+        theirs, ours = trained[task].classes, table.classes
+        if theirs != ours:
+            raise ConfigError(
+                f"task {task}: the checkpoint was trained for the classes {', '.join(theirs)}, the "
+                f"configuration has {', '.join(ours)}"
+            )
+
+
+def write_reports(
+    folder: Path, metrics: Sequence[SegmentationMetric], settings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write the scores of every task: ``scores.json``, and per task two CSV files and a picture.
+
+    Args:
+        folder: where to.
+        metrics: after their evaluation.
+        settings: what was evaluated and how, by task; goes into ``scores.json``.
+    """
+    report = {}
+    for metric in metrics:
+        matrix, table = metric.matrix, metric.table
+        means = mean_scores(metric)
+        report[metric.task] = {
+            **settings[metric.task],
+            **means,
+            "classes": class_table(matrix, table.classes),
+        }
+        write_class_csv(folder / f"{metric.task}_classes.csv", matrix, table.classes)
+        write_confusion_csv(folder / f"{metric.task}_confusion.csv", matrix, table.classes)
+        title = f"{metric.task}: mIoU {means['mIoU']:.2f}, per true class in percent"
+        picture = draw_confusion(matrix, table.classes, title)
+        write_image(folder / f"{metric.task}_confusion.png", picture)
+    write_json(folder / SCORES_FILE, report)
+
+
+def mean_scores(metric: SegmentationMetric) -> dict[str, float]:
+    """The scores over all classes, in percent."""
+    values = scores(metric.matrix, metric.table.background)
+    return {name: 100 * value for name, value in values.items() if isinstance(value, float)}
+
+
+def summary(metrics: Sequence[SegmentationMetric]) -> str:
+    """A table with a line per task, and the mean over several; says where a task has no score."""
+    return summary_table({metric.task: mean_scores(metric) for metric in metrics}, SUMMARY)
+
+
+PER_CLASS = ("IoU", "F1", "Precision", "Recall", "Acc")
+
+CELL_SIZES = (64, 48, 22, 10, 4)  # pixels; the largest that keeps the matrix within MATRIX_SIDE is taken
+MATRIX_SIDE = 1100
+NUMBERS_FROM = 48  # pixels of a cell in which a number can be read
+NAMES_FROM = 22
+MARGIN = 16
+TEXT = 15  # height of letters in pixels
+DARK = (20, 20, 20)
+GREY = (225, 225, 225)  # classes without a pixel
+LOW, HIGH = np.array([255.0, 255.0, 255.0]), np.array([8.0, 69.0, 148.0])  # 0 % and 100 %
+
+
+def class_table(matrix: Tensor, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Scores of every class in percent (NaN where undefined), and its true and predicted pixels."""
+    values = scores(matrix)
+    true, predicted = matrix.sum(1).tolist(), matrix.sum(0).tolist()
+    return {
+        name: {
+            **{measure: 100 * values[measure][i] for measure in PER_CLASS},  # type: ignore[literal-required]
+            "pixels": true[i],
+            "predicted_pixels": predicted[i],
+        }
+        for i, name in enumerate(classes)
+    }
+
+
+def write_class_csv(path: Path, matrix: Tensor, classes: Sequence[str]) -> None:
+    """Write one line per class: scores in percent (empty where undefined) and pixels."""
+    columns = (*PER_CLASS, "pixels", "predicted_pixels")
+    rows = class_table(matrix, classes).items()
+    write_csv(path, [["class", *columns], *([name, *map(number_cell, row.values())] for name, row in rows)])
+
+
+def write_confusion_csv(path: Path, matrix: Tensor, classes: Sequence[str]) -> None:
+    """Write pixel counts: a line per true class, a column per predicted one."""
+    rows = zip(classes, matrix.tolist(), strict=True)
+    write_csv(path, [["true \\ predicted", *classes], *([name, *row] for name, row in rows)])
+
+
+def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> np.ndarray:
+    """Draw a confusion matrix; every row (true class) adds up to 100 %.
+
+    Args:
+        matrix: pixel counts (K, K), rows = ground truth.
+        classes: names, any script.
+        title: first line of the picture.
+
+    Returns:
+        uint8 (H, W, 3) RGB. Numbers are left out of matrices with very many classes.
+    """
+    counts = matrix.double().numpy()
+    with np.errstate(invalid="ignore"):
+        shares = counts / counts.sum(1, keepdims=True)
+    cell = next((size for size in CELL_SIZES if size * len(classes) <= MATRIX_SIDE), CELL_SIZES[-1])
+    names = list(classes) if cell >= NAMES_FROM else [""] * len(classes)
+    names_width = max(_text_width(name) for name in names) + MARGIN
+    left = 2 * MARGIN + TEXT + names_width
+    top = 2 * (MARGIN + TEXT) + names_width + MARGIN
+    side = cell * len(classes)
+    width = max(left + side + MARGIN, 2 * MARGIN + _text_width(title))
+    canvas = np.full((top + side + MARGIN, width, 3), 255, np.uint8)
+    canvas[top : top + side, left : left + side] = _cells(shares, cell)
+    _text(canvas, title, MARGIN, MARGIN + TEXT)
+    _text(canvas, "predicted", left, 2 * (MARGIN + TEXT))
+    _upright(canvas, "ground truth", MARGIN, top + side)
+    for i, name in enumerate(names):
+        middle = i * cell + (cell + TEXT) // 2 - 2
+        _text(canvas, name, left - MARGIN // 2 - _text_width(name), top + middle)
+        _upright(canvas, name, left + middle - TEXT, top - MARGIN // 2)
+    if cell >= NUMBERS_FROM:
+        _numbers(canvas[top:, left:], shares, cell)
+    return canvas
+
+
+def _cells(shares: np.ndarray, cell: int) -> np.ndarray:
+    colors = LOW + np.nan_to_num(shares)[..., None] * (HIGH - LOW)
+    colors[np.isnan(shares)] = GREY
+    cells = colors.round().astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
+    if cell >= NAMES_FROM:  # lines between the cells
+        cells[::cell] = cells[:, ::cell] = GREY
+    return cells
+
+
+def _numbers(canvas: np.ndarray, shares: np.ndarray, cell: int) -> None:
+    for row, column in np.argwhere(shares >= 0.0005):
+        share = shares[row, column]
+        text = "100" if share >= 0.9995 else f"{100 * share:.1f}"
+        x = column * cell + (cell - _text_width(text)) // 2
+        color = (255, 255, 255) if share > 0.5 else DARK
+        _text(canvas, text, x, row * cell + (cell + TEXT) // 2 - 2, color)
+
+
+def _font() -> cv2.FontFace:
+    return cv2.FontFace("sans")  # comes with OpenCV; draws all scripts, unlike its older fonts
+
+
+def _text_width(text: str) -> int:
+    if not text:
+        return 0
+    x, _, width, _ = cv2.getTextSize((1 << 14, 64), text, (0, 0), _font(), TEXT, 400)
+    return x + width
+
+
+def _text(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int] = DARK) -> None:
+    """Write from (x, y) on, y being the line that the letters stand on."""
+    patch = np.ascontiguousarray(canvas)
+    cv2.putText(patch, text, (int(x), int(y)), color, _font(), TEXT, 400)
+    if patch is not canvas:
+        canvas[:] = patch
+
+
+def _upright(canvas: np.ndarray, text: str, x: int, y: int) -> None:
+    """Write upwards from (x, y), x being the left side of the letters."""
+    if not text:
+        return
+    width, height = _text_width(text) + 2, TEXT + 8
+    strip = np.full((height, width, 3), 255, np.uint8)
+    _text(strip, text, 0, TEXT)
+    turned = np.rot90(strip)
+    canvas[y - width : y, x : x + height] = np.minimum(canvas[y - width : y, x : x + height], turned)

@@ -1,0 +1,165 @@
+"""The configuration of multi-dataset fine-tuning, ``Semantic_Segmentation/configs/rsseg.yaml``."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from s5.segmentation.multi_dataset import TaskLoss
+from s5.training.command import check_task_names
+from s5.training.config import (
+    Crop,
+    InferenceConfig,
+    ModelConfig,
+    OptimConfig,
+    PhotometricConfig,
+    Positive,
+    RunConfig,
+    ScaleRange,
+    Section,
+    Share,
+    SkipConfig,
+)
+
+
+class FoldersConfig(Section):
+    """A folder of images and one of masks of the same names."""
+
+    images: Path
+    masks: Path
+
+
+class HoldOutConfig(Section):
+    """A share of the training images kept back for validation."""
+
+    hold_out: Annotated[Share, Field(gt=0, lt=1)]
+
+
+def _kind(value: object) -> str:
+    """How images are given, so that an error is about that kind alone."""
+    if isinstance(value, HoldOutConfig) or (isinstance(value, dict) and "hold_out" in value):
+        return "hold_out"
+    return "folders" if isinstance(value, dict | FoldersConfig) else "file"
+
+
+Score = Literal["mIoU", "mF1", "mIoU_no_background", "mF1_no_background"]
+SplitFile = Annotated[Path, Tag("file")]
+Folders = Annotated[FoldersConfig, Tag("folders")]
+HoldOut = Annotated[HoldOutConfig, Tag("hold_out")]
+
+
+class EvaluationConfig(InferenceConfig):
+    """How the validation images of a task are predicted, and by which score its best weights are chosen."""
+
+    metric: Score = "mIoU"
+
+
+class LossConfig(Section):
+    """What a task adds to the loss."""
+
+    kind: Literal["ce", "ce_dice", "focal"] = "ce"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    def loss(self) -> TaskLoss:
+        """The same for the model."""
+        return TaskLoss(self.kind, self.weight)
+
+
+class TaskConfig(ScaleRange):
+    """One dataset; paths are relative to ``data_root`` unless absolute.
+
+    ``photometric`` has the published values by default; ``false`` trains without.
+    """
+
+    labels: str | dict[str, Any]
+    train: Annotated[SplitFile | Folders, Discriminator(_kind)]
+    val: Annotated[SplitFile | Folders | HoldOut, Discriminator(_kind)]
+    batch_size: Positive = 12
+    photometric: PhotometricConfig | None = PhotometricConfig()
+    loss: LossConfig = LossConfig()
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("photometric", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        """``false`` for none, ``true`` for the defaults, as of ``flip`` and ``rotate``."""
+        if value is False:
+            return None
+        return PhotometricConfig() if value is True else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_validation(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        if isinstance(values, dict) and values.get("val") is None:
+            raise ValueError(
+                "no validation images. The best weights are chosen on them: set val to a split file, to "
+                "{images: FOLDER, masks: FOLDER}, or to {hold_out: 0.1} to keep back a tenth of train"
+            )
+        return values
+
+
+class MDFModelConfig(ModelConfig):
+    """The network; a backbone named ``vit_b_moe`` has experts unless their channels are 0, ``vit_b`` none."""
+
+    expert_channels: Annotated[int, Field(ge=0)] = 256
+
+
+class MDFOptimConfig(OptimConfig):
+    """AdamW with the published values of fine-tuning."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class MDFScheduleConfig(SkipConfig):
+    """Length and intervals in epochs.
+
+    An epoch is as many whole steps as the images of the dataset that takes longest suffice for.
+    ``lr_per_epoch`` changes the learning rate once an epoch instead of every step. The best weights of
+    several tasks are chosen by the mean of ``best_metric`` (None: the metric of each task) over
+    ``best_tasks`` (None: all).
+    """
+
+    epochs: Positive = 100
+    steps_per_epoch: Positive | None = None
+    lr_per_epoch: bool = False
+    best_metric: Score | None = None
+    best_tasks: tuple[str, ...] | None = None
+    val_interval: Positive = 5
+    checkpoint_interval: Positive = 1
+    keep_checkpoints: Positive = 2
+    log_interval: Positive = 50  # steps
+
+
+class MDFConfig(RunConfig):
+    """Everything one fine-tuning run depends on."""
+
+    data_root: Path
+    tasks: dict[str, TaskConfig]
+    crop: Crop = 512
+    workers: Annotated[int, Field(ge=0)] = 8
+    check: bool = True
+    model: MDFModelConfig = MDFModelConfig()
+    optim: MDFOptimConfig = MDFOptimConfig()
+    schedule: MDFScheduleConfig = MDFScheduleConfig()
+
+    _names_usable = field_validator("tasks")(check_task_names)
+
+    @model_validator(mode="after")
+    def _best_tasks_known(self) -> "MDFConfig":
+        chosen = self.schedule.best_tasks
+        unknown = [name for name in chosen or () if name not in self.tasks]
+        if unknown or chosen == ():
+            raise ValueError(
+                f"schedule.best_tasks {list(chosen or ())}: must name some of the tasks "
+                f"{', '.join(self.tasks)}, or be null for all"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _blur_fits(self) -> "MDFConfig":
+        for name, task in self.tasks.items():
+            if task.photometric is not None:
+                task.photometric.require_fit(self.crop, f"tasks.{name}.photometric", "crop")
+        return self

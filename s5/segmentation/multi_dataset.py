@@ -1,0 +1,119 @@
+"""Multi-dataset fine-tuning: one forward pass for the images of all tasks (paper, MoE-MDF section)."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy
+from s5.ops.photometric import apply_photometric
+from s5.segmentation.model import SegmentationModel
+from s5.segmentation.segmentor import Segmentor
+from s5.segmentation.windows import Inference, to_unit
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """What one task adds to the loss.
+
+    Attributes:
+        kind: ``ce`` cross-entropy, ``ce_dice`` its sum with the Dice loss, or ``focal``.
+        weight: factor of the task in the sum.
+    """
+
+    kind: Literal["ce", "ce_dice", "focal"] = "ce"
+    weight: float = 1.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of logits (B, K, H, W) against train ids (B, H, W), 255 ignored; without the weight."""
+        if self.kind == "focal":
+            return focal_loss(logits, labels)
+        loss = pixel_cross_entropy(logits, labels)
+        return loss if self.kind == "ce" else loss + dice_loss(logits, labels)
+
+
+class MultiDataset(SegmentationModel):
+    """A segmentor that is trained on several tasks at once.
+
+    The loss is the weighted sum of the tasks'. Tasks that have not started are frozen (:meth:`activate`):
+    they have no gradient, no optimizer step and no part in any reduction between processes.
+
+    Args:
+        segmentor: the network, with a head and possibly experts per task.
+        inference: how validation images of each task are predicted.
+        losses: loss of each task.
+        dtype: autocast type, None = float32.
+        max_blur_sigma: of each task with photometric augmentation, the largest sigma of its blur in pixels;
+            images of other tasks are left as they are.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        inference: Mapping[str, Inference],
+        losses: Mapping[str, TaskLoss],
+        dtype: torch.dtype | None = None,
+        max_blur_sigma: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(segmentor, inference, dtype)
+        self.losses = dict(losses)
+        self.max_blur_sigma = dict(max_blur_sigma or {})
+        self.active = set(segmentor.tasks)
+        self._frozen = {name for name, p in segmentor.named_parameters() if not p.requires_grad}
+
+    def loss(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        counts: Sequence[int],
+        photometric: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            images: (B, 3, H, W) uint8, ordered by task.
+            labels: (B, H, W) uint8 train ids of each image's task, 255 ignored.
+            counts: images of each task; 0 for tasks that have not started.
+            photometric: (B, 6) rows of :func:`~s5.ops.photometric.apply_photometric`; None changes nothing.
+
+        Returns:
+            ``loss``, and ``loss_<task>`` of each task in the batch, without its weight.
+        """
+        images = to_unit(images)
+        if photometric is not None:
+            images = self._augmented(images, photometric, counts)
+        with self.autocast():
+            logits = self.segmentor.forward_tasks(self._prepare(images), counts)
+        parts = dict(zip(self.segmentor.tasks, labels.split(list(counts)), strict=True))
+        losses = {task: self.losses[task](logits[task], parts[task]) for task in logits}
+        total = torch.stack([self.losses[task].weight * loss for task, loss in losses.items()]).sum()
+        return {"loss": total, **{f"loss_{task}": loss for task, loss in losses.items()}}
+
+    @torch.no_grad()
+    def _augmented(self, images: Tensor, photometric: Tensor, counts: Sequence[int]) -> Tensor:
+        """Photometric change of the tasks that have it, each with the blur kernel of its own range."""
+        if not self.max_blur_sigma:
+            return images
+        parts = list(images.split(list(counts)))
+        for i, (task, rows) in enumerate(
+            zip(self.segmentor.tasks, photometric.split(list(counts)), strict=True)
+        ):
+            if counts[i] and task in self.max_blur_sigma:
+                parts[i] = apply_photometric(parts[i], rows, self.max_blur_sigma[task])
+        return torch.cat(parts)
+
+    def activate(self, tasks: Collection[str]) -> None:
+        """Freeze heads and experts of all other tasks."""
+        self.active = set(tasks)
+        for task in self.segmentor.tasks:
+            for name, parameter in task_parameters(self.segmentor, task):
+                parameter.requires_grad_(task in self.active and name not in self._frozen)
+
+
+def task_parameters(segmentor: Segmentor, task: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and weights of the head and the experts of a task."""
+    head, expert = f"heads.{task}.", f".experts.{task}."
+    return ((name, p) for name, p in segmentor.named_parameters() if name.startswith(head) or expert in name)

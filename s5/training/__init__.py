@@ -1,0 +1,1 @@
+"""Training: configuration, launching, optimisation, hooks and logging, the same for all trees."""

@@ -1,0 +1,204 @@
+"""The outermost layer of a command: its common options, and errors without a traceback."""
+
+import argparse
+import re
+import signal
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from s5.backbones.variants import VARIANTS, get_variant
+from s5.checkpoints.loading import CheckpointError
+from s5.compat.attention import BackendError
+from s5.compat.mmcv_ext import ExtensionError
+from s5.data.command import escape_console
+from s5.data.errors import DataError
+from s5.data.worker_pool import explain_death
+from s5.training.config import ConfigError
+from s5.training.hooks.safety import NonFiniteLossError, SignalInterrupt
+from s5.training.launch import LaunchError, finish
+
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    LaunchError,
+    NonFiniteLossError,
+    ExtensionError,
+    BackendError,
+)
+
+# What PyTorch puts before the message of an error in a loader worker.
+FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
+
+
+def command_parser(
+    description: str, config: Path, backbones: Sequence[str] = tuple(VARIANTS), default: str = "vit_b"
+) -> argparse.ArgumentParser:
+    """A parser with the options that all commands of a tree share.
+
+    Args:
+        description: the module's docstring.
+        config: default configuration.
+        backbones: names that ``--backbone`` takes.
+        default: the backbone without it.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", default=str(config), help="YAML configuration")
+    parser.add_argument("--backbone", default=default, choices=backbones)
+    add_common_options(parser)
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """The options of all commands of all trees; ``aliases`` are further names of ``--cfg-options``."""
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    # Once needed for checkpoints with other objects in them; accepted so that earlier commands still run.
+    parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--cfg-options",
+        *aliases,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override configuration; may be given more than once",
+    )
+
+
+def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
+    """``--init-bands R,G,B``, short for ``--cfg-options init_bands=R,G,B``, for commands that train."""
+    parser.add_argument(
+        "--init-bands",
+        dest="cfg_options",
+        action="append",
+        type=lambda text: f"init_bands=[{text}]",
+        metavar="R,G,B",
+        help="channels of the initial weights' images that are red, green and blue, counted from 1: 3,2,1",
+    )
+
+
+def add_resume_option(parser: argparse.ArgumentParser) -> None:
+    """``--resume [PATH]``, for commands that train."""
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="PATH",
+        help="go on from the latest checkpoint of the work folder, or from PATH",
+    )
+
+
+def true_or_false(text: str) -> bool:
+    """``True`` or ``False`` of a command line, in any case.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Run ``main`` and return its exit code.
+
+    It is 1 after an error that its message explains, 130 after Ctrl-C, 128 + n after another signal n.
+    """
+    escape_console()
+    try:
+        return main()
+    except USER_ERRORS as error:
+        print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        explanation = explain_death(error)
+        if explanation is None:
+            raise
+        print("error:", explanation, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
+    finally:
+        finish()
+
+
+T = TypeVar("T")
+
+TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
+    """Refuse names that cannot name a module or a file; returns the tasks.
+
+    Raises:
+        ValueError: no task, or a bad name.
+    """
+    if not tasks:
+        raise ValueError("at least one dataset is needed")
+    taken = dir(nn.ModuleDict())
+    for name in tasks:
+        if not TASK_NAME.fullmatch(name) or name in taken:
+            raise ValueError(
+                f"{name!r} cannot name a task: a letter, then letters, digits, _ and -, and no name of "
+                f"an attribute of torch's modules such as 'keys' or 'type'"
+            )
+    twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
+    if twice:
+        raise ValueError(f"datasets of the same name: {', '.join(twice)}")
+    return tasks
+
+
+def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The tasks of a model that are wanted, in its order; all if none are named.
+
+    Raises:
+        ConfigError: unknown task; lists the known ones.
+    """
+    for task in wanted:
+        if task not in known:
+            raise ConfigError(f"unknown task {task!r}; this model's tasks: {', '.join(known)}")
+    return [task for task in known if task in wanted or not wanted]
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Errors say the key of the configuration whose data they are of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+
+
+MOE = "_moe"
+BACKBONES = (*VARIANTS, *(f"{name}{MOE}" for name in VARIANTS))
+"""Names that multi-task commands take: ``vit_b`` is dense, ``vit_b_moe`` has experts."""
+
+
+def dense_name(backbone: str) -> str:
+    """The name in :data:`~s5.backbones.variants.VARIANTS`."""
+    return backbone.removesuffix(MOE)
+
+
+def expert_channels(backbone: str, channels: int) -> int:
+    """Channels of the experts: 0 for a dense backbone, else those of the configuration.
+
+    Raises:
+        ConfigError: more than the backbone is wide.
+    """
+    if not backbone.endswith(MOE):
+        return 0
+    width = get_variant(dense_name(backbone)).width
+    if channels > width:
+        raise ConfigError(
+            f"model.expert_channels {channels}: {backbone} has {width} channels, so choose 0 (no experts) to "
+            f"{width} (nothing shared in the second linear layer), such as {width // 4}"
+        )
+    return channels

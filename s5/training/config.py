@@ -1,0 +1,302 @@
+"""Configurations, YAML or Python, read into validated objects.
+
+A configuration is a pydantic model, so an unknown key or a bad value is an error that names the key and lists
+what is valid. Values can be overridden from the command line as ``section.key=value``.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from s5.data.draws import Photometric
+from s5.segmentation.windows import Inference
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and value."""
+
+
+class Section(BaseModel):
+    """Base of all configuration sections: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+T = TypeVar("T", bound=Section)
+
+
+def load_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
+    """Read ``path`` into ``schema``, with ``section.key=value`` overrides applied on top.
+
+    Raises:
+        ConfigError: file missing, not YAML, unknown key, or a value of the wrong type or out of range.
+    """
+    return _validate(schema, path, _read_yaml(Path(path)), overrides)
+
+
+def load_python_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
+    """Read a Python configuration of mmengine into ``schema``, with overrides as in :func:`load_config`.
+
+    Names with a leading underscore are helpers of the file and not part of the configuration.
+
+    Raises:
+        ConfigError: as :func:`load_config`, or Python that does not run.
+    """
+    from mmengine.config import Config
+
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such configuration file (working folder: {Path.cwd()})")
+    try:
+        values = Config.fromfile(path).to_dict()
+    except Exception as error:  # whatever the code of the file raises
+        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+    public = {key: value for key, value in values.items() if not key.startswith("_")}
+    return _validate(schema, path, public, overrides)
+
+
+def _validate(schema: type[T], path: str | Path, values: dict[str, Any], overrides: list[str] | None) -> T:
+    for item in overrides or []:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--cfg-options {item!r}: expected section.key=value")
+        _set(values, key.split("."), _parse(item, text))
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(schema, values, problem)}" for problem in error.errors())
+        raise ConfigError(f"{path}: {error.error_count()} problem(s):\n{problems}") from None
+
+
+def save_config(config: Section, path: str | Path) -> None:
+    """Write the resolved configuration as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key_node, _), key in zip(node.value, keys, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is there twice; names in a section must differ", key_node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_bytes(), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file (working folder: {Path.cwd()})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    return values
+
+
+def _parse(item: str, text: str) -> Any:  # noqa: ANN401 - any YAML value
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--cfg-options {item!r}: not a YAML value: {error}") from None
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: ANN401 - any YAML value
+    for key in keys[:-1]:
+        child = values.get(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--cfg-options {'.'.join(keys)}: {key!r} is a value, not a section")
+        values[key] = dict(child)  # a copy, as a YAML alias shares one section between several keys
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _describe(schema: type[BaseModel], values: dict[str, Any], problem: Any) -> str:  # noqa: ANN401 - pydantic's
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    name = _key(values, problem["loc"], problem["type"] == "missing")
+    if problem["type"] == "extra_forbidden":
+        valid = sorted(_fields_at(schema, location[:-1]))
+        close = difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f" - did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {name!r}{hint} Valid here: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"{name}: required key is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | BaseModel):  # a rule about a whole section
+        return f"{name}: {message}" if name else message
+    return f"{name} = {problem['input']!r}: {message}"
+
+
+def _key(values: Any, location: Sequence[str | int], missing: bool) -> str:  # noqa: ANN401 - any YAML value
+    """The key as the user writes it: pydantic adds levels that name the alternative it tried."""
+    parts = []
+    for i, part in enumerate(location):
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list | tuple) and isinstance(part, int):
+            values = values[part]
+        elif not (missing and i == len(location) - 1):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _fields_at(schema: type[BaseModel], location: list[str]) -> set[str]:
+    """Valid keys of the section at ``location``, whose names of entries and alternatives are passed over."""
+    schemas = [schema]
+    for key in location:
+        fields = [s.model_fields[key] for s in schemas if key in s.model_fields]
+        if fields:
+            schemas = [section for field in fields for section in _sections(field.annotation)]
+    return {field for s in schemas for field in s.model_fields}
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
+    """The sections in a type such as ``dict[str, Section]`` or ``Path | Section``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Crop = Annotated[int, Field(ge=32, multiple_of=16)]  # patches of 16 pixels, of which two a side
+NORM_EPS = 1e-5  # of published weights, and of the published code also where it starts from MAE (1e-6)
+RGB = ("red", "green", "blue")
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class ScaleRange(Section):
+    """Geometry of training crops."""
+
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    flip: bool = True
+    rotate: bool = True
+
+    @model_validator(mode="after")
+    def _scale_ordered(self) -> "ScaleRange":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {self.scale}: the first value must not be larger than the second")
+        return self
+
+
+class PhotometricConfig(Section):
+    """Photometric augmentation; each ``*_p`` is the probability that the change is applied."""
+
+    jitter_p: Share = Photometric.jitter_p
+    brightness: Share = Photometric.brightness
+    contrast: Share = Photometric.contrast
+    saturation: Share = Photometric.saturation
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Photometric.hue
+    gray_p: Share = Photometric.gray_p
+    blur_p: Share = Photometric.blur_p
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = Photometric.blur_sigma
+
+    @model_validator(mode="after")
+    def _sigma_ordered(self) -> "PhotometricConfig":
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise ValueError(
+                f"blur_sigma {self.blur_sigma}: the first value must not be larger than the second"
+            )
+        return self
+
+    def require_fit(self, crop: int, key: str, crop_key: str) -> None:
+        """Refuse a blur whose kernel is wider than the crops.
+
+        Raises:
+            ValueError: names ``key`` and ``crop_key``, where the section and the crop are configured.
+        """
+        reach = math.ceil(3 * self.blur_sigma[1])
+        if reach >= crop:
+            raise ValueError(
+                f"{key}.blur_sigma {self.blur_sigma[1]} reaches {reach} pixels, more than {crop_key} {crop} "
+                "has; set a smaller sigma or larger crops"
+            )
+
+
+class InferenceConfig(Section):
+    """How validation images are predicted."""
+
+    mode: Literal["original", "resize", "slide_window"] = "slide_window"
+    crop: Positive = 512
+    stride: Positive = 384
+
+    @model_validator(mode="after")
+    def _stride_covers(self) -> "InferenceConfig":
+        if self.stride > self.crop:
+            raise ValueError(
+                f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost"
+            )
+        return self
+
+    def inference(self) -> Inference:
+        """The same for the model."""
+        return Inference(self.mode, self.crop, self.stride)
+
+
+class ModelConfig(Section):
+    """The network around the backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
+
+    decoder_channels: Positive = 256
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    norm_eps: PositiveFloat = NORM_EPS
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+class OptimConfig(Section):
+    """AdamW; ``exempt_norms`` leaves norms and the positional embedding without weight decay."""
+
+    lr: PositiveFloat = 5e-5
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    exempt_norms: bool = True
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    clip_grad: PositiveFloat | None = None
+
+
+class SkipConfig(Section):
+    """How many steps may be skipped because their loss or gradients are not finite, before the run ends."""
+
+    max_skipped_in_a_row: Positive = 10
+    max_skipped_share: Share = 0.01  # of the last 1000 steps
+
+
+class RunConfig(Section):
+    """What every training run has besides its own sections.
+
+    ``init_bands`` are the channels that are red, green and blue in the images of the initial weights, counted
+    from 1.
+    """
+
+    init_bands: tuple[int, int, int] | None = None
+    precision: Precision = "auto"
+    sync_bn: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("init_bands", mode="before")
+    @classmethod
+    def _three_bands(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        """Take ``3,2,1`` of a command line as the list that it is."""
+        if value is None:
+            return None
+        bands = re.split(r"\s*,\s*", value.strip()) if isinstance(value, str) else value
+        listed = bands if isinstance(bands, list | tuple) else ()
+        numbers = [int(band) for band in map(str, listed) if band.isdecimal() and int(band) > 0]
+        if not len(numbers) == len(listed) == len(RGB):
+            raise ValueError(
+                "expected three channel numbers, counted from 1: red, green, blue, such as 3,2,1"
+            )
+        return numbers

@@ -1,0 +1,263 @@
+"""The optimizer step, skipped on all processes where a loss or a gradient of any of them is not finite.
+
+There is no device synchronisation here: the decision is a tensor on the device, and the host reads the
+outcome of a step later (:class:`StepReport`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+
+from s5.training.model import TaskModel
+
+
+class StepOutcome(NamedTuple):
+    """What became of one step.
+
+    Attributes:
+        fault: whether the step was skipped because a loss, a running statistic or a gradient was not finite.
+            False for steps that a loss scaler skips while it searches for its scale.
+        stop: number of the largest signal that any process has received, 0 if none has.
+        own_fault: whether the loss or the running statistics of this process were not finite.
+        loss: loss of this process.
+        scale: factor of the loss before the backward pass; 1 without a loss scaler.
+    """
+
+    fault: bool
+    stop: int
+    own_fault: bool
+    loss: float
+    scale: float
+
+
+class StepReport:
+    """The outcome of one step on its way to the host.
+
+    Reading it waits for that step, but not for the steps queued after it.
+
+    Args:
+        values: (5,) float32, in the order of :class:`StepOutcome`.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        self._arrived = None
+        if values.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> StepOutcome:
+        """The outcome."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        fault, stop, own_fault, loss, scale = self._values.tolist()
+        return StepOutcome(bool(fault), int(stop), bool(own_fault), loss, scale)
+
+
+class RunningStatistics:
+    """Buffers of a network, which its batch norms update in the forward pass, before a step is judged.
+
+    Args:
+        buffers: the tensors themselves, which must not be replaced later.
+    """
+
+    def __init__(self, buffers: Iterable[Tensor]) -> None:
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in buffers:
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        self._groups = list(by_dtype.values())
+        self._before: list[Tensor] = []
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Copy the buffers, on their device."""
+        self._before = [_flat(group) for group in self._groups]
+
+    def finite(self) -> Iterator[Tensor]:
+        """Bool scalars on the device: whether the buffers are finite now."""
+        return (_flat(group).isfinite().all() for group in self._groups if group[0].is_floating_point())
+
+    @torch.no_grad()
+    def restore_where(self, skipped: Tensor) -> None:
+        """Restore what was saved if ``skipped``, a bool scalar; otherwise leave the buffers as they are."""
+        for group, before in zip(self._groups, self._before, strict=True):
+            kept = torch.where(skipped, before, _flat(group)).split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(kept, group, strict=True)])
+
+
+class GuardedOptimWrapper(OptimWrapper):
+    """Optimizer wrapper whose step has no effect if the loss or the gradients of any process are not finite.
+
+    Weights, optimizer state, running statistics and whatever the model updates in
+    :meth:`~s5.training.model.TaskModel.after_step` (an EMA teacher) then stay those of the step before.
+    The learning-rate schedule counts skipped steps like others. Several processes agree in one small
+    reduction, which also carries the signal to stop.
+
+    Gradients count as not finite if their norm is not, in float32. With a loss scaler they are no fault as
+    long as the loss is finite: this is how it finds its scale. If the loss is not finite the scale is kept,
+    because scaling comes after the loss and cannot be the cause.
+
+    Args:
+        optimizer: a fused one, which can skip a step on the device.
+        clip_grad: largest total norm of the gradients; None does not clip.
+        loss_scaler: for fp16.
+
+    Attributes:
+        grad_norm: total norm of the gradients of the newest step before clipping, on the device.
+        report: outcome of the newest step.
+        stop_request: called in every step; returns the signal that this process has received, or 0.
+    """
+
+    grad_norm: Tensor
+    report: StepReport
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_grad: float | None = None,
+        loss_scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        super().__init__(optimizer, clip_grad=None if clip_grad is None else {"max_norm": clip_grad})
+        self.loss_scaler = loss_scaler
+        self.stop_request: Callable[[], int] = lambda: 0
+        self._model: TaskModel | None = None
+        self._statistics = RunningStatistics([])
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Save the running statistics before the forward pass updates them."""
+        inner = cast(TaskModel, model.module if is_model_wrapper(model) else model)
+        if inner is not self._model:  # walking through all modules takes most of a millisecond
+            self._model, self._statistics = inner, RunningStatistics(inner.network.buffers())
+        self._statistics.save()
+        with super().optim_context(model):
+            yield
+
+    def update_params(self, loss: Tensor) -> None:  # type: ignore[override]
+        """Run the backward pass and the step, which is undone or left out if anything is not finite."""
+        self.backward(loss if self.loss_scaler is None else self.loss_scaler.scale(loss))
+        if self.loss_scaler is not None:
+            self.loss_scaler.unscale_(self.optimizer)
+        self.grad_norm = self._clip_to_norm()
+        own_fault = self._own_fault(loss)
+        loss_fault, gradient_fault, stop = self._agree(own_fault, ~self.grad_norm.isfinite())
+        skip = torch.maximum(loss_fault, gradient_fault)  # float32, 0 or 1, as fused optimizers expect it
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused kernels read it on the device
+        self.step()
+        del self.optimizer.found_inf  # type: ignore[attr-defined]
+        scale = self._update_scale(loss_fault.bool(), like=skip)
+        self.zero_grad()
+        self._statistics.restore_where(skip.bool())
+        if self._model is not None:
+            self._model.after_step(skip.bool())
+        fault = skip if self.loss_scaler is None else loss_fault
+        self.report = StepReport(torch.stack([fault, stop, own_fault.float(), loss.detach().float(), scale]))
+
+    def step(self, **kwargs: Any) -> None:
+        """Let the optimizer step, with gradients as they are."""
+        self.optimizer.step(**kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer and of the loss scaler."""
+        state = super().state_dict()
+        return state if self.loss_scaler is None else {**state, "loss_scaler": self.loss_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load both; the state of a loss scaler may be missing, or be left over from a run in fp16."""
+        scaler = state_dict.pop("loss_scaler", None)
+        if scaler is not None and self.loss_scaler is not None:
+            self.loss_scaler.load_state_dict(scaler)
+        super().load_state_dict(state_dict)
+
+    def _clip_to_norm(self) -> Tensor:
+        """Clip the gradients if configured; returns their total norm, not finite if any gradient is not."""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        weights = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
+        if self.clip_grad_kwargs:
+            return nn.utils.clip_grad_norm_(weights, **self.clip_grad_kwargs)
+        return nn.utils.get_total_norm([cast(Tensor, weight.grad) for weight in weights])
+
+    def _own_fault(self, loss: Tensor) -> Tensor:
+        finite = torch.stack([loss.detach().isfinite(), *self._statistics.finite()])
+        return ~finite.all()
+
+    def _agree(self, loss_fault: Tensor, gradient_fault: Tensor) -> Tensor:
+        """Maxima over all processes (3,) of the two faults (0 or 1) and the signal to stop."""
+        stop = torch.full((), self.stop_request(), dtype=torch.float32, device=loss_fault.device)
+        flags = torch.stack([loss_fault.float(), gradient_fault.float(), stop])
+        if dist.is_initialized():
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return flags
+
+    def _update_scale(self, loss_fault: Tensor, like: Tensor) -> Tensor:
+        """Update the loss scaler unless the loss was not finite; returns the new scale."""
+        scaler = self.loss_scaler
+        if scaler is None:
+            return torch.ones_like(like)
+        state = [cast(Tensor, scaler._scale), cast(Tensor, scaler._growth_tracker)]
+        before = [tensor.clone() for tensor in state]
+        scaler.update()
+        for tensor, old in zip(state, before, strict=True):
+            tensor.copy_(torch.where(loss_fault, old, tensor))
+        return state[0]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+WINDOW = 1000  # steps
+
+
+@dataclass
+class SkippedSteps:
+    """Counter of skipped steps, with the limits at which a run must end.
+
+    Attributes:
+        max_in_a_row: this many skipped steps in a row end the run.
+        max_share: more than this share of 1000 among the last 1000 end it too, however young the run is.
+        total: skipped steps since the run began.
+        in_a_row: length of the current series.
+        recent: iterations (from 1) of the skipped steps among the last 1000 before the newest of them.
+    """
+
+    max_in_a_row: int = 10
+    max_share: float = 0.01
+    total: int = 0
+    in_a_row: int = 0
+    recent: list[int] = field(default_factory=list)
+
+    def count(self, iteration: int, skipped: bool) -> str | None:
+        """Count one step; returns why the run must end, or None."""
+        if not skipped:
+            self.in_a_row = 0
+            return None
+        self.total += 1
+        self.in_a_row += 1
+        self.recent = [*(step for step in self.recent if step > iteration - WINDOW), iteration]
+        if self.in_a_row >= self.max_in_a_row:
+            return (
+                f"{self.in_a_row} steps in a row were skipped "
+                f"(schedule.max_skipped_in_a_row = {self.max_in_a_row})"
+            )
+        if len(self.recent) > self.max_share * WINDOW:
+            return (
+                f"{len(self.recent)} of the last {WINDOW} steps were skipped "
+                f"(schedule.max_skipped_share = {self.max_share:.2%})"
+            )
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, without the limits."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("max_")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counts."""
+        self.total, self.in_a_row, self.recent = state["total"], state["in_a_row"], list(state["recent"])

@@ -1,0 +1,75 @@
+"""The datasets of the quickstart's detection: each has scenes of its own, with boxes of one label set.
+
+    python -m scenes.det_data work_dirs/quickstart/data/det
+
+Writes the scenes of each task below `<task>`. Ships and planes have the boxes that the scenes come with, in
+`labelTxt`; buildings have the smallest rectangles around them in the masks, in `buildings` beside it. Scenes
+of an earlier run are kept, and replaced where this version draws others.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from s5.data.image_io import read_mask
+from s5.data.oriented.annotations import Objects, make_objects, write_objects
+from s5.data.prepare.parallel import default_workers
+from scenes import CLASSES
+from scenes.dataset import Request, write_dataset
+from scenes.mdf_data import write_to
+
+BUILDINGS = "buildings"
+TASKS = {"craft": 11, BUILDINGS: 12}
+"""Seeds of the worlds; none is that of another stage."""
+
+SIZE, TRAIN, VAL = 128, 240, 80
+MIN_PIXELS = 40  # what is left of a building behind trees or at the border
+MIN_FILL = 0.65  # share of the rectangle; less has a courtyard, an angle, or several houses in one piece
+
+
+def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> None:
+    """Write the dataset of every task; worlds of different seeds have no scene in common.
+
+    Args:
+        root: folder of the datasets.
+        size: image side in pixels.
+        train: number of training scenes of each task, of which not all have objects.
+        val: number of validation scenes of each task.
+        workers: number of processes.
+    """
+    for task, seed in TASKS.items():
+        request = Request(labeled=train, unlabeled=0, val=val, size=size, seed=seed)
+        written, kept = write_dataset(root / task, request, workers, overwrite=True)
+        print(f"{root / task}: {written} scenes written, {kept} were there before")
+    for folder in sorted((root / BUILDINGS).glob("labeled/scenes/*")):
+        for mask in sorted((folder / "masks").iterdir()):
+            found = building_boxes(read_mask(mask) == CLASSES.index("building"))
+            write_objects(folder / BUILDINGS / f"{mask.stem}.txt", found, ["building"])
+
+
+def building_boxes(mask: np.ndarray) -> Objects:
+    """The smallest rectangle around each connected piece of a mask, bool (H, W).
+
+    Small pieces and those that hardly fill their rectangles are marked as difficult.
+    """
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    polygons, difficult = [], []
+    for piece in range(1, count):
+        y, x = np.nonzero(pieces == piece)
+        corners = np.concatenate([np.stack([x + i, y + j], 1) for i in (0, 1) for j in (0, 1)])
+        rectangle = cv2.minAreaRect(corners.astype(np.float32))
+        area = stats[piece, cv2.CC_STAT_AREA]
+        polygons.append(cv2.boxPoints(rectangle))
+        difficult.append(area < max(MIN_PIXELS, MIN_FILL * rectangle[1][0] * rectangle[1][1]))
+    return make_objects(polygons, [0] * len(polygons), difficult)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the datasets."""
+    return write_to(lambda root: write_tasks(root, SIZE, TRAIN, VAL, default_workers()), __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The shipped recipes against the published ones: patches, length of a run, options that the pages name."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s5.data.prepare.__main__ import _parser
+from s5.data.prepare.dataset import TRAIN, VAL, DatasetRecipe
+from s5.data.prepare.isprs import Potsdam, Vaihingen
+from s5.data.prepare.loveda import COUNTS
+from s5.data.prepare.recipe import Source
+from s5.data.sampler import MultiSourceSampler
+from s5.detection.trained import load_det_config
+from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training.config import load_config
+from tests.data.prepare.test_prepare_isprs import VAIHINGEN_SIZES
+
+ROOT = Path(__file__).resolve().parents[3]
+TREES = {
+    "S4_Pretrain": "configs/pretrain.yaml",
+    "Semantic_Segmentation": "configs/rsseg.yaml",
+    "Object_Detection": "configs/obb/oriented_rcnn/mtd/vit_b_moe_dior_r_dota2.py",
+}
+OPTION = re.compile(r"`((?:tasks|data|model|optim|schedule|fixmatch|precision)[\w.]*=[^`]+)`")
+TITLE = "## Differs from the published code"
+
+
+def recipe(*arguments: str) -> DatasetRecipe:
+    """The recipe that a command line gives."""
+    args = _parser().parse_args([*arguments, "--src", "shipped", "--out", "root"])
+    return args.recipe.from_arguments(args)
+
+
+def patches(chosen: DatasetRecipe, sizes: Iterator[tuple[int, int]], group: str = TRAIN) -> int:
+    """How many patches images of these heights and widths give."""
+    source = Source("key", group, "stem", Path("image.tif"))
+    return sum(len(list(chosen.windows(source, *size))) for size in sizes)
+
+
+def vaihingen(tiles: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    return (VAIHINGEN_SIZES[int(tile)] for tile in tiles)
+
+
+def training_images() -> dict[str, int]:
+    """What `prepare` gives by default for each dataset, whose images have the sizes that are shipped."""
+    oem = 3000 - 697  # of train.txt, without those from xBD
+    return {
+        "vaihingen": patches(recipe("vaihingen"), vaihingen(Vaihingen.train_tiles)),
+        "potsdam": patches(recipe("potsdam"), ((6000, 6000) for _ in Potsdam.train_tiles)),
+        "openearthmap": patches(recipe("openearthmap"), ((1024, 1024) for _ in range(oem))),
+        "loveda": patches(recipe("loveda"), ((1024, 1024) for _ in range(COUNTS[TRAIN]))),
+    }
+
+
+def test_as_many_training_images_as_published() -> None:
+    """Potsdam and OpenEarthMap; LoveDA with its validation images; Vaihingen with patches of 256 pixels."""
+    counts = training_images()
+    assert counts == {"vaihingen": 1046, "potsdam": 12_696, "openearthmap": 2303, "loveda": 2522}
+    loveda = recipe("loveda")
+    validation = patches(loveda, ((1024, 1024) for _ in range(COUNTS[VAL])), VAL)
+    assert loveda.joint_lists() == {"loveda/splits/trainval.txt": (TRAIN, VAL)}
+    assert counts["loveda"] + validation == 4191
+    small = recipe("vaihingen", "--size", "256", "--overlap", "0")
+    assert patches(small, vaihingen(Vaihingen.train_tiles)) == 1324
+
+
+def test_an_epoch_is_as_long_as_published() -> None:
+    """529 steps on two GPUs, 52,900 in all; the page says so."""
+    cfg = load_config(MDFConfig, ROOT / "Semantic_Segmentation/configs/rsseg.yaml")
+    counts = training_images()
+    lengths = [counts[name] for name in cfg.tasks]
+    sampler = MultiSourceSampler(lengths, [task.batch_size for task in cfg.tasks.values()], world_size=2)
+    assert (sampler.epoch_steps, sampler.epoch_steps * cfg.schedule.epochs) == (529, 52_900)
+    page = (ROOT / "Semantic_Segmentation/README.md").read_text()
+    assert "529 steps" in page and "52,900" in page and "12,696" in page
+
+
+@pytest.mark.parametrize("dataset", ["vaihingen", "potsdam"])
+def test_overlap_is_half_of_any_size(dataset: str) -> None:
+    chosen = recipe(dataset, "--size", "300")
+    assert (chosen.size, chosen.overlap) == (300, 150)
+    assert recipe(dataset, "--size", "300", "--overlap", "0").overlap == 0
+
+
+def test_validation_images_do_not_overlap() -> None:
+    for dataset in ("vaihingen", "potsdam", "loveda", "openearthmap"):
+        assert patches(recipe(dataset), iter([(6000, 6000)]), VAL) == 1
+    assert patches(recipe("potsdam", "--val-size", "512"), iter([(6000, 6000)]), VAL) == 12**2
+
+
+def test_images_of_fixed_size_can_be_cut() -> None:
+    assert patches(recipe("loveda", "--size", "512"), iter([(1024, 1024)])) == 9
+    assert patches(recipe("openearthmap", "--size", "512", "--overlap", "0"), iter([(1024, 1024)])) == 4
+
+
+# -- the pages
+
+
+def differences(tree: str) -> str:
+    """The section of a tree's page that says how it differs."""
+    text = (ROOT / tree / "README.md").read_text()
+    assert text.count(TITLE) == 1, f"{tree}/README.md has no section {TITLE!r}"
+    return re.split(r"^## ", text.split(TITLE)[1], flags=re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_options_that_give_the_published_behaviour_exist(tree: str) -> None:
+    """Each is valid in the shipped configuration and changes it."""
+    load = {
+        "S4_Pretrain": lambda path, options: load_config(S4PConfig, path, options),
+        "Semantic_Segmentation": lambda path, options: load_config(MDFConfig, path, options),
+        "Object_Detection": load_det_config,
+    }[tree]
+    path = ROOT / tree / TREES[tree]
+    found = OPTION.findall(differences(tree))
+    assert len(found) > 3
+    shipped = load(path, [])
+    for option in found:
+        assert load(path, [option]) != shipped, f"{tree}: {option} is what is shipped"
+    assert load(path, found) != shipped, "all together are valid as well"
+
+
+def test_shipped_fine_tuning_has_the_published_augmentation() -> None:
+    cfg = load_config(MDFConfig, ROOT / "Semantic_Segmentation/configs/rsseg.yaml")
+    for task in cfg.tasks.values():
+        assert (task.scale, task.flip, task.rotate) == ((0.5, 2.0), True, True)
+        values = task.photometric
+        assert values is not None
+        assert (values.jitter_p, values.gray_p, values.blur_p) == (0.8, 0.2, 0.5)
+        assert (values.brightness, values.contrast, values.saturation, values.hue) == (0.5, 0.5, 0.5, 0.25)
+    assert (cfg.schedule.best_metric, cfg.schedule.lr_per_epoch, cfg.model.norm_eps) == ("mIoU", True, 1e-5)
+
+
+def test_shipped_pre_training_has_the_published_intervals() -> None:
+    cfg = load_config(S4PConfig, ROOT / "S4_Pretrain/configs/pretrain.yaml")
+    assert (cfg.schedule.val_interval, cfg.schedule.log_interval, cfg.model.norm_eps) == (2000, 200, 1e-5)
+
+
+def test_shipped_detection_trains_on_the_published_objects() -> None:
+    cfg = load_det_config(ROOT / "Object_Detection" / TREES["Object_Detection"])
+    dota, dior = cfg.tasks["dota"], cfg.tasks["dior"]
+    assert [str(names) for names in dota.train.names or ()] == [
+        "dota/splits/train.txt",
+        "dota/splits/val.txt",
+    ]
+    assert (dota.ignore_below, dior.ignore_below) == (2, 0)
+    assert dota.train_difficult and dior.train_difficult

@@ -1,0 +1,308 @@
+"""The quickstart: its data, its stages and the report at the end."""
+
+import json
+import shutil
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from experiments import quickstart_report
+from s5.data.image_io import read_mask
+from s5.data.labels import get_table
+from s5.data.splits import Split
+from s5.detection import evaluation as reports
+from s5.detection import experiment as det
+from s5.detection.config import DetConfig
+from s5.detection.metric import build_metrics
+from s5.segmentation import mdf
+from s5.segmentation.evaluation import write_reports
+from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training.config import load_config, load_python_config, save_config
+from s5.training.launch import Launch
+from scenes import LABEL_SETS, det_data, mdf_data
+from tests.helpers.fake_python import FakePython, copy_scripts
+
+REPO = Path(__file__).resolve().parents[2]
+DETECTION = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py"
+TABLE = get_table(load_config(S4PConfig, REPO / "configs/quickstart.yaml").data.labels)
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    return quickstart_report
+
+
+@pytest.fixture(scope="module")
+def tasks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The datasets of the fine-tuning, small."""
+    root = tmp_path_factory.mktemp("tasks")
+    mdf_data.write_tasks(root, 64, 3, 2, workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def objects_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The datasets of the detection, few: two scenes of each theme."""
+    root = tmp_path_factory.mktemp("objects")
+    det_data.write_tasks(root, 128, 12, 12, workers=1)
+    return root
+
+
+def detection(objects_root: Path) -> DetConfig:
+    return load_python_config(DetConfig, REPO / DETECTION, [f"data_root={objects_root}", "workers=0"])
+
+
+def configuration(tasks_root: Path) -> MDFConfig:
+    return load_config(MDFConfig, REPO / "configs/quickstart_mdf.yaml", [f"data_root={tasks_root}"])
+
+
+# -- data
+
+
+def test_every_task_has_masks_of_its_label_set(tasks_root: Path) -> None:
+    for task in mdf.build_tasks(configuration(tasks_root)):
+        labels = LABEL_SETS[task.name]
+        assert task.table.classes == labels.classes
+        assert (len(task.train), len(task.val)) == (3, 2)
+        for sample in (*task.train, *task.val):
+            own = read_mask(sample.mask)
+            task.table.encode(own, sample.mask)  # values that the table knows
+            scene = read_mask(sample.mask.parents[1] / "masks" / sample.mask.name)
+            np.testing.assert_array_equal(own, labels.apply(scene))
+
+
+def test_no_scene_is_there_twice(tasks_root: Path, objects_root: Path, scenes_root: Path) -> None:
+    roots = (tasks_root, objects_root, scenes_root)
+    files = [path for root in roots for path in root.glob("**/images/*.png")]
+    assert len(files) > 50
+    assert len({sha256(path.read_bytes()).digest() for path in files}) == len(files)
+
+
+def test_scenes_are_kept_and_masks_follow_the_label_set(tasks_root: Path, tmp_path: Path, capsys) -> None:
+    root = shutil.copytree(tasks_root, tmp_path / "tasks")
+    mask = root / "roads/labeled/scenes/train/roads/000000.png"
+    before = read_mask(mask)
+    cv2.imwrite(str(mask), before * 0 + 7)
+    mdf_data.write_tasks(root, 64, 3, 2, workers=1)
+    assert "roads: 0 scenes written, 5 were there before" in capsys.readouterr().out
+    np.testing.assert_array_equal(read_mask(mask), before)
+
+
+def test_detection_reads_the_objects_of_each_task(objects_root: Path) -> None:
+    cfg = detection(objects_root)
+    classes = det.build_classes(cfg)
+    launch = Launch(torch.device("cpu"), 0, 1)
+    parts = det.build_training_data(cfg, classes, launch).loader.dataset.sources
+    assert {part.name: part.classes for part in parts} == {
+        "craft": ("ship", "plane"),
+        "buildings": ("building",),
+    }
+    assert all((part.samples.counts() > 0).all() and len(part) < 12 for part in parts)
+    batch = next(iter(det.build_val_loader(cfg, classes, launch)))
+    assert batch["images"].shape[2:] == (256, 256) and batch["scales"] == [2.0]
+
+
+def test_boxes_of_buildings_are_around_them() -> None:
+    mask = np.zeros((100, 100), np.uint8)
+    corners = np.array([[20, 30], [60, 10], [70, 30], [30, 50]])
+    cv2.fillPoly(mask, [corners], 1)
+    mask[70:90, 5:9] = mask[86:90, 5:25] = 1  # an angle
+    mask[60:63, 60:64] = 1  # a remainder
+    found = det_data.building_boxes(mask.astype(bool))
+    assert found.difficult.tolist() == [False, True, True]
+    assert found.boxes[0, :4] == pytest.approx([45.5, 30.5, 46.1, 23.7], abs=0.7), "outer edges"
+    assert found.boxes[0, 4] == pytest.approx(np.arctan2(-20, 40), abs=0.03)
+    assert found.boxes[1, :4] == pytest.approx([62, 61.5, 4, 3], abs=0.01)
+
+
+# -- stages
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path):
+    """Run a copy of the script with an interpreter that only writes down what it is given."""
+    root, python = tmp_path / "my repository", FakePython(tmp_path)
+    copy_scripts(REPO, root)
+
+    def run(*arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        done = subprocess.run(
+            ["bash", root / "scripts/quickstart.sh", *arguments],
+            env=python.variables | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done, [" ".join(call).replace(f"{root}/", "") for call in python.calls()]
+
+    return run
+
+
+def test_stages_in_order(quickstart) -> None:
+    done, commands = quickstart()
+    assert done.returncode == 0, done.stderr
+    out = "work_dirs/quickstart"
+    scenes = f"{out}/data/labeled/scenes/val/images"
+    assert [line.split(" --")[0] for line in commands] == [
+        "-m scenes",
+        f"-m scenes.mdf_data {out}/data/mdf",
+        f"-m scenes.det_data {out}/data/det",
+        "S4_Pretrain/train.py",
+        "S4_Pretrain/train.py",
+        "scripts/launch_check.py",
+        "Semantic_Segmentation/md_finetune.py",
+        f"Semantic_Segmentation/evaluate.py {out}/mdf/vit_t_moe_mdf.pth",
+        f"Semantic_Segmentation/predict.py {out}/mdf/vit_t_moe_mdf.pth {scenes}",
+        f"Object_Detection/tools/train.py {DETECTION}",
+        f"Object_Detection/tools/test.py {out}/det/config.yaml {out}/det/vit_t_moe_det.pth",
+        f"Object_Detection/tools/predict.py {out}/det/vit_t_moe_det.pth {scenes}/00000*.png",
+        f"-m experiments.quickstart_report {out}",
+    ]
+    fine_tuning, detecting = commands[6], commands[9]
+    assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
+    assert f"--load-network True --checkpoint {out}/s4p/vit_t_s4p_upernet" in fine_tuning
+    assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
+    assert f"--work-dir {out}/det --load-from {out}/s4p/vit_t_s4p --device auto" in detecting
+    assert f"backbone=vit_t_moe data_root={out}/data/det" in detecting
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "backbone", "device"),
+    [
+        ((), "1", "vit_t", "cuda"),
+        (("--device", "cpu"), "1", "vit_t", "cpu"),
+        (("--device=cuda", "--backbone", "vit_s"), "0", "vit_s", "cuda"),
+        (("--cfg-options", "seed=1", "--device", "cpu"), "0", "vit_t", "cpu"),
+    ],
+)
+def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: str, device: str) -> None:
+    done, commands = quickstart(*arguments, FAKE_GPUS=gpus)
+    assert done.returncode == 0, done.stderr
+    s4p, supervised, _, fine_tuning, evaluation, _, *detecting = commands[3:11]
+    assert " ".join(arguments) in s4p and " ".join(arguments) in supervised
+    assert f"--device {device} " in fine_tuning and f"--backbone {backbone}_moe" in fine_tuning
+    assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
+    assert f"{backbone}_moe_mdf.pth" in evaluation
+    wanted = device if "--device" in " ".join(arguments) else "auto"
+    assert all(f"--device {wanted}" in command for command in detecting)
+    assert f"backbone={backbone}_moe" in detecting[0] and f"{backbone}_moe_det.pth" in detecting[1]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "mdf_data",
+        "det_data",
+        "S4_Pretrain/train.py",
+        "md_finetune.py",
+        "evaluate.py",
+        "Segmentation/predict.py",
+        "tools/train.py",
+        "tools/test.py",
+        "tools/predict.py",
+    ],
+)
+def test_stops_at_the_stage_that_fails(quickstart, failure: str) -> None:
+    done, commands = quickstart(FAKE_FAILURE=failure)
+    assert done.returncode != 0
+    assert "failed after" in done.stderr
+    assert failure in commands[-1]
+
+
+# -- report
+
+
+@pytest.fixture
+def runs(scenes_root: Path, tasks_root: Path, objects_root: Path, tmp_path: Path) -> Path:
+    """The run folders as the stages leave them."""
+    cfg = load_config(S4PConfig, REPO / "configs/quickstart.yaml", [f"data_root={scenes_root}"])
+    for name, mean in (("s4p", 61.25), ("supervised", 54.5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_config(cfg, folder / "config.yaml")
+        by_class = {f"IoU.{c}": mean for c in TABLE.classes} | {"IoU.building": None}
+        (folder / "final_metrics.json").write_text(json.dumps({"iteration": 300, "mIoU": mean} | by_class))
+    mdf_config = configuration(tasks_root)
+    (tmp_path / "mdf").mkdir()
+    save_config(mdf_config, tmp_path / "mdf/config.yaml")
+    (tmp_path / "mdf/final_metrics.json").write_text('{"iteration": 120}')
+    metrics = mdf.build_metrics(mdf.build_tables(mdf_config))
+    for metric in metrics:
+        metric.matrix = torch.eye(metric.table.num_classes, dtype=torch.int64) * 10
+        metric.matrix[0, 1] = 10
+    write_reports(tmp_path / "mdf/evaluation", metrics, {task: {} for task in mdf_config.tasks})
+    write_detection(detection(objects_root), tmp_path / "det")
+    return tmp_path
+
+
+def write_detection(cfg: DetConfig, folder: Path) -> None:
+    """A run that finds all planes and buildings, and no ships."""
+    classes = det.build_classes(cfg)
+    loader = det.build_val_loader(cfg, classes, Launch(torch.device("cpu"), 0, 1))
+    metrics = build_metrics(cfg, classes, loader)
+    for batch in loader:
+        (objects,), (task,) = batch["objects"], batch["task"]
+        found = objects.select(np.array([classes[task][label] != "ship" for label in objects.labels], bool))
+        parts = (torch.from_numpy(part) for part in (found.boxes, np.ones(len(found)), found.labels))
+        sample = {"pred_instances": dict(zip(("bboxes", "scores", "labels"), parts, strict=True))}
+        for metric in metrics:
+            metric.process(batch, [sample])
+    folder.mkdir()
+    save_config(cfg, folder / "config.yaml")
+    (folder / "final_metrics.json").write_text('{"iteration": 130}')
+    scores = {name: value for metric in metrics for name, value in metric.evaluate(1).items()}
+    reports.write_reports(folder / "evaluation", metrics, scores, {})
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1, "columns line up"
+    return {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (x.split("|") for x in lines)
+    }
+
+
+def test_summary_has_all_models_and_the_majority(report, runs: Path, capsys) -> None:
+    assert report.main([str(runs)]) == 0
+    text = (runs / "summary.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert str(runs / "det/evaluation/pictures") in text and str(runs / "det/predictions") in text
+    s4p, *parts = text.split("\n## Oriented")[0].split("\n##")[1:]
+    table = rows(s4p)
+    assert list(table)[2:] == [*TABLE.classes, "mIoU"]
+    assert table["mIoU"][:2] == ["61.2", "54.5"]
+    assert table["building"][0] == "absent"
+    assert "120 steps" in parts[0] and "landcover 75.0" in parts[0]
+    for task, part in zip(("landcover", "roads", "water"), parts[1:], strict=True):
+        assert f"{task}: 3 scenes, 2 held out" in part
+        table = rows(part)
+        assert list(table)[2:] == [*LABEL_SETS[task].classes, "mIoU"]
+        assert [values[0] for values in table.values()][2:4] == ["50.0", "50.0"]
+    for place in ("s4p/pictures", "mdf/evaluation", "mdf/predictions"):
+        assert str(runs / place) in text
+
+
+def test_summary_has_the_scores_of_detection(report, runs: Path) -> None:
+    assert report.main([str(runs)]) == 0
+    head, craft, buildings = (runs / "summary.md").read_text().split("\n## Oriented")[1].split("\n###")
+    assert "130 steps" in head and "mAP50: craft 50.0, buildings 100.0" in head
+    table = rows(craft)
+    assert table["plane"][:3] == ["100.0"] * 3 and table["ship"][:3] == ["0.0"] * 3
+    assert int(table["ship"][3]) > 0
+    assert rows(buildings)["building"][:3] == ["100.0"] * 3
+
+
+def test_majority_by_hand(report, scenes_root: Path) -> None:
+    split = Split("splits/val.txt", scenes_root)
+    values = np.concatenate([read_mask(sample.mask).ravel() for sample in split])
+    counts = np.bincount(values, minlength=256)[: TABLE.num_classes]  # objects are ignored
+    name, scores = report.majority_scores(split, TABLE)
+    assert name == TABLE.classes[counts.argmax()]
+    assert scores[name] == pytest.approx(100 * counts.max() / counts.sum())
+    assert scores["mIoU"] == pytest.approx(scores[name] / (counts > 0).sum())

@@ -1,0 +1,143 @@
+"""What `predict.py` refuses, and how it says so."""
+
+import io
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from s5.data.errors import DataError
+from s5.data.image_io import read_image, read_mask
+from s5.training.command import run_command
+from s5.training.config import ConfigError
+from tests.helpers.mdf_runs import REPO
+from tests.helpers.processes import start_ranks
+from tests.helpers.trained_models import table, write_checkpoint
+from tests.segmentation.predict.predicting import expected_ids, files, predict, write_geotiff
+
+
+@pytest.mark.parametrize("option", [("--config", "other.yaml"), ("--cfg-options", "crop=64")])
+def test_a_configuration_that_is_not_read_is_an_error(checkpoint, model, images, tmp_path, option):
+    with pytest.raises(ConfigError, match=f"{option[0]}: .*says itself what it holds.*--mode, --crop and"):
+        predict(checkpoint, images, tmp_path / "out", *option)
+
+
+def test_an_error_of_the_main_process_ends_all(checkpoint, model, tmp_path):
+    shared = [str(checkpoint), str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    ranks = start_ranks(REPO / "Semantic_Segmentation/predict.py", shared, tmp_path, 2)
+    assert [process.wait() for process in ranks] == [1, 1]
+    assert "none: no such file or folder" in ranks[0].text()
+    assert "error: the main process stopped" in ranks[1].text() and "Traceback" not in ranks[1].text()
+
+
+def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, images, tmp_path, capsys):
+    whole = (images / "a.png").read_bytes()
+    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "text.jpg").write_text("no image")
+    (images / "empty.tif").write_bytes(b"II*\0")
+    out = tmp_path / "out"
+    assert predict(checkpoint, images, out, "--task", "ponds", "--kinds", "index") == 1
+    said = capsys.readouterr().err
+    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
+        assert f"{images}/{name}" in said
+    assert "3 images could not be read; all others are done" in said
+    assert files(out / "ponds/index") == ["a.png", "deep/b.c.png", "deep/er/d.png"]
+
+
+def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
+    monkeypatch.setattr(sys, "stderr", stream)
+    odd, long = os.fsdecode(b"caf\xe9"), "x" * 250
+    (images / "a.png").rename(images / f"{odd}.png")
+    shutil.copy(images / f"{odd}.png", images / f"{long}.png")
+    write_geotiff(images / "b.tif", np.zeros((20, 20, 3), np.uint8))
+    (images / "b.tif").rename(images / f"{odd} 2.tif")
+    out = tmp_path / "out"
+    options = ("--task", "ponds", "--kinds", "index")
+    assert run_command(lambda: predict(checkpoint, images, out, *options)) == 1
+    assert files(out / "ponds/index") == [f"{odd}.png", "deep/b.c.png", "deep/er/d.png"]
+    stream.flush()
+    said = stream.buffer.getvalue().decode("utf-8")
+    assert rf"error: {images}/caf\xe9 2.tif: TIFFs whose path is not UTF-8" in said
+    assert f"error: {images}/{long}.png: names of its results would have 254 bytes" in said
+    assert "2 images could not be read; all others are done" in said
+    with pytest.raises(ConfigError, match="is not UTF-8, where GDAL cannot write TIFFs"):
+        predict(checkpoint, images, tmp_path / odd, *options)
+
+
+def test_unknown_task_lists_the_known(checkpoint, model, images, tmp_path):
+    with pytest.raises(ConfigError, match="unknown task 'pools'; this model's tasks: ponds, roofs"):
+        predict(checkpoint, images, tmp_path / "out", "--task", "pools")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("nothing", "no such file or folder"), ("*.tif", "no images in it"), ("empty", "no images in it")],
+)
+def test_no_images_is_an_error(checkpoint, model, images, tmp_path, given, message):
+    (images / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        predict(checkpoint, images / given, tmp_path / "out")
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is(images, tmp_path, capsys):
+    torch.manual_seed(0)
+    tables = {"vaihingen": table("v", ["a", "b"]), "loveda": table("l", ["a", "b", "c"])}
+    model = write_checkpoint(tmp_path / "model/published.pth", tables, published=True)
+    config = {
+        "data_root": str(tmp_path),
+        "tasks": {
+            name: {
+                "labels": labels.as_mapping(),
+                "train": "none.txt",
+                "val": "none.txt",
+                "evaluation": {"crop": 32, "stride": 24},
+            }
+            for name, labels in tables.items()
+        },
+        "crop": 32,
+        "model": {"decoder_channels": 8, "expert_channels": 48},
+    }
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    options = ("--config", str(tmp_path / "tasks.yaml"), "--kinds", "index", "--task", "loveda")
+    given = (tmp_path / "model/published.pth", images / "a.png", tmp_path / "out", *options)
+    with pytest.raises(ConfigError, match=r"published.pth does not say what network it holds.*--backbone"):
+        predict(*given)
+    assert predict(*given, "--backbone", "vit_t_moe") == 0
+    ids = read_mask(tmp_path / "out/loveda/index/a.png")
+    assert np.array_equal(ids, expected_ids(model, read_image(images / "a.png"), "loveda"))
+
+
+def test_another_backbone_than_the_checkpoints_is_an_error(checkpoint, model, images, tmp_path):
+    with pytest.raises(ConfigError, match="--backbone vit_t: .*holds a vit_t_moe"):
+        predict(checkpoint, images, tmp_path / "out", "--backbone", "vit_t")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--stride", "33"), "--stride 33: stride must be between 1 and the crop of 32"),
+        (("--crop", "0"), "--crop 0: at least one pixel"),
+        (("--scales", "-1"), "--scales: scales must be positive"),
+    ],
+)
+def test_settings_that_make_no_sense_are_an_error(checkpoint, model, images, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        predict(checkpoint, images, tmp_path / "out", *options)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_the_way_out(checkpoint, model, images, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match=r"out: cannot be written .*go on with --resume"):
+        predict(checkpoint, images, tmp_path / "out")
+
+
+def test_a_missing_checkpoint_is_no_traceback(images, tmp_path, capsys):
+    code = run_command(lambda: predict(tmp_path / "none.pth", images, tmp_path / "out"))
+    assert code == 1
+    assert f"error: no checkpoint {tmp_path}/none.pth" in capsys.readouterr().err

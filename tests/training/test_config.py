@@ -1,0 +1,136 @@
+"""Configurations: published values, overrides, and errors that say what is valid."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s5.segmentation.mdf import build_tables
+from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training.config import ConfigError, Section, load_config, save_config
+
+REPO = Path(__file__).parents[2]
+PRETRAIN = REPO / "S4_Pretrain/configs/pretrain.yaml"
+RSSEG = REPO / "Semantic_Segmentation/configs/rsseg.yaml"
+
+
+def test_published_values() -> None:
+    cfg = load_config(S4PConfig, PRETRAIN)
+    assert (cfg.schedule.total_iters, cfg.data.crop) == (120_000, 512)
+    assert (cfg.data.labeled.batch_size, cfg.data.unlabeled.batch_size) == (12, 12)
+    assert (cfg.optim.lr, cfg.optim.betas, cfg.optim.weight_decay) == (5e-5, (0.9, 0.999), 0.01)
+    assert (cfg.fixmatch.conf_thresh, cfg.fixmatch.lambda_u) == (0.95, 1.0)
+    splits = [str(cfg.data.labeled.split), str(cfg.data.unlabeled.split), str(cfg.data.val.split)]
+    assert splits == ["splits/labeled/labeled.txt", "splits/unlabeled/RS4P-1M.txt", "splits/val.txt"]
+
+
+def test_published_values_of_fine_tuning() -> None:
+    cfg = load_config(MDFConfig, RSSEG)
+    assert list(cfg.tasks) == [
+        "vaihingen",
+        "potsdam",
+        "openearthmap",
+        "loveda",
+    ]  # the published experts' order
+    assert (cfg.schedule.epochs, cfg.crop, cfg.model.expert_channels) == (100, 512, 256)
+    assert (cfg.optim.lr, cfg.optim.betas) == (5e-5, (0.9, 0.999))
+    assert (cfg.optim.weight_decay, cfg.optim.layer_decay, cfg.optim.warmup_iters) == (0.05, 0.9, 0)
+    assert {task.batch_size for task in cfg.tasks.values()} == {12}
+    assert {name: task.start_epoch for name, task in cfg.tasks.items() if task.start_epoch} == {
+        "vaihingen": 70
+    }
+    metrics = {name: task.evaluation.metric for name, task in cfg.tasks.items()}
+    assert metrics.pop("potsdam") == "mF1" and set(metrics.values()) == {"mIoU"}
+    assert {name: table.num_classes for name, table in build_tables(cfg).items()} == {
+        "vaihingen": 5,
+        "potsdam": 5,
+        "openearthmap": 9,
+        "loveda": 7,
+    }
+
+
+@pytest.mark.parametrize(("schema", "path"), [(S4PConfig, PRETRAIN), (MDFConfig, RSSEG)])
+def test_file_spells_out_every_default(schema: type[Section], path: Path) -> None:
+    """A user sees every option in the file, and the file and the schema do not drift apart."""
+    written = yaml.safe_load(path.read_text())
+    cfg = load_config(schema, path).model_dump(mode="json")
+
+    def keys(tree: dict, prefix: str = "") -> set[str]:
+        return {f"{prefix}{k}" for k in tree} | {
+            name for k, v in tree.items() if isinstance(v, dict) for name in keys(v, f"{prefix}{k}.")
+        }
+
+    assert keys(written) == keys(cfg)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    if "tasks" not in yaml.safe_load(path.read_text()):
+        load_config(S4PConfig, path)
+        return
+    cfg = load_config(MDFConfig, path)
+    assert list(build_tables(cfg)) == list(cfg.tasks)
+    for task in cfg.tasks.values():  # the window that fits the training crops
+        assert task.evaluation.crop == cfg.crop
+
+
+def test_overrides_and_saving(tmp_path: Path) -> None:
+    cfg = load_config(
+        S4PConfig, PRETRAIN, ["data_root=/data", "optim.lr=1e-3", "data.scale=[1, 2]", "seed=3"]
+    )
+    assert (cfg.data_root, cfg.optim.lr, cfg.data.scale, cfg.seed) == (Path("/data"), 1e-3, (1.0, 2.0), 3)
+    save_config(cfg, tmp_path / "config.yaml")
+    assert load_config(S4PConfig, tmp_path / "config.yaml") == cfg
+
+
+def test_an_override_does_not_reach_what_a_yaml_alias_shares(tmp_path: Path) -> None:
+    text = RSSEG.read_text()
+    start = text.index("  potsdam:")
+    shared = text[:start].replace("  vaihingen:", "  vaihingen: &first") + "  second: *first\n" + text[start:]
+    (tmp_path / "config.yaml").write_text(shared)
+    cfg = load_config(
+        MDFConfig,
+        tmp_path / "config.yaml",
+        ["tasks.second.evaluation.metric=mF1", "tasks.second.batch_size=3"],
+    )
+    first, second = cfg.tasks["vaihingen"], cfg.tasks["second"]
+    assert (second.evaluation.metric, second.batch_size) == ("mF1", 3)
+    assert (first.evaluation.metric, first.batch_size) == ("mIoU", 12) and second.labels == first.labels
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=1", r"unknown key 'optim.learning_rate'.*lr"),
+        ("fixmatch.conf_tresh=0.9", r"did you mean 'conf_thresh'\?"),
+        ("fixmatch.strong.blur=1", r"unknown key 'fixmatch.strong.blur'.*blur_sigma"),
+        ("fixmatch.conf_thresh=1.5", r"fixmatch.conf_thresh = 1.5.*less than or equal to 1"),
+        ("schedule.total_iters=many", r"schedule.total_iters = 'many'.*integer"),
+        ("data.val.stride=1024", r"data.val.*stride 1024 is larger than crop 512"),
+        ("precision=half", r"precision = 'half'.*'bf16'"),
+        ("data.labeled", r"expected section.key=value"),
+    ],
+)
+def test_bad_values_name_key_and_valid_ones(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(S4PConfig, PRETRAIN, [override])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(PRETRAIN.read_text(encoding="utf-8").replace("\n", "\r\n"), encoding=encoding, newline="")
+    assert load_config(S4PConfig, path) == load_config(S4PConfig, PRETRAIN)
+    path.write_bytes("seed: 0 # Größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match="a.yaml: not valid YAML"):
+        load_config(S4PConfig, path)
+
+
+def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such configuration file"):
+        load_config(S4PConfig, tmp_path / "nowhere.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("data: [unclosed")
+    with pytest.raises(ConfigError, match=r"bad.yaml: not valid YAML"):
+        load_config(S4PConfig, bad)

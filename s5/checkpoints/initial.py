@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import nn
 
 from s5.checkpoints.loading import CheckpointError, load_weights
-from s5.segmentation.segmentor import Segmentor
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ WHERE_TO_GET = (
 
 
 def initialise(
-    segmentor: Segmentor,
+    segmentor: nn.Module,
     backbone: str,
     init: str,
     init_paths: Mapping[str, Mapping[str, Path]],

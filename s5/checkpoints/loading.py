@@ -9,10 +9,8 @@ from torch import nn
 
 from s5.backbones.variants import VARIANTS
 from s5.backbones.vit import ViT
-from s5.checkpoints.layouts import Weights
-from s5.checkpoints.layouts.base import PATCH_EMBEDDING
-from s5.checkpoints.layouts.convert import convert
-from s5.checkpoints.layouts.published import EXPERT_KEY
+from s5.checkpoints.layouts import Weights, convert
+from s5.checkpoints.layouts.base import EXPERT_KEY, PATCH_EMBEDDING
 from s5.checkpoints.reading import read_checkpoint, save_atomic, shorten
 from s5.checkpoints.resizing import CheckpointError, StateDict, fit_positions, select_bands, split_experts
 
@@ -138,6 +136,8 @@ def load_weights(
 
 def _check_architecture(weights: Weights, backbone: ViT) -> None:
     variant = backbone.variant
+    if PATCH_EMBEDDING not in weights.backbone:
+        raise CheckpointError(f"the checkpoint has no patch embedding ({PATCH_EMBEDDING})")
     patch = weights.backbone[PATCH_EMBEDDING].shape[-1]
     theirs = (weights.width, weights.depth, patch)
     ours = (variant.width, variant.depth, variant.patch)
@@ -178,10 +178,10 @@ def _fit_backbone(
 
 
 def _require_decisive(tensors: StateDict, backbone: ViT, layout: str) -> None:
-    """Refuse weights that lack a tensor without which the others would be worth little.
+    """Refuse weights that lack a tensor of the backbone, or have one that it does not have.
 
-    That is any, but for the class token, which has no effect, and for the pyramid, which the backbones of
-    other projects do not have.
+    The class token, which has no effect, may be missing, and so may the whole pyramid, which other projects
+    do not have; experts of tasks that are not trained may be left over.
     """
     pyramid = any(name.startswith("pyramid.") for name in tensors)
     problems = []
@@ -195,6 +195,9 @@ def _require_decisive(tensors: StateDict, backbone: ViT, layout: str) -> None:
             problems.append(f"{name}: {tuple(found.shape)}, in the model {ours}")
         elif not found.is_floating_point():
             problems.append(f"{name}: of type {found.dtype}, which is no floating-point type")
+    own = backbone.state_dict()
+    strange = [name for name in tensors if name not in own and not EXPERT_KEY.match(name)]
+    problems += [f"{name}: not in the model" for name in strange]
     if not problems:
         return
     channels = tensors[PATCH_EMBEDDING].shape[1]

@@ -62,8 +62,10 @@ def fit_positions(backbone: StateDict, grid: tuple[int, int]) -> StateDict:
     """Resample the positional embedding to `grid` (rows, columns); one of the right length is kept.
 
     Raises:
-        CheckpointError: The length is another one and its grid not square.
+        CheckpointError: There is none, or its length is another one and its grid not square.
     """
+    if "pos_embed" not in backbone:
+        raise CheckpointError("the checkpoint has no positional embedding (pos_embed)")
     table = backbone["pos_embed"]
     length = table.shape[1]
     if length == grid[0] * grid[1]:

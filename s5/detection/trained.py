@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from s5.backbones.variants import VARIANTS
-from s5.checkpoints.layouts.convert import Weights, convert
+from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.loading import CheckpointError, load_weights, read_checkpoint
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig

@@ -8,10 +8,11 @@ import torch
 
 from s5.backbones.variants import Variant
 from s5.backbones.vit import ViT
-from s5.checkpoints.layouts.convert import convert, to_published
-from s5.checkpoints.layouts.published import PUBLISHED_TASKS
+from s5.checkpoints.layouts import convert
+from s5.checkpoints.layouts.published import SEGMENTATION_TASKS
 from s5.checkpoints.resizing import CheckpointError, drop_class_slot, fit_positions, split_experts
 from s5.segmentation.segmentor import build_segmentor
+from tests.helpers.trained_models import to_published
 
 TINY = Variant("tiny", 32, 4, 4, (0, 1, 2, 3))
 FOUR = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
@@ -153,7 +154,7 @@ def test_experts_split_from_a_dense_backbone_compute_the_same():
 
 def test_experts_of_a_published_encoder_are_named_by_position():
     vit = ViT(TINY, 64, experts=tuple(FOUR), expert_channels=8)
-    assert convert(to_published(vit.state_dict())).experts == PUBLISHED_TASKS
+    assert convert(to_published(vit.state_dict())).experts == SEGMENTATION_TASKS
     two = to_published(ViT(TINY, 64, experts=("dior", "dota"), expert_channels=8).state_dict())
     assert convert(two, ("dior", "dota")).experts == ("dior", "dota")
     with pytest.raises(CheckpointError, match="2 experts without names"):
@@ -209,6 +210,8 @@ def test_a_backbone_without_positions_is_an_error():
         convert(state)
 
 
-def test_only_own_models_convert_to_the_published_layout():
-    with pytest.raises(CheckpointError, match="MAE or timm"):
-        to_published(mae_state())
+def test_a_backbone_without_pyramid_converts_to_the_published_layout_as_far_as_it_goes():
+    weights = convert(state := mae_state())
+    back = convert(to_published(state))
+    assert back.layout == "published S5"
+    assert_equal(back.backbone, weights.backbone)

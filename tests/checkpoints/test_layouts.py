@@ -11,7 +11,7 @@ from torch import nn
 
 from s5.backbones.variants import Variant
 from s5.backbones.vit import ViT
-from s5.checkpoints.layouts.convert import convert
+from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.loading import CheckpointError, load_weights
 

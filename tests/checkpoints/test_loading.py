@@ -7,9 +7,9 @@ import torch
 
 from s5.backbones.variants import Variant
 from s5.backbones.vit import ViT
-from s5.checkpoints.layouts.convert import to_published
 from s5.checkpoints.loading import CheckpointError, load_weights, save_atomic
 from s5.segmentation.segmentor import build_segmentor
+from tests.helpers.trained_models import to_published
 
 TINY = Variant("tiny", 32, 4, 4, (0, 1, 2, 3))
 

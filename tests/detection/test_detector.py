@@ -12,14 +12,15 @@ from mmengine.structures import InstanceData
 from mmrotate.models.task_modules.coders import MidpointOffsetCoder
 from mmrotate.structures.bbox import RotatedBoxes, rbox2qbox
 
-from s5.checkpoints.layouts import published_detection as convert_detection
-from s5.checkpoints.layouts.convert import convert, to_published
+from s5.checkpoints.layouts import convert
+from s5.checkpoints.layouts.published import DETECTION_PARTS, DETECTION_TASKS, DOTA_ROWS
 from s5.checkpoints.loading import load_weights
-from s5.data.oriented.classes import DOTA_V2, get_classes
+from s5.data.oriented.classes import DOTA_V2, DOTA_V2_PUBLISHED, get_classes
 from s5.detection.network import DetectionModel, Settings, build_detector
 from s5.detection.network import parts as assigner
 from s5.detection.network.parts import AnalyticMidpointCoder, IgnoringAssigner
 from s5.segmentation.segmentor import build_segmentor
+from tests.helpers.trained_models import to_published
 
 SETTINGS = Settings(proposals=30, max_per_img=10, score_thr=0.0)
 SIZE = 64
@@ -147,13 +148,14 @@ def test_published_weights_convert_both_ways_and_find_the_same_boxes(model: Dete
     published = to_published(state)
     assert {key.partition(".")[0] for key in published} == {
         "backbone",
-        *(f"{part}_{task}" for part in convert_detection.PARTS for task in convert_detection.TASKS),
+        *(f"{part}_{task}" for part in DETECTION_PARTS for task in DETECTION_TASKS),
     }
     angle = "bbox_head.fc_reg.bias"
     assert torch.equal(published[f"roi_head_dior.{angle}"][4], -state[f"heads.dior.roi_head.{angle}"][4])
     rows = published["roi_head_dota.bbox_head.fc_cls.weight"]
     ours = state["heads.dota.roi_head.bbox_head.fc_cls.weight"]
-    ship = [names.index("ship") for names in (convert_detection.PUBLISHED_DOTA_CLASSES, DOTA_V2)]
+    ship = [names.index("ship") for names in (DOTA_V2_PUBLISHED, DOTA_V2)]
+    assert DOTA_ROWS == tuple(DOTA_V2_PUBLISHED.index(name) for name in DOTA_V2)
     assert torch.equal(rows[ship[0]], ours[ship[1]]) and torch.equal(rows[-1], ours[-1])
     assert convert(published).layout == "published S5"
     torch.manual_seed(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from s5.checkpoints.layouts.convert import to_published
+from s5.checkpoints.layouts import convert, get_layout
 from s5.data.labels import LabelTable, get_table
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import build_segmentor
@@ -13,6 +13,11 @@ from s5.segmentation.windows import Inference
 
 SIZE, CHANNELS, EXPERTS = 32, 8, 48
 HOW = {"mode": "slide_window", "crop": SIZE, "stride": 24}
+
+
+def to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict of a model in the published layout."""
+    return get_layout("published").from_ours(convert(state)).state
 
 
 def table(name: str, classes: list[str], **more: object) -> LabelTable:

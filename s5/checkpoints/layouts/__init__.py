@@ -1,28 +1,91 @@
-"""Layouts of checkpoints, an adapter for each.
+"""Checkpoint layouts: the registry of adapters, and the reading of any checkpoint through them.
 
-An encoder is found by its patch embedding; the first of `LAYOUTS` that `matches` it converts it. A further
-layout is a further class there.
+The adapters are tried in the order of `LAYOUTS`. A further layout is a class and a row there.
 """
 
-from s5.checkpoints.layouts.base import Layout, OtherArchitectureError, Parts, Weights
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from s5.checkpoints.layouts.base import (
+    PATCH_EMBEDDING,
+    Layout,
+    OtherArchitectureError,
+    Parts,
+    Weights,
+    Written,
+)
+from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.layouts.hugging_face import HuggingFace, HuggingFace5
 from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
 from s5.checkpoints.layouts.openmmlab import MMPretrain, MMSegmentation
-from s5.checkpoints.layouts.s5 import S5, PublishedS5
+from s5.checkpoints.layouts.published import PublishedS5
+from s5.checkpoints.layouts.s5 import S5
+from s5.checkpoints.resizing import CheckpointError, StateDict
 
-__all__ = ["LAYOUTS", "Layout", "OtherArchitectureError", "Parts", "Weights", "known_layouts"]
+__all__ = ["LAYOUTS", "Layout", "Weights", "Written", "convert", "get_layout", "known_layouts"]
 
 LAYOUTS: tuple[Layout, ...] = (
     S5(),
     PublishedS5(),
     UnofficialMAE(),
-    Timm(),
     MMSegmentation(),
     MMPretrain(),
     HuggingFace(),
     HuggingFace5(),
+    Timm(),  # takes any blocks, so it comes last
 )
-"""In this order; `Timm` takes any blocks, so those with more to be told by come before it."""
+
+CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student", "network", "net")
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
+# How the encoder is found. Groups: prefix of the model, prefix of the encoder in it (None where the model is
+# the encoder).
+PATCH_EMBEDDINGS = re.compile(
+    r"^((?:.*?\.)??)((?:encoder|backbone)\.)?"
+    r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings\.projection)\.weight$"
+)
+OWN_MODEL = re.compile(r"^((?:.*?\.)??)heads\.[^.]+\.(?:decode_head|classifier|neck|rpn_head|roi_head)\.")
+
+OWN_META = ("backbone", "img_size")  # in the metadata of every weights file of this package
+
+
+def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
+    """Recognise a checkpoint and convert it to the names of this package.
+
+    Args:
+        checkpoint: State dict, or a container such as ``{"model": state_dict}``; keys may have
+            prefixes (``module.``, ``segmentor.`` ...).
+        experts: Names of the experts of a published encoder, in order, where neither its heads nor
+            their number (four: those of the released model) tell them.
+
+    Raises:
+        CheckpointError: The keys fit no known layout; the message says what they look like.
+    """
+    state = _tensors(checkpoint)
+    parts = _own_model(state) or _own_backbone(checkpoint, state) or _around_patch_embedding(state)
+    layout = parts and next((layout for layout in LAYOUTS if layout.matches(parts)), None)
+    if not parts or not layout:
+        raise CheckpointError(_unrecognised(state))
+    try:
+        return layout.to_ours(parts, experts)
+    except OtherArchitectureError as error:
+        raise CheckpointError(f"{error}. {known_layouts()}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{layout.name}: {error}") from error
+
+
+def get_layout(key: str) -> Layout:
+    """The layout of that key or report name.
+
+    Raises:
+        CheckpointError: There is none; lists the keys.
+    """
+    found = next((layout for layout in LAYOUTS if key in (layout.key, layout.name)), None)
+    if found is None:
+        raise CheckpointError(f"unknown layout {key!r}; there are {', '.join(x.key for x in LAYOUTS)}")
+    return found
 
 
 def known_layouts() -> str:
@@ -31,3 +94,59 @@ def known_layouts() -> str:
     for layout in LAYOUTS:
         examples.setdefault(layout.name, []).append(layout.example)
     return "Known layouts: " + "; ".join(f"{name} ({' or '.join(keys)})" for name, keys in examples.items())
+
+
+def _tensors(checkpoint: Mapping) -> StateDict:
+    """Unpack containers, drop wrapper prefixes, keep tensors."""
+    while inner := next((checkpoint[k] for k in CONTAINERS if isinstance(checkpoint.get(k), Mapping)), None):
+        checkpoint = inner
+    return {
+        WRAPPERS.sub("", key): value
+        for key, value in checkpoint.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+
+
+def _own_model(state: StateDict) -> Parts | None:
+    """A whole model of this package, told by its heads, whatever its backbone; None if it is none."""
+    match = next((match for key in state if (match := OWN_MODEL.match(key))), None)
+    if match is None or not any(key.startswith(f"{match[1]}backbone.") for key in state):
+        return None
+    return replace(_take_apart(state, match[1], "backbone."), ours=True)
+
+
+def _own_backbone(checkpoint: Mapping, state: StateDict) -> Parts | None:
+    """A backbone of this package, told by the metadata of its file or timm's body; None if it is none."""
+    meta = checkpoint.get("meta")
+    told = isinstance(meta, Mapping) and all(key in meta for key in OWN_META)
+    wrapped = all(key.startswith(("body.", "pyramid.")) for key in state)
+    return Parts(state, {}, (), ours=True) if state and (told or wrapped) else None
+
+
+def _around_patch_embedding(state: StateDict) -> Parts | None:
+    """A checkpoint whose encoder is found by its patch embedding; None where there is none."""
+    match = next((match for key in state if (match := PATCH_EMBEDDINGS.match(key))), None)
+    return None if match is None else _take_apart(state, match[1], match[2] or "")
+
+
+def _take_apart(state: StateDict, prefix: str, encoder: str) -> Parts:
+    model = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return Parts(
+        encoder={key.removeprefix(encoder): value for key, value in model.items() if key.startswith(encoder)},
+        around={key: value for key, value in model.items() if not key.startswith(encoder)},
+        outside=tuple(key for key in state if not key.startswith(prefix)),
+    )
+
+
+def _unrecognised(state: StateDict) -> str:
+    if not state:
+        return (
+            "no weights: the checkpoint has no key that holds a tensor. Of a model that was saved as a "
+            "whole, save the state_dict() instead"
+        )
+    name = guess(state)
+    keys = ", ".join(list(state)[:5])
+    likeness = f"; it looks like {name}" if name else ""
+    if not name and any(".attn." in key for key in state):
+        likeness = f"; it has transformer blocks, but no patch embedding ({PATCH_EMBEDDING})"
+    return f"unrecognised checkpoint, with keys {keys}{likeness}. {known_layouts()}"

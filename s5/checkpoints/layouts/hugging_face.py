@@ -1,17 +1,21 @@
 """Checkpoints of Hugging Face's transformers."""
 
-import re
-
-from s5.checkpoints.layouts.base import Layout, in_blocks, join, same_names
+from s5.checkpoints.layouts.base import Parts
+from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 from s5.checkpoints.resizing import StateDict
 
 
-class HuggingFace(Layout):
+class HuggingFace(VitLayout):
     """``ViTModel``, ``ViTMAEModel`` and ``DeiTModel`` of transformers, as files have them."""
 
+    key = "huggingface"
     name = "Hugging Face ViT"
     example = "embeddings.patch_embeddings.*, encoder.layer.N.attention.attention.query.*"
-    block = re.compile(r"^encoder\.layer\.(\d+)\.(.+)$")
+    unwritable = (
+        "its networks always attend to a class token, which this package's do not have, so they would "
+        "compute something else; write timm's layout"
+    )
+    blocks = "encoder.layer"
     block_names = {
         "layernorm_before": "norm1",
         "layernorm_after": "norm2",
@@ -28,9 +32,9 @@ class HuggingFace(Layout):
         "embeddings.patch_embeddings.projection": "patch_embed.proj",
     }
 
-    def matches(self, encoder: StateDict) -> bool:
+    def matches(self, parts: Parts) -> bool:
         """Queries, keys and values apart."""
-        return any(in_blocks(self, encoder, "attention"))
+        return self.in_blocks(parts, "attention")
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
         """Join queries, keys and values."""
@@ -43,8 +47,9 @@ class HuggingFace(Layout):
 class HuggingFace5(HuggingFace):
     """The same in memory since transformers 5: ``torch.save(model.state_dict(), ...)``."""
 
+    key = "huggingface5"
     example = "embeddings.patch_embeddings.*, layers.N.attention.q_proj.*"
-    block = re.compile(r"^layers\.(\d+)\.(.+)$")
+    blocks = "layers"
     block_names = same_names("mlp.fc1", "mlp.fc2") | {
         "layernorm_before": "norm1",
         "layernorm_after": "norm2",

@@ -2,39 +2,48 @@
 
 import torch
 
-from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Layout, in_blocks, join, same_names
+from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Parts
+from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 from s5.checkpoints.resizing import StateDict
 
 PRETRAINING_PIXELS = 224  # image side of the published weights of the layout that stores no positions
+LAYERS = same_names("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-class Timm(Layout):
+class Timm(VitLayout):
     """MAE's own code, timm, and what follows them."""
 
+    key = "timm"
     name = "MAE or timm"
     example = "blocks.N.attn.qkv.*"
-    block_names = same_names("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.experts")
+    container = ""
+    usage = (
+        "timm.create_model(NAME, img_size=..., class_token=False, global_pool='', final_norm=False, "
+        "num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-5)) takes these weights with "
+        "load_state_dict and computes the same"
+    )
+    block_names = LAYERS
     names = same_names("cls_token", "pos_embed", "patch_embed.proj")
 
-    def matches(self, encoder: StateDict) -> bool:
-        """Blocks, and no more to be told by."""
-        return any(map(self.block.match, encoder))
+    def matches(self, parts: Parts) -> bool:
+        """Blocks, and nothing else that tells."""
+        return self.in_blocks(parts)
 
 
-class UnofficialMAE(Layout):
+class UnofficialMAE(VitLayout):
     """MAE-pytorch (pengzhiliang): biases of queries and values, none of keys, and no stored positions."""
 
+    key = "mae-pytorch"
     name = "unofficial MAE (MAE-pytorch)"
     example = "blocks.N.attn.q_bias"
     lacks = ("pyramid.", "cls_token")
-    block_names = same_names(
-        "norm1", "norm2", "attn.qkv", "attn.q_bias", "attn.v_bias", "attn.proj", "mlp.fc1", "mlp.fc2"
-    )
+    unwritable = "it has no biases of keys, and its code computes the positional embedding; write timm's"
+    block_names = LAYERS | same_names("attn.q_bias", "attn.v_bias")
     names = Timm.names
 
-    def matches(self, encoder: StateDict) -> bool:
+    def matches(self, parts: Parts) -> bool:
         """Separate biases in blocks."""
-        return any(in_blocks(self, encoder, "attn.q_bias"))
+        return self.in_blocks(parts, "attn.q_bias")
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
         """Join the biases, and compute the positions if they are not learned."""

@@ -1,71 +1,167 @@
-"""The published layout: its names, and the way from them to this package's and back.
+"""The released S5 weights: ``encoder.*``, heads of segmentation or of detection, dense or with experts.
 
-``layers.N.ln1.*`` and the like of an encoder, dense or with numbered experts; ``semsegdecoder*`` and
-``semseghead*`` of segmentation; for detection see :mod:`s5.checkpoints.layouts.published_detection`.
+Published heads of detection (``{neck,rpn_head,roi_head}_<task>.*``) have the shapes of those here, but count
+angles in the other direction, and their classifier has the classes of DOTA in another order.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from s5.checkpoints.layouts import published_detection as detection
-from s5.checkpoints.resizing import CheckpointError, StateDict
+import torch
 
-# Tasks of the released multi-dataset model, in the order of its experts.
-PUBLISHED_TASKS = ("vaihingen", "potsdam", "openearthmap", "loveda")
-PUBLISHED_SPELLING = {"openearthmap": "OpenEarthMap"}
-DEFAULT_TASK = "seg"
+from s5.checkpoints.layouts.base import (
+    EXPERT_KEY,
+    CheckpointError,
+    Parts,
+    Weights,
+    Written,
+    expert_names,
+    has_name,
+)
+from s5.checkpoints.layouts.openmmlab import MMSEG_BLOCK_NAMES
+from s5.checkpoints.layouts.vit import VitLayout, inverse, replace_start, require_complete
+from s5.checkpoints.resizing import StateDict
 
-# Keys of an encoder in both layouts.
-BLOCK_KEY = re.compile(r"^(?:blocks|layers)\.(\d+)\.(.+)$")
-EXPERT_KEY = re.compile(r"^blocks\.\d+\.mlp\.experts\.([^.]+)\.")
+# Tasks of the released models, in the order of their experts.
+SEGMENTATION_TASKS = ("vaihingen", "potsdam", "openearthmap", "loveda")
+DETECTION_TASKS = ("dior", "dota")
+SPELLING = {"openearthmap": "OpenEarthMap"}
+DEFAULT_TASK = "seg"  # of a file whose only head has no task name
 
-# Published name -> name here.
-BLOCK_NAMES = {
-    "ln1": "norm1",
-    "ln2": "norm2",
-    "attn.attn.in_proj_weight": "attn.qkv.weight",
-    "attn.attn.in_proj_bias": "attn.qkv.bias",
-    "attn.attn.out_proj": "attn.proj",
-    "ffn.layers.0.0": "mlp.fc1",
-    "ffn.layers.1": "mlp.fc2",
-    "ffn.experts": "mlp.experts",
-}
-BACKBONE_NAMES = {
-    "cls_token": "cls_token",
-    "pos_embed": "pos_embed",
-    "patch_embed.projection": "patch_embed.proj",
-    "fpn1.0": "pyramid.up4.0",
-    "fpn1.1.ln": "pyramid.up4.1",
-    "fpn1.3": "pyramid.up4.3",
-    "fpn2.0": "pyramid.up2",
-}
+DETECTION_KEY = re.compile(r"^(neck|rpn_head|roi_head)_([^.]+)\.(.+)$")
+DETECTION_PARTS = ("neck", "rpn_head", "roi_head")
+ANGLE = 4  # row of the box deltas x, y, w, h, angle
+DOTA_ROWS = (4, 10, 3, 8, 9, 0, 5, 11, 7, 13, 6, 12, 14, 1, 2, 15, 16, 17)
+"""Row of the published classifier of each class of DOTA-v2.0, in the order of the dataset's authors."""
 
 
-def from_published_heads(state: StateDict) -> tuple[dict[str, StateDict], list[str]]:
-    """Heads by task under the names here, of a model without its encoder, and the keys of other things."""
-    several = any(key.startswith("semseghead_") for key in state)
-    spelling = {old: new for new, old in PUBLISHED_SPELLING.items()}
+class PublishedS5(VitLayout):
+    """A released backbone alone, or a whole model."""
+
+    key = "published"
+    name = "published S5"
+    example = "layers.N.ln1.*, fpn1.*, encoder.*"
+    lacks = ()
+    container = "model"
+    blocks = "layers"
+    block_names = MMSEG_BLOCK_NAMES | {"ffn.experts": "mlp.experts"}
+    names = {
+        "cls_token": "cls_token",
+        "pos_embed": "pos_embed",
+        "patch_embed.projection": "patch_embed.proj",
+        "fpn1.0": "pyramid.up4.0",
+        "fpn1.1.ln": "pyramid.up4.1",
+        "fpn1.3": "pyramid.up4.3",
+        "fpn2.0": "pyramid.up2",
+    }
+
+    def matches(self, parts: Parts) -> bool:
+        """Layers and a pyramid; without one, no class slot, which mmsegmentation always stores."""
+        if any(key.startswith("fpn") for key in parts.encoder):
+            return self.in_blocks(parts)
+        table = parts.encoder.get("pos_embed")
+        square = table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]
+        return square and self.in_blocks(parts, "attn.attn.in_proj_weight")
+
+    def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
+        """Rename the encoder and the heads; experts get the names of tasks for their numbers."""
+        weights = super().to_ours(Parts(parts.encoder, {}, ()), experts)
+        heads, unused = _heads_to_ours(parts.around)
+        backbone = _name_experts(weights.backbone, tuple(heads), tuple(experts))
+        return Weights(self.name, backbone, heads, (*weights.unused, *unused, *parts.outside), self.lacks)
+
+    def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """Nothing to add: the layout has all tensors and no class slot."""
+        if "pos_embed" not in backbone:
+            super().complete(backbone)  # which refuses it
+        return backbone, ()
+
+    def from_ours(self, weights: Weights) -> Written:
+        """Rename the backbone and the heads; experts get numbers for the names of tasks."""
+        require_complete(weights)
+        numbers = {name: str(number) for number, name in enumerate(_order(weights.experts))}
+        detects = any(map(_detects, weights.heads.values()))
+        prefix = ("backbone." if detects else "encoder.") if weights.heads else ""
+        state, left_out = {}, []
+        for key, value in weights.backbone.items():
+            theirs = self.their_key(_rename_expert(key, numbers))
+            if theirs is None:
+                left_out.append(key)
+            else:
+                state[prefix + theirs] = value
+        heads = dict(_heads_from_ours(weights.heads))
+        return Written(state | heads, tuple(left_out), self._notes(weights))
+
+    def _notes(self, weights: Weights) -> tuple[str, ...]:
+        notes = []
+        if len(weights.heads) == 1 and not any(map(_detects, weights.heads.values())):
+            notes.append(f"a lone head has no task name in this layout: {next(iter(weights.heads))} is lost")
+        known = (set(SEGMENTATION_TASKS), set(DETECTION_TASKS))
+        if weights.experts and not weights.heads and set(weights.experts) not in known:
+            notes.append(
+                f"the names of the experts are lost: reading takes --tasks {','.join(weights.experts)}"
+            )
+        return tuple(notes)
+
+
+def _heads_to_ours(around: StateDict) -> tuple[dict[str, StateDict], list[str]]:
+    """Heads by task under the names here, and the keys of other things."""
+    several = any(key.startswith("semseghead_") for key in around)
     heads: dict[str, StateDict] = {}
     unused = []
-    for key, value in state.items():
-        if (found := detection.from_published(key)) is not None:
-            heads.setdefault(found[0], {})[found[1]] = value
+    for key, value in around.items():
+        if match := DETECTION_KEY.match(key):
+            heads.setdefault(match[2], {})[f"{match[1]}.{match[3]}"] = value
             continue
         part, _, name = key.partition(".")
         kind, _, suffix = part.partition("_")
         if kind not in ("semsegdecoder", "semseghead"):
             unused.append(key)
             continue
-        task = spelling.get(suffix, suffix) or (PUBLISHED_TASKS[0] if several else DEFAULT_TASK)
+        task = inverse(SPELLING).get(suffix, suffix) or (SEGMENTATION_TASKS[0] if several else DEFAULT_TASK)
         name = name if kind == "semsegdecoder" else name.replace("1.", "classifier.", 1)
         heads.setdefault(task, {})[name] = value
-    heads = {
-        task: detection.to_our_meaning(task, head) if detects(head) else head for task, head in heads.items()
-    }
-    return heads, unused
+    rows = [*DOTA_ROWS, len(DOTA_ROWS)]  # the background stays last
+    return {task: _detection_meaning(task, head, rows) for task, head in heads.items()}, unused
 
 
-def name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[str, ...]) -> StateDict:
+def _heads_from_ours(heads: Mapping[str, StateDict]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Keys and tensors of the heads in the published layout."""
+    rows = [DOTA_ROWS.index(row) for row in range(len(DOTA_ROWS))] + [len(DOTA_ROWS)]
+    for task, head in heads.items():
+        if _detects(head):
+            for name, value in _detection_meaning(task, head, rows).items():
+                part, _, rest = name.partition(".")
+                yield f"{part}_{task}.{rest}", value
+            continue
+        suffix = f"_{SPELLING.get(task, task)}" if len(heads) > 1 else ""
+        decoder = f"semsegdecoder{'' if task == SEGMENTATION_TASKS[0] else suffix}"
+        names = {"decode_head": f"{decoder}.decode_head", "classifier": f"semseghead{suffix}.1"}
+        for name, value in head.items():
+            if (theirs := replace_start(name, names)) is None:
+                raise CheckpointError(f"the published layout has no name for {name} of the head of {task}")
+            yield theirs, value
+
+
+def _detects(head: StateDict) -> bool:
+    """Whether a head finds objects; else it segments."""
+    return any(has_name(name, DETECTION_PARTS) for name in head)
+
+
+def _detection_meaning(task: str, head: StateDict, rows: Sequence[int]) -> StateDict:
+    """Turn the direction of angles round, and sort the rows of DOTA's classifier."""
+    changed = dict(head)
+    for name, tensor in head.items():
+        if name.startswith("roi_head.") and ".fc_reg." in name:
+            changed[name] = tensor.clone()
+            changed[name][ANGLE] = -tensor[ANGLE]
+        elif task == "dota" and name.startswith("roi_head.") and ".fc_cls." in name:
+            changed[name] = tensor[rows]
+    return changed
+
+
+def _name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[str, ...]) -> StateDict:
     """Replace the experts' numbers by task names.
 
     Args:
@@ -80,89 +176,23 @@ def name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[str
     if not count:
         return backbone
     if len(heads) == count:
-        names = _published_order(heads)
-    elif count == len(PUBLISHED_TASKS):
-        names = PUBLISHED_TASKS
+        names = _order(heads)
+    elif count == len(SEGMENTATION_TASKS):
+        names = SEGMENTATION_TASKS
     elif count == len(experts):
         names = experts
     else:
-        raise CheckpointError(f"the checkpoint has {count} experts without names; the model's are {experts}")
-    return {
-        key.replace(f".experts.{match[1]}.", f".experts.{names[int(match[1])]}.")
-        if (match := EXPERT_KEY.match(key))
-        else key: value
-        for key, value in backbone.items()
-    }
+        given = f"; the model's are {', '.join(experts)}" if experts else ""
+        raise CheckpointError(f"the checkpoint has {count} experts without names{given}")
+    numbered = {str(number): name for number, name in enumerate(names)}
+    return {_rename_expert(key, numbered): value for key, value in backbone.items()}
 
 
-def to_published_encoder(backbone: StateDict, experts: tuple[str, ...]) -> StateDict:
-    """The inverse of `s5.checkpoints.layouts.PublishedS5` for an encoder.
-
-    Args:
-        backbone: Tensors under the names here.
-        experts: Names of its experts, in any order.
-    """
-    order = _published_order(experts)
-    return {_published_key(key, order): value for key, value in backbone.items()}
+def _rename_expert(key: str, names: Mapping[str, str]) -> str:
+    match = EXPERT_KEY.match(key)
+    return key.replace(f".experts.{match[1]}.", f".experts.{names[match[1]]}.") if match else key
 
 
-def to_published_heads(heads: Mapping[str, StateDict]) -> StateDict:
-    """The inverse of :func:`from_published_heads`."""
-    published: StateDict = {}
-    for task, head in heads.items():
-        if detects(head):
-            meant = detection.to_published_meaning(task, head)
-            published |= {detection.published_key(task, name): value for name, value in meant.items()}
-            continue
-        decoder, classifier = _published_head_names(task, single=len(heads) == 1)
-        names = {"decode_head": f"{decoder}.decode_head", "classifier": f"{classifier}.1"}
-        published |= {_rename(key, names): value for key, value in head.items()}
-    return published
-
-
-def detects(head: StateDict) -> bool:
-    """Whether a head finds objects; else it segments."""
-    return any(has_name(name, detection.PARTS) for name in head)
-
-
-def expert_names(backbone: StateDict) -> tuple[str, ...]:
-    """Names or numbers of the experts of a backbone under the names here; empty for a dense one."""
-    return tuple(dict.fromkeys(match[1] for key in backbone if (match := EXPERT_KEY.match(key))))
-
-
-def has_name(key: str, names: Iterable[str]) -> bool:
-    """Whether a key is one of `names` or of something inside it."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _published_key(key: str, experts: tuple[str, ...]) -> str:
-    match = BLOCK_KEY.match(key)
-    if match is None:
-        return _rename(key, _inverse(BACKBONE_NAMES))
-    name = _rename(match[2], _inverse(BLOCK_NAMES))
-    if expert := EXPERT_KEY.match(key):
-        name = name.replace(f".{expert[1]}.", f".{experts.index(expert[1])}.")
-    return f"layers.{match[1]}.{name}"
-
-
-def _published_order(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    known = (PUBLISHED_TASKS, detection.TASKS)
+def _order(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    known = (SEGMENTATION_TASKS, DETECTION_TASKS)
     return next((order for order in known if set(order) == set(tasks)), tasks)
-
-
-def _published_head_names(task: str, single: bool) -> tuple[str, str]:
-    if single:
-        return "semsegdecoder", "semseghead"
-    suffix = PUBLISHED_SPELLING.get(task, task)
-    decoder = "semsegdecoder" if task == PUBLISHED_TASKS[0] else f"semsegdecoder_{suffix}"
-    return decoder, f"semseghead_{suffix}"
-
-
-def _rename(key: str, names: Mapping[str, str]) -> str:
-    """Replace the leading part of a key; the key must have one of `names`."""
-    old = next(name for name in names if has_name(key, (name,)))
-    return names[old] + key[len(old) :]
-
-
-def _inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {new: old for old, new in names.items()}

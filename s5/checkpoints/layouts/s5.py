@@ -1,59 +1,49 @@
-"""Checkpoints of this package, and the released ones of S5."""
+"""Checkpoints of this package."""
 
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 
-from s5.checkpoints.layouts import published
-from s5.checkpoints.layouts.base import Parts, Weights, in_blocks, require_positions, same_names
-from s5.checkpoints.layouts.mae import Timm
-from s5.checkpoints.resizing import StateDict
+from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Layout, Parts, Weights, Written, has_name
+from s5.checkpoints.layouts.vit import check_form, require_complete
+
+HEAD_PARTS = ("decode_head", "classifier", "neck", "rpn_head", "roi_head")
 
 
-class S5(Timm):
-    """This package's own: of the backbone alone, or of a whole model (``backbone.*``, ``heads.<task>.*``)."""
+class S5(Layout):
+    """A backbone of any architecture alone, or a whole model (``backbone.*``, ``heads.<task>.*``)."""
 
+    key = "s5"
     name = "S5"
     example = "blocks.*, pyramid.*"
-    lacks = ()
-    names = same_names("cls_token", "pos_embed", "patch_embed.proj", "pyramid")
 
-    def matches(self, encoder: StateDict) -> bool:
-        """Blocks and a pyramid."""
-        return super().matches(encoder) and any(key.startswith("pyramid.") for key in encoder)
-
-    def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """Nothing to add; there is no class slot."""
-        require_positions(backbone)
-        return backbone, ()
-
-
-class PublishedS5(S5):
-    """The released S5 weights: ``encoder.*``, ``semsegdecoder*``, ``semseghead*``, dense or with experts."""
-
-    name = "published S5"
-    example = "layers.N.ln1.*, fpn1.*, encoder.*"
-    block = re.compile(r"^layers\.(\d+)\.(.+)$")
-    block_names = published.BLOCK_NAMES
-    names = published.BACKBONE_NAMES
-
-    def matches(self, encoder: StateDict) -> bool:
-        """Layers and a pyramid; without one, no class slot, which mmsegmentation always stores."""
-        if any(key.startswith("fpn") for key in encoder):
-            return any(map(self.block.match, encoder))
-        table = encoder.get("pos_embed")
-        square = table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]
-        return square and any(in_blocks(self, encoder, "attn.attn.in_proj_weight"))
+    def matches(self, parts: Parts) -> bool:
+        """The file says so, or the encoder has a pyramid."""
+        return parts.ours or any(has_name(key, ("pyramid",)) for key in parts.encoder)
 
     def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
-        """Experts have numbers there, tasks here."""
-        weights = super().to_ours(parts, experts)
-        return replace(
-            weights,
-            backbone=published.name_experts(weights.backbone, tuple(weights.heads), tuple(experts)),
-        )
+        """Sort the heads by task; names stay as they are."""
+        if PATCH_EMBEDDING in parts.encoder:
+            check_form(parts.encoder)
+        heads: dict[str, dict] = {}
+        unused = []
+        for key, value in parts.around.items():
+            if (found := _head_key(key)) is not None:
+                heads.setdefault(found[0], {})[found[1]] = value
+            else:
+                unused.append(key)
+        return Weights(self.name, parts.encoder, heads, (*unused, *parts.outside))
 
-    def heads(self, around: StateDict) -> tuple[dict[str, StateDict], list[str]]:
-        """Heads by task, and the keys of other things."""
-        return published.from_published_heads(around)
+    def from_ours(self, weights: Weights) -> Written:
+        """Name a backbone alone as it is, and one with heads as a whole model."""
+        if weights.depth and PATCH_EMBEDDING in weights.backbone:
+            require_complete(weights)
+        if not weights.heads:
+            return Written(dict(weights.backbone))
+        heads = {f"heads.{task}.{k}": v for task, head in weights.heads.items() for k, v in head.items()}
+        return Written({f"backbone.{key}": value for key, value in weights.backbone.items()} | heads)
+
+
+def _head_key(key: str) -> tuple[str, str] | None:
+    """Task and name of a tensor of a head; None for other tensors."""
+    part, _, rest = key.partition(".")
+    task, _, name = rest.partition(".")
+    return (task, name) if part == "heads" and has_name(name, HEAD_PARTS) else None

@@ -2,17 +2,57 @@
 
 from collections.abc import Sequence
 
-from s5.checkpoints.layouts.published_detection import DOTA_CLASSES, PUBLISHED_DOTA_CLASSES
 from s5.data.errors import DataError
 
-DOTA_V2 = DOTA_CLASSES
+DOTA_V2 = (
+    "plane",
+    "baseball-diamond",
+    "bridge",
+    "ground-track-field",
+    "small-vehicle",
+    "large-vehicle",
+    "ship",
+    "tennis-court",
+    "basketball-court",
+    "storage-tank",
+    "soccer-ball-field",
+    "roundabout",
+    "harbor",
+    "swimming-pool",
+    "helicopter",
+    "container-crane",
+    "airport",
+    "helipad",
+)
+"""In the order of the dataset's authors."""
 DOTA_V1_5 = DOTA_V2[:16]  # without airport and helipad
 DOTA_V1 = DOTA_V2[:15]  # without container-crane
-DOTA_V2_AS_STORED = tuple(DOTA_V2[PUBLISHED_DOTA_CLASSES.index(name)] for name in DOTA_V2)
+DOTA_V2_PUBLISHED = (
+    "large-vehicle",
+    "swimming-pool",
+    "helicopter",
+    "bridge",
+    "plane",
+    "ship",
+    "soccer-ball-field",
+    "basketball-court",
+    "ground-track-field",
+    "small-vehicle",
+    "baseball-diamond",
+    "tennis-court",
+    "roundabout",
+    "storage-tank",
+    "harbor",
+    "container-crane",
+    "airport",
+    "helipad",
+)
+"""In the order of the released classifier, whose background comes last."""
+DOTA_V2_AS_STORED = tuple(DOTA_V2[DOTA_V2_PUBLISHED.index(name)] for name in DOTA_V2)
 """Class of each row of a published classifier after loading, if the file had them in the order of `DOTA_V2`.
 
-Loading takes the rows to be in the order of `PUBLISHED_DOTA_CLASSES`, which came from a file of the tool that
-cut the windows, and sorts them; this list undoes it.
+Loading takes the rows to be in the order of `DOTA_V2_PUBLISHED`, which came from a file of the tool that cut
+the windows, and sorts them; this list undoes it.
 """
 DIOR_R = (
     "airplane",

@@ -1,0 +1,247 @@
+"""Layouts of plain ViTs: tables of names, and what they differ in besides names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+from s5.checkpoints.layouts.base import (
+    BLOCK_KEY,
+    PATCH_EMBEDDING,
+    Layout,
+    OtherArchitectureError,
+    Parts,
+    Weights,
+    Written,
+    block_numbers,
+    has_name,
+)
+from s5.checkpoints.layouts.foreign import guess
+from s5.checkpoints.reading import shorten
+from s5.checkpoints.resizing import CheckpointError, StateDict, drop_class_slot
+
+# Layers before the blocks that a plain ViT does not have; without them the blocks would see other tokens.
+BEFORE_BLOCKS = (
+    "patch_embed.norm",
+    "norm_pre",
+    "pre_norm",
+    "ln_pre",
+    "rel_pos_bias",
+    "rope",
+    "channel_embed",
+)
+IMAGE_AXES = 4  # of a patch embedding; of videos it has five
+BLOCK_LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+BLOCK_LAYERS = ("norm1", "norm2", *BLOCK_LINEARS)
+
+
+class VitLayout(Layout):
+    """A layout of a plain ViT without pyramid and heads.
+
+    Attributes:
+        blocks: Prefix of a block's keys, before its number.
+        block_names: Name in a block -> name here.
+        names: Name of another tensor of the encoder -> name here.
+        class_slot: Whether the positional embedding has a slot for the class token even in a network that
+            runs without one.
+    """
+
+    lacks: ClassVar[tuple[str, ...]] = ("pyramid.",)
+    blocks: ClassVar[str] = "blocks"
+    block_names: ClassVar[Mapping[str, str]]
+    names: ClassVar[Mapping[str, str]]
+    class_slot: ClassVar[bool] = False
+
+    @cached_property
+    def block_key(self) -> re.Pattern:
+        """Pattern of a block's keys: its number, and the name in the block."""
+        return re.compile(rf"^{re.escape(self.blocks)}\.(\d+)\.(.+)$")
+
+    def in_blocks(self, parts: Parts, name: str = "") -> bool:
+        """Whether any block has a tensor or layer of that name, or whether there are blocks at all."""
+        inner = (match[2] for key in parts.encoder if (match := self.block_key.match(key)))
+        return any(not name or has_name(key, (name,)) for key in inner)
+
+    def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
+        """Rename the tensors of a plain ViT and complete them; see `Layout.to_ours`."""
+        backbone, unused = self.rename(parts.encoder)
+        check_form(backbone)
+        backbone, notes = self.complete(backbone)
+        return Weights(self.name, backbone, {}, (*unused, *parts.around, *parts.outside), self.lacks, notes)
+
+    def from_ours(self, weights: Weights) -> Written:
+        """Rename the tensors of a plain ViT; pyramid and heads are left out."""
+        if self.unwritable:
+            return super().from_ours(weights)
+        require_complete(weights)
+        if weights.experts:
+            raise CheckpointError(
+                f"{self.name} has no experts, the backbone has them for {', '.join(weights.experts)}"
+            )
+        positions = drop_class_slot(weights.backbone["pos_embed"])  # which checks that it is square
+        backbone = weights.backbone
+        if self.class_slot:
+            backbone = backbone | {"pos_embed": torch.cat((torch.zeros_like(positions[:, :1]), positions), 1)}
+        named = {key: self.their_key(key) for key in backbone if self.class_slot or key != "cls_token"}
+        state = {theirs: backbone[key] for key, theirs in named.items() if theirs is not None}
+        left_out = [key for key in backbone if named.get(key) is None]
+        heads = (f"heads.{task}.{key}" for task, head in weights.heads.items() for key in head)
+        return Written(state, (*left_out, *heads), (self.usage,))
+
+    def rename(self, encoder: StateDict) -> tuple[StateDict, list[str]]:
+        """The tensors of a plain ViT under the names here, and the keys of others.
+
+        Raises:
+            OtherArchitectureError: A tensor would change what the blocks compute, and a plain ViT lacks it,
+                or there is no patch embedding.
+        """
+        kept, unused = {}, []
+        for key, value in encoder.items():
+            match = self.block_key.match(key)
+            names, inner = (self.block_names, match[2]) if match else (self.names, key)
+            ours = replace_start(inner, names)
+            if ours is not None:
+                kept[f"blocks.{match[1]}.{ours}" if match else ours] = value
+            elif match or has_name(key, BEFORE_BLOCKS):
+                name = guess(encoder)
+                raise OtherArchitectureError(
+                    f"the checkpoint has {key!r}, which a plain ViT does not have"
+                    f"{f'; it looks like {name}' if name else ''}"
+                )
+            else:
+                unused.append(key)
+        if PATCH_EMBEDDING not in kept:
+            raise OtherArchitectureError(
+                f"the checkpoint has blocks as of {self.name}, but its patch embedding has another name"
+            )
+        return kept, unused
+
+    def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """Renamed tensors in the form of the backbone here, and notes on what was added."""
+        if "pos_embed" not in backbone:
+            raise OtherArchitectureError(
+                "the checkpoint has no positional embedding (pos_embed), so it is another architecture"
+            )
+        backbone, notes = _with_zero_biases(backbone)
+        return backbone | {"pos_embed": drop_class_slot(backbone["pos_embed"])}, notes
+
+    def their_key(self, key: str) -> str | None:
+        """The layout's key of a tensor of the backbone here; None where it has none."""
+        match = BLOCK_KEY.match(key)
+        if match is None:
+            return replace_start(key, inverse(self.names))
+        name = replace_start(match[2], inverse(self.block_names))
+        return None if name is None else f"{self.blocks}.{match[1]}.{name}"
+
+
+def same_names(*names: str) -> dict[str, str]:
+    """A table of names that a layout shares with this package."""
+    return dict(zip(names, names, strict=True))
+
+
+def inverse(names: Mapping[str, str]) -> dict[str, str]:
+    """A table of names the other way round."""
+    return {new: old for old, new in names.items()}
+
+
+def replace_start(key: str, names: Mapping[str, str]) -> str | None:
+    """Replace the name that a key is or starts with; None if it is none of `names`."""
+    old = next((name for name in names if has_name(key, (name,))), None)
+    return None if old is None else names[old] + key[len(old) :]
+
+
+def check_form(backbone: StateDict) -> None:
+    """Check the number of axes of the tensors of a ViT that the conversion itself relies on.
+
+    Raises:
+        CheckpointError: It is another one.
+    """
+    if numbers := [key for key, value in backbone.items() if not value.ndim]:
+        raise CheckpointError(f"{numbers[0]} is a single number")
+    patches, table = backbone.get(PATCH_EMBEDDING), backbone.get("pos_embed")
+    if patches is not None and patches.ndim != IMAGE_AXES:
+        kind = " of a video model" if patches.ndim == IMAGE_AXES + 1 else ""
+        raise OtherArchitectureError(
+            f"the patch embedding{kind} has the shape {tuple(patches.shape)} instead of (width, channels, "
+            f"patch, patch)"
+        )
+    if table is not None and (table.ndim != 3 or len(table) != 1):
+        raise OtherArchitectureError(
+            f"the positional embedding has the shape {tuple(table.shape)} instead of (1, entries, width)"
+        )
+
+
+def require_complete(weights: Weights) -> None:
+    """Check that a plain ViT has every layer in every block, each of the same shape in all blocks.
+
+    Raises:
+        CheckpointError: Names the tensors that are missing or differ.
+    """
+    backbone = weights.backbone
+    if not weights.depth or PATCH_EMBEDDING not in backbone:
+        raise CheckpointError("the backbone is no plain ViT, which is all that this layout can hold")
+    layers = BLOCK_LAYERS[:-1] if weights.experts else BLOCK_LAYERS  # experts can replace the last layer
+    shapes: dict[str, torch.Size | None] = {
+        f"{layer}.{kind}": None for layer in layers for kind in ("weight", "bias")
+    }
+    for key, value in backbone.items():
+        if (match := BLOCK_KEY.match(key)) and shapes.get(match[2]) is None:
+            shapes[match[2]] = value.shape
+    names = ("pos_embed", PATCH_EMBEDDING, "patch_embed.proj.bias")
+    problems = [f"{name} is missing" for name in names if name not in backbone]
+    for block in range(weights.depth):
+        for name, shape in shapes.items():
+            tensor = backbone.get(f"blocks.{block}.{name}")
+            if tensor is None:
+                problems.append(f"blocks.{block}.{name} is missing")
+            elif tensor.shape != shape:
+                problems.append(f"blocks.{block}.{name} has another shape than in other blocks")
+    if problems:
+        raise CheckpointError(f"the weights are incomplete: {shorten(problems)}")
+
+
+def join(backbone: StateDict, parts: Sequence[str | None], ours: str) -> StateDict:
+    """Join tensors of every block along their first axis; None stands for zeros.
+
+    Raises:
+        CheckpointError: A block has some of them only.
+    """
+    joined = dict(backbone)
+    for block in block_numbers(backbone):
+        found = {part: joined.pop(f"blocks.{block}.{part}", None) for part in parts if part}
+        lacking = [part for part, tensor in found.items() if tensor is None]
+        if len(lacking) == len(found):
+            continue
+        if lacking:
+            raise CheckpointError(
+                f"block {block} has no {' and no '.join(lacking)}, but other parts of the same layer: the "
+                f"file is incomplete"
+            )
+        tensors = {part: tensor for part, tensor in found.items() if tensor is not None}
+        if len({tensor.shape for tensor in tensors.values()}) > 1:
+            shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
+            raise CheckpointError(f"block {block} has parts of one layer of different shapes: {shapes}")
+        zero = torch.zeros_like(next(iter(tensors.values())))
+        joined[f"blocks.{block}.{ours}"] = torch.cat([tensors[part] if part else zero for part in parts])
+    return joined
+
+
+def _with_zero_biases(backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+    """Add zero biases, which compute the same, to layers that have none anywhere in the checkpoint."""
+    layers = {"patch_embed.proj": ["patch_embed.proj"]}
+    layers |= {
+        name: [f"blocks.{block}.{name}" for block in block_numbers(backbone)] for name in BLOCK_LINEARS
+    }
+    without = [
+        name for name, copies in layers.items() if not any(f"{layer}.bias" in backbone for layer in copies)
+    ]
+    zeros = {
+        f"{layer}.bias": torch.zeros(weight.shape[:1], dtype=weight.dtype)
+        for name in without
+        for layer in layers[name]
+        if (weight := backbone.get(f"{layer}.weight")) is not None
+    }
+    notes = (f"no biases of {', '.join(without)} in the checkpoint: zero",) if zeros else ()
+    return backbone | zeros, notes

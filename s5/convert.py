@@ -1,0 +1,159 @@
+"""Convert a checkpoint from one layout to another.
+
+    python -m s5.convert vit_b_s4p_upernet.pth published.pth --to published
+    python -m s5.convert released/vit_b_moe_mdf.pth mine.pth --to s5
+    python -m s5.convert vit_b_s4p.pth timm.pth --to timm
+    python -m s5.convert --list
+
+The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their type.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
+from s5.checkpoints.layouts.s5 import S5
+from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic, shorten
+from s5.checkpoints.resizing import CheckpointError
+
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = _parse_args(argv)
+    if args.list:
+        print(layout_table())
+        return 0
+    try:
+        convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite)
+    except CheckpointError as error:
+        print("error:", error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def convert_file(
+    src: Path, dst: Path, layout: Layout, tasks: Sequence[str] = (), overwrite: bool = False
+) -> None:
+    """Convert a checkpoint file and print what became of it.
+
+    Args:
+        src: The checkpoint, of any known layout.
+        dst: The file to write.
+        layout: Its layout.
+        tasks: Names of the experts of `src`, in order, where the file does not tell them.
+        overwrite: Replace an existing file.
+
+    Raises:
+        CheckpointError: `src` cannot be read or converted, or `dst` not be written.
+    """
+    src = find_checkpoint(src)
+    _check_target(src, dst, overwrite)
+    content = read_checkpoint(src)
+    try:
+        weights = convert(content, tasks)
+        written = layout.from_ours(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{src}: {error}") from error
+    meta = _own_meta(content) if weights.layout == S5.name else None
+    save_atomic(_as_file(layout, written, meta), dst)
+    print(report(src, dst, layout, weights, written, meta))
+
+
+def report(
+    src: Path, dst: Path, layout: Layout, weights: Weights, written: Written, meta: Mapping[str, Any] | None
+) -> str:
+    """What was read, written and left out, one line each."""
+    heads = f"heads of {', '.join(weights.heads)}" if weights.heads else "no heads"
+    experts = f", experts for {', '.join(weights.experts)}" if weights.experts else ""
+    lines = [
+        f"{src}: {weights.layout}, {len(weights.backbone)} tensors of the backbone{experts}, {heads}",
+        *(f"  note: {note}" for note in weights.notes),
+        f"{dst}: {layout.name}, {len(written.state)} tensors",
+        *(f"  note: {note}" for note in written.notes),
+    ]
+    left_out = (*written.left_out, *weights.unused)
+    if left_out:
+        lines.append(f"  left out: {len(left_out)} tensors ({shorten(left_out)})")
+    if isinstance(layout, S5):
+        kept = f"kept ({', '.join(meta)})" if meta else "none: commands need --config, and --backbone"
+        lines.append(f"  metadata: {kept}")
+    elif meta:
+        lines.append("  left out: the metadata (backbone, tasks, classes), which this layout does not hold")
+    return "\n".join(lines)
+
+
+def layout_table() -> str:
+    """All layouts with the keys by which they are recognised, and whether they can be written."""
+    width = max(len(layout.key) for layout in LAYOUTS)
+    lines = []
+    for layout in LAYOUTS:
+        lines.append(f"{layout.key:<{width}}  {layout.name}: {layout.example}")
+        if layout.unwritable:
+            lines.append(f"{'':<{width}}  read only: {layout.unwritable}")
+    return "\n".join(lines)
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m s5.convert",
+        description=__doc__,
+        epilog=f"layouts:\n{layout_table()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("src", type=Path, nargs="?", help="checkpoint of any layout below")
+    parser.add_argument("dst", type=Path, nargs="?", help="file to write")
+    parser.add_argument("--to", metavar="LAYOUT", help="layout to write: " + ", ".join(_writable()))
+    parser.add_argument(
+        "--tasks",
+        type=lambda names: names.split(","),
+        default=[],
+        metavar="A,B",
+        help="names of the experts in order, where SRC only numbers them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    parser.add_argument("--list", action="store_true", help="list the layouts")
+    args = parser.parse_args(argv)
+    if not args.list and None in (args.src, args.dst, args.to):
+        parser.error("give SRC, DST and --to LAYOUT, or --list")
+    return args
+
+
+def _writable() -> list[str]:
+    return [layout.key for layout in LAYOUTS if not layout.unwritable]
+
+
+def _check_target(src: Path, dst: Path, overwrite: bool) -> None:
+    if dst.suffix not in SUFFIXES:
+        raise CheckpointError(
+            f"{dst}: files are written with torch.save; end the name in {', '.join(SUFFIXES)}"
+        )
+    if dst.is_dir():
+        raise CheckpointError(f"{dst} is a folder: name the file to write")
+    if dst.exists() and (not overwrite or dst.samefile(src)):
+        same = dst.samefile(src)
+        raise CheckpointError(
+            f"{dst} {'is the file to convert: choose another name' if same else 'exists: add --overwrite'}"
+        )
+
+
+def _own_meta(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Metadata of a weights file of this package; None where there is none."""
+    meta = content.get("meta")
+    return dict(meta) if isinstance(meta, Mapping) and isinstance(meta.get("backbone"), str) else None
+
+
+def _as_file(layout: Layout, written: Written, meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    content: dict[str, Any] = {layout.container: written.state} if layout.container else dict(written.state)
+    if isinstance(layout, S5) and meta:
+        content["meta"] = dict(meta)
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -71,8 +71,10 @@ def test_published_keys_and_shapes_are_met_exactly(shared, file, tasks, expert_c
     shapes = json.loads((shared / "reference" / "published_keys" / f"{file}.json").read_text())
     with torch.device("meta"):
         model = build_segmentor("vit_b", tasks, expert_channels=expert_channels)
-        weights = convert({key: torch.empty(shape) for key, shape in shapes.items()})
-    assert {key: list(value.shape) for key, value in to_published(model.state_dict()).items()} == shapes
+        released = {key: torch.empty(shape) for key, shape in shapes.items()}
+    weights = convert(released)
+    for state in (model.state_dict(), released):
+        assert {key: list(value.shape) for key, value in to_published(state).items()} == shapes
     own = {key: value.shape for key, value in model.backbone.state_dict().items()}
     assert {key: value.shape for key, value in weights.backbone.items()} == own
     assert (weights.width, weights.depth, weights.unused) == (768, 12, ())

@@ -7,25 +7,25 @@ import pytest
 import torch
 from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
-from torch import nn
 
 from s5.backbones.variants import Variant
 from s5.backbones.vit import ViT
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.loading import CheckpointError, load_weights
+from tests.helpers.vit_checkpoints import (
+    drawn,
+    renamed,
+    to_hugging_face,
+    to_hugging_face_5,
+    to_mmpretrain,
+    tokens,
+    with_class_slot,
+)
 
 WIDTH, DEPTH, HEADS, SIZE = 32, 4, 4, 64
 TINY = Variant("tiny", WIDTH, DEPTH, HEADS, (0, 1, 2, 3))
 EPS = 1e-6
-
-
-def drawn(network):
-    """The network with weights that make every tensor matter."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    network.eval()
-    return network
 
 
 @pytest.fixture
@@ -33,16 +33,6 @@ def timm_vit():
     """Without class token, as here: our tokens are those of patches alone."""
     options = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0}
     return drawn(TimmViT(SIZE, class_token=False, global_pool="avg", **options))
-
-
-def tokens(network, blocks, images):
-    """Tokens after every block."""
-    found = []
-    handles = [block.register_forward_hook(lambda _, __, output: found.append(output)) for block in blocks]
-    network(images)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 def loaded(checkpoint, layout):
@@ -60,65 +50,6 @@ def assert_same_tokens(vit, expected, images):
     assert len(ours) == len(expected) == DEPTH
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-def with_class_slot(state, name="pos_embed"):
-    """As the same network with a class token stores its positions."""
-    return state | {name: torch.cat((torch.randn(1, 1, WIDTH), state[name]), dim=1)}
-
-
-def renamed(state, *pairs):
-    for pattern, name in pairs:
-        state = {re.sub(pattern, name, key): value for key, value in state.items()}
-    return state
-
-
-def to_mmpretrain(state):
-    state = renamed(
-        state,
-        (r"^blocks", "layers"),
-        (r"patch_embed\.proj", "patch_embed.projection"),
-        (r"\.norm([12])\.", r".ln\1."),
-        (r"^norm\.", "ln1."),
-        (r"mlp\.fc1", "ffn.layers.0.0"),
-        (r"mlp\.fc2", "ffn.layers.1"),
-    )
-    return {f"backbone.{key}": value for key, value in state.items()}
-
-
-def apart(state, block, query, key, value):
-    """Queries, keys and values in tensors of their own."""
-    split = {}
-    for name, tensor in state.items():
-        if ".attn.qkv." in name:
-            for part, chunk in zip((query, key, value), tensor.chunk(3), strict=True):
-                split[name.replace("attn.qkv", part)] = chunk
-        else:
-            split[name] = tensor
-    return renamed(
-        split,
-        (r"^blocks", block),
-        (r"\.norm1\.", ".layernorm_before."),
-        (r"\.norm2\.", ".layernorm_after."),
-        (r"^norm\.", "layernorm."),
-        (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"),
-        (r"^pos_embed", "embeddings.position_embeddings"),
-    )
-
-
-def to_hugging_face(state):
-    names = (f"attention.attention.{part}" for part in ("query", "key", "value"))
-    return renamed(
-        apart(state, "encoder.layer", *names),
-        (r"attn\.proj", "attention.output.dense"),
-        (r"mlp\.fc1", "intermediate.dense"),
-        (r"mlp\.fc2", "output.dense"),
-    )
-
-
-def to_hugging_face_5(state):
-    names = (f"attention.{part}_proj" for part in "qkv")
-    return renamed(apart(state, "layers", *names), (r"attn\.proj", "attention.o_proj"))
 
 
 @pytest.mark.parametrize("bias", [True, False])

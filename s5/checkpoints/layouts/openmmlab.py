@@ -22,8 +22,8 @@ class MMSegmentation(VitLayout):
     name = "mmsegmentation ViT"
     example = "layers.N.attn.attn.in_proj_weight"
     usage = (
-        "VisionTransformer(img_size=..., with_cls_token=False, norm_cfg=dict(type='LN', eps=1e-5), "
-        "init_cfg=dict(type='Pretrained', checkpoint=DST)) of mmsegmentation computes the same"
+        "VisionTransformer(img_size=..., with_cls_token=False, patch_bias=True, norm_cfg=dict(type='LN', "
+        "eps=1e-5), init_cfg=dict(type='Pretrained', checkpoint=DST)) of mmsegmentation computes the same"
     )
     class_slot = True
     blocks = "layers"

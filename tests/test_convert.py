@@ -1,0 +1,116 @@
+"""python -m s5.convert: files in, files out, and what it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from s5 import convert as command
+from s5.backbones.vit import ViT
+from s5.checkpoints.layouts import LAYOUTS, convert
+from s5.checkpoints.loading import read_checkpoint
+from tests.helpers.trained_models import table, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model with experts, as training writes it."""
+    path = tmp_path_factory.mktemp("convert") / "vit_t_moe_mdf.pth"
+    tables = {"roads": table("roads", ["a", "b"]), "roofs": table("roofs", ["a", "b", "c"])}
+    write_checkpoint(path, tables)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return command.main([str(argument) for argument in arguments])
+
+
+def test_to_published_and_back(own, tmp_path, capsys):
+    assert run(own, tmp_path / "published.pth", "--to", "published") == 0
+    out = capsys.readouterr().out
+    assert f"{own}: S5, " in out and "experts for roads, roofs, heads of roads, roofs" in out
+    assert "published.pth: published S5, " in out
+    assert "left out: the metadata" in out
+    content = read_checkpoint(tmp_path / "published.pth")
+    assert list(content) == ["model"]
+    assert run(tmp_path / "published.pth", tmp_path / "back.pth", "--to", "s5") == 0
+    assert "metadata: none: commands need --config" in capsys.readouterr().out
+    state, back = read_checkpoint(own)["state_dict"], read_checkpoint(tmp_path / "back.pth")["state_dict"]
+    assert state.keys() == back.keys()
+    assert all(torch.equal(value, back[key]) for key, value in state.items())
+
+
+def test_metadata_of_own_files_is_kept(own, tmp_path, capsys):
+    assert run(own, tmp_path / "copy.pth", "--to", "s5") == 0
+    assert "metadata: kept (backbone, decoder_channels, " in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "copy.pth")["meta"] == read_checkpoint(own)["meta"]
+
+
+def test_to_timm_names_what_is_left_out_and_how_to_load_it(tmp_path, capsys):
+    torch.save({"state_dict": ViT("vit_t", 64).state_dict()}, tmp_path / "vit_t_s4p.pth")
+    assert run(tmp_path / "vit_t_s4p", tmp_path / "timm.pth", "--to", "timm") == 0  # `.pth` may be left out
+    out = capsys.readouterr().out
+    assert "left out: 9 tensors (cls_token, pyramid.up4.0.weight" in out
+    assert "class_token=False" in out
+    state = torch.load(tmp_path / "timm.pth", weights_only=True)
+    assert convert(state).layout == "MAE or timm" and "blocks.11.mlp.fc2.bias" in state
+
+
+def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
+    target = tmp_path / "there.pth"
+    target.write_bytes(b"precious")
+    assert run(own, target, "--to", "published") == 1
+    assert "there.pth exists: add --overwrite" in capsys.readouterr().err
+    assert target.read_bytes() == b"precious"
+    assert run(own, target, "--to", "published", "--overwrite") == 0
+    assert read_checkpoint(target)
+    assert run(own, own, "--to", "published", "--overwrite") == 1
+    assert "is the file to convert" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("x.safetensors", "s5", r"x.safetensors: files are written with torch.save; end the name in .pth"),
+        ("x.pth", "keras", "unknown layout 'keras'; there are s5, published"),
+        ("x.pth", "huggingface", "Hugging Face ViT cannot be written: its networks always attend to a class"),
+        ("x.pth", "timm", "vit_t_moe_mdf.pth: MAE or timm has no experts, the backbone has them for roads"),
+    ],
+)
+def test_what_cannot_be_written_is_an_error_and_leaves_no_file(own, tmp_path, capsys, name, to, message):
+    assert run(own, tmp_path / name, "--to", to) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_incomplete_file_is_an_error(tmp_path, capsys):
+    state = ViT("vit_t", 64).state_dict()
+    del state["blocks.7.norm2.weight"]
+    torch.save(state, tmp_path / "half.pth")
+    assert run(tmp_path / "half.pth", tmp_path / "x.pth", "--to", "published") == 1
+    assert "half.pth: the weights are incomplete: blocks.7.norm2.weight is missing" in capsys.readouterr().err
+
+
+def test_numbered_experts_get_the_names_given(tmp_path, capsys):
+    moe = ViT("vit_t", 64, experts=("roads", "roofs"), expert_channels=8)
+    torch.save(moe.state_dict(), tmp_path / "own.pth")
+    assert run(tmp_path / "own.pth", tmp_path / "published.pth", "--to", "published") == 0
+    assert "reading takes --tasks roads,roofs" in capsys.readouterr().out
+    assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5") == 1
+    assert "2 experts without names" in capsys.readouterr().err
+    assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,roofs") == 0
+    state = read_checkpoint(tmp_path / "x.pth")["state_dict"]
+    assert all(torch.equal(value, state[key]) for key, value in moe.state_dict().items())
+
+
+def test_the_layouts_are_listed(capsys):
+    assert run("--list") == 0
+    out = capsys.readouterr().out
+    assert all(layout.key in out and layout.example in out for layout in LAYOUTS)
+    assert "read only: it has no biases of keys" in out
+
+
+def test_source_target_and_layout_are_needed(capsys):
+    with pytest.raises(SystemExit):
+        run("a.pth")
+    assert "give SRC, DST and --to LAYOUT, or --list" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a file that should be a checkpoint is, told from its bytes, and why reading it failed."""
+"""The kind of a file by its bytes, and messages for files that cannot be read."""
 
 import enum
 import json
@@ -27,7 +27,7 @@ SAFETENSORS_LENGTH = 8  # bytes of the number before the header
 SAFETENSORS_LARGEST_HEADER = 100_000_000
 PARTIAL = "Copy or download it again"
 
-# First bytes, and what a file is that begins with them.
+# First bytes of files of other kinds, and what to call them.
 OTHERS = (
     (ZIP, "a zip archive: if torch.save wrote it, rename it to .pth"),
     (b"\x89HDF\r\n", "an HDF5 file, as of Keras; save the weights with PyTorch"),
@@ -41,7 +41,7 @@ OTHERS = (
     (b"version https://git-lfs", "the pointer of a Git LFS file, not the file: fetch it with git lfs pull"),
 )
 WEB_PAGE = re.compile(rb"\s*<(?:!doctype|html|\?xml|head|script)", re.IGNORECASE)
-# How Python and PyTorch report a pickle or storage that ends too early, where the type does not say it.
+# Messages of Python and PyTorch about a pickle or storage that ends too early, where the type does not tell.
 ENDS_EARLY = re.compile(r"pickle data was truncated|unexpected EOF|incomplete metadata", re.IGNORECASE)
 
 
@@ -49,7 +49,7 @@ def check_kind(file: Path) -> Kind:
     """The kind of a file.
 
     Raises:
-        CheckpointError: It is empty, truncated, or of a kind that is not read; says which.
+        CheckpointError: It is empty, truncated, or of a kind that is not read.
     """
     size = file.stat().st_size
     with open(file, "rb") as opened:
@@ -76,7 +76,7 @@ def explain_failure(file: Path, error: Exception) -> str:
     """Message for a file of a known kind that could not be read."""
     size = file.stat().st_size
     with open(file, "rb") as opened:
-        is_zip = opened.read(len(ZIP)) == ZIP  # of which `check_kind` has seen the end
+        is_zip = opened.read(len(ZIP)) == ZIP  # `check_kind` has found its end
     if not is_zip and (isinstance(error, EOFError) or ENDS_EARLY.search(str(error))):
         return _truncated(file, size)
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
@@ -137,7 +137,7 @@ def _check_tar(file: Path, size: int) -> None:
 
 
 def _check_pickle(file: Path, size: int) -> None:
-    """Tell a file of PyTorch before 1.6, which begins with a certain number, from another pickle."""
+    """Refuse pickles that do not begin with the magic number of files of PyTorch before 1.6."""
     try:
         with open(file, "rb") as opened:
             first = inert_pickle.pickle_module(set()).load(opened)
@@ -156,7 +156,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _check_safetensors(file: Path, head: bytes, size: int) -> None:
-    """The header says where the last tensor ends."""
+    """Refuse a file that ends before the last tensor of its header."""
     if len(head) < SAFETENSORS_LENGTH + 2 and not _is_text(head):
         raise CheckpointError(_truncated(file, size))
     if not _is_safetensors(head):

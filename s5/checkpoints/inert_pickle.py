@@ -1,8 +1,8 @@
 """Unpickling that imports and calls nothing a file asks for.
 
-A pickle names the functions and classes that rebuild its objects, so reading one normally can run any code.
-Here only what rebuilds tensors and plain containers is real. Every other name becomes a :class:`Placeholder`,
-which accepts whatever the pickle does with it and does nothing: training arguments, paths of another
+A pickle names the functions and classes that rebuild its objects, so unpickling can run any code. Here only
+those for tensors and plain containers are resolved. Every other name becomes a :class:`Placeholder`, which
+accepts whatever the pickle does with it and does nothing: training arguments, paths of another
 operating system, configurations or optimizers beside the weights neither run nor prevent reading the weights.
 """
 
@@ -16,7 +16,7 @@ import torch
 
 
 class Placeholder:
-    """Stands for an object that is not read; `origin` is the name of its class or function in the file."""
+    """Stand-in for an object that is not read; `origin` is the name of its class or function in the file."""
 
     origin = ""
     dump_patches = False  # torch asks this of the classes of pickled modules
@@ -45,7 +45,7 @@ def pickle_module(origins: set[str]) -> SimpleNamespace:
     """The reader as ``torch.load(..., weights_only=False, pickle_module=...)`` takes it.
 
     Args:
-        origins: receives the names of the classes and functions that were replaced by placeholders.
+        origins: Receives the names of the classes and functions that were replaced by placeholders.
     """
 
     class Unpickler(_Unpickler):
@@ -74,7 +74,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Whole:
-    """A file of which a part that ends too early is an error, which Python's unpickler does not look for."""
+    """A file that raises an error when a read comes back short, which Python's unpickler does not check."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -107,7 +107,7 @@ class _Function:
 
 
 class _UntypedStorage:
-    """What torch.load asks of the class of untyped storages; it maps the names of the typed ones itself."""
+    """The attributes of untyped storages that `torch.load` uses; it resolves typed ones itself."""
 
     __slots__ = ()
     dtype = torch.uint8
@@ -118,8 +118,8 @@ class _UntypedStorage:
 def _rebuilt(rebuild: Callable) -> _Function:
     """A function of torch that rebuilds a tensor, without the hooks that a file may attach to it.
 
-    Its arguments are storage, offset, size, stride, requires_grad, hooks and more. Of a storage that was
-    replaced, the tensor is a placeholder too.
+    Its arguments are storage, offset, size, stride, requires_grad, hooks and more. If the storage is a
+    placeholder, so is the tensor.
     """
 
     def call(storage: object, *args: Any) -> object:  # noqa: ANN401 - sizes, flags, dtypes

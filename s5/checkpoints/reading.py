@@ -1,8 +1,8 @@
 """Checkpoint files: safe reading and atomic writing.
 
 Nothing in a checkpoint is ever imported or executed: files are read with ``weights_only=True`` and a short
-list of harmless types, and those that hold other objects as well by :mod:`s5.checkpoints.inert_pickle`, which
-leaves these out.
+list of harmless types. Files that also hold other objects are read by :mod:`s5.checkpoints.inert_pickle`,
+which leaves those out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 5
 ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # named last when left out
-FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # a setting of torch that allows no reader but its own
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids any reader but PyTorch's own
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
@@ -62,9 +62,9 @@ def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
-    """Write `obj` with `torch.save` so that `path` always is a whole file, the old or the new one.
+    """Write `obj` with `torch.save`; `path` is a complete file at any time, the old or the new one.
 
-    It is written beside `path` under a temporary name, flushed to the disk and renamed.
+    The file is written beside `path` under a temporary name, flushed to the disk and renamed.
 
     Raises:
         CheckpointError: The folder is not writable or the disk is full; an older file at `path` is
@@ -95,7 +95,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """The file of that name, with or without ``.pth``.
 
     Raises:
-        CheckpointError: There is none; says where it was looked for.
+        CheckpointError: There is none; the message lists the paths tried.
     """
     path = Path(path).expanduser()
     candidates = [path, path.with_name(f"{path.name}.pth")]
@@ -174,7 +174,7 @@ def _read_safetensors(file: Path) -> StateDict:
 
 
 def _safe_globals() -> list[Callable | tuple[Callable, str]]:
-    """Types of plain data that mmengine's Runner and the scripts of MAE and timm store."""
+    """Types of plain data in checkpoints of mmengine's Runner and the scripts of MAE and timm."""
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDU"}
     numpy_functions = [
         (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")  # numpy 1 and 2 differ in `core`

@@ -138,9 +138,7 @@ class TestPublishedDetection(LayoutContract):
     def test_a_tensor_of_one_block_that_is_missing_is_an_error(self):
         state = self.checkpoint()
         del state["backbone.layers.2.ffn.experts.1.bias"]
-        with pytest.raises(
-            CheckpointError, match=r"blocks\.2\.mlp\.experts\.dota\.bias is missing"
-        ):
+        with pytest.raises(CheckpointError, match=r"blocks\.2\.mlp\.experts\.dota\.bias is missing"):
             get_layout("s5").from_ours(convert(state))
 
 
@@ -244,9 +242,10 @@ def test_experts_have_no_place_in_other_layouts(key):
         get_layout(key).from_ours(convert(state))
 
 
-def test_a_positional_embedding_of_no_square_is_not_written_for_others():
-    state = ViT(TINY, (64, 96)).state_dict()
-    with pytest.raises(CheckpointError, match="positional embedding of 24 entries: not a square grid"):
+@pytest.mark.parametrize(("size", "entries"), [((64, 96), 24), ((32, 80), 10)])  # 10 is 1 and a square
+def test_a_positional_embedding_of_no_square_is_not_written_for_others(size, entries):
+    state = ViT(TINY, size).state_dict()
+    with pytest.raises(CheckpointError, match=f"positional embedding of {entries} entries: not a square"):
         get_layout("timm").from_ours(convert(state))
 
 
@@ -258,6 +257,14 @@ def test_a_backbone_that_is_no_plain_vit_is_only_written_as_s5(key):
     assert get_layout("s5").from_ours(weights).state == state
     with pytest.raises(CheckpointError, match="no plain ViT"):
         get_layout(key).from_ours(weights)
+
+
+@pytest.mark.parametrize("key", ["published", "timm", "mmseg"])
+def test_a_vit_with_another_layer_is_only_written_as_s5(key):
+    state = ViT(TINY, SIZE).state_dict() | {"blocks.1.attn.sampling_offsets.weight": torch.ones(4)}
+    assert get_layout("s5").from_ours(convert(state)).state == state
+    with pytest.raises(CheckpointError, match=r"has 'blocks\.1\.attn\.sampling_offsets\.weight', for which"):
+        get_layout(key).from_ours(convert(state))
 
 
 def test_a_backbone_file_of_another_architecture_is_told_by_its_metadata():

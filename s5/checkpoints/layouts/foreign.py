@@ -1,9 +1,9 @@
-"""Names of other architectures, told from the keys of their weights, for messages."""
+"""Names of architectures that are not supported, by the keys of their weights, for messages."""
 
 import re
 from collections.abc import Iterable
 
-# Patterns of keys and what has such keys, the more special ones first.
+# Pattern of keys -> architecture; the more specific patterns come first.
 ARCHITECTURES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -46,6 +46,6 @@ ARCHITECTURES = tuple(
 
 
 def guess(keys: Iterable[str]) -> str | None:
-    """What weights with these keys belong to; None where no key tells."""
+    """The architecture that weights with these keys belong to; None if no key tells."""
     keys = list(keys)
     return next((name for pattern, name in ARCHITECTURES if any(map(pattern.search, keys))), None)

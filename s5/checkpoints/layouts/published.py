@@ -83,15 +83,9 @@ class PublishedS5(VitLayout):
         numbers = {name: str(number) for number, name in enumerate(_order(weights.experts))}
         detects = any(map(_detects, weights.heads.values()))
         prefix = ("backbone." if detects else "encoder.") if weights.heads else ""
-        state, left_out = {}, []
-        for key, value in weights.backbone.items():
-            theirs = self.their_key(_rename_expert(key, numbers))
-            if theirs is None:
-                left_out.append(key)
-            else:
-                state[prefix + theirs] = value
-        heads = dict(_heads_from_ours(weights.heads))
-        return Written(state | heads, tuple(left_out), self._notes(weights))
+        numbered = {_rename_expert(key, numbers): value for key, value in weights.backbone.items()}
+        state = {prefix + key: value for key, value in self.rename_back(numbered)[0].items()}
+        return Written(state | dict(_heads_from_ours(weights.heads)), notes=self._notes(weights))
 
     def _notes(self, weights: Weights) -> tuple[str, ...]:
         notes = []

@@ -1,5 +1,6 @@
 """Layouts of plain ViTs: tables of names, and what they differ in besides names."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -80,15 +81,20 @@ class VitLayout(Layout):
             raise CheckpointError(
                 f"{self.name} has no experts, the backbone has them for {', '.join(weights.experts)}"
             )
-        positions = drop_class_slot(weights.backbone["pos_embed"])  # which checks that it is square
-        backbone = weights.backbone
+        backbone, positions = dict(weights.backbone), weights.backbone["pos_embed"]
+        length = positions.shape[1]
+        if math.isqrt(length) ** 2 != length:
+            raise CheckpointError(
+                f"positional embedding of {length} entries: not a square grid, which {self.name} needs"
+            )
+        left_out = []
         if self.class_slot:
-            backbone = backbone | {"pos_embed": torch.cat((torch.zeros_like(positions[:, :1]), positions), 1)}
-        named = {key: self.their_key(key) for key in backbone if self.class_slot or key != "cls_token"}
-        state = {theirs: backbone[key] for key, theirs in named.items() if theirs is not None}
-        left_out = [key for key in backbone if named.get(key) is None]
+            backbone["pos_embed"] = torch.cat((torch.zeros_like(positions[:, :1]), positions), dim=1)
+        elif backbone.pop("cls_token", None) is not None:
+            left_out.append("cls_token")
+        state, more = self.rename_back(backbone)
         heads = (f"heads.{task}.{key}" for task, head in weights.heads.items() for key in head)
-        return Written(state, (*left_out, *heads), (self.usage,))
+        return Written(state, (*left_out, *more, *heads), (self.usage,))
 
     def rename(self, encoder: StateDict) -> tuple[StateDict, list[str]]:
         """The tensors of a plain ViT under the names here, and the keys of others.
@@ -127,13 +133,24 @@ class VitLayout(Layout):
         backbone, notes = _with_zero_biases(backbone)
         return backbone | {"pos_embed": drop_class_slot(backbone["pos_embed"])}, notes
 
-    def their_key(self, key: str) -> str | None:
-        """The layout's key of a tensor of the backbone here; None where it has none."""
-        match = BLOCK_KEY.match(key)
-        if match is None:
-            return replace_start(key, inverse(self.names))
-        name = replace_start(match[2], inverse(self.block_names))
-        return None if name is None else f"{self.blocks}.{match[1]}.{name}"
+    def rename_back(self, backbone: StateDict) -> tuple[StateDict, list[str]]:
+        """The tensors under the layout's names, and the names of the pyramid's if the layout has none.
+
+        Raises:
+            CheckpointError: The backbone has a tensor that a plain ViT does not have.
+        """
+        names, block_names = inverse(self.names), inverse(self.block_names)
+        state, left_out = {}, []
+        for key, value in backbone.items():
+            match = BLOCK_KEY.match(key)
+            theirs = replace_start(match[2], block_names) if match else replace_start(key, names)
+            if theirs is not None:
+                state[f"{self.blocks}.{match[1]}.{theirs}" if match else theirs] = value
+            elif key.startswith("pyramid."):
+                left_out.append(key)
+            else:
+                raise CheckpointError(f"the backbone has {key!r}, for which {self.name} has no name")
+        return state, left_out
 
 
 def same_names(*names: str) -> dict[str, str]:
@@ -174,7 +191,7 @@ def check_form(backbone: StateDict) -> None:
 
 
 def require_complete(weights: Weights) -> None:
-    """Check that a plain ViT has every layer in every block, each of the same shape in all blocks.
+    """Check that a ViT has the layers of a plain one in every block, each of the same shape in all blocks.
 
     Raises:
         CheckpointError: Names the tensors that are missing or differ.
@@ -187,7 +204,8 @@ def require_complete(weights: Weights) -> None:
         f"{layer}.{kind}": None for layer in layers for kind in ("weight", "bias")
     }
     for key, value in backbone.items():
-        if (match := BLOCK_KEY.match(key)) and shapes.get(match[2]) is None:
+        match = BLOCK_KEY.match(key)
+        if match and has_name(match[2], (*BLOCK_LAYERS, "mlp.experts")) and shapes.get(match[2]) is None:
             shapes[match[2]] = value.shape
     names = ("pos_embed", PATCH_EMBEDDING, "patch_embed.proj.bias")
     problems = [f"{name} is missing" for name in names if name not in backbone]

@@ -56,6 +56,9 @@ def convert_file(
     content = read_checkpoint(src)
     try:
         weights = convert(content, tasks)
+        if tasks and weights.experts != tuple(tasks):
+            has = f"has experts for {', '.join(weights.experts)}" if weights.experts else "has no experts"
+            raise CheckpointError(f"--tasks {','.join(tasks)}: the checkpoint {has}; leave --tasks out")
         written = layout.from_ours(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{src}: {error}") from error

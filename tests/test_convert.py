@@ -103,6 +103,13 @@ def test_numbered_experts_get_the_names_given(tmp_path, capsys):
     assert all(torch.equal(value, state[key]) for key, value in moe.state_dict().items())
 
 
+def test_names_for_experts_that_have_names_are_an_error(own, tmp_path, capsys):
+    assert run(own, tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,ships") == 1
+    assert (
+        "--tasks roads,ships: the checkpoint has experts for roads, roofs; leave" in capsys.readouterr().err
+    )
+
+
 def test_the_layouts_are_listed(capsys):
     assert run("--list") == 0
     out = capsys.readouterr().out

@@ -159,6 +159,9 @@ def test_experts_of_a_published_encoder_are_named_by_position():
     assert convert(to_published(vit.state_dict())).experts == SEGMENTATION_TASKS
     two = to_published(ViT(TINY, 64, experts=("dior", "dota"), expert_channels=8).state_dict())
     assert convert(two, ("dior", "dota")).experts == ("dior", "dota")
+    four = ViT(TINY, 64, experts=("a", "b", "c", "d"), expert_channels=8).state_dict()
+    with pytest.raises(CheckpointError, match=r"experts for a,b,c,d: .* are those of vaihingen,potsdam,"):
+        to_published(four)
     with pytest.raises(CheckpointError, match="2 experts without names"):
         convert(two, ("dior", "dota", "ships"))
 

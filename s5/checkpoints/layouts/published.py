@@ -91,11 +91,14 @@ class PublishedS5(VitLayout):
         notes = []
         if len(weights.heads) == 1 and not any(map(_detects, weights.heads.values())):
             notes.append(f"a lone head has no task name in this layout: {next(iter(weights.heads))} is lost")
-        known = (set(SEGMENTATION_TASKS), set(DETECTION_TASKS))
-        if weights.experts and not weights.heads and set(weights.experts) not in known:
-            notes.append(
-                f"the names of the experts are lost: reading takes --tasks {','.join(weights.experts)}"
-            )
+        if weights.experts and not weights.heads and set(weights.experts) != set(SEGMENTATION_TASKS):
+            experts = ",".join(weights.experts)
+            if len(weights.experts) == len(SEGMENTATION_TASKS):
+                raise CheckpointError(
+                    f"experts for {experts}: four numbered experts of a backbone alone are those of "
+                    f"{','.join(SEGMENTATION_TASKS)}; convert the whole model, whose heads name the tasks"
+                )
+            notes.append(f"the names of the experts are lost: reading takes --tasks {experts}")
         return tuple(notes)
 
 

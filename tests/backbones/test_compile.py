@@ -8,7 +8,7 @@ import torch
 import torch._dynamo as dynamo
 from torch import Tensor
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.backbones.vit import ViT
 from s5.compat.cpu_linear import ConvolutionLinear
 from s5.detection.network import DetectionModel, build_detector

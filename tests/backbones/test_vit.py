@@ -6,7 +6,7 @@ import torch
 from timm.layers import Mlp
 
 from s5.backbones.moe import MoeMlp
-from s5.backbones.variants import VARIANTS, Variant, get_variant
+from s5.backbones.vit import VARIANTS, Variant, get_variant
 from s5.backbones.vit import ViT, resample_positions
 from s5.checkpoints.resizing import split_experts
 

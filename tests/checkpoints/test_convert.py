@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.backbones.vit import ViT
 from s5.checkpoints.layouts.convert import convert, to_published
 from s5.checkpoints.layouts.published import PUBLISHED_TASKS

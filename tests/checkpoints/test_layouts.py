@@ -9,7 +9,7 @@ from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.backbones.vit import ViT
 from s5.checkpoints.layouts.convert import convert
 from s5.checkpoints.layouts.foreign import guess

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.backbones.vit import ViT
 from s5.checkpoints.layouts.convert import to_published
 from s5.checkpoints.loading import CheckpointError, load_weights, save_atomic

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.backbones.vit import ViT
 from s5.compat import cpu_linear
 from s5.compat.cpu_linear import ConvolutionLinear, linear_by_convolution

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s5 import params
-from s5.backbones.variants import VARIANTS
+from s5.backbones.vit import VARIANTS
 from s5.backbones.vit import ViT
 from s5.segmentation.segmentor import build_segmentor
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.checkpoints.layouts.convert import convert
 from s5.compat.precision import autocast, resolve_precision
 from s5.segmentation.segmentor import Segmentor, build_segmentor

@@ -8,12 +8,13 @@ from s5.checkpoints.layouts.base import Layout, OtherArchitectureError, Parts, W
 from s5.checkpoints.layouts.hugging_face import HuggingFace, HuggingFace5
 from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
 from s5.checkpoints.layouts.openmmlab import MMPretrain, MMSegmentation
-from s5.checkpoints.layouts.s5 import S5, PublishedS5
+from s5.checkpoints.layouts.s5 import S5, PublishedS5, S5Body
 
 __all__ = ["LAYOUTS", "Layout", "OtherArchitectureError", "Parts", "Weights", "known_layouts"]
 
 LAYOUTS: tuple[Layout, ...] = (
     S5(),
+    S5Body(),
     PublishedS5(),
     UnofficialMAE(),
     Timm(),

@@ -22,6 +22,9 @@ ANCHOR = re.compile(
     r"^((?:.*?\.)??)((?:encoder|backbone)\.)?"
     r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings\.projection)\.weight$"
 )
+BODY_ANCHOR = re.compile(
+    r"^((?:.*?\.)??)(backbone\.)?body\."
+)  # of this package's models around a network of timm
 
 
 def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
@@ -37,8 +40,9 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
         CheckpointError: The keys fit no known layout; the message says what they look like.
     """
     state = _tensors(checkpoint)
-    parts = _take_apart(state)
-    layout = parts and next((layout for layout in LAYOUTS if layout.matches(parts.encoder)), None)
+    found = (_take_apart(state, anchor) for anchor in (BODY_ANCHOR, ANCHOR))
+    fitting = ((p, layout) for p in found if p for layout in LAYOUTS if layout.matches(p.encoder))
+    parts, layout = next(fitting, (None, None))
     if not parts or not layout:
         raise CheckpointError(_unrecognised(state))
     try:
@@ -80,9 +84,9 @@ def _tensors(checkpoint: Mapping) -> StateDict:
     }
 
 
-def _take_apart(state: StateDict) -> Parts | None:
-    """Find the encoder by its patch embedding; None where there is none."""
-    match = next((match for key in state if (match := ANCHOR.match(key))), None)
+def _take_apart(state: StateDict, anchor: re.Pattern) -> Parts | None:
+    """Find the encoder by a key of it, such as its patch embedding; None where there is none."""
+    match = next((match for key in state if (match := anchor.match(key))), None)
     if match is None:
         return None
     prefix, encoder = match[1], match[2] or ""

@@ -7,6 +7,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from s5.backbones.moe import EXPERT_KEY, expert_names
 from s5.checkpoints.layouts import published_detection as detection
 from s5.checkpoints.resizing import CheckpointError, StateDict
 
@@ -17,7 +18,6 @@ DEFAULT_TASK = "seg"
 
 # Keys of an encoder in both layouts.
 BLOCK_KEY = re.compile(r"^(?:blocks|layers)\.(\d+)\.(.+)$")
-EXPERT_KEY = re.compile(r"^blocks\.\d+\.mlp\.experts\.([^.]+)\.")
 
 # Published name -> name here.
 BLOCK_NAMES = {
@@ -123,11 +123,6 @@ def to_published_heads(heads: Mapping[str, StateDict]) -> StateDict:
 def detects(head: StateDict) -> bool:
     """Whether a head finds objects; else it segments."""
     return any(has_name(name, detection.PARTS) for name in head)
-
-
-def expert_names(backbone: StateDict) -> tuple[str, ...]:
-    """Names or numbers of the experts of a backbone under the names here; empty for a dense one."""
-    return tuple(dict.fromkeys(match[1] for key in backbone if (match := EXPERT_KEY.match(key))))
 
 
 def has_name(key: str, names: Iterable[str]) -> bool:

@@ -5,8 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from s5.backbones import identify
+from s5.backbones.timm_models import BODY
 from s5.checkpoints.layouts import published
-from s5.checkpoints.layouts.base import Parts, Weights, in_blocks, require_positions, same_names
+from s5.checkpoints.layouts.base import Layout, Parts, Weights, in_blocks, require_positions, same_names
 from s5.checkpoints.layouts.mae import Timm
 from s5.checkpoints.resizing import StateDict
 
@@ -27,6 +29,23 @@ class S5(Timm):
         """Nothing to add; there is no class slot."""
         require_positions(backbone)
         return backbone, ()
+
+
+class S5Body(Layout):
+    """This package's own, of backbones around a network of timm (``body.*``): no name changes."""
+
+    name = "S5 around timm"
+    example = "body.*"
+    lacks = ()
+
+    def matches(self, encoder: StateDict) -> bool:
+        """The weights of a backbone of this package that is built so."""
+        return any(key.startswith(BODY) for key in encoder) and identify(encoder) is not None
+
+    def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
+        """See the base class."""
+        heads, unused = self.heads(parts.around)
+        return Weights(self.name, parts.encoder, heads, (*unused, *parts.outside), self.lacks)
 
 
 class PublishedS5(S5):

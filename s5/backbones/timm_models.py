@@ -111,7 +111,8 @@ class TimmBackbone(Backbone):
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         model.check_size(*sides)
         body = timm.create_model(model.timm, features_only=True, drop_path_rate=drop_path, **model.options)
-        channels, strides, levels = _four_levels(body)
+        info = body.feature_info
+        channels, strides, levels = _four_levels(info.channels(), info.reduction())
         layers, last = _layers(body)
         super().__init__(model, channels, last + 1, activation_checkpointing)
         self.levels = levels
@@ -138,10 +139,9 @@ class TimmBackbone(Backbone):
         return self._layers.get(parameter, self.num_layers)
 
 
-def _four_levels(body: Any) -> tuple[list[int], list[int], list[int]]:
-    """Channels, strides and indices of the maps of a feature network that come next to the four strides."""
-    channels, strides = body.feature_info.channels(), body.feature_info.reduction()
-    # The coarsest that is not too coarse; else one to upsample.
+def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Channels, strides and indices of the maps of a feature network that are nearest to the four strides."""
+    # The coarsest that is not too coarse; where all are, the finest.
     chosen = [
         max((i for i, stride in enumerate(strides) if stride <= wanted), default=0) for wanted in STRIDES
     ]

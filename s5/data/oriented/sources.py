@@ -232,7 +232,7 @@ class ObjectsCollate:
             ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task by name, in
             the order of the batch; lists ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes``
             (height, width without padding), ``scales``, ``names``; ``skipped``: an empty list. Of validation
-            images also ``name``, ``task``, ``objects``, in pixels of the files, and ``valid``, where these have
+            images also ``name``, ``task``, ``objects``, in pixels of the files, and ``valid``, where there is
             data.
         """
         images = np.stack([sample["image"] for sample in samples])

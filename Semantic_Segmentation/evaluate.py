@@ -21,7 +21,7 @@ from s5.segmentation.evaluation import check_classes, summary, write_reports
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
 from s5.training import launch
-from s5.training.command import BACKBONES, command_parser, run_command
+from s5.training.command import command_parser, run_command
 from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook
@@ -33,7 +33,7 @@ logger = logging.getLogger("s5.evaluate")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", BACKBONES)
+    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", experts=True)
     parser.set_defaults(config=None, backbone=None)  # the checkpoint knows
     parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")

@@ -20,7 +20,6 @@ from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
 from s5.training import launch
 from s5.training.command import (
-    BACKBONES,
     add_init_bands_option,
     add_resume_option,
     command_parser,
@@ -36,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", BACKBONES, "vit_b_moe")
+    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", "vit_b_moe", experts=True)
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="train on these alone (default: all)")
     parser.add_argument(
         "--load-network",

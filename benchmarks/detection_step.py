@@ -12,7 +12,7 @@ import torch
 from mmengine.optim import OptimWrapper
 
 from benchmarks.steps import Step, StepBenchmark
-from s5.backbones.variants import VARIANTS
+from s5.backbones import get_architecture
 from s5.compat.memory import keep_freed_memory
 from s5.detection.network import DetectionModel, build_detector
 from s5.training.optim import build_optim_wrapper, param_groups
@@ -28,7 +28,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     model, optimizer, batch = _parts(args, dtype)
     count = _batch(args)
     slices = [slice(first, first + count) for first in range(0, len(TASKS) * count, count)]
-    counts = [[count if task == own else 0 for task in TASKS] for own in TASKS]
+    counts = [{task: count if task == own else 0 for task in TASKS} for own in TASKS]
 
     def step() -> None:
         losses = []
@@ -43,7 +43,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
 def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     """Builds S5's step and its batch."""
     model, optimizer, batch = _parts(args, dtype)
-    counts = [_batch(args)] * len(TASKS)
+    counts = dict.fromkeys(TASKS, _batch(args))
 
     def step() -> None:
         with optimizer.optim_context(model):
@@ -86,7 +86,7 @@ def _boxes(size: int) -> torch.Tensor:
 
 
 def _expert_channels(args: argparse.Namespace) -> int:
-    return min(EXPERT_CHANNELS, VARIANTS[args.backbone].width // 3)
+    return min(EXPERT_CHANNELS, get_architecture(args.backbone).max_expert_channels // 3)
 
 
 def _batch(args: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     shape = (len(TASKS) * _batch(args), 3, args.size, args.size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=args.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels, counts = _labels(args), [_batch(args)] * len(TASKS)
+    labels, counts = _labels(args), dict.fromkeys(TASKS, _batch(args))
 
     def step() -> None:
         with optimizer.optim_context(model):

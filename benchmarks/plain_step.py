@@ -6,6 +6,7 @@ the loader); an unfused optimizer.
 """
 
 import torch
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from s5.compat.precision import autocast
@@ -71,6 +72,6 @@ class PlainAttention(nn.Module):
 
 def use_plain_attention(segmentor: Segmentor) -> None:
     """Replaces the fused attention of all blocks."""
-    variant = segmentor.backbone.variant
-    for block in segmentor.backbone.blocks:
-        block.attn = PlainAttention(variant.width, variant.heads)
+    for block in [*segmentor.backbone.modules()]:
+        if isinstance(attention := getattr(block, "attn", None), Attention):
+            block.attn = PlainAttention(attention.qkv.in_features, attention.num_heads)

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from s5.backbones.variants import VARIANTS
-from s5.backbones.vit import ViT
+from s5.backbones import create_backbone, get_architecture, list_backbones
 from s5.detection.network import MultiTaskDetector, build_head
 from s5.segmentation.segmentor import SegHead, Segmentor
 
@@ -49,33 +48,40 @@ class Row:
     params: int
 
 
-def segmentation_rows(backbone: str) -> list[Row]:
-    """Count the segmentation models of one backbone whose experts fit its width."""
-    width, rows = VARIANTS[backbone].width, []
+def segmentation_rows(name: str) -> list[Row]:
+    """Count the segmentation models of one backbone whose experts fit it."""
+    most, rows = get_architecture(name).max_expert_channels, []
     with torch.device("meta"):
-        # Heads do not depend on the experts, and making them takes most of the time.
         for tasks, channels in ((SEG_SINGLE, (0,)), (SEG_FOUR, (0, *EXPERT_CHANNELS))):
-            heads = {name: SegHead(width, classes) for name, classes in tasks.items()}
-            for expert_channels in (number for number in channels if number < width):
-                vit = ViT(backbone, SEG_IMAGE_SIZE, experts=tuple(tasks), expert_channels=expert_channels)
-                params = count_parameters(Segmentor(vit, heads))
-                rows.append(Row(backbone, "seg", len(tasks), expert_channels, params))
+            heads: dict[str, SegHead] = {}
+            for expert_channels in (number for number in channels if number == 0 or number < most):
+                backbone = create_backbone(
+                    name, SEG_IMAGE_SIZE, experts=tuple(tasks), expert_channels=expert_channels
+                )
+                # Heads do not depend on the experts, and making them takes most of the time.
+                heads = heads or {
+                    task: SegHead(backbone.out_channels, classes) for task, classes in tasks.items()
+                }
+                params = count_parameters(Segmentor(backbone, heads))
+                rows.append(Row(name, "seg", len(tasks), expert_channels, params))
     return rows
 
 
-def detection_rows(backbone: str) -> list[Row]:
+def detection_rows(name: str) -> list[Row]:
     """Count the detectors of one backbone: one dataset, two with a shared backbone, two with experts."""
-    width, rows = VARIANTS[backbone].width, []
-    single_size = DET_SINGLE_IMAGE_SIZE.get(backbone, DET_IMAGE_SIZE)
+    single_size = DET_SINGLE_IMAGE_SIZE.get(name, DET_IMAGE_SIZE)
     models = [(DET_SINGLE, 0, single_size), (DET_TWO, 0, DET_IMAGE_SIZE)]
-    if width > DET_EXPERT_CHANNELS:
+    if get_architecture(name).max_expert_channels > DET_EXPERT_CHANNELS:
         models.append((DET_TWO, DET_EXPERT_CHANNELS, DET_IMAGE_SIZE))
+    rows, heads = [], {}
     with torch.device("meta"):
-        heads = {name: build_head(width, classes) for name, classes in DET_TWO.items()}
         for tasks, channels, size in models:
-            vit = ViT(backbone, size, experts=tuple(tasks), expert_channels=channels)
-            params = count_parameters(MultiTaskDetector(vit, {name: heads[name] for name in tasks}))
-            rows.append(Row(backbone, "det", len(tasks), channels, params))
+            backbone = create_backbone(name, size, experts=tuple(tasks), expert_channels=channels)
+            for task, classes in tasks.items():
+                if task not in heads:
+                    heads[task] = build_head(backbone.out_channels, classes)
+            params = count_parameters(MultiTaskDetector(backbone, {task: heads[task] for task in tasks}))
+            rows.append(Row(name, "det", len(tasks), channels, params))
     return rows
 
 
@@ -113,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print exact numbers as a JSON list")
     arguments = parser.parse_args(argv)
-    rows = [row for b in VARIANTS for row in (*segmentation_rows(b), *detection_rows(b))]
+    rows = [row for b in list_backbones() for row in (*segmentation_rows(b), *detection_rows(b))]
     print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
 
 

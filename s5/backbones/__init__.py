@@ -1,5 +1,105 @@
-"""Backbones: images to four feature maps of strides 4, 8, 16 and 32."""
+"""Backbones: images to four feature maps of strides 4, 8, 16 and 32.
 
-from s5.backbones.variants import VARIANTS, Variant, get_variant
+The registry. A name such as `vit_b` is a dense backbone, `vit_b_moe` the same with experts.
+"""
 
-__all__ = ["VARIANTS", "Variant", "get_variant"]
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict, WeightsError
+from s5.backbones.timm_models import TIMM_MODELS
+from s5.backbones.vit import VARIANTS, form_of
+
+__all__ = [
+    "STRIDES",
+    "Architecture",
+    "Backbone",
+    "Counts",
+    "StateDict",
+    "WeightsError",
+    "create_backbone",
+    "describe",
+    "get_architecture",
+    "has_experts",
+    "identify",
+    "list_backbones",
+    "with_experts",
+]
+
+ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **TIMM_MODELS}
+MOE = "_moe"
+
+
+def list_backbones(experts: bool = False) -> list[str]:
+    """Names of all backbones; with `experts` also the names of those with experts."""
+    moe = [with_experts(name) for name, row in ARCHITECTURES.items() if row.max_expert_channels]
+    return [*ARCHITECTURES, *(moe if experts else [])]
+
+
+def has_experts(name: str) -> bool:
+    """Whether the name is that of a backbone with experts."""
+    return name.endswith(MOE)
+
+
+def with_experts(name: str) -> str:
+    """Name of a backbone with experts, by that of the dense one."""
+    return f"{name}{MOE}"
+
+
+def get_architecture(name: str | Architecture) -> Architecture:
+    """Look up a backbone by name, with or without experts; an `Architecture` is returned as it is.
+
+    Raises:
+        ValueError: The name is unknown; the message lists the known ones.
+    """
+    if isinstance(name, Architecture):
+        return name
+    if name not in (known := list_backbones(experts=True)):
+        raise ValueError(f"unknown backbone {name!r}; known backbones: {', '.join(known)}")
+    return ARCHITECTURES[name.removesuffix(MOE)]
+
+
+def create_backbone(
+    name: str | Architecture,
+    img_size: int | tuple[int, int] = 512,
+    *,
+    drop_path: float = 0.1,
+    norm_eps: float = 1e-5,
+    activation_checkpointing: bool = False,
+    experts: Sequence[str] = (),
+    expert_channels: int = 0,
+) -> Backbone:
+    """Build a backbone with randomly initialised weights.
+
+    Args:
+        name: As of `list_backbones`, or an `Architecture`.
+        img_size: Image size in pixels (side, or height and width) that it is built for; others work as well.
+        drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
+        norm_eps: Epsilon of the norms in the blocks: 1e-5 in published S5 weights, 1e-6 in MAE.
+        activation_checkpointing: Recompute activations in the backward pass to save memory.
+        experts: Names of the tasks with experts of their own.
+        expert_channels: Output channels of an expert; 0 gives a dense backbone, whatever its name.
+
+    Raises:
+        ValueError: Unknown name, an image size that does not fit, or experts that it cannot have.
+    """
+    return get_architecture(name).build(
+        img_size,
+        drop_path=drop_path,
+        norm_eps=norm_eps,
+        activation_checkpointing=activation_checkpointing,
+        experts=experts,
+        expert_channels=expert_channels,
+    )
+
+
+def identify(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of the dense backbone that weights under our names are of; None if they are of none here."""
+    return next((name for name, row in ARCHITECTURES.items() if row.fits(tensors)), None)
+
+
+def describe(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What tells weights under our names from those of other backbones, for messages."""
+    name = identify(tensors)
+    return ARCHITECTURES[name].form if name else form_of(tensors) or "an unknown network"

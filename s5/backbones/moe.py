@@ -6,12 +6,17 @@ of the image's own task. The batch is ordered by task, so that a task is a slice
 need one forward pass only.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from s5.backbones.contract import Counts, StateDict
+
+EXPERT_KEY = re.compile(r"^blocks\.\d+\.mlp\.experts\.([^.]+)\.")
 
 
 class MoeMlp(nn.Module):
@@ -27,7 +32,7 @@ class MoeMlp(nn.Module):
         Args:
             width: Channels C of a token.
             hidden: Channels between the two linear layers.
-            experts: Names of the tasks, in the order of the batch.
+            experts: Names of the tasks.
             expert_channels: Output channels of an expert, 1 to C; with C the second linear layer has no
                 shared part.
 
@@ -43,34 +48,31 @@ class MoeMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, shared) if shared else None
         self.experts = nn.ModuleDict({name: nn.Linear(hidden, expert_channels) for name in experts})
 
-    def forward(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, counts: Counts) -> torch.Tensor:
         """Transform tokens.
 
         Args:
             tokens: (B, N, C), ordered by task.
-            counts: Images of each task, in the order of the experts; their sum is B.
+            counts: Images of each task, in the order of the batch; their sum is B.
 
         Returns:
             (B, N, C); the last `expert_channels` channels are the experts'.
         """
         return self.transform(tokens, *self.select(counts, tokens.shape[1]))
 
-    def select(self, counts: Sequence[int], length: int) -> tuple[list[nn.Linear], list[int]]:
+    def select(self, counts: Counts, length: int) -> tuple[list[nn.Linear], list[int]]:
         """Select the experts of the tasks that have images in the batch.
 
         Args:
-            counts: Images of each task, in the order of the experts.
+            counts: Images of each task, in the order of the batch.
             length: Tokens N of an image.
 
         Returns:
             Those experts and the number of tokens of each.
         """
-        present = [
-            (cast(nn.Linear, expert), count * length)
-            for expert, count in zip(self.experts.values(), counts, strict=True)
-            if count
-        ]
-        return [expert for expert, _ in present], [tokens for _, tokens in present]
+        present = {task: count for task, count in counts.items() if count}
+        experts = [cast(nn.Linear, self.experts[task]) for task in present]
+        return experts, [count * length for count in present.values()]
 
     def transform(
         self, tokens: torch.Tensor, experts: Sequence[nn.Linear], sizes: Sequence[int]
@@ -107,3 +109,30 @@ def _apply(experts: Sequence[nn.Linear], hidden: torch.Tensor, sizes: Sequence[i
         sizes = [size // length for size in sizes]
     own = torch.cat([expert(part) for expert, part in zip(experts, hidden.split(sizes), strict=True)])
     return own.view(batch, length, -1)
+
+
+def expert_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of the experts of a backbone by the names of its tensors; empty for a dense one."""
+    return tuple(dict.fromkeys(match[1] for name in names if (match := EXPERT_KEY.match(name))))
+
+
+def split_experts(tensors: StateDict, experts: Sequence[str], expert_channels: int) -> StateDict:
+    """Turn dense FFNs into MoE ones that compute the same: each expert gets a copy of the last rows.
+
+    Args:
+        tensors: Weights of a dense backbone of width C.
+        experts: Names of the tasks.
+        expert_channels: Rows of the second linear layer that go to every expert; the first
+            ``C - expert_channels`` go to the shared part, which is absent where that is none.
+    """
+    split = {}
+    for key, value in tensors.items():
+        if ".mlp.fc2." not in key:
+            split[key] = value
+            continue
+        shared = len(value) - expert_channels
+        if shared:
+            split[key] = value[:shared]
+        for name in experts:
+            split[key.replace(".fc2.", f".experts.{name}.")] = value[shared:]
+    return split

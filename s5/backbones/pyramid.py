@@ -1,4 +1,4 @@
-"""Four feature maps of strides 4, 8, 16 and 32 from the single-stride maps of a plain ViT."""
+"""Four feature maps of strides 4, 8, 16 and 32 from maps of other strides, such as those of a plain ViT."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import nn
+
+from s5.backbones.contract import STRIDES
 
 PYRAMID_NORM_EPS = 1e-6
 
@@ -34,32 +36,44 @@ class Expand2x2(nn.ConvTranspose2d):
 
 
 class Pyramid(nn.Module):
-    """Resamples four stride-16 maps to strides 4, 8, 16 and 32, keeping their width.
+    """Resamples maps of any strides to strides 4, 8, 16 and 32, keeping their channels.
 
-    The first map goes through two transposed convolutions (x4), the second through one (x2),
-    the third is kept and the fourth is max-pooled.
+    A map that is twice as coarse as wanted goes through a transposed convolution, one four times as coarse
+    through two; one that is too fine is max-pooled; one that fits is kept.
     """
 
-    def __init__(self, width: int) -> None:
-        """Build the pyramid for maps of `width` channels."""
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        """Build the pyramid for four maps of these channels and strides in pixels.
+
+        Raises:
+            ValueError: A stride is not a power of two times the one wanted, or more than four times.
+        """
         super().__init__()
-        self.up4 = nn.Sequential(
-            Expand2x2(width),
-            LayerNorm2d(width, eps=PYRAMID_NORM_EPS),
-            nn.GELU(),
-            Expand2x2(width),
-        )
-        self.up2 = Expand2x2(width)
-        self.down2 = nn.MaxPool2d(kernel_size=2, stride=2)
+        self.levels: list[str] = []
+        for width, stride, wanted in zip(channels, strides, STRIDES, strict=True):
+            level, name = _resample(width, stride, wanted)
+            # Levels have the names that published weights convert to; those of equal form are told apart.
+            name = name if name not in self.levels else f"{name}_{wanted}"
+            self.levels.append(name)
+            if level is not None:
+                self.add_module(name, level)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Resample the maps.
+        """Resample four maps (B, C, h, w) to strides 4, 8, 16 and 32; sides are rounded down."""
+        levels = (getattr(self, name, None) for name in self.levels)
+        return tuple(x if level is None else level(x) for level, x in zip(levels, maps, strict=True))
 
-        Args:
-            maps: Four maps (B, C, h, w) of stride 16, h and w at least 2.
 
-        Returns:
-            Maps (B, C, 4h, 4w), (B, C, 2h, 2w), (B, C, h, w), (B, C, h // 2, w // 2).
-        """
-        first, second, third, fourth = maps
-        return self.up4(first), self.up2(second), third, self.down2(fourth)
+def _resample(width: int, stride: int, wanted: int) -> tuple[nn.Module | None, str]:
+    """The layer from a stride to another, and its name; None where they are equal."""
+    if stride == wanted:
+        return None, "same"
+    if stride == 2 * wanted:
+        return Expand2x2(width), "up2"
+    if stride == 4 * wanted:
+        norm = LayerNorm2d(width, eps=PYRAMID_NORM_EPS)
+        return nn.Sequential(Expand2x2(width), norm, nn.GELU(), Expand2x2(width)), "up4"
+    if stride < wanted and wanted % stride == 0:
+        factor = wanted // stride
+        return nn.MaxPool2d(kernel_size=factor, stride=factor), f"down{factor}"
+    raise ValueError(f"a feature map of stride {stride} cannot be resampled to stride {wanted}")

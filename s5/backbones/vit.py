@@ -4,9 +4,12 @@ Pre-norm blocks with exact GELU, fused attention, no norm after the last block, 
 the FFN branch only. The input size is free: the positional embedding is resampled to the grid of the image.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +18,105 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from s5.backbones.moe import MoeMlp
+from s5.backbones.contract import Architecture, Backbone, Counts, StateDict, WeightsError
+from s5.backbones.moe import MoeMlp, expert_names, split_experts
 from s5.backbones.pyramid import Pyramid
-from s5.backbones.variants import Variant, get_variant
-from s5.compat.attention import choose_backends
 from s5.compat.cpu_linear import checkpoint_contexts
 
 INIT_STD = 0.02
 # Of the blocks of all models in a process, see `ViT.compile_blocks`. PyTorch's own limit is 8.
 MAX_GRAPHS = 64
+PATCH_EMBEDDING = "patch_embed.proj.weight"
+BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Variant(Architecture):
+    """Architecture of a plain ViT.
+
+    Attributes:
+        name: Name used on the command line and in configs.
+        width: Channels C of a token.
+        depth: Number of transformer blocks.
+        heads: Attention heads; must divide `width`.
+        out_blocks: Four block indices (from 0, ascending) whose outputs feed the pyramid.
+        mlp_ratio: Hidden width of the FFN divided by `width`.
+        patch: Side of a patch in pixels.
+        timm: Name of the model whose weights `--init timm` takes; None if timm has none.
+    """
+
+    name: str
+    width: int
+    depth: int
+    heads: int
+    out_blocks: tuple[int, int, int, int]
+    mlp_ratio: float = 4.0
+    patch: int = 16
+    timm: str | None = None
+
+    @property
+    def divisor(self) -> int:  # type: ignore[override]
+        """An image is cut into whole patches."""
+        return self.patch
+
+    @property
+    def min_size(self) -> int:  # type: ignore[override]
+        """Two patches, as the coarsest level of the pyramid halves the grid."""
+        return 2 * self.patch
+
+    @property
+    def max_expert_channels(self) -> int:  # type: ignore[override]
+        """With as many, nothing is shared in the second linear layer."""
+        return self.width
+
+    @property
+    def form(self) -> str:  # type: ignore[override]
+        """As `form_of` tells it from weights."""
+        return _form(self.width, self.depth, self.patch)
+
+    def build(self, img_size: int | tuple[int, int], **options: Any) -> "ViT":
+        """See the base class."""
+        return ViT(self, img_size, **options)
+
+    def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Width, depth and patch decide."""
+        return form_of(tensors) == self.form
+
+    def pretrained(self) -> StateDict:
+        """See the base class."""
+        if self.timm is None:
+            known = ", ".join(row.name for row in VARIANTS.values() if row.timm)
+            raise WeightsError(f"timm has no weights for {self.name}; known: {known}")
+        import timm
+
+        return timm.create_model(self.timm, pretrained=True, num_classes=0).state_dict()
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("vit_t", 192, 12, 3, (3, 5, 7, 11), timm="vit_tiny_patch16_224"),
+        Variant("vit_s", 384, 12, 6, (3, 5, 7, 11), timm="vit_small_patch16_224"),
+        Variant("vit_b", 768, 12, 12, (3, 5, 7, 11), timm="vit_base_patch16_224"),
+        Variant("vit_l", 1024, 24, 16, (7, 11, 15, 23), timm="vit_large_patch16_224"),
+        Variant("vit_h", 1280, 32, 16, (15, 23, 27, 31)),
+        Variant("vit_g", 1408, 40, 16, (9, 19, 29, 39)),
+    )
+}
+"""A size is a row of numbers; nothing else in the package knows the names."""
+
+
+def form_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Width, depth and patch of the ViT that weights are of; None if they are of none."""
+    weight = tensors.get(PATCH_EMBEDDING)
+    blocks = [int(match[1]) for name in tensors if (match := BLOCK.match(name))]
+    if weight is None or not blocks:
+        return None
+    return _form(weight.shape[0], max(blocks) + 1, weight.shape[-1])
+
+
+def _form(width: int, depth: int, patch: int) -> str:
+    return f"width {width}, depth {depth}, patch {patch}"
 
 
 def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
@@ -73,32 +166,29 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.backend: str | Callable | None = None
 
-    def forward(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, counts: Counts | None = None) -> torch.Tensor:
         """Transform tokens (B, N, C); `counts` as in `MoeMlp.forward`, None for a plain FFN.
 
         What differs between blocks and steps becomes an argument of `transform`: the random factors of the
         stochastic depth, the experts of the tasks in the batch.
         """
-        experts: list[nn.Linear] = []
-        sizes: list[int] = []
-        if counts is not None:
-            experts, sizes = cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
+        routed = () if counts is None else cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
         factors = self._draw_factors(tokens)
         if self.backend is None:
-            return self.transform(tokens, factors, experts, sizes)
+            return self.transform(tokens, factors, *routed)
         if torch.is_inference_mode_enabled():
             # Its tensors are of another kind than those of `no_grad`, and would get a graph of their own.
             with torch.inference_mode(False), torch.no_grad():
                 tokens = tokens.clone() if tokens.is_inference() else tokens
-                return self._run_compiled(tokens, factors, experts, sizes)
-        return self._run_compiled(tokens, factors, experts, sizes)
+                return self._run_compiled(tokens, factors, *routed)
+        return self._run_compiled(tokens, factors, *routed)
 
     def transform(
         self,
         tokens: torch.Tensor,
         factors: torch.Tensor | None,
-        experts: Sequence[nn.Linear],
-        sizes: Sequence[int],
+        experts: Sequence[nn.Linear] = (),
+        sizes: Sequence[int] = (),
     ) -> torch.Tensor:
         """Transform tokens; the part that is compiled.
 
@@ -114,20 +204,16 @@ class Block(nn.Module):
         return tokens + (out if factors is None else out * factors)
 
     def _run_compiled(
-        self,
-        tokens: torch.Tensor,
-        factors: torch.Tensor | None,
-        experts: Sequence[nn.Linear],
-        sizes: Sequence[int],
+        self, tokens: torch.Tensor, factors: torch.Tensor | None, *routed: Sequence
     ) -> torch.Tensor:
+        assert self.backend is not None
         # Tokens of the patch embedding have other strides than those of a block: another graph.
         tokens = tokens.contiguous()
         # `dynamic=True` alone takes sizes that are equal at first, as of 64 images of 64 tokens, for one.
         torch._dynamo.maybe_mark_dynamic(tokens, [0, 1])
         if factors is not None:
             torch._dynamo.maybe_mark_dynamic(factors, 0)
-        assert self.backend is not None
-        return _compiled_transform(self.backend)(self, tokens, factors, experts, sizes)
+        return _compiled_transform(self.backend)(self, tokens, factors, *routed)
 
     def _draw_factors(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """Draw the factors of `transform` as timm's `drop_path` does, in the type of the FFN's output."""
@@ -149,20 +235,20 @@ def _compiled_transform(backend: str | Callable) -> Callable[..., torch.Tensor]:
     return torch.compile(Block.transform, fullgraph=True, dynamic=True, backend=backend)
 
 
-class ViT(nn.Module):
-    """Backbone: images to four feature maps of strides 4, 8, 16 and 32.
+class ViT(Backbone):
+    """Plain ViT, dense or with experts, whose maps a pyramid resamples to four strides.
 
     Attributes:
-        variant: The architecture.
         grid: Rows and columns of the positional embedding.
-        experts: Names of the tasks with experts of their own; empty for a dense backbone.
-        expert_channels: Output channels of an expert; 0 for a dense backbone.
-        activation_checkpointing: Recompute the blocks in the backward pass to save memory.
     """
+
+    stem = PATCH_EMBEDDING
+    inert = ("cls_token",)
+    undecayed = ("pos_embed",)
 
     def __init__(
         self,
-        variant: Variant | str,
+        variant: Variant,
         img_size: int | tuple[int, int] = 512,
         drop_path: float = 0.1,
         norm_eps: float = 1e-5,
@@ -173,56 +259,42 @@ class ViT(nn.Module):
         """Build the backbone with randomly initialised weights.
 
         Args:
-            variant: Name in `VARIANTS`, or a `Variant`.
+            variant: Its sizes.
             img_size: Image size in pixels (side, or height and width) of the positional embedding.
             drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
             norm_eps: Epsilon of the blocks' norms: 1e-5 in published S5 weights, 1e-6 in MAE and timm.
             activation_checkpointing: Recompute the blocks in the backward pass.
-            experts: Task names of an MoE backbone, in the order of the batch.
+            experts: Task names of an MoE backbone.
             expert_channels: Output channels of an expert; 0 gives a dense backbone.
 
         Raises:
-            ValueError: Unknown backbone, or an image size not divisible by the patch.
+            ValueError: The image size is not divisible by the patch.
         """
-        super().__init__()
-        choose_backends()
-        self.variant = variant = get_variant(variant)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        check_size(height, width, variant.patch)
-        self.grid = (height // variant.patch, width // variant.patch)
-        self.expert_channels = expert_channels if experts else 0
-        self.experts = tuple(experts) if expert_channels else ()
-        self.activation_checkpointing = activation_checkpointing
+        width = variant.width
+        super().__init__(
+            variant, [width] * 4, variant.depth + 1, activation_checkpointing, experts, expert_channels
+        )
+        self.variant = variant
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        variant.check_size(*sides)
+        self.grid = (sides[0] // variant.patch, sides[1] // variant.patch)
 
-        self.patch_embed = PatchEmbed(None, variant.patch, 3, variant.width)
+        self.patch_embed = PatchEmbed(None, variant.patch, 3, width)
         # Has no effect on the output; kept so that published checkpoints convert both ways.
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, variant.width), requires_grad=False)
-        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], variant.width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
         rates = torch.linspace(0, drop_path, variant.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(variant, rate, norm_eps, self.experts, self.expert_channels) for rate in rates
         )
-        self.pyramid = Pyramid(variant.width)
+        self.pyramid = Pyramid([width] * 4, [variant.patch] * 4)
         self._init_weights()
 
-    def forward(self, images: torch.Tensor, counts: Sequence[int] | None = None) -> tuple[torch.Tensor, ...]:
-        """Compute the four feature maps.
-
-        Args:
-            images: (B, 3, H, W), normalised; H and W divisible by the patch and at least two patches.
-                With experts, ordered by task.
-            counts: Images of each task, in the order of `experts`; may be left out for a dense
-                backbone and for a single expert.
-
-        Returns:
-            Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32 (the last rounded down).
-
-        Raises:
-            ValueError: H or W does not fit, or `counts` does not match the experts or the batch.
-        """
+    def forward(self, images: torch.Tensor, counts: Counts | None = None) -> tuple[torch.Tensor, ...]:
+        """See the base class."""
         height, width = images.shape[-2:]
-        check_size(height, width, self.variant.patch)
-        counts = self._resolve_counts(counts, len(images))
+        self.variant.check_size(height, width)
+        counts = self.resolve_counts(counts, len(images))
         rows, columns = height // self.variant.patch, width // self.variant.patch
         tokens = self.patch_embed(images)  # (B, N, C), N = rows * columns
         tokens = tokens + resample_positions(self.pos_embed, self.grid, (rows, columns))
@@ -234,37 +306,40 @@ class ViT(nn.Module):
                 outputs[index] = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
         return self.pyramid([outputs[index] for index in self.variant.out_blocks])
 
+    def layer_of(self, parameter: str) -> int:
+        """The embeddings are layer 0, the first block is layer 1, the pyramid comes after the last block."""
+        if match := BLOCK.match(parameter):
+            return int(match[1]) + 1
+        return self.num_layers if parameter.startswith("pyramid.") else 0
+
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
         """Run the blocks through `torch.compile`: with one graph in training and one in evaluation.
 
         All blocks share them, for any number and size of images and whichever tasks these belong to. A batch
         of a single image, another number of tasks in a batch, and frozen weights as of an EMA teacher are
         compiled separately, once each. A graph break is an error.
-
-        Args:
-            backend: As for `torch.compile`; the default needs a C compiler on GPUs, a C++ compiler on CPUs.
         """
         for block in self.blocks:
             cast(Block, block).backend = backend
 
-    def _run_block(
-        self, block: nn.Module, tokens: torch.Tensor, counts: Sequence[int] | None
-    ) -> torch.Tensor:
+    def fit_weights(
+        self, tensors: StateDict, bands: Sequence[int] | None = None
+    ) -> tuple[StateDict, list[str]]:
+        """See the base class; splits dense FFNs among the experts and resamples the positional embedding."""
+        tensors, notes = super().fit_weights(tensors, bands)
+        if self.experts and not expert_names(tensors):
+            tensors = split_experts(tensors, self.experts, self.expert_channels)
+            notes.append(f"dense FFNs split: last {self.expert_channels} channels copied to every expert")
+        fitted = fit_positions(tensors, self.grid)
+        if fitted is not tensors:
+            length, (rows, columns) = tensors["pos_embed"].shape[1], self.grid
+            notes.append(f"positional embedding of {length} entries resampled to {rows}x{columns}")
+        return fitted, notes
+
+    def _run_block(self, block: nn.Module, tokens: torch.Tensor, counts: Counts | None) -> torch.Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, tokens, counts, use_reentrant=False, context_fn=checkpoint_contexts())
         return block(tokens, counts)
-
-    def _resolve_counts(self, counts: Sequence[int] | None, batch: int) -> Sequence[int] | None:
-        if not self.experts:
-            return None
-        if counts is None and len(self.experts) == 1:
-            return (batch,)
-        if counts is None or len(counts) != len(self.experts) or sum(counts) != batch:
-            raise ValueError(
-                f"counts must give the images of each of {', '.join(self.experts)} and add up to the "
-                f"batch of {batch}, got {counts}"
-            )
-        return counts
 
     def _init_weights(self) -> None:
         """Initialise as ViT and MAE do; the pyramid keeps PyTorch's initialisation."""
@@ -280,17 +355,24 @@ class ViT(nn.Module):
             self.pos_embed.copy_(table.unsqueeze(0))
 
 
-def check_size(height: int, width: int, patch: int) -> None:
-    """Check that an image is cut into whole patches, at least two per side.
+def fit_positions(tensors: StateDict, grid: tuple[int, int]) -> StateDict:
+    """Resample the positional embedding to `grid` (rows, columns); one of the right length is kept.
 
     Raises:
-        ValueError: It is not.
+        WeightsError: There is none, or its length is another one and its grid not square.
     """
-    if height % patch or width % patch or min(height, width) < 2 * patch:
-        raise ValueError(
-            f"image of {height}x{width} pixels: both sides must be multiples of {patch} and at least "
-            f"{2 * patch}; pad the image (s5.segmentation.segmentor.Segmentor does) or resize it"
+    if "pos_embed" not in tensors:
+        raise WeightsError("the checkpoint has no positional embedding (pos_embed)")
+    table = tensors["pos_embed"]
+    length = table.shape[1]
+    if length == grid[0] * grid[1]:
+        return tensors
+    side = math.isqrt(length)
+    if side**2 != length:
+        raise WeightsError(
+            f"positional embedding of {length} entries: not a square grid, cannot be resampled"
         )
+    return tensors | {"pos_embed": resample_positions(table, (side, side), grid)}
 
 
 def _init_block_layer(module: nn.Module) -> None:

@@ -6,16 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from s5.backbones import StateDict, WeightsError, get_architecture
 from s5.checkpoints.loading import CheckpointError, load_weights
 
 logger = logging.getLogger(__name__)
 
-TIMM_NAMES = {
-    "vit_t": "vit_tiny_patch16_224",
-    "vit_s": "vit_small_patch16_224",
-    "vit_b": "vit_base_patch16_224",
-    "vit_l": "vit_large_patch16_224",
-}
 WHERE_TO_GET = (
     "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
     "github.com/ViTAE-Transformer/Remote-Sensing-RVSA), MTP (ViT-L: github.com/ViTAE-Transformer/MTP) and S5 "
@@ -91,17 +86,15 @@ def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int]
     logger.info("initial weights: random")
 
 
-def _timm_state(backbone: str) -> dict:
-    import timm
-
-    if backbone not in TIMM_NAMES:
-        raise CheckpointError(f"timm has no weights for {backbone}; known: {', '.join(TIMM_NAMES)}")
-    name = TIMM_NAMES[backbone]
-    logger.info("initial weights: timm %s", name)
+def _timm_state(backbone: str) -> StateDict:
+    architecture = get_architecture(backbone)
+    logger.info("initial weights: timm %s", architecture.timm)
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+        return architecture.pretrained()
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"timm could not fetch {name} ({error}); without a network, put the file anywhere and name it as "
-            f"init_paths.timm.{backbone}"
+            f"timm could not fetch {architecture.timm} ({error}); without a network, put the file anywhere "
+            f"and name it as init_paths.timm.{backbone}"
         ) from None

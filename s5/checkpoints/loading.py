@@ -7,12 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from s5.backbones.variants import VARIANTS
-from s5.backbones.vit import ViT
+from s5.backbones import Backbone, WeightsError, describe, identify, list_backbones, with_experts
+from s5.backbones.moe import EXPERT_KEY
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.layouts.base import EXPERT_KEY, PATCH_EMBEDDING
 from s5.checkpoints.reading import read_checkpoint, save_atomic, shorten
-from s5.checkpoints.resizing import CheckpointError, StateDict, fit_positions, select_bands, split_experts
+from s5.checkpoints.resizing import CheckpointError, StateDict
 
 __all__ = ["CheckpointError", "LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
 
@@ -99,7 +98,7 @@ def load_weights(
     it is and reported.
 
     Args:
-        model: A `ViT`, or a model with one as its ``backbone`` and possibly ``heads``.
+        model: A backbone, or a model with one as its ``backbone`` and possibly ``heads``.
         source: Path of a checkpoint, or its content.
         bands: Channels of the checkpoint's images that are red, green and blue, counted from 1; by default
             it must have these three in this order.
@@ -110,14 +109,16 @@ def load_weights(
     """
     name = "memory" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
-    backbone = model if isinstance(model, ViT) else model.get_submodule("backbone")
-    assert isinstance(backbone, ViT)
+    backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
     try:
         weights = convert(content, backbone.experts)
         _check_architecture(weights, backbone)
-        tensors, notes = _fit_backbone(weights, backbone, bands)
+        _check_experts(weights, backbone)
+        tensors, notes = backbone.fit_weights(weights.backbone, bands)
+        notes = [*weights.notes, *notes]
         _require_decisive(tensors, backbone, weights.layout)
-    except CheckpointError as error:
+    except WeightsError as error:
         raise CheckpointError(f"{name}: {error}") from error
 
     if backbone is not model:
@@ -134,59 +135,29 @@ def load_weights(
     return report
 
 
-def _check_architecture(weights: Weights, backbone: ViT) -> None:
-    variant = backbone.variant
-    if PATCH_EMBEDDING not in weights.backbone:
-        raise CheckpointError(f"the checkpoint has no patch embedding ({PATCH_EMBEDDING})")
-    patch = weights.backbone[PATCH_EMBEDDING].shape[-1]
-    theirs = (weights.width, weights.depth, patch)
-    ours = (variant.width, variant.depth, variant.patch)
-    if theirs != ours:
-        form = "width {}, depth {}, patch {}"
-        raise CheckpointError(
-            f"weights of another architecture: {form.format(*theirs)} in the checkpoint, "
-            f"{form.format(*ours)} in {variant.name}{_name_of(*theirs)}"
-        )
+def _check_architecture(weights: Weights, backbone: Backbone) -> None:
+    if backbone.architecture.fits(weights.backbone):
+        return
+    name = identify(weights.backbone)
+    hint = f"No backbone of this package has that form; there are {', '.join(list_backbones())}"
+    if name is not None:
+        hint = f"The checkpoint is {name}: choose {name} as the backbone"
+    raise CheckpointError(
+        f"weights of another architecture: {describe(weights.backbone)} in the checkpoint, "
+        f"{backbone.architecture.form} in {backbone.name}. {hint}"
+    )
 
 
-def _name_of(width: int, depth: int, patch: int) -> str:
-    for name, variant in VARIANTS.items():
-        if (variant.width, variant.depth, variant.patch) == (width, depth, patch):
-            return f". The checkpoint is {name}: choose {name} as the backbone"
-    return f". No backbone of this package has that form; there are {', '.join(VARIANTS)}"
-
-
-def _fit_backbone(
-    weights: Weights, backbone: ViT, bands: Sequence[int] | None
-) -> tuple[StateDict, list[str]]:
-    """Adapt the backbone's weights to the bands, the experts and the positional embedding of the model."""
-    tensors, notes = weights.backbone, list(weights.notes)
-    _check_experts(weights, backbone)
-    if bands is not None:
-        channels = tensors[PATCH_EMBEDDING].shape[1]
-        tensors = tensors | {PATCH_EMBEDDING: select_bands(tensors[PATCH_EMBEDDING], bands)}
-        chosen = ", ".join(map(str, bands))
-        notes.append(f"red, green and blue are channels {chosen} of {channels} of the patch embedding")
-    if backbone.experts and not weights.experts:
-        tensors = split_experts(tensors, backbone.experts, backbone.expert_channels)
-        notes.append(f"dense FFNs split: last {backbone.expert_channels} channels copied to every expert")
-    fitted = fit_positions(tensors, backbone.grid)
-    if fitted is not tensors:
-        length, (rows, columns) = tensors["pos_embed"].shape[1], backbone.grid
-        notes.append(f"positional embedding of {length} entries resampled to {rows}x{columns}")
-    return fitted, notes
-
-
-def _require_decisive(tensors: StateDict, backbone: ViT, layout: str) -> None:
+def _require_decisive(tensors: StateDict, backbone: Backbone, layout: str) -> None:
     """Refuse weights that lack a tensor of the backbone, or have one that it does not have.
 
-    The class token, which has no effect, may be missing, and so may the whole pyramid, which other projects
-    do not have; experts of tasks that are not trained may be left over.
+    Tensors without effect, such as a class token, may be missing, and so may the whole pyramid, which other
+    projects do not have; experts of tasks that are not trained may be left over.
     """
     pyramid = any(name.startswith("pyramid.") for name in tensors)
     problems = []
     for name, parameter in backbone.named_parameters():
-        if name == "cls_token" or (name.startswith("pyramid.") and not pyramid):
+        if name in backbone.inert or (name.startswith("pyramid.") and not pyramid):
             continue
         found, ours = tensors.get(name), tuple(parameter.shape)
         if found is None:
@@ -200,13 +171,13 @@ def _require_decisive(tensors: StateDict, backbone: ViT, layout: str) -> None:
     problems += [f"{name}: not in the model" for name in strange]
     if not problems:
         return
-    channels = tensors[PATCH_EMBEDDING].shape[1]
     hint = (
         f"The file (layout {layout}) is incomplete or of another architecture: download it again, or choose "
         f"another checkpoint"
     )
-    if channels != backbone.get_parameter(PATCH_EMBEDDING).shape[1]:
-        hint = _band_hint(channels)
+    stem = tensors.get(backbone.stem)
+    if stem is not None and stem.shape[1] != backbone.get_parameter(backbone.stem).shape[1]:
+        hint = _band_hint(stem.shape[1])
     more = [f"... and {len(problems) - NAMES_SHOWN} more"] if len(problems) > NAMES_SHOWN else []
     listed = "\n".join(f"  {line}" for line in (*problems[:NAMES_SHOWN], *more))
     raise CheckpointError(f"decisive weights do not fit:\n{listed}\n{hint}")
@@ -224,7 +195,7 @@ def _band_hint(channels: int) -> str:
     )
 
 
-def _check_experts(weights: Weights, backbone: ViT) -> None:
+def _check_experts(weights: Weights, backbone: Backbone) -> None:
     """Refuse experts that the model cannot take; a dense checkpoint fits any model."""
     theirs, ours = weights.experts, backbone.experts
     if not theirs:
@@ -233,8 +204,8 @@ def _check_experts(weights: Weights, backbone: ViT) -> None:
     has = f"the checkpoint has experts for {', '.join(theirs)}"
     if not ours:
         raise CheckpointError(
-            f"{has}, the model has none: choose a backbone with experts, {backbone.variant.name}_moe, and "
-            f"model.expert_channels={width}"
+            f"{has}, the model has none: choose a backbone with experts, {with_experts(backbone.name)}, "
+            f"and model.expert_channels={width}"
         )
     if lacking := [task for task in ours if task not in theirs]:
         raise CheckpointError(
@@ -268,7 +239,7 @@ def _other_tasks(theirs: tuple[str, ...], ours: tuple[str, ...]) -> list[str]:
 
 
 def _compare(
-    source: str, weights: Weights, tensors: StateDict, notes: list[str], model: nn.Module, backbone: ViT
+    source: str, weights: Weights, tensors: StateDict, notes: list[str], model: nn.Module, backbone: Backbone
 ) -> tuple[StateDict, LoadReport]:
     """Sort the tensors; return those that fit, and the report."""
     own = model.state_dict()

@@ -84,11 +84,11 @@ class TasksCollate:
     """Stacks labeled samples of several tasks, ordered by task.
 
     Args:
-        tasks: number of tasks.
+        tasks: names of the tasks, in the order of the sources.
     """
 
-    def __init__(self, tasks: int) -> None:
-        self.tasks = tasks
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = list(tasks)
 
     def __call__(self, samples: list[dict[str, Any] | None]) -> dict[str, Any]:
         """The batch; None stands for samples of tasks that have not started.
@@ -96,7 +96,7 @@ class TasksCollate:
         Returns:
             ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``photometric``
             (B, 6) float32, neutral where a task has no photometric augmentation, ``counts``: images of each
-            task, ``names`` (B), ``skipped``: an empty list.
+            task by name, in the order of the batch, ``names`` (B), ``skipped``: an empty list.
         """
         present = [sample for sample in samples if sample is not None]
         sources = [sample["source"] for sample in present]
@@ -105,7 +105,7 @@ class TasksCollate:
             "images": _stack(present, "image").permute(0, 3, 1, 2),
             "labels": _stack(present, "label"),
             "photometric": torch.from_numpy(np.stack(rows)),
-            "counts": [sources.count(task) for task in range(self.tasks)],
+            "counts": {task: sources.count(source) for source, task in enumerate(self.tasks)},
             "names": [sample["name"] for sample in present],
             "skipped": [],
         }
@@ -198,9 +198,8 @@ def tasks_loader(
     steps = epoch_steps or sampler.epoch_steps
     sampler.starts = [epoch * steps for epoch in start_epochs]
     metainfo = {"tasks": {source.name: source.table.classes for source in sources}}
-    return TrainingData(
-        build_loader(sources, sampler, TasksCollate(len(sources)), metainfo, placement), sampler, 0
-    )
+    collate = TasksCollate([source.name for source in sources])
+    return TrainingData(build_loader(sources, sampler, collate, metainfo, placement), sampler, 0)
 
 
 def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:

@@ -8,8 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from s5.data.oriented.classes import CLASSES
 from s5.training.command import check_task_names
 from s5.training.config import (
-    NORM_EPS,
-    Crop,
+    BackboneConfig,
     OptimConfig,
     Positive,
     PositiveFloat,
@@ -83,14 +82,10 @@ class DetTaskConfig(Section):
         return self
 
 
-class DetModelConfig(Section):
-    """The detector around the backbone; the values of Oriented R-CNN are those of the published model."""
+class DetModelConfig(BackboneConfig):
+    """The detector; the values of Oriented R-CNN are those of the published model."""
 
     expert_channels: Annotated[int, Field(ge=0)] = 256
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    norm_eps: PositiveFloat = NORM_EPS
-    activation_checkpointing: bool = False
-    compile: bool = False
     enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
     proposals: Positive = 2000
     anchors: Positive = 256
@@ -136,7 +131,7 @@ class DetConfig(RunConfig):
     backbone: str = "vit_b_moe"
     load_from: Path | None = None
     tasks: dict[str, DetTaskConfig]
-    size: Crop = 1024
+    size: Positive = 1024
     workers: Annotated[int, Field(ge=0)] = 8
     model: DetModelConfig = DetModelConfig()
     optim: DetOptimConfig = DetOptimConfig()

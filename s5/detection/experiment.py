@@ -19,12 +19,12 @@ from s5.data.oriented.sources import (
 )
 from s5.detection.config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.detection.hooks import BoxPicturesHook
-from s5.detection.network import DetectionModel, Settings, build_detector
-from s5.training.command import BACKBONES, dense_name, expert_channels, naming
-from s5.training.config import ConfigError
+from s5.detection.network import DetectionModel, Settings, with_heads
+from s5.training.command import expert_channels, naming
 from s5.training.experiment import Steps, common_hooks, placement, training_dtype
 from s5.training.hooks import CheckpointHook, DataStateHook, SafetyHook
 from s5.training.launch import Launch
+from s5.training.model import configured_backbone
 from s5.training.optim import step_schedule
 from s5.training.work_dir import det_files
 
@@ -45,23 +45,12 @@ def build_model(cfg: DetConfig, classes: Classes, device: torch.device) -> Detec
     """The detector, randomly initialised, and what is around it.
 
     Raises:
-        ConfigError: unknown backbone, too wide experts, or fp16 on a CPU.
+        ConfigError: unknown backbone, one that does not go with the configuration, or fp16 on a CPU.
     """
-    if cfg.backbone not in BACKBONES:
-        raise ConfigError(f"backbone {cfg.backbone!r}: must be one of {', '.join(BACKBONES)}")
-    model = cfg.model
-    detector = build_detector(
-        dense_name(cfg.backbone),
-        {name: len(names) for name, names in classes.items()},
-        cfg.size,
-        expert_channels=expert_channels(cfg.backbone, model.expert_channels),
-        drop_path=model.drop_path,
-        norm_eps=model.norm_eps,
-        activation_checkpointing=model.activation_checkpointing,
-        settings=build_settings(cfg),
-    )
-    if model.compile:
-        detector.backbone.compile_blocks()
+    counts = {name: len(names) for name, names in classes.items()}
+    channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
+    backbone = configured_backbone(cfg.backbone, tuple(counts), cfg.size, cfg.model, channels, "size")
+    detector = with_heads(backbone, counts, build_settings(cfg))
     weights = {name: task.weight for name, task in cfg.tasks.items()}
     return DetectionModel(detector, training_dtype(cfg.precision, device), weights)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from s5.backbones.variants import VARIANTS
+from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.loading import CheckpointError, load_weights, read_checkpoint
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, Settings, build_detector
-from s5.training.command import MOE, dense_name, expert_channels, known_tasks
+from s5.training.command import expert_channels, known_tasks
 from s5.training.config import NORM_EPS, ConfigError, load_config, load_python_config
 
 NEEDED = ("backbone", "expert_channels", "img_size", "tasks", "settings")
@@ -187,7 +187,7 @@ def build_trained(
         CheckpointError: the weights do not fit, or lack a part of the head of a task.
     """
     detector = build_detector(
-        dense_name(recipe.backbone),
+        recipe.backbone,
         {task: len(names) for task, names in recipe.classes.items()},
         recipe.img_size,
         expert_channels=recipe.expert_channels,
@@ -225,7 +225,5 @@ def _heads(checkpoint: Path, weights: Weights) -> Mapping[str, Mapping[str, torc
 
 def _backbone(weights: Weights) -> str:
     """Name of the backbone that has the form of the weights."""
-    form = weights.width, weights.depth, weights.backbone["patch_embed.proj.weight"].shape[-1]
-    names = [name for name, v in VARIANTS.items() if (v.width, v.depth, v.patch) == form]
-    name = names[0] if names else "ViT of width {}, depth {} and patch {}".format(*form)
-    return f"{name}{MOE if weights.experts else ''}"
+    name = identify(weights.backbone) or f"backbone of {describe(weights.backbone)}"
+    return with_experts(name) if weights.experts else name

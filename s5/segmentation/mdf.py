@@ -21,7 +21,7 @@ from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, 
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
-from s5.training.command import dense_name, expert_channels, naming
+from s5.training.command import expert_channels, naming
 from s5.training.config import ConfigError
 from s5.training.experiment import Steps, check_splits, common_hooks, placement, training_dtype
 from s5.training.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
@@ -165,7 +165,7 @@ def build_model(
     classes = {name: table.num_classes for name, table in tables.items()}
     experts = expert_channels(backbone, cfg.model.expert_channels)
     return MultiDataset(
-        build_network(dense_name(backbone), classes, cfg.crop, cfg.model, experts),
+        build_network(backbone, classes, cfg.crop, cfg.model, experts),
         {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
         {name: task.loss.loss() for name, task in cfg.tasks.items()},
         training_dtype(cfg.precision, device),

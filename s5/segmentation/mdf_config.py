@@ -8,7 +8,6 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from s5.segmentation.multi_dataset import TaskLoss
 from s5.training.command import check_task_names
 from s5.training.config import (
-    Crop,
     InferenceConfig,
     ModelConfig,
     OptimConfig,
@@ -137,7 +136,7 @@ class MDFConfig(RunConfig):
 
     data_root: Path
     tasks: dict[str, TaskConfig]
-    crop: Crop = 512
+    crop: Positive = 512
     workers: Annotated[int, Field(ge=0)] = 8
     check: bool = True
     model: MDFModelConfig = MDFModelConfig()

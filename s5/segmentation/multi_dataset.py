@@ -1,12 +1,13 @@
 """Multi-dataset fine-tuning: one forward pass for the images of all tasks (paper, MoE-MDF section)."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from s5.backbones import Counts
 from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy
 from s5.ops.photometric import apply_photometric
 from s5.segmentation.model import SegmentationModel
@@ -67,7 +68,7 @@ class MultiDataset(SegmentationModel):
         self,
         images: Tensor,
         labels: Tensor,
-        counts: Sequence[int],
+        counts: Counts,
         photometric: Tensor | None = None,
         **_: Any,
     ) -> dict[str, Tensor]:
@@ -76,7 +77,7 @@ class MultiDataset(SegmentationModel):
         Args:
             images: (B, 3, H, W) uint8, ordered by task.
             labels: (B, H, W) uint8 train ids of each image's task, 255 ignored.
-            counts: images of each task; 0 for tasks that have not started.
+            counts: images of each task, in the order of the batch; 0 for tasks that have not started.
             photometric: (B, 6) rows of :func:`~s5.ops.photometric.apply_photometric`; None changes nothing.
 
         Returns:
@@ -87,21 +88,20 @@ class MultiDataset(SegmentationModel):
             images = self._augmented(images, photometric, counts)
         with self.autocast():
             logits = self.segmentor.forward_tasks(self._prepare(images), counts)
-        parts = dict(zip(self.segmentor.tasks, labels.split(list(counts)), strict=True))
+        parts = dict(zip(counts, labels.split(list(counts.values())), strict=True))
         losses = {task: self.losses[task](logits[task], parts[task]) for task in logits}
         total = torch.stack([self.losses[task].weight * loss for task, loss in losses.items()]).sum()
         return {"loss": total, **{f"loss_{task}": loss for task, loss in losses.items()}}
 
     @torch.no_grad()
-    def _augmented(self, images: Tensor, photometric: Tensor, counts: Sequence[int]) -> Tensor:
+    def _augmented(self, images: Tensor, photometric: Tensor, counts: Counts) -> Tensor:
         """Photometric change of the tasks that have it, each with the blur kernel of its own range."""
         if not self.max_blur_sigma:
             return images
-        parts = list(images.split(list(counts)))
-        for i, (task, rows) in enumerate(
-            zip(self.segmentor.tasks, photometric.split(list(counts)), strict=True)
-        ):
-            if counts[i] and task in self.max_blur_sigma:
+        sizes = list(counts.values())
+        parts = list(images.split(sizes))
+        for i, (task, rows) in enumerate(zip(counts, photometric.split(sizes), strict=True)):
+            if counts[task] and task in self.max_blur_sigma:
                 parts[i] = apply_photometric(parts[i], rows, self.max_blur_sigma[task])
         return torch.cat(parts)
 

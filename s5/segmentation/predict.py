@@ -28,7 +28,7 @@ from s5.segmentation.model import SegmentationModel
 from s5.segmentation.trained import Recipe
 from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
 from s5.segmentation.windows import Inference, Strip, column_strips
-from s5.training.command import BACKBONES, command_parser
+from s5.training.command import command_parser
 from s5.training.config import ConfigError
 from s5.training.launch import Launch
 
@@ -230,7 +230,7 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
         description: the module's docstring.
         config: configuration that is read for checkpoints which do not say what they are.
     """
-    parser = command_parser(description, config, BACKBONES)
+    parser = command_parser(description, config, experts=True)
     parser.set_defaults(config=None, backbone=None, default_config=config)  # the checkpoint knows
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     add_inference_options(parser)

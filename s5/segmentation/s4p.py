@@ -43,7 +43,7 @@ def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.d
         ConfigError: fp16 was asked for and the device is a CPU.
     """
     return FixMatch(
-        build_network(backbone, {TASK: num_classes}, cfg.data.crop, cfg.model),
+        build_network(backbone, {TASK: num_classes}, cfg.data.crop, cfg.model, crop_key="data.crop"),
         {TASK: cfg.data.val.inference()},
         training_dtype(cfg.precision, device),
         cfg.fixmatch.conf_thresh,

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 
 from s5.data.draws import StrongAugmentation
 from s5.training.config import (
-    Crop,
     InferenceConfig,
     ModelConfig,
     OptimConfig,
@@ -49,7 +48,7 @@ class DataConfig(ScaleRange):
     labeled: LabeledConfig
     unlabeled: UnlabeledConfig
     val: ValConfig
-    crop: Crop = 512
+    crop: Positive = 512
     workers: Annotated[int, Field(ge=0)] = 8
     check: bool = True
 

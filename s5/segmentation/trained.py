@@ -15,7 +15,7 @@ from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import build_segmentor
 from s5.segmentation.tta import Tta
 from s5.segmentation.windows import Inference
-from s5.training.command import dense_name, expert_channels, known_tasks
+from s5.training.command import expert_channels, known_tasks
 from s5.training.config import NORM_EPS, ConfigError, load_config
 
 NEEDED = ("backbone", "decoder_channels", "img_size", "labels", "inference")
@@ -145,7 +145,7 @@ def build_trained(
         CheckpointError: the weights do not fit, or lack the decoder or classifier of a task.
     """
     segmentor = build_segmentor(
-        dense_name(recipe.backbone),
+        recipe.backbone,
         {task: table.num_classes for task, table in recipe.tables.items()},
         recipe.img_size,
         channels=recipe.decoder_channels,

@@ -4,14 +4,14 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
-from s5.backbones.variants import VARIANTS, get_variant
+from s5.backbones import get_architecture, has_experts, list_backbones
 from s5.checkpoints.loading import CheckpointError
 from s5.compat.attention import BackendError
 from s5.compat.mmcv_ext import ExtensionError
@@ -37,21 +37,21 @@ FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", r
 
 
 def command_parser(
-    description: str, config: Path, backbones: Sequence[str] = tuple(VARIANTS), default: str = "vit_b"
+    description: str, config: Path, default: str = "vit_b", experts: bool = False
 ) -> argparse.ArgumentParser:
     """A parser with the options that all commands of a tree share.
 
     Args:
         description: the module's docstring.
         config: default configuration.
-        backbones: names that ``--backbone`` takes.
-        default: the backbone without it.
+        default: the backbone without ``--backbone``.
+        experts: whether it may be one with experts.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
-    parser.add_argument("--backbone", default=default, choices=backbones)
+    parser.add_argument("--backbone", default=default, choices=list_backbones(experts))
     add_common_options(parser)
     return parser
 
@@ -177,25 +177,18 @@ def naming(key: str) -> Iterator[None]:
         raise DataError(f"{key}: {error}") from error
 
 
-MOE = "_moe"
-BACKBONES = (*VARIANTS, *(f"{name}{MOE}" for name in VARIANTS))
-"""Names that multi-task commands take: ``vit_b`` is dense, ``vit_b_moe`` has experts."""
-
-
-def dense_name(backbone: str) -> str:
-    """The name in :data:`~s5.backbones.variants.VARIANTS`."""
-    return backbone.removesuffix(MOE)
-
-
 def expert_channels(backbone: str, channels: int) -> int:
     """Channels of the experts: 0 for a dense backbone, else those of the configuration.
 
     Raises:
-        ConfigError: more than the backbone is wide.
+        ConfigError: unknown backbone, or more than it is wide.
     """
-    if not backbone.endswith(MOE):
+    try:
+        width = get_architecture(backbone).max_expert_channels
+    except ValueError as error:
+        raise ConfigError(f"backbone = {backbone!r}: {error}") from None
+    if not has_experts(backbone):
         return 0
-    width = get_variant(dense_name(backbone)).width
     if channels > width:
         raise ConfigError(
             f"model.expert_channels {channels}: {backbone} has {width} channels, so choose 0 (no experts) to "

@@ -171,7 +171,6 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any t
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Crop = Annotated[int, Field(ge=32, multiple_of=16)]  # patches of 16 pixels, of which two a side
 NORM_EPS = 1e-5  # of published weights, and of the published code also where it starts from MAE (1e-6)
 RGB = ("red", "green", "blue")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -245,14 +244,19 @@ class InferenceConfig(Section):
         return Inference(self.mode, self.crop, self.stride)
 
 
-class ModelConfig(Section):
-    """The network around the backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
+class BackboneConfig(Section):
+    """The backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
 
-    decoder_channels: Positive = 256
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     norm_eps: PositiveFloat = NORM_EPS
     activation_checkpointing: bool = False
     compile: bool = False
+
+
+class ModelConfig(BackboneConfig):
+    """The segmentation network."""
+
+    decoder_channels: Positive = 256
 
 
 class OptimConfig(Section):

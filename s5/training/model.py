@@ -1,21 +1,168 @@
-"""What the models of all trees share: a network with a backbone and heads, its arithmetic and its losses."""
+"""What the models of all trees share: a backbone with heads by task, its arithmetic and its losses."""
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
+from s5.backbones import Backbone, Counts, create_backbone, get_architecture
 from s5.compat.precision import autocast
 from s5.ops.photometric import normalize
+from s5.training.config import BackboneConfig, ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Features = tuple[Tensor, ...]  # (B, C, H / s, W / s) for s = 4, 8, 16, 32
+
+
+class MultiTaskNetwork(nn.Module):
+    """A backbone that runs once on the images of all tasks, and a head per task that gets their slice.
+
+    Attributes:
+        backbone: The encoder, shared by all tasks.
+        heads: One head per task.
+    """
+
+    def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module]) -> None:
+        """Join a backbone and its heads.
+
+        Raises:
+            ValueError: The backbone has experts for other tasks than there are heads.
+        """
+        super().__init__()
+        if backbone.experts and tuple(heads) != backbone.experts:
+            raise ValueError(
+                f"the backbone has experts for {', '.join(backbone.experts)}, "
+                f"but the heads are for {', '.join(heads)}"
+            )
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.heads)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def encode(self, images: Tensor, counts: Counts | None = None) -> Features:
+        """Feature maps of images (B, 3, H, W), normalised, of any size, padded right and below as needed.
+
+        Args:
+            images: With experts, ordered by task.
+            counts: Images of each task, in the order of the batch.
+        """
+        height, width = images.shape[-2:]
+        padded_height, padded_width = self.padded_size(height, width)
+        if (padded_height, padded_width) != (height, width):
+            images = F.pad(images, (0, padded_width - width, 0, padded_height - height))
+        return self.backbone(images, counts)
+
+    def features(self, images: Tensor, counts: Counts) -> dict[str, Features]:
+        """Feature maps of the images of every task in the batch, from one pass of the backbone.
+
+        Args:
+            images: (B, 3, H, W), normalised, ordered by task.
+            counts: Images of each task, in the order of the batch; those without images are left out of the
+                result.
+
+        Raises:
+            ValueError: Unknown task.
+        """
+        for task in counts:
+            self.resolve_task(task)
+        levels = [level.split(list(counts.values())) for level in self.encode(images, counts)]
+        slices = zip(counts.items(), zip(*levels, strict=True), strict=True)
+        return {task: part for (task, count), part in slices if count}
+
+    def features_of_all(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Features]:
+        """Feature maps of the same images for several tasks.
+
+        A dense backbone computes them once; one with experts goes through once with the images repeated for
+        every task.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            tasks: Names of the tasks; all if left out.
+
+        Raises:
+            ValueError: Unknown task.
+        """
+        named = {self.resolve_task(task) for task in (self.tasks if tasks is None else tasks)}
+        wanted = [task for task in self.tasks if task in named]
+        if self.backbone.experts:
+            repeated = torch.cat([images] * len(wanted))
+            return self.features(repeated, dict.fromkeys(wanted, len(images)))
+        return dict.fromkeys(wanted, self.encode(images))
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the images that the backbone gets."""
+        architecture = self.backbone.architecture
+        return architecture.padded(height), architecture.padded(width)
+
+    def resolve_task(self, task: str | None) -> str:
+        """The task itself, or the only one if none is named.
+
+        Raises:
+            ValueError: Unknown task, or none named where there are several.
+        """
+        if task is None and len(self.heads) == 1:
+            return self.tasks[0]
+        if task is None or task not in self.heads:
+            raise ValueError(f"unknown task {task!r}; this model's tasks: {', '.join(self.heads)}")
+        return task
+
+
+def configured_backbone(
+    name: str, tasks: Sequence[str], size: int, cfg: BackboneConfig, expert_channels: int, size_key: str
+) -> Backbone:
+    """The backbone of a configuration.
+
+    Args:
+        name: Of the backbone.
+        tasks: Names of the tasks.
+        size: Side of the training images in pixels.
+        cfg: The configuration's `model`.
+        expert_channels: As of `s5.training.command.expert_channels`.
+        size_key: Where the size is configured, for messages.
+
+    Raises:
+        ConfigError: The backbone cannot take images of that size, or cannot be compiled.
+    """
+    architecture = get_architecture(name)
+    smallest, step = architecture.min_size, architecture.divisor
+    if size != architecture.padded(size):
+        raise ConfigError(
+            f"{size_key} = {size}: {name} takes images whose sides are a multiple of {step} and at least "
+            f"{smallest}; set it to {architecture.padded(size)}"
+        )
+    backbone = create_backbone(
+        architecture,
+        size,
+        drop_path=cfg.drop_path,
+        norm_eps=cfg.norm_eps,
+        activation_checkpointing=cfg.activation_checkpointing,
+        experts=tasks,
+        expert_channels=expert_channels,
+    )
+    if cfg.compile:
+        try:
+            backbone.compile_blocks()
+        except ValueError as error:
+            raise ConfigError(f"model.compile: {error}; set model.compile=false") from None
+    return backbone
+
 
 class TaskModel(BaseModel):
-    """mmengine model around a network that has a ``backbone`` and ``heads`` by task.
+    """mmengine model around a :class:`MultiTaskNetwork`.
 
     Args:
         dtype: autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
@@ -28,13 +175,13 @@ class TaskModel(BaseModel):
 
     @property
     @abstractmethod
-    def network(self) -> nn.Module:
+    def network(self) -> MultiTaskNetwork:
         """What is saved and loaded as weights."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.network.get_parameter("backbone.pos_embed").device
+        """Device of the weights."""
+        return self.network.device
 
     def autocast(self) -> AbstractContextManager:
         """The arithmetic of the network; around many passes it casts the weights only once."""

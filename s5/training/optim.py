@@ -11,12 +11,14 @@ from torch import nn
 
 from s5.training.config import ConfigError
 from s5.training.guarded_step import GuardedOptimWrapper
+from s5.training.model import MultiTaskNetwork
 
+BACKBONE = "backbone."  # before the names of its parameters
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
 def param_groups(
-    network: nn.Module,
+    network: MultiTaskNetwork,
     lr: float,
     weight_decay: float,
     layer_decay: float = 1.0,
@@ -24,27 +26,28 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
-    Unless ``exempt_norms`` is false, norms and the positional embedding are not decayed. With ``layer_decay``
-    < 1 the learning rate falls by that factor from each block to the one before it; patch embedding and
-    positional embedding are layer 0, pyramid and heads have the full rate.
+    Unless ``exempt_norms`` is false, norms and what the backbone names, such as its positional embedding, are
+    not decayed. With ``layer_decay`` < 1 the learning rate falls by that factor from each layer of the
+    backbone to the one before it; the heads have the full rate.
 
     Args:
-        network: with a ``backbone`` that has ``blocks``.
+        network: whose backbone knows the layers of its parameters.
         lr: full learning rate.
         weight_decay: of all weights, but for the exempt ones.
-        layer_decay: factor from one block to the one before it.
-        exempt_norms: no weight decay on norms and the positional embedding.
+        layer_decay: factor from one layer to the one before it.
+        exempt_norms: no weight decay on norms and the like.
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` (``layer_<i>[_no_decay]``).
     """
-    top = len(network.get_submodule("backbone.blocks")) + 1  # type: ignore[arg-type]
+    top = network.backbone.num_layers
     exempt = set(_undecayed(network)) if exempt_norms else set()
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = _layer_of(name, top)
+        own = name.removeprefix(BACKBONE)
+        layer = network.backbone.layer_of(own) if own != name else top
         group = f"layer_{layer}_no_decay" if name in exempt else f"layer_{layer}"
         scaled = lr * layer_decay ** (top - layer)
         decay = 0.0 if name in exempt else weight_decay
@@ -131,16 +134,8 @@ def _warmup(iters: int) -> list[dict[str, Any]]:
     return [linear]
 
 
-def _undecayed(network: nn.Module) -> Iterable[str]:
+def _undecayed(network: MultiTaskNetwork) -> Iterable[str]:
     for name, module in network.named_modules():
         if isinstance(module, NORM_LAYERS):
             yield from (f"{name}.{part}" for part, _ in module.named_parameters(recurse=False))
-    yield from (name for name, _ in network.named_parameters() if name.endswith("pos_embed"))
-
-
-def _layer_of(name: str, top: int) -> int:
-    if name.startswith(("backbone.pos_embed", "backbone.patch_embed")):
-        return 0
-    if name.startswith("backbone.blocks."):
-        return int(name.split(".")[2]) + 1
-    return top
+    yield from (BACKBONE + name for name in network.backbone.undecayed)

@@ -8,8 +8,7 @@ import torch
 import torch._dynamo as dynamo
 from torch import Tensor
 
-from s5.backbones.variants import Variant
-from s5.backbones.vit import ViT
+from s5.backbones.vit import Variant, ViT
 from s5.compat.cpu_linear import ConvolutionLinear
 from s5.detection.network import DetectionModel, build_detector
 from s5.segmentation.multi_dataset import MultiDataset, TaskLoss
@@ -58,7 +57,7 @@ def run(vit: ViT, counts: tuple[int, ...], side: int = 64) -> list[Tensor]:
     images = torch.randn(sum(counts), 3, side, side, generator=generator).to(vit.pos_embed.device)
     torch.manual_seed(2)  # of what is dropped
     vit.zero_grad()
-    maps = vit(images, counts if vit.experts else None)
+    maps = vit(images, dict(zip(TASKS, counts, strict=True)) if vit.experts else None)
     if not torch.is_grad_enabled():
         return list(maps)
     sum(level.square().mean() for level in maps).backward()
@@ -184,9 +183,9 @@ def test_steps_of_multi_dataset_fine_tuning_and_predictions() -> None:
     network.backbone.compile_blocks(BACKEND)
     losses = {task: TaskLoss() for task in network.tasks}
     model = MultiDataset(network, {task: Inference() for task in network.tasks}, losses).train()
-    for counts in ((2, 3), (4, 2)):
-        images = torch.randint(0, 256, (sum(counts), 3, 32, 32), dtype=torch.uint8)
-        model.loss(images, torch.zeros(sum(counts), 32, 32), counts)["loss"].backward()
+    for counts in ({"a": 2, "b": 3}, {"a": 4, "b": 2}):
+        images = torch.randint(0, 256, (sum(counts.values()), 3, 32, 32), dtype=torch.uint8)
+        model.loss(images, torch.zeros(len(images), 32, 32), counts)["loss"].backward()
     assert graphs() == 1
     model.eval()
     with torch.inference_mode():
@@ -201,12 +200,12 @@ def test_steps_of_the_detector_and_predictions() -> None:
     )
     detector.backbone.compile_blocks(BACKEND)
     model = DetectionModel(detector).train()
-    for counts in ([1, 2], [2, 1]):
+    for counts in ({"a": 1, "b": 2}, {"a": 2, "b": 1}):
         model(counts=counts, mode="loss", **detection_batch())["loss"].backward()
     assert graphs() == 1
     model.eval()
     with torch.no_grad():
-        for counts in ([0, 3], [3, 0]):
+        for counts in ({"b": 3}, {"a": 3}):
             model(counts=counts, mode="predict", **detection_batch())
     assert graphs() == 2
 

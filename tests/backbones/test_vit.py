@@ -1,20 +1,27 @@
-"""Backbone: variants, feature maps, positional embeddings, attention, checkpointing, experts."""
+"""Plain ViT: sizes, positional embeddings, attention, memory, experts, and the contract of backbones."""
 
 import numpy as np
 import pytest
 import torch
 from timm.layers import Mlp
 
-from s5.backbones.moe import MoeMlp
-from s5.backbones.variants import VARIANTS, Variant, get_variant
-from s5.backbones.vit import ViT, resample_positions
-from s5.checkpoints.resizing import split_experts
+from s5.backbones.moe import MoeMlp, split_experts
+from s5.backbones.vit import VARIANTS, Variant, ViT, resample_positions
+from tests.backbones.contract import BackboneContract, ExpertsContract
 
 TINY = Variant("tiny", 32, 4, 4, (0, 1, 2, 3))
 
 
 def tiny_vit(**options) -> ViT:
     return ViT(TINY, 64, drop_path=0.0, **options)
+
+
+class TestViT(BackboneContract):
+    architecture = TINY
+
+
+class TestMoeViT(ExpertsContract):
+    architecture = TINY
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -24,23 +31,6 @@ def test_every_variant_has_four_output_blocks_and_whole_heads(name):
     assert list(variant.out_blocks) == sorted(variant.out_blocks)
     assert variant.out_blocks[-1] == variant.depth - 1
     assert variant.width % variant.heads == 0
-
-
-def test_unknown_variant_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'vit_x'.*vit_t, vit_s, vit_b, vit_l, vit_h, vit_g"):
-        get_variant("vit_x")
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96), (48, 80)])
-def test_feature_maps_have_strides_4_to_32(height, width):
-    maps = tiny_vit()(torch.randn(2, 3, height, width))
-    assert [tuple(m.shape) for m in maps] == [(2, 32, height // s, width // s) for s in (4, 8, 16, 32)]
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 70), (16, 64)])
-def test_image_that_does_not_fit_the_patch_is_an_error_with_its_size(height, width):
-    with pytest.raises(ValueError, match=f"{height}x{width} pixels.*multiples of 16 and at least 32"):
-        tiny_vit()(torch.zeros(1, 3, height, width))
 
 
 def test_fused_attention_equals_plain_attention():
@@ -69,12 +59,6 @@ def test_drop_path_rises_linearly_and_spares_the_attention_branch():
     torch.testing.assert_close(block(tokens), tokens + block.attn(block.norm1(tokens)))
 
 
-def test_features_are_the_same_on_every_run_in_evaluation_mode():
-    vit = ViT(TINY, 64, drop_path=0.5).eval()
-    images = torch.randn(1, 3, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(vit(images), vit(images), strict=True))
-
-
 def test_position_table_is_resampled_only_for_other_grids():
     table = torch.randn(1, 16, 8)
     assert resample_positions(table, (4, 4), (4, 4)) is table
@@ -98,23 +82,6 @@ def test_position_table_of_a_rectangular_image_size():
     assert vit(torch.zeros(1, 3, 32, 96))[2].shape[-2:] == (2, 6)
 
 
-def test_activation_checkpointing_gives_equal_features_and_gradients():
-    vit = tiny_vit()
-    images = torch.randn(2, 3, 64, 64)
-
-    def gradients():
-        vit.zero_grad()
-        sum(m.square().mean() for m in vit(images)).backward()
-        return {name: p.grad.clone() for name, p in vit.named_parameters() if p.grad is not None}
-
-    plain = gradients()
-    vit.activation_checkpointing = True
-    recomputed = gradients()
-    assert plain.keys() == recomputed.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(recomputed[name], gradient, msg=name)
-
-
 def test_activation_checkpointing_keeps_less_for_the_backward_pass():
     def saved_bytes(checkpointing):
         vit = tiny_vit(activation_checkpointing=checkpointing)
@@ -128,7 +95,7 @@ def test_activation_checkpointing_keeps_less_for_the_backward_pass():
 
 def test_every_parameter_but_the_class_token_gets_a_gradient():
     vit = tiny_vit(experts=("a", "b"), expert_channels=8)
-    sum(m.square().mean() for m in vit(torch.randn(3, 3, 64, 64), (2, 1))).backward()
+    sum(m.square().mean() for m in vit(torch.randn(3, 3, 64, 64), {"a": 2, "b": 1})).backward()
     without = [name for name, p in vit.named_parameters() if p.grad is None]
     assert without == ["cls_token"]
     assert not vit.cls_token.requires_grad
@@ -141,7 +108,7 @@ def test_expert_weights_of_one_task_equal_a_plain_ffn_bit_for_bit():
     moe.fc2.load_state_dict({k: v[:24] for k, v in plain.fc2.state_dict().items()})
     moe.experts["only"].load_state_dict({k: v[24:] for k, v in plain.fc2.state_dict().items()})
     tokens = torch.randn(3, 16, 32)
-    assert torch.equal(moe(tokens, (3,)), plain(tokens))
+    assert torch.equal(moe(tokens, {"only": 3}), plain(tokens))
 
 
 def test_experts_as_wide_as_the_backbone_share_nothing_and_compute_at_first_what_the_dense_one_does():
@@ -150,7 +117,7 @@ def test_experts_as_wide_as_the_backbone_share_nothing_and_compute_at_first_what
     assert not [name for name, _ in moe.named_parameters() if ".fc2." in name]
     images = torch.randn(3, 3, 64, 64)
     expected = dense(images)
-    for counts in ((2, 1), (0, 3)):
+    for counts in ({"a": 2, "b": 1}, {"b": 3}, {"b": 1, "a": 2}):
         for got, want in zip(moe(images, counts), expected, strict=True):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
@@ -159,25 +126,6 @@ def test_no_expert_channels_give_a_dense_backbone():
     vit = tiny_vit(experts=("a", "b"), expert_channels=0)
     assert vit.experts == ()
     assert vit.state_dict().keys() == tiny_vit().state_dict().keys()
-
-
-def test_a_batch_of_several_tasks_equals_one_pass_per_task():
-    vit = tiny_vit(experts=("a", "b", "c"), expert_channels=8).eval()
-    images = torch.randn(4, 3, 64, 64)
-    together = vit(images, (1, 0, 3))
-    apart = [vit(images[:1], (1, 0, 0)), vit(images[1:], (0, 0, 3))]
-    for index, level in enumerate(together):
-        separate = torch.cat([maps[index] for maps in apart])
-        torch.testing.assert_close(level, separate, atol=1e-5, rtol=1e-5)
-    other = vit(images[:1], (0, 1, 0))
-    assert not torch.allclose(other[3], apart[0][3], atol=1e-3)
-
-
-@pytest.mark.parametrize("counts", [None, (1, 1), (1, 1, 1)])
-def test_counts_that_do_not_match_name_the_experts_and_the_batch(counts):
-    vit = tiny_vit(experts=("roads", "ships"), expert_channels=8)
-    with pytest.raises(ValueError, match="roads, ships.*batch of 3"):
-        vit(torch.zeros(3, 3, 64, 64), counts)
 
 
 @pytest.mark.parametrize("channels", [33, -1])

@@ -9,8 +9,7 @@ from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
-from s5.backbones.variants import Variant
-from s5.backbones.vit import ViT
+from s5.backbones.vit import Variant, ViT
 from s5.checkpoints.layouts import LAYOUTS, convert, get_layout
 from s5.checkpoints.loading import CheckpointError, load_weights
 from s5.segmentation.segmentor import build_segmentor

@@ -8,8 +8,7 @@ import torch
 from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
-from s5.backbones.variants import Variant
-from s5.backbones.vit import ViT
+from s5.backbones.vit import Variant, ViT
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.loading import CheckpointError, load_weights

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s5.backbones.variants import Variant
-from s5.backbones.vit import ViT
+from s5.backbones.vit import Variant, ViT
 from s5.compat.attention import allowed_backends, choose_backends
 from s5.detection.network import build_detector
 from s5.segmentation.segmentor import build_segmentor

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s5.backbones.variants import Variant
-from s5.backbones.vit import ViT
+from s5.backbones import create_backbone
+from s5.backbones.vit import Variant, ViT
 from s5.compat import cpu_linear
 from s5.compat.cpu_linear import ConvolutionLinear, linear_by_convolution
 
@@ -43,7 +43,7 @@ def test_backbone_is_the_same_inside_the_mode(monkeypatch: pytest.MonkeyPatch) -
     calls = []
     original = cpu_linear.linear_by_convolution
     monkeypatch.setattr(cpu_linear, "linear_by_convolution", lambda *args: calls.append(1) or original(*args))
-    vit = ViT("vit_t", 32).eval()
+    vit = create_backbone("vit_t", 32).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = vit(images)

@@ -277,12 +277,13 @@ def test_batch_of_several_tasks_is_ordered_by_task(root: Path) -> None:
     batches = iter(data.loader)
     for _ in range(2):
         batch = next(batches)
-        assert batch["counts"] == [0, 2] and len(batch["names"]) == 2
+        assert batch["counts"] == {"broken": 0, "labeled": 2} and len(batch["names"]) == 2
         assert batch["images"].shape == (2, 3, 64, 64) and batch["labels"].shape == (2, 64, 64)
     with pytest.raises(ImageError, match=r"gone/a.png"):
         next(batches)
-    both = tasks_loader([one, one], [1, 2], [0, 0], seed=0, placement=ALONE)
-    assert next(iter(both.loader))["counts"] == [1, 2]
+    two = LabeledImages(one.split, TABLE, WeakAugmentation(64), "two")
+    both = tasks_loader([one, two], [1, 2], [0, 0], seed=0, placement=ALONE)
+    assert next(iter(both.loader))["counts"] == {"labeled": 1, "two": 2}
     assert both.sampler.epoch_steps == len(one)
 
 

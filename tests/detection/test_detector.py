@@ -120,7 +120,7 @@ def test_losses_are_finite_and_every_weight_has_a_gradient(
     model: DetectionModel, objects: tuple[int, ...], dtype: torch.dtype | None
 ) -> None:
     model.dtype = dtype
-    losses = model(counts=[1, 2], mode="loss", **batch(objects))
+    losses = model(counts={"dior": 1, "dota": 2}, mode="loss", **batch(objects))
     assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
     parts = [value for name, value in losses.items() if name != "loss"]
     assert len(parts) == 8 and losses["loss"].item() == pytest.approx(sum(parts).item(), rel=1e-5)
@@ -133,7 +133,7 @@ def test_losses_are_finite_and_every_weight_has_a_gradient(
 def test_tasks_together_are_found_as_one_by_one(model: DetectionModel) -> None:
     model.eval()
     images = batch()
-    together = model(counts=[1, 2], mode="predict", **images)
+    together = model(counts={"dior": 1, "dota": 2}, mode="predict", **images)
     first = model(images["images"][:1], [1, 0], shapes=images["shapes"][:1], scales=[1.0])
     rest = model(images["images"][1:], [0, 2], shapes=images["shapes"][1:], scales=[1.0, 1.0])
     for one, other in zip(together, [*first, *rest], strict=True):
@@ -164,8 +164,8 @@ def test_published_weights_convert_both_ways_and_find_the_same_boxes(model: Dete
     assert not report.missing and not report.misshaped and not report.unexpected
     images = batch()
     for one, two in zip(
-        model.eval()(counts=[1, 2], mode="predict", **images),
-        DetectionModel(other).eval()(counts=[1, 2], mode="predict", **images),
+        model.eval()(counts={"dior": 1, "dota": 2}, mode="predict", **images),
+        DetectionModel(other).eval()(counts={"dior": 1, "dota": 2}, mode="predict", **images),
         strict=True,
     ):
         assert torch.equal(one["pred_instances"]["bboxes"], two["pred_instances"]["bboxes"])
@@ -196,7 +196,7 @@ def test_one_task_is_plain_oriented_rcnn() -> None:
     assert detector.backbone.experts == ()
     model = DetectionModel(detector)
     losses = model(
-        counts=[3],
+        counts={"mine": 3},
         mode="loss",
         **{**batch(), "labels": [torch.zeros(n, dtype=torch.long) for n in (3, 0, 2)]},
     )
@@ -257,7 +257,7 @@ def test_an_image_that_is_all_ignored_teaches_nothing(model: DetectionModel, obj
     """But for its objects: there is no background in it."""
     given = {**batch((objects,)), "labels": [torch.zeros(objects, dtype=torch.long)]}
     given["ignored"] = [torch.tensor([[SIZE / 2, SIZE / 2, 8 * SIZE, 8 * SIZE, 0]])]
-    losses = model(counts=[0, 1], mode="loss", **given)
+    losses = model(counts={"dota": 1}, mode="loss", **given)
     assert losses["loss"].isfinite()
     if not objects:
         assert all(value == 0 for value in losses.values())
@@ -270,7 +270,8 @@ def test_an_image_that_is_all_ignored_teaches_nothing(model: DetectionModel, obj
 
 def test_images_without_room_for_an_anchor_train(model: DetectionModel) -> None:
     """Of 3 rows, which the smallest anchor does not fit into."""
-    losses = model(counts=[1, 2], mode="loss", **{**batch(), "shapes": [(3, SIZE), (SIZE, 3), (SIZE, SIZE)]})
+    given = {**batch(), "shapes": [(3, SIZE), (SIZE, 3), (SIZE, SIZE)]}
+    losses = model(counts={"dior": 1, "dota": 2}, mode="loss", **given)
     assert losses["loss"].isfinite() and losses["loss_dior_rpn_cls"] > 0
 
 

@@ -22,7 +22,7 @@ FAR = -9000.0  # pixels
 
 @pytest.fixture(scope="module")
 def head() -> OrientedRCNN:
-    return build_head(32, CLASSES, Settings(channels=32, fc_channels=32, score_thr=0.1)).eval()
+    return build_head([32] * 4, CLASSES, Settings(channels=32, fc_channels=32, score_thr=0.1)).eval()
 
 
 def rotated(count: int, shift: float = 0.0, seed: int = 0) -> torch.Tensor:

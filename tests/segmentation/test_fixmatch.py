@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.data.loaders import FixMatchCollate
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.segmentor import build_segmentor

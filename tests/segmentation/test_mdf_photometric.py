@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.data.draws import NEUTRAL, Photometric, draw_photometric, sample_rng
 from s5.data.folders import pair_folders
 from s5.data.labels import get_table
@@ -99,7 +99,7 @@ def test_rows_are_drawn_after_the_geometry_and_neutral_where_there_are_none(root
     with_rows = MultiSourceDataset([source(root, "ponds", None), source(root, "roofs", ranges)], seed=3)
     without = MultiSourceDataset([source(root, task, None) for task in TASKS], seed=3)
     draws = [Draw(0, 1, 4), Draw(1, 0, 7), Draw(1, 5, 8)]
-    ours, plain = (TasksCollate(2)([data[draw] for draw in draws]) for data in (with_rows, without))
+    ours, plain = (TasksCollate(("a", "b"))([data[draw] for draw in draws]) for data in (with_rows, without))
     assert torch.equal(ours["images"], plain["images"]) and torch.equal(ours["labels"], plain["labels"])
     assert np.array_equal(plain["photometric"].numpy(), np.tile(NEUTRAL, (3, 1)))
     rows = ours["photometric"]

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import build_segmentor
 from s5.segmentation.tta import Tta, augmented

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s5.backbones.variants import Variant
+from s5.backbones.vit import Variant
 from s5.checkpoints.layouts import convert
 from s5.compat.precision import autocast, resolve_precision
 from s5.segmentation.segmentor import Segmentor, build_segmentor
@@ -32,7 +32,7 @@ def test_padding_does_not_shift_the_logits():
 
 def test_every_unfrozen_parameter_gets_a_gradient_and_no_frozen_one():
     model = tiny_segmentor({"a": 3, "b": 4}, expert_channels=8)
-    logits = model.forward_tasks(torch.randn(4, 3, 64, 64), (2, 2))
+    logits = model.forward_tasks(torch.randn(4, 3, 64, 64), {"a": 2, "b": 2})
     sum(x.square().mean() for x in logits.values()).backward()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {name for name, p in model.named_parameters() if p.grad is None}
@@ -46,14 +46,14 @@ def test_every_unfrozen_parameter_gets_a_gradient_and_no_frozen_one():
 def test_a_batch_of_several_tasks_equals_one_pass_per_task():
     model = tiny_segmentor({"a": 3, "b": 4}, expert_channels=8).eval()
     images = torch.randn(3, 3, 40, 56)
-    together = model.forward_tasks(images, (1, 2))
+    together = model.forward_tasks(images, {"a": 1, "b": 2})
     assert {task: tuple(x.shape) for task, x in together.items()} == {
         "a": (1, 3, 40, 56),
         "b": (2, 4, 40, 56),
     }
     torch.testing.assert_close(together["a"], model(images[:1], "a"), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together["b"], model(images[1:], "b"), atol=1e-5, rtol=1e-5)
-    assert list(model.forward_tasks(images, (0, 3))) == ["b"]
+    assert list(model.forward_tasks(images, {"a": 0, "b": 3})) == ["b"]
 
 
 @pytest.mark.parametrize("task", [None, "c"])
@@ -151,11 +151,10 @@ def test_published_upernet_is_reproduced(shared):
 def test_published_multi_dataset_model_is_reproduced(shared):
     golden = load_golden(shared, "moe_mdf")
     model = published_model(golden, Variant("golden", 48, 4, 4, (0, 1, 2, 3)), GOLDEN_TASKS, 16, 16)
-    images, counts = golden["input"].repeat(4, 1, 1, 1), [len(golden["input"])] * 4
+    images, counts = golden["input"].repeat(4, 1, 1, 1), dict.fromkeys(GOLDEN_TASKS, len(golden["input"]))
     together = model.forward_tasks(images, counts)
-    for index, task in enumerate(GOLDEN_TASKS):
-        one_hot = [2 if other == index else 0 for other in range(4)]
-        for level, features in enumerate(model.encode(golden["input"], one_hot)):
+    for task in GOLDEN_TASKS:
+        for level, features in enumerate(model.encode(golden["input"], {task: 2})):
             torch.testing.assert_close(features, golden[f"{task}.feat{level}"], atol=1e-5, rtol=0)
         torch.testing.assert_close(model(golden["input"], task), golden[f"{task}.logits"], atol=1e-5, rtol=0)
         torch.testing.assert_close(together[task], golden[f"{task}.logits"], atol=1e-5, rtol=0)

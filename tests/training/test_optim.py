@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
-from s5.backbones.variants import VARIANTS
+from s5.backbones.vit import VARIANTS
 from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.training.optim import build_optim_wrapper, cosine_schedule, param_groups
 from tests.helpers.processes import run_here

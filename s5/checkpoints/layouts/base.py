@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from s5.backbones.moe import expert_names
 from s5.checkpoints.resizing import CheckpointError, StateDict
 
 PATCH_EMBEDDING = "patch_embed.proj.weight"
 BLOCK_KEY = re.compile(r"^blocks\.(\d+)\.(.+)$")
-EXPERT_KEY = re.compile(r"^blocks\.\d+\.mlp\.experts\.([^.]+)\.")
 
 
 class OtherArchitectureError(CheckpointError):
@@ -40,11 +40,6 @@ class Weights:
     unused: tuple[str, ...]
     lacks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """Channels of a token of a ViT."""
-        return self.backbone[PATCH_EMBEDDING].shape[0]
 
     @property
     def depth(self) -> int:
@@ -143,8 +138,3 @@ def has_name(key: str, names: Iterable[str]) -> bool:
 def block_numbers(backbone: StateDict) -> list[int]:
     """Numbers of the blocks of a ViT under the names here, ascending."""
     return sorted({int(match[1]) for key in backbone if (match := BLOCK_KEY.match(key))})
-
-
-def expert_names(backbone: StateDict) -> tuple[str, ...]:
-    """Names or numbers of the experts of a backbone under the names here; empty for a dense one."""
-    return tuple(dict.fromkeys(match[1] for key in backbone if (match := EXPERT_KEY.match(key))))

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from s5.backbones.moe import EXPERT_KEY, expert_names
 from s5.checkpoints.layouts.base import (
-    EXPERT_KEY,
     CheckpointError,
     Parts,
     Weights,
     Written,
-    expert_names,
     has_name,
 )
 from s5.checkpoints.layouts.openmmlab import MMSEG_BLOCK_NAMES

@@ -229,10 +229,11 @@ class ObjectsCollate:
         """The batch.
 
         Returns:
-            ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task; lists
-            ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes`` (height, width without padding),
-            ``scales``, ``names``; ``skipped``: an empty list. Of validation images also ``name``, ``task``,
-            ``objects``, in pixels of the files, and ``valid``, where the files have data.
+            ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task by name, in
+            the order of the batch; lists ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes``
+            (height, width without padding), ``scales``, ``names``; ``skipped``: an empty list. Of validation
+            images also ``name``, ``task``, ``objects``, in pixels of the files, and ``valid``, where there is
+            data.
         """
         images = np.stack([sample["image"] for sample in samples])
         batch = {
@@ -248,12 +249,9 @@ class ObjectsCollate:
             batch |= {key: [sample[key] for sample in samples] for key in keys}
         return batch
 
-    def _counts(self, samples: list[dict[str, Any]]) -> list[int]:
-        if "task" in samples[0]:
-            present = [self.tasks.index(sample["task"]) for sample in samples]
-        else:
-            present = [sample["source"] for sample in samples]
-        return [present.count(task) for task in range(len(self.tasks))]
+    def _counts(self, samples: list[dict[str, Any]]) -> dict[str, int]:
+        present = [sample["task"] if "task" in sample else self.tasks[sample["source"]] for sample in samples]
+        return {task: present.count(task) for task in self.tasks}
 
 
 def objects_loader(

@@ -1,4 +1,4 @@
-"""Oriented R-CNN for several tasks on one ViT, built from the parts of mmdetection and mmrotate."""
+"""Oriented R-CNN for several tasks on one backbone, built from the parts of mmdetection and mmrotate."""
 
 import contextlib
 import io
@@ -17,7 +17,16 @@ from s5.detection.network.detector import (
     build_detector,
     build_head,
     on_data,
+    with_heads,
 )
 from s5.detection.network.oriented_rcnn import Settings
 
-__all__ = ["DetectionModel", "MultiTaskDetector", "Settings", "build_detector", "build_head", "on_data"]
+__all__ = [
+    "DetectionModel",
+    "MultiTaskDetector",
+    "Settings",
+    "build_detector",
+    "build_head",
+    "on_data",
+    "with_heads",
+]

@@ -1,4 +1,4 @@
-"""One detector for several datasets: a shared ViT, once per batch, and an Oriented R-CNN per task."""
+"""One detector for several datasets: a shared backbone, once per batch, and an Oriented R-CNN per task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -7,57 +7,40 @@ import torch
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.structures import InstanceData
 from mmrotate.structures.bbox import RotatedBoxes
-from torch import Tensor, nn
+from torch import Tensor
 
-from s5.backbones.vit import ViT
+from s5.backbones import Architecture, Backbone, Counts, create_backbone
 from s5.detection.network.oriented_rcnn import OrientedRCNN, Settings
 from s5.segmentation.windows import to_unit
-from s5.training.model import TaskModel
+from s5.training.model import MultiTaskNetwork, TaskModel
 
 
-class MultiTaskDetector(nn.Module):
-    """Oriented R-CNN for any number of tasks on one ViT.
+class MultiTaskDetector(MultiTaskNetwork):
+    """Oriented R-CNN for any number of tasks on one backbone; with one task, plain Oriented R-CNN.
 
-    The images of a batch are ordered by task. The backbone runs once on all of them; FPN, RPN and RoI head
-    of a task run on its slice. With one task this is plain Oriented R-CNN.
-
-    Attributes:
-        backbone: the encoder, shared by all tasks.
-        heads: neck, RPN and RoI head of each task, in the order of the batch.
+    The backbone runs once on all images; FPN, RPN and RoI head of a task run on its slice.
     """
 
-    def __init__(self, backbone: ViT, heads: Mapping[str, OrientedRCNN]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.heads = nn.ModuleDict(heads)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of the batch."""
-        return tuple(self.heads)
-
-    def loss(
-        self, images: Tensor, samples: SampleList, counts: Sequence[int]
-    ) -> dict[str, dict[str, Tensor]]:
+    def loss(self, images: Tensor, samples: SampleList, counts: Counts) -> dict[str, dict[str, Tensor]]:
         """Losses by part of every task in the batch.
 
         Args:
-            images: (B, 3, H, W), normalised, ordered by task; H and W divisible by 32.
+            images: (B, 3, H, W), normalised, ordered by task.
             samples: their ground truth.
-            counts: images of each task.
+            counts: images of each task, in the order of the batch.
         """
         parts = self._parts(images, samples, counts)
         return {task: head.loss(features, own) for task, head, features, own in parts}
 
     def predict(
-        self, images: Tensor, samples: SampleList, counts: Sequence[int], rescale: bool = True
+        self, images: Tensor, samples: SampleList, counts: Counts, rescale: bool = True
     ) -> list[InstanceData]:
-        """Detections of every image: rotated boxes, scores, labels; arguments as of :meth:`loss`.
+        """Detections of every image: rotated boxes, scores, labels.
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
             samples: what is known of them (shapes, scale).
-            counts: images of each task.
+            counts: images of each task, in the order of the batch.
             rescale: boxes in pixels of the image file instead of those of the input.
         """
         parts = self._parts(images, samples, counts)
@@ -66,73 +49,62 @@ class MultiTaskDetector(nn.Module):
     def predict_all(
         self, images: Tensor, samples: SampleList, rescale: bool = True
     ) -> dict[str, list[InstanceData]]:
-        """Detections of the same images by every task; arguments as of :meth:`predict`.
-
-        A dense backbone computes its feature maps once for all heads; one with experts goes through once with
-        the images repeated for every task.
-        """
-        count = len(images)
-        if self.backbone.experts:
-            repeated = images.repeat(len(self.heads), 1, 1, 1), [*samples] * len(self.heads)
-            found = self.predict(*repeated, [count] * len(self.heads), rescale)
-            return {task: found[i * count : (i + 1) * count] for i, task in enumerate(self.heads)}
-        maps = self.backbone(images)
+        """Detections of the same images by every task; arguments as of :meth:`predict`."""
         heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
-        return {task: head.predict(head.neck(maps), samples, rescale) for task, head in heads.items()}
+        return {
+            task: heads[task].predict(heads[task].neck(maps), samples, rescale)
+            for task, maps in self.features_of_all(images).items()
+        }
 
     def _parts(
-        self, images: Tensor, samples: SampleList, counts: Sequence[int]
+        self, images: Tensor, samples: SampleList, counts: Counts
     ) -> Iterator[tuple[str, OrientedRCNN, tuple[Tensor, ...], SampleList]]:
         """Task, head, the neck's feature maps and the samples of each task in the batch."""
-        maps = self.backbone(images, counts if self.backbone.experts else None)
-        slices = zip(*(level.split(list(counts)) for level in maps), strict=True)
         first = 0
-        for (task, head), part, count in zip(self.heads.items(), slices, counts, strict=True):
-            if count:
-                own = samples[first : first + count]
-                yield task, cast(OrientedRCNN, head), cast(OrientedRCNN, head).neck(part), own
-            first += count
+        for task, maps in self.features(images, counts).items():
+            head = cast(OrientedRCNN, self.heads[task])
+            yield task, head, head.neck(maps), samples[first : first + counts[task]]
+            first += counts[task]
 
 
 def build_detector(
-    backbone: str,
+    backbone: str | Architecture,
     tasks: Mapping[str, int],
     img_size: int = 1024,
     *,
     expert_channels: int = 0,
-    drop_path: float = 0.1,
-    norm_eps: float = 1e-5,
-    activation_checkpointing: bool = False,
     settings: Settings | None = None,
+    **options: Any,
 ) -> MultiTaskDetector:
     """Build a backbone with an Oriented R-CNN per task, randomly initialised.
 
     Args:
-        backbone: name in `VARIANTS`.
-        tasks: number of classes by task, in the order of the batch.
-        img_size: image size in pixels of the positional embedding.
+        backbone: name, see `s5.backbones.list_backbones`, or an `Architecture`.
+        tasks: number of classes by task.
+        img_size: image size in pixels that the backbone is built for.
         expert_channels: task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
-        drop_path: stochastic depth rate of the last block.
-        norm_eps: epsilon of the norms in the blocks.
-        activation_checkpointing: recompute the blocks in the backward pass to save memory.
         settings: of Oriented R-CNN; the published ones if left out.
+        options: more arguments of `s5.backbones.create_backbone`.
     """
-    vit = ViT(
-        backbone,
-        img_size,
-        drop_path,
-        norm_eps,
-        activation_checkpointing=activation_checkpointing,
-        experts=tuple(tasks) if expert_channels else (),
-        expert_channels=expert_channels,
+    built = create_backbone(
+        backbone, img_size, experts=tuple(tasks), expert_channels=expert_channels, **options
     )
-    heads = {name: build_head(vit.variant.width, count, settings) for name, count in tasks.items()}
-    return MultiTaskDetector(vit, heads)
+    return with_heads(built, tasks, settings)
 
 
-def build_head(width: int, num_classes: int, settings: Settings | None = None) -> OrientedRCNN:
-    """Neck, RPN and RoI head of a task on feature maps of ``width`` channels, with the published settings."""
-    return OrientedRCNN(width, num_classes, settings or Settings())
+def with_heads(
+    backbone: Backbone, tasks: Mapping[str, int], settings: Settings | None = None
+) -> MultiTaskDetector:
+    """A backbone with an Oriented R-CNN per task; arguments as of :func:`build_detector`."""
+    heads = {name: build_head(backbone.out_channels, count, settings) for name, count in tasks.items()}
+    return MultiTaskDetector(backbone, heads)
+
+
+def build_head(
+    in_channels: Sequence[int], num_classes: int, settings: Settings | None = None
+) -> OrientedRCNN:
+    """Neck, RPN and RoI head of a task on four feature maps of these channels, by default as published."""
+    return OrientedRCNN(in_channels, num_classes, settings or Settings())
 
 
 class DetectionModel(TaskModel):
@@ -160,13 +132,13 @@ class DetectionModel(TaskModel):
         return self.detector
 
     def forward(
-        self, images: Tensor, counts: Sequence[int], mode: str = "predict", **batch: Any
+        self, images: Tensor, counts: Counts, mode: str = "predict", **batch: Any
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses or detections of a batch that is ordered by task.
 
         Args:
             images: (B, 3, S, S) uint8, padded at the right and bottom.
-            counts: images of each task.
+            counts: images of each task, in the order of the batch.
             mode: ``loss`` or ``predict``.
             batch: ``shapes`` (height, width) of the images without padding, ``scales`` from the image file to
                 the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image;

@@ -1,6 +1,7 @@
 """Oriented R-CNN as published, in mmdetection's terms: what every task has beside the backbone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 import s5.detection.network.parts  # noqa: F401 - registers the parts
+from s5.backbones import STRIDES
 
-STRIDES = (4, 8, 16, 32)
 ANGLE = "le90"
 NORM_GROUPS = 32
 
@@ -49,11 +50,11 @@ class Settings:
     max_per_img: int = 2000
 
 
-def oriented_rcnn(width: int, num_classes: int, settings: Settings) -> dict[str, Any]:
+def oriented_rcnn(in_channels: Sequence[int], num_classes: int, settings: Settings) -> dict[str, Any]:
     """Configurations of neck, RPN head and RoI head, and of the proposals in training.
 
     Args:
-        width: channels of the backbone's feature maps.
+        in_channels: channels of the backbone's four feature maps.
         num_classes: classes, background not counted.
         settings: what may be chosen.
     """
@@ -66,7 +67,7 @@ def oriented_rcnn(width: int, num_classes: int, settings: Settings) -> dict[str,
     return {
         "neck": {
             "type": "mmdet.FPN",
-            "in_channels": [width] * 4,
+            "in_channels": list(in_channels),
             "out_channels": settings.channels,
             "num_outs": 5,
             "norm_cfg": _group_norm(settings.channels) if settings.fpn_norm else None,
@@ -201,14 +202,14 @@ class OrientedRCNN(nn.Module):
     """Neck, RPN and RoI head of one task.
 
     Args:
-        width: channels of the backbone's feature maps.
+        in_channels: channels of the backbone's four feature maps.
         num_classes: classes of the task, background not counted.
         settings: what may be chosen of Oriented R-CNN.
     """
 
-    def __init__(self, width: int, num_classes: int, settings: Settings) -> None:
+    def __init__(self, in_channels: Sequence[int], num_classes: int, settings: Settings) -> None:
         super().__init__()
-        parts = oriented_rcnn(width, num_classes, settings)
+        parts = oriented_rcnn(in_channels, num_classes, settings)
         self.neck = MODELS.build(parts["neck"])
         self.rpn_head = MODELS.build(parts["rpn_head"])
         self.roi_head = MODELS.build(parts["roi_head"])

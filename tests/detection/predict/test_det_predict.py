@@ -72,9 +72,8 @@ def test_a_small_image_is_one_pass_of_the_network(predicted: Path, model: Detect
     image = read_image(predicted / "images/a.png")
     square, scale, shape = fit_image(image, SIZE)
     batch = torch.from_numpy(square).permute(2, 0, 1)[None]
-    for index, (task, classes) in enumerate(TASKS.items()):
-        counts = [int(i == index) for i in range(2)]
-        (found,) = model.eval()(batch, counts, shapes=[shape], scales=[scale])
+    for task, classes in TASKS.items():
+        (found,) = model.eval()(batch, {task: 1}, shapes=[shape], scales=[scale])
         boxes, scores, labels = (
             found["pred_instances"][key].numpy() for key in ("bboxes", "scores", "labels")
         )
@@ -100,8 +99,8 @@ def test_all_tasks_at_once_are_the_tasks_one_by_one(backbone: str) -> None:
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     shapes, scales = [(64, 64), (40, 64)], [1.0, 0.5]
     together = model.predict_all(images, shapes, scales)
-    for index, task in enumerate(counts):
-        alone = model(images, [2 * int(i == index) for i in range(2)], shapes=shapes, scales=scales)
+    for task in counts:
+        alone = model(images, {task: 2}, shapes=shapes, scales=scales)
         for ours, theirs in zip(together[task], alone, strict=True):
             for key, values in theirs["pred_instances"].items():
                 assert torch.allclose(ours[key].double(), values.double(), atol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from s5.backbones.vit import ViT
+from s5.backbones import create_backbone
 from s5.checkpoints.loading import CheckpointError
 from s5.data.errors import DataError
 from s5.training.command import command_parser
@@ -74,7 +74,7 @@ def test_init_of_another_architecture(root: Path, work_dir: Path, tmp_path: Path
 
 def test_init_of_other_bands(root: Path, work_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "vit_t_s2.pth"
-    vit = ViT("vit_t", 64)
+    vit = create_backbone("vit_t", 64)
     state = {key: value for key, value in vit.state_dict().items() if "pyramid" not in key}
     state["patch_embed.proj.weight"] = torch.randn(192, 13, 16, 16)
     torch.save({"model": state}, path)

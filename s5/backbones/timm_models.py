@@ -1,0 +1,180 @@
+"""Backbones of timm, through its `features_only`: hierarchical networks whose maps have several strides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.pyramid import Pyramid
+
+BODY = "body."  # before timm's names; `s5.checkpoints.layouts` recognises checkpoints by it
+
+
+@dataclass(frozen=True)
+class TimmModel(Architecture):
+    """A model of timm.
+
+    Attributes:
+        name: Name used on the command line and in configs.
+        timm: Name in timm.
+        stem: Name of the weight of its first convolution, in timm's feature network.
+        undecayed: End of the names of parameters, beside the norms, that weight decay leaves alone.
+        options: More arguments of `timm.create_model`.
+        divisor: Sides of an image must be multiples of it, so that all maps have whole strides.
+        min_size: Smallest side of an image in pixels.
+    """
+
+    name: str
+    timm: str
+    stem: str
+    undecayed: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    divisor: int = STRIDES[-1]
+    min_size: int = STRIDES[-1]
+    max_expert_channels = 0
+
+    @property
+    def form(self) -> str:  # type: ignore[override]
+        """The name in timm."""
+        return f"timm's {self.timm}"
+
+    def build(self, img_size: int | tuple[int, int], **options: Any) -> "TimmBackbone":
+        """See the base class."""
+        return TimmBackbone(self, img_size, **options)
+
+    def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Most of the names are there, with shapes as of this model."""
+        shapes = _shapes(self)
+        found = [tensors[name].shape == shape for name, shape in shapes.items() if name in tensors]
+        return sum(found) > len(shapes) / 2
+
+    def pretrained(self) -> StateDict:
+        """See the base class."""
+        network = timm.create_model(self.timm, pretrained=True, features_only=True, **self.options)
+        return {BODY + name: tensor for name, tensor in network.state_dict().items()}
+
+
+TIMM_MODELS: dict[str, TimmModel] = {
+    model.name: model
+    for model in (
+        TimmModel(
+            "swin_t",
+            "swin_tiny_patch4_window7_224",
+            stem="patch_embed.proj.weight",
+            undecayed=("relative_position_bias_table",),
+            # Whole windows, and shifted ones in every stage, whatever the size of the image. The windows then
+            # do not depend on the size that the model is built for, nor do the shapes of the weights.
+            options={"strict_img_size": False, "always_partition": True},
+        ),
+    )
+}
+
+
+class TimmBackbone(Backbone):
+    """A feature network of timm, with a pyramid where it lacks one of the four strides.
+
+    The blocks of its stages are the layers of layer decay: what a stage has before its blocks belongs to the
+    first of them, everything before the first stage to the stem. Its images have any size.
+    """
+
+    def __init__(
+        self,
+        model: TimmModel,
+        img_size: int | tuple[int, int] = 512,
+        drop_path: float = 0.1,
+        norm_eps: float = 1e-5,
+        activation_checkpointing: bool = False,
+        experts: Sequence[str] = (),
+        expert_channels: int = 0,
+    ) -> None:
+        """Build the backbone with randomly initialised weights.
+
+        Args:
+            model: Which one.
+            img_size: Image size in pixels; checked, without effect on the weights.
+            drop_path: Stochastic depth rate of the last block.
+            norm_eps: Epsilon of the layer norms.
+            activation_checkpointing: Recompute the stages in the backward pass.
+            experts: Must be empty.
+            expert_channels: Must be 0.
+
+        Raises:
+            ValueError: The image size is not a multiple of `divisor`, or experts are asked for.
+        """
+        if experts and expert_channels:
+            raise ValueError(f"{model.name} cannot have experts: leave them out, or choose a plain ViT")
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        model.check_size(*sides)
+        body = timm.create_model(model.timm, features_only=True, drop_path_rate=drop_path, **model.options)
+        info = body.feature_info
+        channels, strides, levels = _four_levels(info.channels(), info.reduction())
+        layers, last = _layers(body)
+        super().__init__(model, channels, last + 1, activation_checkpointing)
+        self.levels = levels
+        body.set_grad_checkpointing(activation_checkpointing)
+        self.body: Any = body  # timm has no types
+        self.pyramid = Pyramid(channels, strides)
+        self.stem = BODY + model.stem
+        self.undecayed = tuple(BODY + name for name in layers if name.endswith(model.undecayed))
+        self._layers = {BODY + name: layer for name, layer in layers.items()}
+        for module in body.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+
+    def forward(self, images: torch.Tensor, counts: Counts | None = None) -> tuple[torch.Tensor, ...]:
+        """See the base class."""
+        self.architecture.check_size(*images.shape[-2:])
+        maps = self.body(images)
+        if self.body.output_fmt == "NHWC":
+            maps = [level.permute(0, 3, 1, 2) for level in maps]
+        return self.pyramid([maps[level] for level in self.levels])
+
+    def layer_of(self, parameter: str) -> int:
+        """See the base class."""
+        return self._layers.get(parameter, self.num_layers)
+
+
+def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Channels, strides and indices of the maps of a feature network that are nearest to the four strides."""
+    # The coarsest that is not too coarse; where all are, the finest.
+    chosen = [
+        max((i for i, stride in enumerate(strides) if stride <= wanted), default=0) for wanted in STRIDES
+    ]
+    return [channels[i] for i in chosen], [strides[i] for i in chosen], chosen
+
+
+def _blocks(body: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks of all stages with their names, in order."""
+    found = []
+    for name, stage in body.named_children():
+        blocks = getattr(stage, "blocks", stage)
+        if isinstance(blocks, nn.Sequential):
+            prefix = name if blocks is stage else f"{name}.blocks"
+            found += [(f"{prefix}.{index}", block) for index, block in blocks.named_children()]
+    return found
+
+
+def _layers(body: nn.Module) -> tuple[dict[str, int], int]:
+    """Layer of every parameter by name, and the last of them."""
+    starts = {name: i for i, (name, _) in enumerate(_blocks(body), 1)}
+    first: dict[str, int] = {}
+    for name, layer in starts.items():
+        first.setdefault(name.split(".")[0], layer)
+    layers = {}
+    for parameter, _ in body.named_parameters():
+        block = next((layer for name, layer in starts.items() if parameter.startswith(f"{name}.")), None)
+        layers[parameter] = first.get(parameter.split(".")[0], 0) if block is None else block
+    return layers, len(starts)
+
+
+@cache
+def _shapes(model: TimmModel) -> dict[str, torch.Size]:
+    """Shapes of the weights of a model by name."""
+    with torch.device("meta"):
+        network = timm.create_model(model.timm, features_only=True, **model.options)
+    return {BODY + name: tensor.shape for name, tensor in network.state_dict().items()}

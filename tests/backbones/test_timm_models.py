@@ -1,0 +1,163 @@
+"""Backbones of timm: the contract of small ones, and Swin-T in all three trees."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from s5.backbones import create_backbone
+from s5.backbones.timm_models import TIMM_MODELS, TimmModel
+from s5.checkpoints.initial import initialise
+from s5.checkpoints.loading import load_weights
+from s5.detection.network import build_detector
+from s5.segmentation.segmentor import build_segmentor
+from s5.training.config import ConfigError
+from tests.backbones.contract import BackboneContract
+from tests.helpers import det_runs, mdf_runs, s4p_runs
+
+SWIN = TIMM_MODELS["swin_t"]
+SMALL = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 2)}
+# Maps of strides 8 and 16 alone: those of 4 and 32 come from the pyramid.
+COARSE = TimmModel(
+    "coarse", "resnet18", "conv1.weight", options={"out_indices": (2, 3), "zero_init_last": False}
+)
+
+
+class TestSwin(BackboneContract):
+    architecture = TimmModel("small_swin", SWIN.timm, SWIN.stem, SWIN.undecayed, {**SWIN.options, **SMALL})
+
+    def test_windows_are_whole_and_shifted_whatever_the_size_of_the_image(self) -> None:
+        blocks = [block for block in self.build().modules() if hasattr(block, "shift_size")]
+        assert [block.window_size for block in blocks] == [(7, 7)] * 5
+        assert [block.shift_size for block in blocks] == [(0, 0)] * 3 + [(3, 3), (0, 0)]
+
+    def test_epsilon_of_the_norms(self) -> None:
+        norms = [module for module in self.build(norm_eps=0.25).modules() if hasattr(module, "eps")]
+        assert norms and {norm.eps for norm in norms} == {0.25}
+
+
+class TestMissingStrides(BackboneContract):
+    architecture = COARSE
+
+    def test_the_pyramid_makes_the_missing_maps(self) -> None:
+        backbone = self.build()
+        assert backbone.out_channels == (128, 128, 256, 256)
+        assert [name for name, _ in backbone.pyramid.named_children()] == ["up2", "down2"]
+
+
+def test_layers_of_swin_are_its_twelve_blocks() -> None:
+    """What merges patches goes with the block after it, as in timm."""
+    swin = create_backbone("swin_t", 64)
+    assert swin.num_layers == 13
+    for name, layer in (
+        ("patch_embed.norm.bias", 0),
+        ("layers_0.blocks.0.attn.qkv.weight", 1),
+        ("layers_1.downsample.reduction.weight", 3),
+        ("layers_1.blocks.0.attn.relative_position_bias_table", 3),
+        ("layers_2.blocks.5.mlp.fc2.bias", 10),
+        ("layers_3.blocks.1.norm2.weight", 12),
+    ):
+        assert swin.layer_of(f"body.{name}") == layer, name
+    assert len(swin.undecayed) == 12
+
+
+def test_experts_are_refused() -> None:
+    with pytest.raises(ValueError, match="swin_t cannot have experts"):
+        create_backbone("swin_t", 64, experts=("a",), expert_channels=8)
+
+
+@pytest.mark.parametrize("kind", ["segmentor", "detector", "backbone"])
+def test_checkpoints_load_into_other_sizes_and_models(kind: str, tmp_path: Path) -> None:
+    source = {
+        "segmentor": lambda: build_segmentor("swin_t", {"s4p": 5}, 64, channels=8),
+        "detector": lambda: build_detector("swin_t", {"ships": 2}, 64),
+        "backbone": lambda: create_backbone("swin_t", 64),
+    }[kind]()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "a.pth")
+    target = build_segmentor("swin_t", {"a": 3, "b": 4}, 128, channels=8)
+    report = load_weights(target, tmp_path / "a.pth")
+    assert report.backbone_share == 1.0
+    body = source.get_submodule("body" if kind == "backbone" else "backbone.body")
+    for name, weight in body.state_dict().items():
+        assert torch.equal(target.backbone.body.state_dict()[name], weight)
+
+
+def test_an_incomplete_checkpoint_names_what_is_missing() -> None:
+    state = create_backbone("swin_t", 64).state_dict()
+    del state["body.layers_3.blocks.1.mlp.fc2.bias"]
+    with pytest.raises(ValueError, match=r"body.*1.mlp.fc2.bias: missing, in the model \(768,\)"):
+        load_weights(create_backbone("swin_t", 64), state)
+
+
+def test_weights_of_timm_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, made = timm.create_model, []
+
+    def offline(name: str, pretrained: bool = False, **options: object) -> torch.nn.Module:
+        if not pretrained:
+            return create(name, **options)
+        made.append(create(name, **options))
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    segmentor = build_segmentor("swin_t", {"a": 3}, 64, channels=8)
+    initialise(segmentor, "swin_t", "timm", {}, Path())
+    theirs = made[0].state_dict()
+    assert all(torch.equal(theirs[k], v) for k, v in segmentor.backbone.body.state_dict().items())
+
+
+# -- all three trees: two steps with layer decay, a validation, and the weights once more
+
+ON_CPU = ["--device", "cpu"]
+LAYERS = {"optim.layer_decay": 0.7}
+
+
+def test_pre_training(tmp_path: Path) -> None:
+    root, run = s4p_runs.write_dataset(tmp_path / "data"), tmp_path / "run"
+    changes = {"model.activation_checkpointing": True, "fixmatch.pseudo_labels": "ema"}
+    length = {"schedule.total_iters": 2, "schedule.val_interval": 2}
+    args = s4p_runs.arguments(root, run, "--backbone", "swin_t", **LAYERS, **length, **changes)
+    assert s4p_runs.script().main(args) == 0
+    assert len(s4p_runs.losses(run)) == 2
+    assert load_weights(create_backbone("swin_t", 96), run / "swin_t_s4p.pth").backbone_share == 1.0
+    args = [str(run / "swin_t_s4p_upernet.pth"), "--config", str(run / "config.yaml"), "--backbone", "swin_t"]
+    assert s4p_runs.script("evaluate").main([*args, *ON_CPU, "--work-dir", str(tmp_path / "scores")]) == 0
+
+
+def test_fine_tuning(tmp_path: Path) -> None:
+    root, run = mdf_runs.write_datasets(tmp_path / "data"), tmp_path / "run"
+    length = {"schedule.epochs": 1, "schedule.val_interval": 1, "schedule.steps_per_epoch": 2}
+    assert mdf_runs.script().main(mdf_runs.arguments(root, run, backbone="swin_t", **length, **LAYERS)) == 0
+    assert len(mdf_runs.losses(run)) == 2
+    args = [str(run / "swin_t_mdf.pth"), *ON_CPU, "--work-dir", str(tmp_path / "scores")]
+    assert mdf_runs.script("evaluate").main(args) == 0
+
+
+def test_detection(tmp_path: Path) -> None:
+    config, run = det_runs.write_config(det_runs.write_datasets(tmp_path)), tmp_path / "run"
+    short = [
+        "schedule.epochs=2",
+        "schedule.milestones=[1]",
+        "schedule.val_interval=2",
+        "model.fc_channels=32",
+    ]
+    options = [*ON_CPU, "--cfg-options", "backbone=swin_t", *short, "optim.layer_decay=0.7"]
+    assert det_runs.script().main([str(config), *options, "--work-dir", str(run)]) == 0
+    assert len(det_runs.losses(run)) == 2
+    args = [str(config), str(run / "swin_t_det.pth"), *options, "--work-dir", str(tmp_path / "scores")]
+    assert det_runs.script("test").main(args) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.crop": 80}, "data.crop = 80: swin_t .* sides are a multiple of 32.*set it to 96"),
+        ({"model.compile": True}, "model.compile: swin_t cannot be compiled; set model.compile=false"),
+    ],
+)
+def test_what_it_cannot_do_is_said_before_training(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    root = s4p_runs.write_dataset(tmp_path / "data")
+    with pytest.raises(ConfigError, match=message):
+        s4p_runs.script().main(s4p_runs.arguments(root, tmp_path / "run", "--backbone", "swin_t", **changes))

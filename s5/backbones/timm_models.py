@@ -47,6 +47,12 @@ class TimmModel(Architecture):
         """See the base class."""
         return TimmBackbone(self, img_size, **options)
 
+    def create(self, **options: Any) -> Any:  # noqa: ANN401 - timm has no types
+        """The feature network of timm, on the default device."""
+        with torch.device("cpu"):  # earlier versions of timm cannot build on `meta`
+            network = timm.create_model(self.timm, features_only=True, **self.options, **options)
+        return network.to(torch.get_default_device())
+
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Most of the names are there, with shapes as of this model."""
         shapes = _shapes(self)
@@ -55,7 +61,7 @@ class TimmModel(Architecture):
 
     def pretrained(self) -> StateDict:
         """See the base class."""
-        network = timm.create_model(self.timm, pretrained=True, features_only=True, **self.options)
+        network = self.create(pretrained=True)
         return {BODY + name: tensor for name, tensor in network.state_dict().items()}
 
 
@@ -110,14 +116,14 @@ class TimmBackbone(Backbone):
             raise ValueError(f"{model.name} cannot have experts: leave them out, or choose a plain ViT")
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         model.check_size(*sides)
-        body = timm.create_model(model.timm, features_only=True, drop_path_rate=drop_path, **model.options)
+        body = model.create(drop_path_rate=drop_path)
         info = body.feature_info
         channels, strides, levels = _four_levels(info.channels(), info.reduction())
         layers, last = _layers(body)
         super().__init__(model, channels, last + 1, activation_checkpointing)
         self.levels = levels
         body.set_grad_checkpointing(activation_checkpointing)
-        self.body: Any = body  # timm has no types
+        self.body = body
         self.pyramid = Pyramid(channels, strides)
         self.stem = BODY + model.stem
         self.undecayed = tuple(BODY + name for name in layers if name.endswith(model.undecayed))
@@ -175,6 +181,6 @@ def _layers(body: nn.Module) -> tuple[dict[str, int], int]:
 @cache
 def _shapes(model: TimmModel) -> dict[str, torch.Size]:
     """Shapes of the weights of a model by name."""
-    with torch.device("meta"):
-        network = timm.create_model(model.timm, features_only=True, **model.options)
+    with torch.random.fork_rng(devices=[]):
+        network = model.create()
     return {BODY + name: tensor.shape for name, tensor in network.state_dict().items()}

@@ -1,13 +1,14 @@
 """Backbones of timm: the contract of small ones, and Swin-T in all three trees."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from s5.backbones import create_backbone
-from s5.backbones.timm_models import TIMM_MODELS, TimmModel
+from s5.backbones import ARCHITECTURES, create_backbone
+from s5.backbones.timm_models import TIMM_MODELS
 from s5.checkpoints.initial import initialise
 from s5.checkpoints.loading import load_weights
 from s5.detection.network import build_detector
@@ -18,14 +19,11 @@ from tests.helpers import det_runs, mdf_runs, s4p_runs
 
 SWIN = TIMM_MODELS["swin_t"]
 SMALL = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 2)}
-# Maps of strides 8 and 16 alone: those of 4 and 32 come from the pyramid.
-COARSE = TimmModel(
-    "coarse", "resnet18", "conv1.weight", options={"out_indices": (2, 3), "zero_init_last": False}
-)
+SMALL_SWIN = replace(SWIN, options={**SWIN.options, **SMALL})
 
 
 class TestSwin(BackboneContract):
-    architecture = TimmModel("small_swin", SWIN.timm, SWIN.stem, SWIN.undecayed, {**SWIN.options, **SMALL})
+    architecture = SMALL_SWIN
 
     def test_windows_are_whole_and_shifted_whatever_the_size_of_the_image(self) -> None:
         blocks = [block for block in self.build().modules() if hasattr(block, "shift_size")]
@@ -38,11 +36,13 @@ class TestSwin(BackboneContract):
 
 
 class TestMissingStrides(BackboneContract):
-    architecture = COARSE
+    """Maps of strides 8 and 16 alone."""
+
+    architecture = replace(SMALL_SWIN, options={**SMALL_SWIN.options, "out_indices": (1, 2)})
 
     def test_the_pyramid_makes_the_missing_maps(self) -> None:
         backbone = self.build()
-        assert backbone.out_channels == (128, 128, 256, 256)
+        assert backbone.out_channels == (32, 32, 64, 64)
         assert [name for name, _ in backbone.pyramid.named_children()] == ["up2", "down2"]
 
 
@@ -112,7 +112,14 @@ ON_CPU = ["--device", "cpu"]
 LAYERS = {"optim.layer_decay": 0.7}
 
 
-def test_pre_training(tmp_path: Path) -> None:
+@pytest.fixture(params=["small", pytest.param("full", marks=pytest.mark.slow)])
+def swin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone `swin_t`, in its own size, or narrower and shallower."""
+    if request.param == "small":
+        monkeypatch.setitem(ARCHITECTURES, "swin_t", SMALL_SWIN)
+
+
+def test_pre_training(swin: None, tmp_path: Path) -> None:
     root, run = s4p_runs.write_dataset(tmp_path / "data"), tmp_path / "run"
     changes = {"model.activation_checkpointing": True, "fixmatch.pseudo_labels": "ema"}
     length = {"schedule.total_iters": 2, "schedule.val_interval": 2}
@@ -124,7 +131,7 @@ def test_pre_training(tmp_path: Path) -> None:
     assert s4p_runs.script("evaluate").main([*args, *ON_CPU, "--work-dir", str(tmp_path / "scores")]) == 0
 
 
-def test_fine_tuning(tmp_path: Path) -> None:
+def test_fine_tuning(swin: None, tmp_path: Path) -> None:
     root, run = mdf_runs.write_datasets(tmp_path / "data"), tmp_path / "run"
     length = {"schedule.epochs": 1, "schedule.val_interval": 1, "schedule.steps_per_epoch": 2}
     assert mdf_runs.script().main(mdf_runs.arguments(root, run, backbone="swin_t", **length, **LAYERS)) == 0
@@ -133,7 +140,7 @@ def test_fine_tuning(tmp_path: Path) -> None:
     assert mdf_runs.script("evaluate").main(args) == 0
 
 
-def test_detection(tmp_path: Path) -> None:
+def test_detection(swin: None, tmp_path: Path) -> None:
     config, run = det_runs.write_config(det_runs.write_datasets(tmp_path)), tmp_path / "run"
     short = [
         "schedule.epochs=2",

@@ -134,8 +134,8 @@ def test_tasks_together_are_found_as_one_by_one(model: DetectionModel) -> None:
     model.eval()
     images = batch()
     together = model(counts={"dior": 1, "dota": 2}, mode="predict", **images)
-    first = model(images["images"][:1], [1, 0], shapes=images["shapes"][:1], scales=[1.0])
-    rest = model(images["images"][1:], [0, 2], shapes=images["shapes"][1:], scales=[1.0, 1.0])
+    first = model(images["images"][:1], {"dior": 1}, shapes=images["shapes"][:1], scales=[1.0])
+    rest = model(images["images"][1:], {"dota": 2}, shapes=images["shapes"][1:], scales=[1.0, 1.0])
     for one, other in zip(together, [*first, *rest], strict=True):
         one, other = one["pred_instances"], other["pred_instances"]
         assert len(one["scores"]) == 10 and torch.equal(one["labels"], other["labels"])

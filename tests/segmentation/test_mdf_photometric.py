@@ -22,7 +22,7 @@ from tests.helpers.mdf_runs import TASKS, arguments, configuration, losses, scri
 from tests.ops.test_photometric import random_rows, torchvision_view
 
 TINY = Variant("tiny", 32, 4, 2, (0, 1, 2, 3))
-COUNTS = [2, 3, 2]
+COUNTS = {"a": 2, "b": 3, "c": 2}
 
 
 @pytest.fixture(scope="module")

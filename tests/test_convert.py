@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from s5 import convert as command
-from s5.backbones.vit import ViT
 from s5.checkpoints.layouts import LAYOUTS, convert
 from s5.checkpoints.loading import read_checkpoint
+from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.trained_models import table, write_checkpoint
 
 
@@ -19,6 +19,13 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables = {"roads": table("roads", ["a", "b"]), "roofs": table("roofs", ["a", "b", "c"])}
     write_checkpoint(path, tables)
     return path
+
+
+def backbone(*tasks: str, expert_channels: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights of a backbone alone."""
+    classes = dict.fromkeys(tasks, 2)
+    model = build_segmentor("vit_t", classes, 64, channels=8, expert_channels=expert_channels)
+    return model.backbone.state_dict()
 
 
 def run(*arguments: object) -> int:
@@ -47,7 +54,7 @@ def test_metadata_of_own_files_is_kept(own, tmp_path, capsys):
 
 
 def test_to_timm_names_what_is_left_out_and_how_to_load_it(tmp_path, capsys):
-    torch.save({"state_dict": ViT("vit_t", 64).state_dict()}, tmp_path / "vit_t_s4p.pth")
+    torch.save({"state_dict": backbone("a")}, tmp_path / "vit_t_s4p.pth")
     assert run(tmp_path / "vit_t_s4p", tmp_path / "timm.pth", "--to", "timm") == 0  # `.pth` may be left out
     out = capsys.readouterr().out
     assert "left out: 9 tensors (cls_token, pyramid.up4.0.weight" in out
@@ -84,7 +91,7 @@ def test_what_cannot_be_written_is_an_error_and_leaves_no_file(own, tmp_path, ca
 
 
 def test_an_incomplete_file_is_an_error(tmp_path, capsys):
-    state = ViT("vit_t", 64).state_dict()
+    state = backbone("a")
     del state["blocks.7.norm2.weight"]
     torch.save(state, tmp_path / "half.pth")
     assert run(tmp_path / "half.pth", tmp_path / "x.pth", "--to", "published") == 1
@@ -92,15 +99,15 @@ def test_an_incomplete_file_is_an_error(tmp_path, capsys):
 
 
 def test_numbered_experts_get_the_names_given(tmp_path, capsys):
-    moe = ViT("vit_t", 64, experts=("roads", "roofs"), expert_channels=8)
-    torch.save(moe.state_dict(), tmp_path / "own.pth")
+    moe = backbone("roads", "roofs", expert_channels=8)
+    torch.save(moe, tmp_path / "own.pth")
     assert run(tmp_path / "own.pth", tmp_path / "published.pth", "--to", "published") == 0
     assert "reading takes --tasks roads,roofs" in capsys.readouterr().out
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5") == 1
     assert "2 experts without names" in capsys.readouterr().err
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,roofs") == 0
     state = read_checkpoint(tmp_path / "x.pth")["state_dict"]
-    assert all(torch.equal(value, state[key]) for key, value in moe.state_dict().items())
+    assert all(torch.equal(value, state[key]) for key, value in moe.items())
 
 
 def test_names_for_experts_that_have_names_are_an_error(own, tmp_path, capsys):

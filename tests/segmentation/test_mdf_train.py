@@ -240,7 +240,7 @@ def test_loss_is_the_weighted_sum_of_the_tasks_alone() -> None:
     model = mdf(tiny(), a=0.25, c=2.0).eval()
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 2, (6, 32, 32), dtype=torch.uint8)
-    together = model.loss(images, labels, [2, 1, 3])
+    together = model.loss(images, labels, {"a": 2, "b": 1, "c": 3})
     parts = {}
     for task, x, y in zip("abc", images.split([2, 1, 3]), labels.split([2, 1, 3]), strict=True):
         logits = model.segmentor(model._prepare(x), task)
@@ -258,7 +258,8 @@ def test_every_active_weight_has_a_gradient_and_no_other() -> None:
     always_frozen = {name for name, p in model.segmentor.named_parameters() if not p.requires_grad}
     model.activate({"a", "c"})
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    model.loss(images, torch.zeros(4, 32, 32, dtype=torch.uint8), [2, 0, 2])["loss"].backward()
+    labels = torch.zeros(4, 32, 32, dtype=torch.uint8)
+    model.loss(images, labels, {"a": 2, "b": 0, "c": 2})["loss"].backward()
     of_b = {name for name, _ in task_parameters(model.segmentor, "b")}
     for name, parameter in model.segmentor.named_parameters():
         idle = name in of_b or name in always_frozen

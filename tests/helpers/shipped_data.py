@@ -13,9 +13,9 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
+from s5.data.datasets import Potsdam, Vaihingen
 from s5.data.image_io import write_image, write_mask
 from s5.data.labels import TABLES
-from s5.data.prepare.isprs import Potsdam, Vaihingen
 
 HEIGHT, WIDTH = 40, 50
 
@@ -71,7 +71,7 @@ def isprs_colors(ids):
 def make_vaihingen(src, labels="ISPRS_semantic_labeling_Vaihingen_ground_truth", top="top", suffix=".tif"):
     """All areas in folders; returns ids by area."""
     truth = {}
-    for i, area in enumerate((*Vaihingen.train_tiles, *Vaihingen.val_tiles)):
+    for i, area in enumerate((*Vaihingen.tiles["train"], *Vaihingen.tiles["val"])):
         truth[area] = class_map(HEIGHT, WIDTH, 6, i)
         name = f"top_mosaic_09cm_area{area}"
         write_tiff(src / f"ISPRS_semantic_labeling_Vaihingen/{top}/{name}{suffix}", noise(HEIGHT, WIDTH, i))
@@ -87,7 +87,7 @@ def make_potsdam(src, bands=("RGB", "IRRG")):
     """All tiles in folders; returns ids by tile."""
     truth = {}
     folders = {"RGB": "2_Ortho_RGB", "IRRG": "3_Ortho_IRRG"}
-    for i, tile in enumerate((*Potsdam.train_tiles, *Potsdam.val_tiles)):
+    for i, tile in enumerate((*Potsdam.tiles["train"], *Potsdam.tiles["val"])):
         truth[tile] = class_map(HEIGHT, WIDTH, 6, i)
         name = f"top_potsdam_{tile}"
         for j, band in enumerate(bands):

@@ -8,56 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s5.data.datasets.dota import DOTA_V2 as DOTA_CLASSES
+from s5.data.datasets.dota import DOTA_V2_PUBLISHED as PUBLISHED_DOTA_CLASSES
+
 if TYPE_CHECKING:  # the class names are wanted where no model is
     from s5.checkpoints.resizing import StateDict
 
 PARTS = ("neck", "rpn_head", "roi_head")
 TASKS = ("dior", "dota")
 """Tasks of the released detector, in the order of its experts."""
-
-DOTA_CLASSES = (
-    "plane",
-    "baseball-diamond",
-    "bridge",
-    "ground-track-field",
-    "small-vehicle",
-    "large-vehicle",
-    "ship",
-    "tennis-court",
-    "basketball-court",
-    "storage-tank",
-    "soccer-ball-field",
-    "roundabout",
-    "harbor",
-    "swimming-pool",
-    "helicopter",
-    "container-crane",
-    "airport",
-    "helipad",
-)
-"""DOTA-v2.0 in the order of the dataset's authors, which is the order here."""
-
-PUBLISHED_DOTA_CLASSES = (
-    "large-vehicle",
-    "swimming-pool",
-    "helicopter",
-    "bridge",
-    "plane",
-    "ship",
-    "soccer-ball-field",
-    "basketball-court",
-    "ground-track-field",
-    "small-vehicle",
-    "baseball-diamond",
-    "tennis-court",
-    "roundabout",
-    "storage-tank",
-    "harbor",
-    "container-crane",
-    "airport",
-    "helipad",
-)
-"""DOTA-v2.0 in the order of the released classifier, whose background comes last."""
 
 ANGLE = 4  # row of the box deltas x, y, w, h, angle
 

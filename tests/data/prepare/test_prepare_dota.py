@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from s5.data.datasets import Dota
 from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.oriented.annotations import AnnotationReader, make_objects, write_objects
 from s5.data.oriented.classes import DOTA_V1, DOTA_V2
@@ -12,7 +13,6 @@ from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_objects, place_of
 from s5.data.oriented.sources import PADDING, OrientedImages, OrientedValidation
 from s5.data.prepare.__main__ import main
-from s5.data.prepare.dota import VERSIONS, Dota
 from s5.data.splits import Split
 from tests.helpers.oriented_data import paint, rectangles
 
@@ -177,7 +177,7 @@ def test_own_data_in_one_folder(tmp_path, capsys):
 
 
 def test_versions():
-    assert {version: len(Dota(None, None, name="x", version=version).names) for version in VERSIONS} == {
+    assert {version: len(Dota.class_lists[Dota.class_list(version)]) for version in Dota.versions} == {
         "1.0": 15,
         "1.5": 16,
         "2.0": 18,

@@ -14,7 +14,7 @@ from s5.data.image_io import read_image_with_valid, read_mask
 from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors
 from s5.data.masks import read_ids
 from s5.data.oriented.annotations import AnnotationReader
-from s5.data.oriented.drawing import draw_objects, stack_legend
+from s5.data.oriented.drawing import draw_legend, draw_objects
 from s5.data.splits import Sample, Split
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -223,7 +223,8 @@ class Dataset:
         if self.table is not None and "mask" in item:
             image = np.concatenate([image, self.table.colorize(item["mask"])], axis=1)
             ids = [i for i in np.unique(item["mask"]) if i != IGNORE]
-            image = stack_legend(image, [(self.classes[i], self.palette[i]) for i in ids])
+            entries = [(self.classes[i], self.palette[i]) for i in ids]
+            image = np.concatenate([image, draw_legend(entries, image.shape[1], 1)])
         elif "polygons" in item:
             image = draw_objects(image, item["polygons"], item["labels"], self.classes)
         return Image.fromarray(image)

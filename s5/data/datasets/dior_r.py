@@ -8,27 +8,12 @@ from s5.data.splits import IMAGE_EXTENSIONS
 _URL = "https://gcheng-nwpu.github.io"
 _ORIENTED = "Oriented Bounding Boxes"
 
-CLASSES = (
-    "airplane",
-    "airport",
-    "baseballfield",
-    "basketballcourt",
-    "bridge",
-    "chimney",
-    "expressway-service-area",
-    "expressway-toll-station",
-    "dam",
-    "golffield",
-    "groundtrackfield",
-    "harbor",
-    "overpass",
-    "ship",
-    "stadium",
-    "storagetank",
-    "tenniscourt",
-    "trainstation",
-    "vehicle",
-    "windmill",
+CLASSES = tuple(
+    """
+    airplane airport baseballfield basketballcourt bridge chimney expressway-service-area
+    expressway-toll-station dam golffield groundtrackfield harbor overpass ship stadium storagetank
+    tenniscourt trainstation vehicle windmill
+    """.split()
 )
 
 

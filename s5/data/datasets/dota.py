@@ -13,48 +13,22 @@ _URL = "https://captain-whu.github.io/DOTA"
 _HORIZONTAL = re.compile("hbb|reclabel|task2")  # folders of horizontal labels, as DOTA ships them
 _PARTS = (TRAIN, VAL, TEST, "test-dev", "test-challenge")
 
-DOTA_V2 = (
-    "plane",
-    "baseball-diamond",
-    "bridge",
-    "ground-track-field",
-    "small-vehicle",
-    "large-vehicle",
-    "ship",
-    "tennis-court",
-    "basketball-court",
-    "storage-tank",
-    "soccer-ball-field",
-    "roundabout",
-    "harbor",
-    "swimming-pool",
-    "helicopter",
-    "container-crane",
-    "airport",
-    "helipad",
+DOTA_V2 = tuple(
+    """
+    plane baseball-diamond bridge ground-track-field small-vehicle large-vehicle ship tennis-court
+    basketball-court storage-tank soccer-ball-field roundabout harbor swimming-pool helicopter
+    container-crane airport helipad
+    """.split()
 )
 """DOTA-v2.0 in the order of its authors."""
 DOTA_V1_5 = DOTA_V2[:16]  # without airport and helipad
 DOTA_V1 = DOTA_V2[:15]  # without container-crane
-DOTA_V2_PUBLISHED = (
-    "large-vehicle",
-    "swimming-pool",
-    "helicopter",
-    "bridge",
-    "plane",
-    "ship",
-    "soccer-ball-field",
-    "basketball-court",
-    "ground-track-field",
-    "small-vehicle",
-    "baseball-diamond",
-    "tennis-court",
-    "roundabout",
-    "storage-tank",
-    "harbor",
-    "container-crane",
-    "airport",
-    "helipad",
+DOTA_V2_PUBLISHED = tuple(
+    """
+    large-vehicle swimming-pool helicopter bridge plane ship soccer-ball-field basketball-court
+    ground-track-field small-vehicle baseball-diamond tennis-court roundabout storage-tank harbor
+    container-crane airport helipad
+    """.split()
 )
 """DOTA-v2.0 in the order of the published classifier, which is that of the tool that cut its windows."""
 DOTA_V2_AS_STORED = tuple(DOTA_V2[DOTA_V2_PUBLISHED.index(name)] for name in DOTA_V2)

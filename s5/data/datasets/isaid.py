@@ -32,7 +32,10 @@ class Isaid(Dataset):
     summary = "iSAID masks and DOTA-v1.0 images -> labeled/iSAID, with the lists for training"
     url = _URL
     licence = "academic use only; images under the terms of DOTA and Google Earth"
-    citation = "Waqas Zamir et al., iSAID: A Large-scale Dataset for Instance Segmentation in Aerial Images, CVPRW 2019"
+    citation = (
+        "Waqas Zamir et al., iSAID: A Large-scale Dataset for Instance Segmentation in Aerial Images, "
+        "CVPRW 2019"
+    )
     layout = f"""expected below {{src}}:
   train/images/P0000.png ...                                       images of DOTA-v1.0, training set
   train/Semantic_masks/images/P0000_instance_color_RGB.png ...     semantic masks of iSAID, training set

@@ -1,4 +1,4 @@
-"""OpenEarthMap: land cover of 97 regions on six continents, with and without the images that come from xBD."""
+"""OpenEarthMap: land cover of 97 regions on six continents; images from xBD have to be added."""
 
 import csv
 import logging
@@ -37,7 +37,10 @@ class OpenEarthMap(Dataset):
     summary = "OpenEarthMap, by its own lists; images from xBD have to be added"
     url = _URL
     licence = "labels mostly CC BY-NC-SA 4.0, images under the terms of their sources"
-    citation = "Xia et al., OpenEarthMap: A Benchmark Dataset for Global High-Resolution Land Cover Mapping, WACV 2023"
+    citation = (
+        "Xia et al., OpenEarthMap: A Benchmark Dataset for Global High-Resolution Land Cover Mapping, "
+        "WACV 2023"
+    )
     layout = f"""expected below {{src}}, as folders or as OpenEarthMap.zip:
   train.txt, val.txt, test.txt, xbd_files.csv
   REGION/images/REGION_1.tif ... and REGION/labels/REGION_1.tif ...   (aachen, abancay, ...)

@@ -1,4 +1,4 @@
-"""The shipped configurations against the published ones: patches, length of a run, options that the pages name."""
+"""The shipped configurations against the published ones: patches, length of a run, documented options."""
 
 import re
 from collections.abc import Iterator

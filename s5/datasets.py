@@ -1,31 +1,25 @@
-"""Known datasets, indexable and plottable: `from s5.datasets import LoveDA; LoveDA(root, "val")[0]["mask"]`.
+"""Known datasets by index: `from s5.datasets import LoveDA; LoveDA(root, "val")[0]["mask"]`.
 
-`help(LoveDA)` has classes, splits, licence and citation. :func:`register` adds a dataset of one's own, see
-`docs/add_dataset.md`.
+`help(LoveDA)` tells format, classes, splits, licence and citation, `dir(s5.datasets)` which datasets there are.
 """
 
-from s5.data.datasets import (
-    DATASETS,
-    Dataset,
-    DiorR,
-    Dota,
-    Isaid,
-    LoveDA,
-    OpenEarthMap,
-    Potsdam,
-    Vaihingen,
-    register,
-)
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "DiorR",
-    "Dota",
-    "Isaid",
-    "LoveDA",
-    "OpenEarthMap",
-    "Potsdam",
-    "Vaihingen",
-    "register",
-]
+from s5.data.datasets import DATASETS, Dataset, register
+
+if TYPE_CHECKING:
+    from s5.data.datasets import *  # noqa: F403
+
+__all__ = ["DATASETS", "Dataset", "register"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """A registered dataset by the name of its class."""
+    for dataset in DATASETS.values():
+        if dataset.__name__ == name:
+            return dataset
+    raise AttributeError(f"module 's5.datasets' has no attribute {name!r}; there are {', '.join(__dir__())}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(dataset.__name__ for dataset in DATASETS.values())]

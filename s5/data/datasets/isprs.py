@@ -8,7 +8,7 @@ boundary, whatever is trained on. Each dataset has four label tables of the same
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,8 @@ _POTSDAM_FILE = re.compile(
 )
 _ERODED = re.compile(r"eroded|no_?boundary")
 
+_Found = dict[tuple[str, str], Path]  # by kind and tile
+
 # Labels that are stored with colours beside the code. In 4_12 every pixel is a little off, from lossy coding;
 # in 6_7 most cars are (252, 255, 0). The colours of the code are corners of the colour cube, so that rounding
 # each channel restores them.
@@ -70,22 +72,16 @@ def _tables(name: str) -> tuple[LabelTable, ...]:
 
 
 def _options(*bands: str) -> dict[str, dict]:
+    labels = "labels for training: all pixels, or those at object boundaries ignored"
+    val_labels = "labels for validation; published scores are on eroded ones"
+    choices = {
+        "boundary": ((FULL, ERODED), FULL, labels),
+        "val_boundary": ((FULL, ERODED), ERODED, val_labels),
+        "bands": (bands, bands[0], "channels of the images"),
+    }
     return {
-        "boundary": {
-            "choices": (FULL, ERODED),
-            "default": FULL,
-            "help": "labels for training: all pixels, or those at object boundaries ignored (default: full)",
-        },
-        "val_boundary": {
-            "choices": (FULL, ERODED),
-            "default": ERODED,
-            "help": "labels for validation; published scores are on eroded ones (default: eroded)",
-        },
-        "bands": {
-            "choices": bands,
-            "default": bands[0],
-            "help": f"channels of the images (default: {bands[0]})",
-        },
+        name: {"choices": values, "default": default, "help": f"{text} (default: {default})"}
+        for name, (values, default, text) in choices.items()
     }
 
 
@@ -94,6 +90,63 @@ def _usage(name: str) -> str:
         f"labels: {name} (5 classes, clutter ignored, as scores are published) "
         f"or {name}_6 (clutter counted); both read these masks"
     )
+
+
+def _vaihingen_kind(place: str) -> tuple[str, str] | None:
+    """Kind (`full`, `eroded` or `irrg`) and area of a file, from its path in lower case."""
+    folder, _, name = place.rpartition("/")
+    match = _VAIHINGEN_FILE.fullmatch(name)
+    if match is None:
+        return None
+    if _ERODED.search(place):
+        return ERODED, match["tile"]
+    return FULL if _VAIHINGEN_LABELS.search(folder) else "irrg", match["tile"]
+
+
+def _potsdam_kind(place: str) -> tuple[str, str] | None:
+    """Kind (`full`, `eroded`, `rgb` or `irrg`) and tile of a file, from its path in lower case."""
+    match = _POTSDAM_FILE.fullmatch(place.rpartition("/")[2])
+    if match is None:
+        return None
+    labels = ERODED if _ERODED.search(place) else FULL
+    return labels if match["kind"] == "label" else match["kind"], f"{match['row']}_{match['column']}"
+
+
+def _find(
+    cls: type["Vaihingen"] | type["Potsdam"], shipped: Shipped, boundary: str, val_boundary: str, bands: str
+) -> list[Source]:
+    """The official tiles of both parts, with the bands and labels asked for."""
+    found: _Found = {}
+    for place, path in shipped.files():
+        kind = cls.kind_of(place.partition("/")[2])  # the source folder's own name says nothing
+        if kind is not None:
+            found.setdefault(kind, path)
+    labels_of = {TRAIN: boundary, VAL: val_boundary}
+    tiles = [(part, tile, labels) for part, labels in labels_of.items() for tile in cls.tiles[part]]
+    wanted = [(kind, tile) for _, tile, labels in tiles for kind in (bands, labels)]
+    shipped.require(_lacking(found, wanted, cls.packed_in))
+    return [
+        Source(f"{part}/{tile}", part, f"{cls.stem}{tile}", found[bands, tile], found[labels, tile])
+        for part, tile, labels in tiles
+        if (bands, tile) in found and (labels, tile) in found
+    ]
+
+
+def _lacking(found: _Found, wanted: Sequence[tuple[str, str]], packed_in: Mapping[str, str]) -> list[str]:
+    """One line per kind of file that tiles lack."""
+    problems = []
+    for kind in dict.fromkeys(kind for kind, _ in wanted):
+        tiles = [tile for k, tile in wanted if k == kind]
+        lacking = [tile for tile in tiles if (kind, tile) not in found]
+        if lacking:
+            what = f"{kind} labels" if kind in (FULL, ERODED) else f"{kind.upper()} images"
+            count = f"{len(lacking)} of {len(tiles)} tiles"
+            problems.append(f"{what}: {count}, in {packed_in[kind]}: {listed(lacking)}")
+            if kind == ERODED:
+                problems.append(
+                    "  (--val-boundary full does without; scores then differ from published ones)"
+                )
+    return problems
 
 
 class Vaihingen(Dataset):
@@ -129,18 +182,9 @@ class Vaihingen(Dataset):
         ERODED: "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip",
     }
 
-    @classmethod
-    def find(cls, shipped: Shipped, boundary: str, val_boundary: str, bands: str) -> list[Source]:
-        """The official areas, each with the labels asked for."""
-        found: dict[tuple[str, str], Path] = {}
-        for place, path in shipped.files():
-            folder, _, name = place.partition("/")[2].rpartition("/")  # the source folder's name says nothing
-            if match := _VAIHINGEN_FILE.fullmatch(name):
-                labels = FULL if _VAIHINGEN_LABELS.search(folder) else "irrg"
-                kind = ERODED if _ERODED.search(f"{folder}/{name}") else labels
-                found.setdefault((kind, match["tile"]), path)
-        labels_of = {TRAIN: boundary, VAL: val_boundary}
-        return _sources(shipped, found, bands, labels_of, cls.tiles, cls.packed_in, stem="area")
+    stem = "area"
+    kind_of = staticmethod(_vaihingen_kind)
+    find = classmethod(_find)
 
     @classmethod
     def read_mask(cls, file: Path, path: Path) -> tuple[np.ndarray, str]:
@@ -185,18 +229,9 @@ class Potsdam(Dataset):
         ERODED: "5_Labels_all_noBoundary.zip",
     }
 
-    @classmethod
-    def find(cls, shipped: Shipped, boundary: str, val_boundary: str, bands: str) -> list[Source]:
-        """The official tiles, each with the labels asked for."""
-        found: dict[tuple[str, str], Path] = {}
-        for place, path in shipped.files():
-            place = place.partition("/")[2]  # the source folder's name says nothing
-            if match := _POTSDAM_FILE.fullmatch(place.rpartition("/")[2]):
-                labels = ERODED if _ERODED.search(place) else FULL
-                kind = labels if match["kind"] == "label" else match["kind"]
-                found.setdefault((kind, f"{match['row']}_{match['column']}"), path)
-        labels_of = {TRAIN: boundary, VAL: val_boundary}
-        return _sources(shipped, found, bands, labels_of, cls.tiles, cls.packed_in)
+    stem = ""
+    kind_of = staticmethod(_potsdam_kind)
+    find = classmethod(_find)
 
     @classmethod
     def read_mask(cls, file: Path, path: Path) -> tuple[np.ndarray, str]:
@@ -208,48 +243,3 @@ class Potsdam(Dataset):
             changed = int((rounded != rgb).any(axis=2).sum())
             rgb, note = rounded, f"{changed} pixels of {path.name} had inexact colours, which were rounded"
         return cls.tables[1].from_colors(rgb, path), note
-
-
-def _sources(
-    shipped: Shipped,
-    found: dict[tuple[str, str], Path],
-    bands: str,
-    labels_of: dict[str, str],
-    tiles: dict[str, tuple[str, ...]],
-    packed_in: dict[str, str],
-    stem: str = "",
-) -> list[Source]:
-    """The official tiles of each part, with the bands and labels asked for.
-
-    Raises:
-        PrepareError: tiles are missing.
-    """
-    wanted = [
-        (kind, tile) for part, label in labels_of.items() for tile in tiles[part] for kind in (bands, label)
-    ]
-    shipped.require(_lacking(found, wanted, packed_in))
-    return [
-        Source(f"{part}/{tile}", part, f"{stem}{tile}", found[bands, tile], found[label, tile])
-        for part, label in labels_of.items()
-        for tile in tiles[part]
-        if (bands, tile) in found and (label, tile) in found
-    ]
-
-
-def _lacking(
-    found: dict[tuple[str, str], Path], wanted: Sequence[tuple[str, str]], packed_in: dict[str, str]
-) -> list[str]:
-    """One line per kind of file that tiles lack."""
-    problems = []
-    for kind in dict.fromkeys(kind for kind, _ in wanted):
-        tiles = [tile for k, tile in wanted if k == kind]
-        lacking = [tile for tile in tiles if (kind, tile) not in found]
-        if lacking:
-            what = f"{kind} labels" if kind in (FULL, ERODED) else f"{kind.upper()} images"
-            count = f"{len(lacking)} of {len(tiles)} tiles"
-            problems.append(f"{what}: {count}, in {packed_in[kind]}: {listed(lacking)}")
-            if kind == ERODED:
-                problems.append(
-                    "  (--val-boundary full does without; scores then differ from published ones)"
-                )
-    return problems

@@ -29,37 +29,8 @@ _WHOLE = 1 - 1e-6  # share inside, above which a window does not truncate an obj
 
 
 @dataclass(frozen=True)
-class ObjectCopier:
-    """Copy an image as it is, and write its annotation as DOTA's text.
-
-    Attributes:
-        out: data root.
-        folder: folder of the dataset below it.
-        classes: names of the classes.
-    """
-
-    out: Path
-    folder: str
-    classes: tuple[str, ...]
-
-    def __call__(self, source: Source) -> Cut:
-        """Copy one image.
-
-        Raises:
-            DataError: image or annotation cannot be used.
-        """
-        assert source.mask is not None
-        objects, note = _read_noted(source.mask, self.classes)
-        read_image(source.image)  # says here, not in training, if it is damaged
-        patch = _patch(self.folder, source.group, source.stem, source.image.suffix.lower())
-        write_objects(self.out / str(patch.mask), objects, self.classes)
-        write_bytes(self.out / patch.image, source.image.read_bytes())
-        return Cut((patch,), note)
-
-
-@dataclass(frozen=True)
 class ObjectCutter:
-    """Cut an image into windows, which get their objects as mmrotate's tool does it.
+    """Copy an image, or cut it into windows, which get their objects as mmrotate's tool does it.
 
     An object belongs to the windows that at least `iof` of its area is in. It stays whole, and its flag
     becomes 2 where the window truncates it; a difficult one stays difficult (in the tool, it would become 2).
@@ -72,7 +43,7 @@ class ObjectCutter:
         out: data root.
         folder: folder of the dataset below it.
         classes: names of the classes.
-        size: side of the windows in pixels.
+        size: side of the windows in pixels; 0 copies images as they are.
         overlap: pixels that neighbouring windows share.
         rates: scales at which objects are to be seen; the windows' size and overlap are divided by them.
         iof: share of an object's area.
@@ -82,19 +53,21 @@ class ObjectCutter:
     out: Path
     folder: str
     classes: tuple[str, ...]
-    size: int
-    overlap: int
-    rates: Sequence[float]
-    iof: float
-    format: str
+    size: int = 0
+    overlap: int = 0
+    rates: Sequence[float] = (1.0,)
+    iof: float = 0.7
+    format: str = "png"
 
     def __call__(self, source: Source) -> Cut:
-        """Cut one image at all scales.
+        """Write the image or its windows at all scales, with their annotations.
 
         Raises:
             DataError: image or annotation cannot be used.
         """
         objects, note = (None, "") if source.mask is None else _read_noted(source.mask, self.classes)
+        if not self.size:
+            return self._copy(source, objects, note)
         with open_image(source.image) as image:
             note = "; ".join(filter(None, (image.note, note)))
             cut = list(self._windows(image.height, image.width))
@@ -104,9 +77,19 @@ class ObjectCutter:
             write_objects(self.out / self.beside(source)[0], objects, self.classes)
         return Cut(patches, note, without_data=len(cut) - len(patches))
 
+    def _copy(self, source: Source, objects: Objects | None, note: str) -> Cut:
+        read_image(source.image)  # says here, not in training, if it is damaged
+        patch = self._patch(source.group, source.stem, source.image.suffix.lower(), objects is not None)
+        if objects is not None:
+            write_objects(self.out / str(patch.mask), objects, self.classes)
+        write_bytes(self.out / patch.image, source.image.read_bytes())
+        return Cut((patch,), note)
+
     def beside(self, source: Source) -> Sequence[str]:
         """The labels of the whole image, relative to the data root."""
-        return () if source.mask is None else (f"{self.folder}/{source.group}/whole/{source.stem}.txt",)
+        if source.mask is None or not self.size:
+            return ()
+        return (f"{self.folder}/{source.group}/whole/{source.stem}.txt",)
 
     def _windows(self, height: int, width: int) -> Iterator[tuple[int, Window]]:
         """Windows of an image with their nominal size."""
@@ -125,7 +108,7 @@ class ObjectCutter:
             return None
         name = window_name(source.stem, size, window.left, window.top)
         suffix = f".{self.format}" if valid is None else ".png"
-        patch = _patch(self.folder, source.group, name, suffix, objects is not None)
+        patch = self._patch(source.group, name, suffix, objects is not None)
         if min(window.height, window.width) < size:
             pixels = pad_image(pixels, size)
             valid = None if valid is None else pad_valid(valid, size)
@@ -133,6 +116,11 @@ class ObjectCutter:
         if inside is not None:
             write_objects(self.out / str(patch.mask), inside, self.classes, truncated)
         return patch
+
+    def _patch(self, part: str, name: str, suffix: str, annotated: bool) -> Patch:
+        """Where an image of this name is written, and its annotation."""
+        base = f"{self.folder}/{part}"
+        return Patch(f"{base}/images/{name}{suffix}", f"{base}/annotations/{name}.txt" if annotated else None)
 
 
 def _in_window(objects: Objects, window: Window, iof: float) -> tuple[Objects, np.ndarray]:
@@ -143,12 +131,6 @@ def _in_window(objects: Objects, window: Window, iof: float) -> tuple[Objects, n
     inside = objects.select(kept)
     moved = inside.polygons - np.array([left, top], np.float32)
     return Objects(moved, inside.labels, inside.difficult), share[kept] < _WHOLE
-
-
-def _patch(folder: str, part: str, name: str, suffix: str, annotated: bool = True) -> Patch:
-    """Where an image of this name is written, and its annotation."""
-    base = f"{folder}/{part}"
-    return Patch(f"{base}/images/{name}{suffix}", f"{base}/annotations/{name}.txt" if annotated else None)
 
 
 def _read_noted(path: Path, classes: Sequence[str]) -> tuple[Objects, str]:
@@ -211,7 +193,6 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
     labels = dataset.class_list(**options)
     classes = dataset.class_lists[labels]
     names = ["src", "size", "overlap", "name", *options]
-    cut: ObjectCopier | ObjectCutter
     more: dict[str, Any] = {}
     if dataset.patch:
         _require_windows(args)
@@ -230,7 +211,7 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
             args.out, args.name, classes, args.size, args.overlap, args.rates, args.iof, args.format
         )
     else:
-        cut = ObjectCopier(args.out, args.name, classes)
+        cut = ObjectCutter(args.out, args.name, classes)
     shipped = Shipped(args.src, dataset.title, dataset.layout, args.out / args.name)
     sources = dataset.find(shipped, **options)
     _require_own_names(sources)
@@ -243,7 +224,7 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
         cut=cut,
         lists={dataset.split_file(split, args.name): parts for split, parts in dataset.splits.items()},
         optional=[dataset.split_file(split, args.name) for split in dataset.optional],
-        beside=cut.beside if isinstance(cut, ObjectCutter) else lambda source: (),
+        beside=cut.beside,
         usage=lambda: _usage(dataset, args.out, args.name, labels),
     )
 

@@ -63,8 +63,8 @@ def test_official_splits():
     """The lists of the contest: 16 and 17 areas, 24 and 14 tiles."""
     assert [len(r.tiles["train"]) for r in (Vaihingen, Potsdam)] == [16, 24]
     assert [len(r.tiles["val"]) for r in (Vaihingen, Potsdam)] == [17, 14]
-    for recipe in (Vaihingen, Potsdam):
-        assert not set(recipe.tiles["train"]) & set(recipe.tiles["val"])
+    for dataset in (Vaihingen, Potsdam):
+        assert not set(dataset.tiles["train"]) & set(dataset.tiles["val"])
     areas = {int(area) for area in (*Vaihingen.tiles["train"], *Vaihingen.tiles["val"])}
     assert areas == set(range(1, 39)) - {9, 18, 19, 25, 36}
     assert {"2_10", "7_12", "6_7"} <= set(Potsdam.tiles["train"])

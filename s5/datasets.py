@@ -1,6 +1,6 @@
 """Known datasets by index: `from s5.datasets import LoveDA; LoveDA(root, "val")[0]["mask"]`.
 
-`help(LoveDA)` tells format, classes, splits, licence and citation, `dir(s5.datasets)` which datasets there are.
+`help(LoveDA)` tells format, classes, splits, licence and citation; `dir(s5.datasets)` lists all of them.
 """
 
 from typing import TYPE_CHECKING, Any

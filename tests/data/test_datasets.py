@@ -105,6 +105,17 @@ def test_labels_need_no_torch(repository):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
 
 
+def test_pages_tell_the_same_numbers(repository):
+    for name, datasets in (
+        ("datasets.md", (Vaihingen, Potsdam, LoveDA, OpenEarthMap)),
+        ("datasets_detection.md", (DiorR,)),
+    ):
+        page = (repository / "docs" / name).read_text()
+        for dataset in datasets:
+            assert all(str(count) in page for count in dataset.counts.values()), dataset
+            assert dataset.inner_archives is None or dataset.url in page, dataset
+
+
 def test_real_images(shared):
     dataset = Dota(shared / "data/rot/dota14", version="1.0")
     assert len(dataset) == 14 and sum(len(sample["labels"]) for sample in dataset) > 500

@@ -6,9 +6,8 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -148,7 +147,8 @@ def add_objects_arguments(parser: argparse.ArgumentParser, dataset: type[Dataset
     parser.add_argument("--name", default=dataset.name, help=help_text)
     add_options(parser, dataset.options)
     if not dataset.patch:
-        parser.set_defaults(size=512, overlap=0)  # not used, but part of the journals of earlier versions
+        # Sizes are not used, but part of the journals of earlier versions.
+        parser.set_defaults(size=512, overlap=0, classes=())
         return
     parser.add_argument(
         "--classes",
@@ -190,28 +190,18 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
     require_sizes(args)
     require_name(args.name)
     options = {name: getattr(args, name) for name in dataset.options}
-    labels = dataset.class_list(**options)
-    classes = dataset.class_lists[labels]
+    labels = ", ".join(args.classes) or dataset.class_list(**options)
+    classes = tuple(args.classes) or dataset.class_lists[labels]
+    class_ids(classes)
+    cut = ObjectCutter(args.out, args.name, classes)
     names = ["src", "size", "overlap", "name", *options]
-    more: dict[str, Any] = {}
+    more = {}
     if dataset.patch:
         _require_windows(args)
-        classes = tuple(args.classes) or classes
-        class_ids(classes)
-        labels = ", ".join(args.classes) or labels
-        # As JSON has no tuples; windows were not padded in early versions.
-        more = {
-            "classes": list(args.classes),
-            "rates": list(args.rates),
-            "iof": args.iof,
-            "format": args.format,
-            "padded": True,
-        }
-        cut = ObjectCutter(
-            args.out, args.name, classes, args.size, args.overlap, args.rates, args.iof, args.format
-        )
-    else:
-        cut = ObjectCutter(args.out, args.name, classes)
+        windowed = ("size", "overlap", "rates", "iof", "format")
+        cut = replace(cut, **{name: getattr(args, name) for name in windowed})
+        names += ["classes", "rates", "iof", "format"]
+        more = {"padded": True}  # windows were not in early versions
     shipped = Shipped(args.src, dataset.title, dataset.layout, args.out / args.name)
     sources = dataset.find(shipped, **options)
     _require_own_names(sources)

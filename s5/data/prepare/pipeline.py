@@ -89,8 +89,12 @@ class Plan:
 def plan_parameters(command: str, args: Namespace, names: Sequence[str], **more: Any) -> dict[str, Any]:
     """What the patches depend on: the arguments of these names, and more."""
     values = {name: getattr(args, name) for name in names}
-    paths = {name: str(value.absolute()) for name, value in values.items() if isinstance(value, Path)}
-    return {"command": command, **values, **paths, **more}
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = str(value.absolute())
+        elif isinstance(value, tuple):  # JSON has lists alone
+            values[name] = list(value)
+    return {"command": command, **values, **more}
 
 
 def require_sizes(args: Namespace, may_stay_whole: bool = False) -> None:

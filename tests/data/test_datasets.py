@@ -8,11 +8,15 @@ import pytest
 
 import s5.datasets
 from s5.data.datasets import DATASETS
-from s5.data.image_io import read_image
+from s5.data.errors import DataError
+from s5.data.image_io import read_image, write_image
 from s5.datasets import DiorR, Dota, Isaid, LoveDA, OpenEarthMap, Potsdam, Vaihingen
 from tests.helpers.datasets import DatasetContract
 from tests.helpers.shipped_data import (
     DOTA_OBJECTS,
+    HEIGHT,
+    OEM_XBD,
+    WIDTH,
     make_dior_r,
     make_dota,
     make_isaid,
@@ -20,6 +24,7 @@ from tests.helpers.shipped_data import (
     make_openearthmap,
     make_potsdam,
     make_vaihingen,
+    noise,
 )
 
 
@@ -39,7 +44,13 @@ class TestPotsdam(DatasetContract):
         assert np.array_equal(six[0]["mask"], truth) and len(six.classes) == 6
         assert np.array_equal(five[0]["mask"], np.where(truth == 5, 255, truth))
         assert not np.array_equal(five[0]["image"], six[0]["image"])
+        with pytest.raises(DataError, match="unknown bands 'nir'; known: rgb, irrg"):
+            Potsdam(shipped, bands="nir")
         assert five[0]["name"] == "2_10" and "255" not in str(set(np.unique(five[0]["mask"])) - {255})
+
+    def test_prepared_data_have_no_variants(self, prepared):
+        with pytest.raises(DataError, match="is prepared, and bands chooses among shipped files.*--name"):
+            Potsdam(prepared, bands="irrg")
 
 
 class TestLoveDA(DatasetContract):
@@ -64,6 +75,11 @@ class TestLoveDA(DatasetContract):
 class TestOpenEarthMap(DatasetContract):
     dataset, counts, unlabeled = OpenEarthMap, {"train": 3, "val": 1, "test": 1}, ("test",)
     make = staticmethod(make_openearthmap)
+
+    def test_images_from_xbd(self, shipped, tmp_path):
+        write_image(tmp_path / "xbd" / OEM_XBD["houston_1.tif"], noise(HEIGHT, WIDTH, 7))
+        dataset = OpenEarthMap(shipped, xbd=str(tmp_path / "xbd"))
+        assert [sample["name"] for sample in dataset][-1] == "houston_1" and len(dataset) == 4
 
 
 class TestIsaid(DatasetContract):

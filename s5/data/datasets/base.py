@@ -1,7 +1,7 @@
 """What a known dataset consists of: facts, how to find its files, and its samples with their labels."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -162,10 +162,7 @@ class Dataset:
     ) -> None:
         self.root, self.split = Path(root).absolute(), split
         self._require_known("split", split, self.splits)
-        for option in options:
-            self._require_known("option", option, self.options)
-        defaults = {name: keywords.get("default", False) for name, keywords in self.options.items()}
-        self._options = {**defaults, **options}
+        self._options = self._complete(options)
         self.table: LabelTable | None = None
         self.classes: tuple[str, ...]
         self.palette: tuple[RGB, ...]
@@ -184,6 +181,11 @@ class Dataset:
         lists = list(self._lists())
         found = next(((file, data_root) for file, data_root in lists if file.is_file()), None)
         self.prepared = found is not None
+        if found and options and self.tables:
+            raise DataError(
+                f"{self.title} in {self.root} is prepared, and {', '.join(options)} chooses among shipped "
+                "files. Prepare a variant with --name, and give its folder"
+            )
         self.samples = list(Split(*found)) if found else self._shipped([file for file, _ in lists])
 
     def __len__(self) -> int:
@@ -229,6 +231,16 @@ class Dataset:
             image = draw_objects(image, item["polygons"], item["labels"], self.classes)
         return Image.fromarray(image)
 
+    def _complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of `find`, checked as the command line checks them."""
+        complete = {name: keywords.get("default", False) for name, keywords in self.options.items()}
+        for name, value in options.items():
+            self._require_known("option", name, self.options)
+            keywords = self.options[name]
+            self._require_known(name, value, keywords.get("choices", (value,)))
+            complete[name] = keywords["type"](value) if "type" in keywords else value
+        return complete
+
     def _read_ids(self, path: Path, table: LabelTable) -> np.ndarray:
         if self.prepared:
             return read_ids(path, table)
@@ -264,6 +276,6 @@ class Dataset:
             )
         return samples
 
-    def _require_known(self, what: str, value: str, known: Mapping[str, Any]) -> None:
+    def _require_known(self, what: str, value: str, known: Collection[str]) -> None:
         if value not in known:
             raise DataError(f"{self.title}: unknown {what} {value!r}; known: {', '.join(known) or 'none'}")

@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from s5.data.datasets import LoveDA
 from s5.data.errors import DataError
-from s5.data.prepare.loveda import COUNTS, TEST
 from s5.prediction.plan import start
 from s5.segmentation.predict import Target, predict, prediction_parser
 from s5.segmentation.submission import VALUES, find_tests, pack_loveda
@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         folder /= args.task
     if place.is_main:
         count = pack_loveda(folder, args.images, args.out, args.values, args.partial)
-        whole = count == COUNTS[TEST]
-        refused = f"the server will refuse the file, as it takes all {COUNTS[TEST]} of the test part"
+        whole = count == LoveDA.counts["test"]
+        refused = f"the server will refuse the file, as it takes all {LoveDA.counts['test']} of the test part"
         print(f"{args.out}: {count} masks, {'ready to be uploaded' if whole else refused}")
     return 0
 

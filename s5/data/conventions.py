@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s5.data.datasets import DATASETS, TABLES
+from s5.data.datasets.base import Dataset
 from s5.data.label_table import IGNORE, LabelTable
-from s5.data.labels import TABLES
 
 _MIN_BORDERS = 200  # neighbours that differ; with fewer, nothing is said of borders
 _ON_BORDERS = 0.98  # share of the borders that go over 0 when 0 is drawn between all objects
@@ -101,9 +102,10 @@ def _one_higher(table: LabelTable, present: set[int], borders: np.ndarray) -> Su
     # A background of 0 lies between objects by nature.
     lines = table.background != 0 and len(present) > 3 and _zero_is_between_objects(borders)
     beyond = highest + 1 in present
-    # Impervious surface, the first class, is in every part of a town.
-    town = _is_isprs(table) and (beyond or present == set(range(1, highest + 1)))
-    if not (lines or town or (0 not in present and beyond)):
+    dataset = _dataset(table)
+    common = dataset is not None and dataset.common_class
+    shifted = common and (beyond or present == set(range(1, highest + 1)))
+    if not (lines or shifted or (0 not in present and beyond)):
         return None
     where = ", 0 only between objects" if lines else "" if 0 in present else ", and no 0"
     found, set_to = f"the masks hold {_listed(present)}{where}", _table_one_higher(table)
@@ -127,17 +129,20 @@ def _one_lower(
     table: LabelTable, present: set[int], histogram: np.ndarray, borders: np.ndarray
 ) -> Suspicion | None:
     """Masks that count from 0, read with a table that counts from 1."""
-    highest, others = table.num_classes, present - {IGNORE}
+    highest, others, dataset = table.num_classes, present - {IGNORE}, _dataset(table)
     if table.values != tuple(range(1, highest + 1)) or 0 not in table.ignore_values or 0 not in others:
         return None
-    if max(others) >= highest + (_is_isprs(table) and not table.name.endswith("_6")):
+    if dataset is not None:  # what is ignored is shifted as well
+        highest = max(v for v in (*table.values, *table.ignore_values) if v != IGNORE)
+    if max(others) >= highest:
         return None
     share = histogram[0] / histogram.sum()
     shifted = IGNORE in present and IGNORE not in table.ignore_values
-    if _is_isprs(table):
+    zero = "" if dataset is None else dataset.zero
+    if zero == "boundary":
         shifted |= share > 0.05 and borders[0] >= _MIN_BORDERS and not _zero_is_between_objects(borders)
-    elif table == TABLES["loveda"]:
-        # No-data is where a scene ends, at the sides of images; background is among the other classes.
+    elif zero == "no data":
+        # It is where a scene ends, at the sides of images; background is among the other classes.
         inside = borders[1] >= _MIN_BORDERS and bool(2 * borders[4] > _INSIDE * borders[1])
         if inside and not shifted and share <= _MORE_THAN_NO_DATA:
             return _maybe_one_lower(table, present, share)
@@ -183,26 +188,26 @@ def _is_known(table: LabelTable) -> bool:
     return TABLES.get(table.name) == table
 
 
-def _is_isprs(table: LabelTable) -> bool:
-    return _is_known(table) and table.name.startswith(("vaihingen", "potsdam"))
+def _dataset(table: LabelTable) -> type[Dataset] | None:
+    """The known dataset that a table is of."""
+    return next((dataset for dataset in DATASETS.values() if table in dataset.tables), None)
 
 
 def _table_one_higher(table: LabelTable) -> str:
-    if _is_isprs(table):
-        name = table.name.removesuffix("_6")
-        six = table.name[len(name) :]
-        return f"Set labels: {name}_mmseg{six} (or write the masks with 'python -m s5.data.prepare {name}')"
-    if table == TABLES["loveda_train_ids"]:
-        return "Set labels: loveda"
+    dataset = _dataset(table)
+    if dataset is not None and table.name in dataset.twins:
+        reads_prepared = table.values[0] == dataset.tables[0].values[0]
+        prepare = f" (or write the masks with 'python -m s5.data.prepare {dataset.name}')"
+        return f"Set labels: {dataset.twins[table.name]}{prepare if reads_prepared else ''}"
     ignore = [0, *(value + 1 for value in table.ignore_values if value != IGNORE)]
     return f"Set values: {list(range(1, table.num_classes + 1))} and ignore: {ignore}"
 
 
 def _table_one_lower(table: LabelTable) -> str:
-    if _is_isprs(table):
-        return f"Set labels: {table.name.replace('_mmseg', '')}"
-    if table == TABLES["loveda"]:
-        return "Set labels: loveda_train_ids"
+    dataset = _dataset(table)
+    for lower, higher in dataset.twins.items() if dataset is not None else ():
+        if higher == table.name:
+            return f"Set labels: {lower}"
     return f"Set values: {list(range(table.num_classes))} and ignore: [255]"
 
 

@@ -77,3 +77,7 @@ class SplitError(DataError):
 
 class LoaderError(DataError):
     """Loader workers cannot start, or their batches do not reach the main process."""
+
+
+class PrepareError(DataError):
+    """Shipped data that are missing or incomplete, or a preparation that cannot start or continue."""

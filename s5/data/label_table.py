@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -238,6 +239,33 @@ class LabelTable:
             return "it has no colour code"
         nearest = min(self.color_ids, key=lambda c: sum((a - b) ** 2 for a, b in zip(c, color, strict=True)))
         return f"nearest to RGB {color} is RGB {nearest}, {self.name_of(self.color_ids[nearest])}"
+
+
+def build_table(
+    name: str,
+    *classes: tuple[str, RGB],
+    values: tuple[int, ...] | None = None,
+    background: int | None = None,
+    ignore_values: tuple[int, ...] = (IGNORE,),
+    ignore_colors: tuple[RGB, ...] = (),
+) -> LabelTable:
+    """A table from (class, RGB) pairs in the order of the train ids; raw values count from 0 by default."""
+    names, palette = zip(*classes, strict=True)
+    return LabelTable(
+        name=name,
+        classes=names,
+        values=tuple(range(len(names))) if values is None else values,
+        palette=palette,
+        ignore_values=ignore_values,
+        background=background,
+        ignore_colors=ignore_colors,
+    )
+
+
+def distinct_colors(n: int) -> list[RGB]:
+    """``n`` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
+    colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.65, (0.95, 0.65)[i % 2]) for i in range(n)]
+    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
 
 
 def _problem(table: LabelTable) -> str:

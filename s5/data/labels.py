@@ -1,145 +1,22 @@
-"""Label tables by name: raw mask value -> class name -> train id, with palette and ignored values.
+"""Label tables by name, or from a mapping in a configuration: raw mask value -> class name -> train id.
 
-One row per dataset in :data:`TABLES`; a user's own dataset is a mapping in the YAML configuration, read by
-the same :func:`get_table`. To add a dataset, add a ``_row`` with ``(class, RGB)`` pairs in the order of the
-train ids; give ``values`` when the masks do not simply count from 0.
-
-ISPRS Vaihingen and Potsdam have four tables each, of the same classes and colours: ``potsdam`` (5 classes,
-clutter is ignored, as scores are published) and ``potsdam_6`` read the masks that ``s5.data.prepare`` writes
-(0 to 4, clutter 5, eroded boundary 255); ``potsdam_mmseg`` and ``potsdam_mmseg_6`` read masks in the
-mmsegmentation convention, which are one higher (boundary 0, classes 1 to 5, clutter 6).
+The tables of known datasets are facts of :mod:`s5.data.datasets`; a user's own dataset is a mapping in the
+YAML configuration, read by the same :func:`get_table`.
 """
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from s5.data.datasets import TABLES
 from s5.data.errors import LabelError
-from s5.data.label_table import IGNORE, RGB, LabelTable
+from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors
 
 __all__ = ["IGNORE", "RGB", "TABLES", "LabelTable", "distinct_colors", "get_table"]
-
-
-def _row(
-    name: str,
-    *classes: tuple[str, RGB],
-    values: tuple[int, ...] | None = None,
-    background: int | None = None,
-    ignore_values: tuple[int, ...] = (IGNORE,),
-    ignore_colors: tuple[RGB, ...] = (),
-) -> LabelTable:
-    """A table from ``(class, RGB)`` pairs; raw values count from 0 unless ``values`` is given."""
-    names, palette = zip(*classes, strict=True)
-    return LabelTable(
-        name=name,
-        classes=names,
-        values=tuple(range(len(names))) if values is None else values,
-        palette=palette,
-        ignore_values=ignore_values,
-        background=background,
-        ignore_colors=ignore_colors,
-    )
-
-
-# Colours of the ISPRS 2D semantic labelling contest; black marks the eroded boundary between objects.
-_ISPRS_CLASSES: tuple[tuple[str, RGB], ...] = (
-    ("impervious_surface", (255, 255, 255)),
-    ("building", (0, 0, 255)),
-    ("low_vegetation", (0, 255, 255)),
-    ("tree", (0, 255, 0)),
-    ("car", (255, 255, 0)),
-)
-_CLUTTER: tuple[str, RGB] = ("clutter", (255, 0, 0))
-_BOUNDARY: RGB = (0, 0, 0)
-
-# Colours of the authors' page (github.com/Junjue-Wang/LoveDA).
-_LOVEDA_CLASSES: tuple[tuple[str, RGB], ...] = (
-    ("background", (255, 255, 255)),
-    ("building", (255, 0, 0)),
-    ("road", (255, 255, 0)),
-    ("water", (0, 0, 255)),
-    ("barren", (159, 129, 183)),
-    ("forest", (0, 255, 0)),
-    ("agricultural", (255, 195, 128)),
-)
-
-
-def _isprs(name: str) -> tuple[LabelTable, ...]:
-    """The four tables of an ISPRS dataset; see the module."""
-    five, six = _ISPRS_CLASSES, (*_ISPRS_CLASSES, _CLUTTER)
-    not_counted = (_CLUTTER[1], _BOUNDARY)
-    from_1_to_5, from_1_to_6 = tuple(range(1, 6)), tuple(range(1, 7))
-    return (
-        _row(name, *five, ignore_values=(5, IGNORE), ignore_colors=not_counted),
-        _row(f"{name}_6", *six, ignore_colors=(_BOUNDARY,)),
-        _row(f"{name}_mmseg", *five, values=from_1_to_5, ignore_values=(0, 6), ignore_colors=not_counted),
-        _row(f"{name}_mmseg_6", *six, values=from_1_to_6, ignore_values=(0,), ignore_colors=(_BOUNDARY,)),
-    )
-
-
-TABLES: dict[str, LabelTable] = {
-    table.name: table
-    for table in (
-        # Ids and colours of the authors' development kit (github.com/CAPTAIN-WHU/iSAID_Devkit, labels.py).
-        _row(
-            "isaid",
-            ("background", (0, 0, 0)),
-            ("ship", (0, 0, 63)),
-            ("storage_tank", (0, 63, 63)),
-            ("baseball_diamond", (0, 63, 0)),
-            ("tennis_court", (0, 63, 127)),
-            ("basketball_court", (0, 63, 191)),
-            ("ground_track_field", (0, 63, 255)),
-            ("bridge", (0, 127, 63)),
-            ("large_vehicle", (0, 127, 127)),
-            ("small_vehicle", (0, 0, 127)),
-            ("helicopter", (0, 0, 191)),
-            ("swimming_pool", (0, 0, 255)),
-            ("roundabout", (0, 191, 127)),
-            ("soccer_ball_field", (0, 127, 191)),
-            ("plane", (0, 127, 255)),
-            ("harbor", (0, 100, 155)),
-            background=0,
-        ),
-        *_isprs("vaihingen"),
-        *_isprs("potsdam"),
-        # As shipped: 0 is no-data. The other one is for masks that were shifted to train ids.
-        _row("loveda", *_LOVEDA_CLASSES, values=tuple(range(1, 8)), background=0, ignore_values=(0,)),
-        _row("loveda_train_ids", *_LOVEDA_CLASSES, background=0),
-        # Ids and colours of open-earth-map.org; pixels of no class are 0 and count as one.
-        _row(
-            "openearthmap",
-            ("background", (0, 0, 0)),
-            ("bareland", (128, 0, 0)),
-            ("rangeland", (0, 255, 36)),
-            ("developed_space", (148, 148, 148)),
-            ("road", (255, 255, 255)),
-            ("tree", (34, 97, 38)),
-            ("water", (0, 69, 255)),
-            ("agriculture_land", (75, 181, 73)),
-            ("building", (222, 31, 7)),
-            background=0,
-        ),
-        # The embedded synthetic scenes (scenes).
-        _row(
-            "scenes",
-            ("field", (190, 200, 110)),
-            ("forest", (40, 110, 50)),
-            ("water", (50, 110, 200)),
-            ("road", (150, 150, 150)),
-            ("building", (220, 90, 60)),
-            ("vehicle", (250, 220, 50)),
-            ("ship", (240, 240, 250)),
-            ("plane", (200, 70, 200)),
-        ),
-    )
-}
-"""The label tables that are known by name."""
 
 
 def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | None = None) -> LabelTable:
@@ -198,12 +75,6 @@ def table_from_mapping(spec: Mapping[str, Any]) -> LabelTable:
         ignore_colors=given.get("ignore_colors", ()),
         color_code=color_code,
     )
-
-
-def distinct_colors(n: int) -> list[RGB]:
-    """``n`` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
-    colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.65, (0.95, 0.65)[i % 2]) for i in range(n)]
-    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
 
 
 def _require_keys(spec: Mapping[str, Any]) -> None:

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import yaml
 
+from s5.data.datasets import LoveDA
 from s5.data.errors import DataError, is_utf8
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
 from s5.data.labels import TABLES, LabelTable, get_table
-from s5.data.prepare.loveda import COUNTS, TEST
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,10 @@ def find_tests(images: Path, partial: bool = False) -> dict[str, Path]:
         DataError: there are none, two of one name, or not as many as the server takes.
     """
     tests = _by_stem(images, "test images")
-    if len(tests) != COUNTS[TEST] and not partial:
+    count = LoveDA.counts["test"]
+    if len(tests) != count and not partial:
         raise DataError(
-            f"{images}: {len(tests)} images, but LoveDA's test part has {COUNTS[TEST]} and the server takes "
+            f"{images}: {len(tests)} images, but LoveDA's test part has {count} and the server takes "
             f"no other number of masks; give the whole part (--partial writes the file nevertheless)"
         )
     return tests

@@ -11,13 +11,13 @@ import rasterio
 from PIL import Image
 
 from s5.data import rasters as geotiff
+from s5.data.datasets.shipped import Source
 from s5.data.errors import ImageError
 from s5.data.image_formats import is_plain_rgb
 from s5.data.image_io import image_size, read_file, read_image, read_image_with_valid, read_mask
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.patches import plain_file
-from s5.data.prepare.recipe import Source
-from s5.data.prepare.unlabeled import Unlabeled
+from s5.data.prepare.unlabeled import ImageCutter
 from s5.data.splits import Split
 from tests.helpers.tiff_files import write_tiff
 
@@ -70,13 +70,13 @@ def damaged(data, rng):
 def test_only_image_errors_come_out(tmp_path):
     (tmp_path / "whole").mkdir()
     rng = np.random.default_rng(5)
-    recipe = Unlabeled(src=tmp_path, out=tmp_path / "out", size=64, name="u")
+    cut = ImageCutter(tmp_path / "out", "unlabeled/u", size=64)
     counts = {"read": 0, "refused": 0}
     for whole in samples(tmp_path / "whole"):
         for _ in range(5):
             path = tmp_path / f"x{whole.suffix}"
             path.write_bytes(damaged(whole.read_bytes(), rng))
-            for read in (*READERS, lambda path: recipe.cut(Source("x", "all", "x", path))):
+            for read in (*READERS, lambda path: cut(Source("x", "all", "x", path))):
                 try:
                     read(path)
                     counts["read"] += 1
@@ -202,8 +202,8 @@ def test_an_image_above_pillows_limit_is_read(tmp_path, monkeypatch):
     for name in ("a.png", "a.jpg"):
         assert image_size(tmp_path / name) == (40, 50)
         assert plain_file(tmp_path / name)[0] == name[1:]
-        recipe = Unlabeled(src=tmp_path, out=tmp_path / "out", size=64, name="u")
-        (patch,) = recipe.cut(Source(name, "all", "x", tmp_path / name)).patches
+        cut = ImageCutter(tmp_path / "out", "unlabeled/u", size=64)
+        (patch,) = cut(Source(name, "all", "x", tmp_path / name)).patches
         assert (tmp_path / "out" / patch.image).read_bytes() == (tmp_path / name).read_bytes()
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from s5.checkpoints.loading import read_checkpoint
+from s5.data.datasets import DiorR, Dota
 from s5.data.oriented.classes import get_classes
-from s5.data.prepare.dior_r import DiorR
-from s5.data.prepare.dota import Dota
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.metric import build_metrics
@@ -69,17 +68,17 @@ def test_shipped_configs_read_what_is_prepared(path: Path) -> None:
     assert cfg.backbone.removesuffix("_moe") in path.stem
     written = {"dior": (DiorR, {"train", "val", "test"}), "dota": (Dota, {"train", "val"})}
     for name, task in cfg.tasks.items():
-        recipe, parts = written[name]
+        dataset, parts = written[name]
         assert get_classes(task.classes)
         for where in (task.train, task.val):
             for kind in ("images", "annotations"):
                 folders = getattr(where, kind)
                 for folder in folders if isinstance(folders, tuple) else (folders,):
-                    assert folder.parts[0] == recipe.command and folder.parts[1] in parts
+                    assert folder.parts[0] == dataset.name and folder.parts[1] in parts
                     assert folder.parts[2] == kind
             names = where.names if isinstance(where.names, tuple) else (where.names,)
             folders = where.images if isinstance(where.images, tuple) else (where.images,)
-            lists = [Path(recipe.command, "splits", f"{folder.parts[1]}.txt") for folder in folders]
+            lists = [Path(dataset.name, "splits", f"{folder.parts[1]}.txt") for folder in folders]
             assert list(names) == lists, "folders may hold windows of before"
 
 

@@ -13,9 +13,12 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
+from s5.data.datasets import Potsdam, Vaihingen
 from s5.data.image_io import write_image, write_mask
-from s5.data.labels import TABLES
-from s5.data.prepare.isprs import Potsdam, Vaihingen
+from s5.data.labels import TABLES, get_table
+from s5.data.oriented.annotations import make_objects, write_objects
+from s5.data.oriented.classes import DOTA_V2
+from tests.helpers.oriented_data import paint, rectangles, xml
 
 HEIGHT, WIDTH = 40, 50
 
@@ -71,7 +74,7 @@ def isprs_colors(ids):
 def make_vaihingen(src, labels="ISPRS_semantic_labeling_Vaihingen_ground_truth", top="top", suffix=".tif"):
     """All areas in folders; returns ids by area."""
     truth = {}
-    for i, area in enumerate((*Vaihingen.train_tiles, *Vaihingen.val_tiles)):
+    for i, area in enumerate((*Vaihingen.tiles["train"], *Vaihingen.tiles["val"])):
         truth[area] = class_map(HEIGHT, WIDTH, 6, i)
         name = f"top_mosaic_09cm_area{area}"
         write_tiff(src / f"ISPRS_semantic_labeling_Vaihingen/{top}/{name}{suffix}", noise(HEIGHT, WIDTH, i))
@@ -87,7 +90,7 @@ def make_potsdam(src, bands=("RGB", "IRRG")):
     """All tiles in folders; returns ids by tile."""
     truth = {}
     folders = {"RGB": "2_Ortho_RGB", "IRRG": "3_Ortho_IRRG"}
-    for i, tile in enumerate((*Potsdam.train_tiles, *Potsdam.val_tiles)):
+    for i, tile in enumerate((*Potsdam.tiles["train"], *Potsdam.tiles["val"])):
         truth[tile] = class_map(HEIGHT, WIDTH, 6, i)
         name = f"top_potsdam_{tile}"
         for j, band in enumerate(bands):
@@ -135,6 +138,65 @@ def make_openearthmap(src):
         (src / file).write_text("\r\n".join(names) + "\r\n")
     (src / "xbd_files.csv").write_text("".join(f"{xbd},{name}\n" for name, xbd in OEM_XBD.items()))
     return truth
+
+
+def make_isaid(src, masks="Semantic_masks/images", images="images"):
+    """Two training images, one validation image, as shipped; returns their class ids by name."""
+    table = get_table("isaid")
+    truth = {}
+    for i, (group, name, size) in enumerate(
+        [("train", "P0000", (100, 140)), ("train", "P0001", (40, 50)), ("val", "P0003", (64, 64))]
+    ):
+        ids = np.random.default_rng(i).integers(0, 16, (size[0] // 10 + 1, size[1] // 10 + 1), np.uint8)
+        truth[name] = np.kron(ids, np.ones((10, 10), np.uint8))[: size[0], : size[1]]
+        write_image(src / group / images / f"{name}.png", noise(*size, i))
+        colors = table.colorize(truth[name])
+        write_image(src / group / masks / f"{name}_instance_color_RGB.png", colors)
+    return truth
+
+
+DIOR_PARTS = {"train": ["00001", "00003"], "val": ["00002"], "test": ["11726", "11727"]}
+DIOR_CORNERS = [5, 5, 20, 5, 20, 15, 5, 15]
+DIOR_NAMES = ("golffield", "Expressway-Service-area", "ship", "airplane", "vehicle")
+
+
+def make_dior_r(src):
+    """Five images in three parts, with oriented and horizontal annotations."""
+    rng = np.random.default_rng(0)
+    names = [name for part in DIOR_PARTS.values() for name in part]
+    for name, label in zip(names, DIOR_NAMES, strict=True):
+        folder = "test" if name > "1" else "trainval"
+        image = rng.integers(0, 255, (40, 40, 3), np.uint8)
+        write_image(src / f"JPEGImages-{folder}/JPEGImages-{folder}/{name}.jpg", image)
+        for kind in ("Oriented", "Horizontal"):
+            path = src / f"Annotations/{kind} Bounding Boxes/{name}.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(xml([(label, DIOR_CORNERS)]) if kind == "Oriented" else "<annotation/>")
+    for part, members in DIOR_PARTS.items():
+        path = src / f"ImageSets/Main/{part}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\r\n".join(members) + "\r\n")
+
+
+DOTA_HEIGHT, DOTA_WIDTH = 90, 150
+DOTA_OBJECTS = rectangles(30, DOTA_HEIGHT, DOTA_WIDTH, seed=3, classes=18)
+
+
+def write_dota(folder, name, objects=DOTA_OBJECTS, labels="labelTxt-v2.0/DOTA-v2.0_train", classes=DOTA_V2):
+    write_image(folder / f"images/part1/{name}.png", paint(objects, DOTA_HEIGHT, DOTA_WIDTH))
+    write_objects(folder / f"{labels}/{name}.txt", objects, classes)
+    path = folder / f"{labels}/{name}.txt"
+    path.write_text(f"imagesource:GoogleEarth\ngsd:0.3\n{path.read_text()}")
+
+
+def make_dota(src):
+    """DOTA-v2.0 with horizontal labels and those of another version beside."""
+    write_dota(src / "train", "P0001")
+    write_dota(src / "train", "P0002", make_objects())
+    write_dota(src / "val", "P0003", labels="labelTxt-v2.0")
+    for name in ("labelTxt-v2.0/DOTA-v2.0_train_hbb", "labelTxt-v1.5"):
+        write_objects(src / f"train/{name}/P0001.txt", make_objects(), DOTA_V2)
+    write_image(src / "test-dev/images/P0004.png", paint(DOTA_OBJECTS, DOTA_HEIGHT, DOTA_WIDTH))
 
 
 def start_and_wait_for(arguments, journal, entries):

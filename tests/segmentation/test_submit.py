@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
+from s5.data.datasets import LoveDA
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, write_image, write_mask
 from s5.data.labels import TABLES
-from s5.data.prepare import loveda
 from s5.training.command import run_command
 from tests.helpers.mdf_runs import REPO, script
 from tests.helpers.processes import start_ranks
@@ -184,7 +184,7 @@ def test_the_server_takes_all_test_images_or_none(tests, ids, tmp_path, from_che
     ("count", "words"), [(4, "ready to be uploaded"), (5, "server will refuse the file")]
 )
 def test_a_part_is_not_called_ready(tests, ids, tmp_path, monkeypatch, capsys, count, words):
-    monkeypatch.setitem(loveda.COUNTS, "test", count)
+    monkeypatch.setitem(LoveDA.counts, "test", count)
     folder = write_masks(tmp_path / "masks", ids)
     assert submit(folder, tests, tmp_path / "result.zip", partial=count == 5) == 0
     text = capsys.readouterr().out

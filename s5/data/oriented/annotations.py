@@ -15,7 +15,8 @@ YOLO's text (class numbers, shares of the image) is recognised and refused: name
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,9 @@ import numpy as np
 
 from s5.data.errors import DataError
 from s5.data.image_io import write_bytes
-from s5.data.oriented.classes import class_ids
 from s5.data.oriented.geometry import to_boxes, to_polygons
+
+logger = logging.getLogger(__name__)
 
 FLAG_DIFFICULT, FLAG_TRUNCATED = 1, 2
 CORNER_TAGS = tuple(
@@ -181,6 +183,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 ANNOTATION_EXTENSIONS = (".txt", ".xml")
+_CLASS_LISTS = ("classes.txt", "predefined_classes.txt")
 MIN_SIDE = 0.1  # pixels; what is thinner is a line or a point
 
 
@@ -220,6 +223,23 @@ def make_objects(
         np.array(labels, np.int64),
         np.array(difficult, bool),
     )
+
+
+def class_ids(classes: Sequence[str]) -> dict[str, int]:
+    """Label of each class by its case-folded name.
+
+    Raises:
+        DataError: no classes, a name with white space (DOTA's text cannot hold it), or two equal ones.
+    """
+    ids = {name.casefold(): label for label, name in enumerate(classes)}
+    if not ids:
+        raise DataError("a detection task needs at least one class; list their names under `classes`")
+    if bad := [name for name in classes if not name or any(c.isspace() for c in name)]:
+        raise DataError(f"class {bad[0]!r}: names of classes have no white space; write '-' or '_' instead")
+    if len(ids) < len(classes):
+        twice = [name for label, name in enumerate(classes) if ids[name.casefold()] != label]
+        raise DataError(f"class {twice[0]!r} stands twice in the list (capitals do not count)")
+    return ids
 
 
 class AnnotationReader:
@@ -278,6 +298,19 @@ class AnnotationReader:
                 f"{', '.join(self.classes)}; correct the name, add it to them, or list it in leave_out"
             )
         return label
+
+
+def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dict[str, Path]:
+    """Annotation files by name without ``classes.txt``, where tools put the names of the classes.
+
+    Args:
+        texts: the files by the name of their image.
+        images: names of the images; a file of one of them is an annotation.
+    """
+    lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
+    for path in lists.values():
+        logger.info("%s: a list of classes, not an annotation; it is left out", path)
+    return {name: path for name, path in texts.items() if name not in lists}
 
 
 def write_objects(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from s5.data.labels import distinct_colors
+from s5.data.label_table import distinct_colors
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
 
@@ -54,12 +54,19 @@ def draw_detections(image: np.ndarray, factor: int, found: Detections, classes: 
         classes: names of the classes.
     """
     order = np.argsort(found.scores, kind="stable")
-    polygons, labels, scores = (
-        to_polygons(found.boxes)[order] / factor,
-        found.labels[order],
-        found.scores[order],
-    )
-    if len(order) < CROWD:
+    polygons = to_polygons(found.boxes)[order] / factor
+    return draw_objects(image, polygons, found.labels[order], classes, found.scores[order])
+
+
+def draw_objects(
+    image: np.ndarray,
+    polygons: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    scores: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw outlines as :func:`draw_polygons`; where there are many, a legend stands for their names."""
+    if len(labels) < CROWD:
         return draw_polygons(image, polygons, labels, classes, scores)
     drawn = np.ascontiguousarray(image).copy()
     colors = distinct_colors(len(classes))
@@ -71,7 +78,7 @@ def draw_detections(image: np.ndarray, factor: int, found: Detections, classes: 
         for i, (name, count) in enumerate(zip(classes, counts, strict=True))
         if count
     ]
-    return np.concatenate([drawn, _legend(entries, image.shape[1], max(1, max(image.shape[:2]) // 1000))])
+    return np.concatenate([drawn, draw_legend(entries, image.shape[1], max(1, max(image.shape[:2]) // 1000))])
 
 
 def draw_truth(image: np.ndarray, polygons: np.ndarray) -> np.ndarray:
@@ -82,8 +89,12 @@ def draw_truth(image: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def _legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int) -> np.ndarray:
-    """Texts beside squares of their colours, ``size`` times the usual, in as many lines as it takes."""
+def draw_legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int) -> np.ndarray:
+    """Texts beside squares of their colours, ``size`` times the usual, in as many lines as it takes.
+
+    Returns:
+        uint8 (h, width, 3).
+    """
     line, letters, gap = size * LINE, size * LEGEND, size * 5
     places, left, top = [], 0, 0
     for text, _ in entries:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from s5.data.oriented.annotations import (
     AnnotationReader,
     Objects,
     make_objects,
+    without_class_list,
 )
 from s5.data.oriented.merge import place_of
 from s5.data.splits import IMAGE_EXTENSIONS, Split, explain_foreign, format_line
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 Folders = Path | str | Sequence[Path | str]
 Lists = Folders | None
 SHOWN = 5  # names or messages in a message
-_CLASS_LISTS = ("classes.txt", "predefined_classes.txt")
 _ENDING = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*IMAGE_EXTENSIONS, *ANNOTATION_EXTENSIONS)))})$", re.IGNORECASE
 )
@@ -120,19 +120,6 @@ class AnnotatedImages:
             np.concatenate([getattr(part, name) for part in objects])
             for name in ("polygons", "labels", "difficult")
         )
-
-
-def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dict[str, Path]:
-    """Annotation files by name without ``classes.txt``, where tools put the names of the classes.
-
-    Args:
-        texts: the files by the name of their image.
-        images: names of the images; a file of one of them is an annotation.
-    """
-    lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
-    for path in lists.values():
-        logger.info("%s: a list of classes, not an annotation; it is left out", path)
-    return {name: path for name, path in texts.items() if name not in lists}
 
 
 def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Objects]:

@@ -9,39 +9,46 @@
 May be stopped and started again at will: what is finished is not done again.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from s5.data.command import run_command
-from s5.data.prepare.dior_r import DiorR
-from s5.data.prepare.dota import Dota
-from s5.data.prepare.isaid import Isaid
-from s5.data.prepare.isprs import Potsdam, Vaihingen
-from s5.data.prepare.labeled import Labeled
-from s5.data.prepare.loveda import LoveDA
-from s5.data.prepare.openearthmap import OpenEarthMap
+from s5.data.datasets import DATASETS
+from s5.data.prepare import labeled, unlabeled
+from s5.data.prepare.detection import add_objects_arguments, plan_objects
 from s5.data.prepare.parallel import default_workers
-from s5.data.prepare.pipeline import prepare
-from s5.data.prepare.recipe import Recipe
-from s5.data.prepare.unlabeled import Unlabeled
+from s5.data.prepare.pipeline import Plan, prepare
+from s5.data.prepare.segmentation import add_dataset_arguments, plan_dataset
 
-RECIPES: tuple[type[Recipe], ...] = (
-    Isaid,
-    Vaihingen,
-    Potsdam,
-    LoveDA,
-    OpenEarthMap,
-    Unlabeled,
-    Labeled,
-    DiorR,
-    Dota,
-)
+_Command = tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Plan]]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _commands() -> Iterator[_Command]:
+    """Name, help, arguments and plan of each command: datasets with masks, one's own folders, objects."""
+    for name, dataset in DATASETS.items():
+        if dataset.tables:
+            yield (
+                name,
+                dataset.summary,
+                partial(add_dataset_arguments, dataset=dataset),
+                partial(plan_dataset, dataset),
+            )
+    yield "unlabeled", unlabeled.SUMMARY, unlabeled.add_arguments, unlabeled.plan
+    yield "labeled", labeled.SUMMARY, labeled.add_arguments, labeled.plan
+    for name, dataset in DATASETS.items():
+        if not dataset.tables:
+            yield (
+                name,
+                dataset.summary,
+                partial(add_objects_arguments, dataset=dataset),
+                partial(plan_objects, dataset),
+            )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `plan` of the result makes the plan of it."""
     parser = argparse.ArgumentParser(
         prog="python -m s5.data.prepare",
         description=__doc__,
@@ -49,28 +56,26 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="DATASET")
-    for recipe in RECIPES:
-        command = commands.add_parser(
-            recipe.command, help=recipe.help, description=recipe.help, allow_abbrev=False
-        )
-        recipe.add_arguments(command)
+    for name, summary, add_arguments, plan in _commands():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_arguments(command)
         command.add_argument(
             "--workers", type=int, default=default_workers(), help="processes (default: CPUs)"
         )
-        command.set_defaults(recipe=recipe)
-    return parser
+        command.set_defaults(plan=plan)
+    return parser.parse_args(argv)
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    recipe = args.recipe.from_arguments(args)
-    outcome = prepare(recipe, args.workers)
-    print("\n".join(text for text in (outcome.summary(), recipe.usage()) if text))
+    plan = args.plan(args)
+    outcome = prepare(plan, args.workers)
+    print("\n".join(text for text in (outcome.summary(), plan.usage()) if text))
     return 0 if all(outcome.lists.values()) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 error or an empty list, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    args = parse_args(argv)
     return run_command(lambda: _prepare(args))
 
 

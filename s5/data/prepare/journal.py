@@ -12,14 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s5.data.errors import DataError
+from s5.data.errors import PrepareError
 
 _VERSION = 1
 _LOCK_SECONDS = 5.0  # workers of a killed run notice within a second that it is gone
-
-
-class PrepareError(DataError):
-    """Preparing data cannot start or go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

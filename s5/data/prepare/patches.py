@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 
+from s5.data.datasets.shipped import safe_name
 from s5.data.folders import tell_apart
 from s5.data.image_formats import detect_format, is_plain_rgb
 from s5.data.image_io import read_file, read_image_with_valid
@@ -182,17 +182,8 @@ def is_tiff(path: Path) -> bool:
         return False  # read_image says what is wrong
 
 
-def safe_name(text: str) -> str:
-    """``text`` as part of file names that are UTF-8 and stand in split lines as they are.
-
-    White space becomes an underscore, bytes that are not UTF-8 their two hexadecimal digits.
-    """
-    text = re.sub("[\udc80-\udcff]", lambda match: f"{ord(match[0]) - 0xDC00:02X}", text)
-    return re.sub(r"\s+", "_", text)
-
-
 def unique_stems(keys: Sequence[str]) -> list[str]:
-    """For paths of files, paths of their patches without extension (:func:`safe_name`), no two the same."""
+    """For paths of files, paths of their patches without extension (`safe_name`), no two the same."""
     return tell_apart([safe_name(key[: key.rindex(".")]) for key in keys], keys)
 
 

@@ -1,21 +1,23 @@
-"""Prepare a dataset: find sources, skip finished ones, cut the others in parallel, write the split files."""
-
-from __future__ import annotations
+"""Run a plan: skip finished source files, cut the others in parallel, write the split files."""
 
 import errno
 import logging
 import os
+import re
+from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from s5.data.errors import DataError, printable
-from s5.data.prepare.journal import Entry, Journal
+from s5.data.datasets.archives import Archives
+from s5.data.datasets.shipped import Source
+from s5.data.errors import DataError, PrepareError, printable
+from s5.data.prepare.journal import Entry, Journal, Patch
 from s5.data.prepare.parallel import run_parallel
-from s5.data.prepare.recipe import Cut, Recipe, Source
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
 
@@ -24,6 +26,101 @@ logger = logging.getLogger(__name__)
 JOURNAL_NAME = "prepare_journal.jsonl"
 UNUSABLE_NAME = "unusable.txt"
 _SHOWN = 5  # messages in a summary
+
+
+class Cut(NamedTuple):
+    """What one source file gave.
+
+    Attributes:
+        patches: what was written.
+        note: what the user should know of the source file; empty if nothing.
+        without_data: patches that were not written, as the image has no data anywhere in them.
+    """
+
+    patches: tuple[Patch, ...]
+    note: str = ""
+    without_data: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prepare.
+
+    Attributes:
+        command: name of the command.
+        out: data root; everything is written below it.
+        folder: folder of the patches and the journal, relative to `out`.
+        parameters: what the patches depend on; a journal with other parameters is refused.
+        sources: the files to cut.
+        cut: writes the patches of a source file; runs in worker processes. A `DataError` is reported, and the
+            others go on.
+        lists: split files, relative to `out`, each with the groups of sources whose patches it lists.
+        optional: split files that are not written when they would be empty.
+        keep_lost: whether patches of source files that no longer exist stay listed.
+        beside: files of a source beside its patches, relative to `out`.
+        archives: reader of source files in archives.
+        usage: what the user has to know to train on the result, beside the split files; asked at the end.
+    """
+
+    command: str
+    out: Path
+    folder: str
+    parameters: Mapping[str, Any]
+    sources: Sequence[Source]
+    cut: Callable[[Source], Cut]
+    lists: Mapping[str, Sequence[str]]
+    optional: Sequence[str] = ()
+    keep_lost: bool = False
+    beside: Callable[[Source], Sequence[str]] = lambda source: ()
+    archives: Archives | None = None
+    usage: Callable[[], str] = lambda: ""
+
+    def size(self, source: Source) -> int:
+        """Bytes of a source's files; 0 for those that cannot be read, which `cut` complains about."""
+        return sum(self._size(path) for path in (source.image, source.mask) if path is not None)
+
+    def _size(self, path: Path) -> int:
+        try:
+            return self.archives.size(path) if self.archives else path.stat().st_size
+        except OSError:
+            return 0
+
+
+def plan_parameters(command: str, args: Namespace, names: Sequence[str], **more: Any) -> dict[str, Any]:
+    """What the patches depend on: the arguments of these names, and more."""
+    values = {name: getattr(args, name) for name in names}
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = str(value.absolute())
+        elif isinstance(value, tuple):  # JSON has lists alone
+            values[name] = list(value)
+    return {"command": command, **values, **more}
+
+
+def require_sizes(args: Namespace, may_stay_whole: bool = False) -> None:
+    """Refuse impossible sizes of patches.
+
+    Raises:
+        PrepareError: the size is too small, or the overlap is not below it.
+    """
+    if may_stay_whole and args.size == args.overlap == 0:
+        return
+    if args.size < 16 or not 0 <= args.overlap < args.size:
+        whole = "0 (whole images) or " if may_stay_whole else ""
+        raise PrepareError(
+            f"--size must be {whole}at least 16 and --overlap from 0 to below --size, "
+            f"got {args.size} and {args.overlap}"
+        )
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that cannot be a folder.
+
+    Raises:
+        PrepareError: the name has other characters than letters, digits, '_', '-' and '.'.
+    """
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {name!r}")
 
 
 @dataclass
@@ -73,42 +170,47 @@ class Outcome:
         return "\n".join([*lines, *self.notes[:_SHOWN], *lists])
 
 
-def prepare(recipe: Recipe, workers: int = 1) -> Outcome:
+def prepare(plan: Plan, workers: int = 1) -> Outcome:
     """Cut what is not cut yet and write the split files.
 
     May be interrupted at any point, also by ``kill -9``: the next call with the same parameters continues.
 
     Raises:
-        DataError: sources are missing, or the folder was begun with other parameters.
+        DataError: the folder was begun with other parameters, or a worker process was killed.
         OSError: the output cannot be written.
     """
-    sources = recipe.sources()
-    folder = recipe.out / recipe.folder
+    folder = plan.out / plan.folder
     outcome = Outcome()
-    with Journal(folder / JOURNAL_NAME, recipe.parameters()) as journal:
+    with Journal(folder / JOURNAL_NAME, plan.parameters) as journal:
         present = _files(folder) if journal.entries else set()
-        todo = [s for s in sources if not _finished(journal.entries.get(s.key), s, recipe, present)]
-        outcome.before = len(sources) - len(todo)
-        with recipe.provide(todo), closing(_cut_all(recipe, todo, workers, outcome)) as cut:
+        todo = [s for s in plan.sources if not _is_finished(journal.entries.get(s.key), s, plan, present)]
+        outcome.before = len(plan.sources) - len(todo)
+        if plan.archives:
+            plan.archives.provide(path for s in todo for path in (s.image, s.mask) if path is not None)
+        with closing(_cut_all(plan, todo, workers, outcome)) as cut:
             for source, result in cut:
-                entry = Entry(source.key, source.group, _size(source, recipe), result.patches, result.note)
-                journal.add(entry)
+                journal.add(Entry(source.key, source.group, plan.size(source), result.patches, result.note))
                 outcome.finished += 1
                 outcome.patches += len(result.patches)
                 outcome.empty += not result.patches
                 outcome.without_data += result.without_data
-        entries = _listed(recipe, journal, sources)
+        if plan.archives:
+            plan.archives.clear()
+        keys = set(journal.entries)
+        if not plan.keep_lost:
+            keys &= {source.key for source in plan.sources}
+        entries = [journal.entries[key] for key in sorted(keys)]
         outcome.notes = [f"{entry.source}: {entry.note}" for entry in entries if entry.note]
-        outcome.lists = _write_lists(recipe, entries)
+        outcome.lists = _write_lists(plan, entries)
         _write_unusable(folder / UNUSABLE_NAME, outcome.unusable)
     return outcome
 
 
 def _cut_all(
-    recipe: Recipe, todo: list[Source], workers: int, outcome: Outcome
+    plan: Plan, todo: list[Source], workers: int, outcome: Outcome
 ) -> Generator[tuple[Source, Cut], None, None]:
-    results = run_parallel(partial(_cut, recipe), todo, min(workers, len(todo)))
-    with Progress(len(todo), f"cutting {recipe.command}", "files", logger) as progress, closing(results):
+    results = run_parallel(partial(_cut, plan.cut), todo, min(workers, len(todo)))
+    with Progress(len(todo), f"cutting {plan.command}", "files", logger) as progress, closing(results):
         for source, result in results:
             progress.update()
             if isinstance(result, str):
@@ -118,12 +220,12 @@ def _cut_all(
                 yield source, result
 
 
-def _cut(recipe: Recipe, source: Source) -> Cut | str:
+def _cut(cut: Callable[[Source], Cut], source: Source) -> Cut | str:
     """The patches, or the message why there are none."""
     if source.problem:
         return source.problem
     try:
-        return recipe.cut(source)
+        return cut(source)
     except DataError as error:
         return str(error)
     except MemoryError:
@@ -134,45 +236,29 @@ def _cut(recipe: Recipe, source: Source) -> Cut | str:
         return f"{source.image}: its name is too long to be part of the names of its patches; shorten it"
 
 
-def _finished(entry: Entry | None, source: Source, recipe: Recipe, present: set[str]) -> bool:
-    if entry is None or entry.size != _size(source, recipe):
+def _is_finished(entry: Entry | None, source: Source, plan: Plan, present: set[str]) -> bool:
+    if entry is None or entry.size != plan.size(source):
         return False
     paths = [path for patch in entry.patches for path in (patch.image, patch.mask) if path]
-    return all(str(recipe.out / path) in present for path in (*paths, *recipe.beside(source)))
+    return all(str(plan.out / path) in present for path in (*paths, *plan.beside(source)))
 
 
 def _files(folder: Path) -> set[str]:
     return {os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names}
 
 
-def _size(source: Source, recipe: Recipe) -> int:
-    """Bytes of the source's files."""
-    return sum(recipe.size_of(path) for path in (source.image, source.mask) if path is not None)
-
-
-def _listed(recipe: Recipe, journal: Journal, sources: Sequence[Source]) -> list[Entry]:
-    """The finished source files that count, in the order of their keys."""
-    keys = set(journal.entries)
-    if not recipe.lists_lost_sources:
-        keys &= {source.key for source in sources}
-    return [journal.entries[key] for key in sorted(keys)]
-
-
-def _write_lists(recipe: Recipe, entries: Sequence[Entry]) -> dict[Path, int]:
+def _write_lists(plan: Plan, entries: Sequence[Entry]) -> dict[Path, int]:
     lines: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         lines[entry.group] += [format_line(patch.image, patch.mask) for patch in entry.patches]
     written = {}
-    for group, path in recipe.lists().items():
-        if not lines[group] and group in recipe.optional_groups:
-            _set_aside(recipe.out / path)
-            continue
-        _replace_list(recipe.out / path, lines[group])
-        written[recipe.out / path] = len(lines[group])
-    for path, groups in recipe.joint_lists().items():
+    for path, groups in plan.lists.items():
         together = [line for group in groups for line in lines[group]]
-        _replace_list(recipe.out / path, together)
-        written[recipe.out / path] = len(together)
+        if not together and path in plan.optional:
+            _set_aside(plan.out / path)
+            continue
+        _replace_list(plan.out / path, together)
+        written[plan.out / path] = len(together)
     return written
 
 

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
+from s5.data.datasets.archives import Archives
 from s5.data.errors import ImageError
-from s5.data.prepare.archives import Archives
 from tests.helpers.shipped_data import pack
 
 

@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 
-from s5.data.image_io import read_image, write_image
+from s5.data.image_io import read_image
 from s5.data.oriented.classes import DIOR_R
 from s5.data.oriented.sources import OrientedImages
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
 from tests.helpers.oriented_data import xml
-
-SIZE = 40
-PARTS = {"train": ["00001", "00003"], "val": ["00002"], "test": ["11726", "11727"]}
-CORNERS = [5, 5, 20, 5, 20, 15, 5, 15]
-NAMES = ("golffield", "Expressway-Service-area", "ship", "airplane", "vehicle")
+from tests.helpers.shipped_data import DIOR_CORNERS as CORNERS
+from tests.helpers.shipped_data import DIOR_NAMES as NAMES
+from tests.helpers.shipped_data import DIOR_PARTS as PARTS
+from tests.helpers.shipped_data import make_dior_r
 
 
 def run(src, out, *more):
@@ -22,22 +21,8 @@ def run(src, out, *more):
 
 @pytest.fixture
 def dior(tmp_path):
-    src = tmp_path / "DIOR-R"
-    rng = np.random.default_rng(0)
-    names = [name for part in PARTS.values() for name in part]
-    for name, label in zip(names, NAMES, strict=True):
-        folder = "test" if name > "1" else "trainval"
-        image = rng.integers(0, 255, (SIZE, SIZE, 3), np.uint8)
-        write_image(src / f"JPEGImages-{folder}/JPEGImages-{folder}/{name}.jpg", image)
-        for kind in ("Oriented", "Horizontal"):
-            path = src / f"Annotations/{kind} Bounding Boxes/{name}.xml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(xml([(label, CORNERS)]) if kind == "Oriented" else "<annotation/>")
-    for part, members in PARTS.items():
-        path = src / f"ImageSets/Main/{part}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\r\n".join(members) + "\r\n")
-    return src
+    make_dior_r(tmp_path / "DIOR-R")
+    return tmp_path / "DIOR-R"
 
 
 def test_official_parts(dior, tmp_path, capsys):

@@ -5,19 +5,21 @@ import shutil
 import numpy as np
 import pytest
 
+from s5.data.datasets import Dota
 from s5.data.image_io import read_image, read_image_with_valid, write_image
-from s5.data.oriented.annotations import AnnotationReader, make_objects, write_objects
+from s5.data.oriented.annotations import AnnotationReader, write_objects
 from s5.data.oriented.classes import DOTA_V1, DOTA_V2
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_objects, place_of
 from s5.data.oriented.sources import PADDING, OrientedImages, OrientedValidation
 from s5.data.prepare.__main__ import main
-from s5.data.prepare.dota import VERSIONS, Dota
 from s5.data.splits import Split
 from tests.helpers.oriented_data import paint, rectangles
-
-HEIGHT, WIDTH = 90, 150
-OBJECTS = rectangles(30, HEIGHT, WIDTH, seed=3, classes=18)
+from tests.helpers.shipped_data import DOTA_HEIGHT as HEIGHT
+from tests.helpers.shipped_data import DOTA_OBJECTS as OBJECTS
+from tests.helpers.shipped_data import DOTA_WIDTH as WIDTH
+from tests.helpers.shipped_data import make_dota
+from tests.helpers.shipped_data import write_dota as write
 
 
 def run(src, out, *more):
@@ -25,24 +27,10 @@ def run(src, out, *more):
     return main(["dota", "--src", str(src), "--out", str(out), *options])
 
 
-def write(folder, name, objects=OBJECTS, labels="labelTxt-v2.0/DOTA-v2.0_train", classes=DOTA_V2):
-    write_image(folder / f"images/part1/{name}.png", paint(objects, HEIGHT, WIDTH))
-    write_objects(folder / f"{labels}/{name}.txt", objects, classes)
-    path = folder / f"{labels}/{name}.txt"
-    path.write_text(f"imagesource:GoogleEarth\ngsd:0.3\n{path.read_text()}")
-
-
 @pytest.fixture
 def dota(tmp_path):
-    """DOTA-v2.0 as it is shipped, horizontal labels and those of another version beside."""
-    src = tmp_path / "DOTA"
-    write(src / "train", "P0001")
-    write(src / "train", "P0002", make_objects())
-    write(src / "val", "P0003", labels="labelTxt-v2.0")
-    for name in ("labelTxt-v2.0/DOTA-v2.0_train_hbb", "labelTxt-v1.5"):
-        write_objects(src / f"train/{name}/P0001.txt", make_objects(), DOTA_V2)
-    write_image(src / "test-dev/images/P0004.png", paint(OBJECTS, HEIGHT, WIDTH))
-    return src
+    make_dota(tmp_path / "DOTA")
+    return tmp_path / "DOTA"
 
 
 def parts_of(out, part="train"):
@@ -177,7 +165,7 @@ def test_own_data_in_one_folder(tmp_path, capsys):
 
 
 def test_versions():
-    assert {version: len(Dota(None, None, name="x", version=version).names) for version in VERSIONS} == {
+    assert {version: len(Dota.class_lists[Dota.class_list(version)]) for version in Dota.versions} == {
         "1.0": 15,
         "1.5": 16,
         "2.0": 18,

@@ -10,22 +10,7 @@ from s5.data.image_io import read_image, read_mask, write_image
 from s5.data.labels import get_table
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
-from tests.helpers.shipped_data import noise
-
-
-def make_isaid(src, masks="Semantic_masks/images", images="images"):
-    """Two training images, one validation image, as shipped; returns their class ids by name."""
-    table = get_table("isaid")
-    truth = {}
-    for i, (group, name, size) in enumerate(
-        [("train", "P0000", (100, 140)), ("train", "P0001", (40, 50)), ("val", "P0003", (64, 64))]
-    ):
-        ids = np.random.default_rng(i).integers(0, 16, (size[0] // 10 + 1, size[1] // 10 + 1), np.uint8)
-        truth[name] = np.kron(ids, np.ones((10, 10), np.uint8))[: size[0], : size[1]]
-        write_image(src / group / images / f"{name}.png", noise(*size, i))
-        colors = table.colorize(truth[name])
-        write_image(src / group / masks / f"{name}_instance_color_RGB.png", colors)
-    return truth
+from tests.helpers.shipped_data import make_isaid, noise
 
 
 def run_isaid(src, out, *more):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from s5.data.check import check_split
+from s5.data.datasets import Potsdam, Vaihingen
 from s5.data.image_io import read_image, read_mask
 from s5.data.labels import get_table
 from s5.data.prepare.__main__ import main
-from s5.data.prepare.isprs import Potsdam, Vaihingen
 from s5.data.prepare.patches import windows
 from s5.data.splits import Split
 from tests.helpers.shipped_data import (
@@ -61,21 +61,21 @@ def masks_of(out, dataset, group):
 
 def test_official_splits():
     """The lists of the contest: 16 and 17 areas, 24 and 14 tiles."""
-    assert [len(r.train_tiles) for r in (Vaihingen, Potsdam)] == [16, 24]
-    assert [len(r.val_tiles) for r in (Vaihingen, Potsdam)] == [17, 14]
-    for recipe in (Vaihingen, Potsdam):
-        assert not set(recipe.train_tiles) & set(recipe.val_tiles)
-    areas = {int(area) for area in (*Vaihingen.train_tiles, *Vaihingen.val_tiles)}
+    assert [len(r.tiles["train"]) for r in (Vaihingen, Potsdam)] == [16, 24]
+    assert [len(r.tiles["val"]) for r in (Vaihingen, Potsdam)] == [17, 14]
+    for dataset in (Vaihingen, Potsdam):
+        assert not set(dataset.tiles["train"]) & set(dataset.tiles["val"])
+    areas = {int(area) for area in (*Vaihingen.tiles["train"], *Vaihingen.tiles["val"])}
     assert areas == set(range(1, 39)) - {9, 18, 19, 25, 36}
-    assert {"2_10", "7_12", "6_7"} <= set(Potsdam.train_tiles)
-    assert {"2_13", "7_13", "4_15"} <= set(Potsdam.val_tiles)
+    assert {"2_10", "7_12", "6_7"} <= set(Potsdam.tiles["train"])
+    assert {"2_13", "7_13", "4_15"} <= set(Potsdam.tiles["val"])
 
 
 def test_patches_without_overlap_are_as_many_as_mmsegmentation_counts():
     """By its documentation, for training and validation."""
     per_tile = len(windows(6000, 6000, 512))
     assert (24 * per_tile, 14 * per_tile) == (3456, 2016)
-    for tiles, count in ((Vaihingen.train_tiles, 344), (Vaihingen.val_tiles, 398)):
+    for tiles, count in ((Vaihingen.tiles["train"], 344), (Vaihingen.tiles["val"], 398)):
         assert sum(len(windows(*VAIHINGEN_SIZES[int(tile)], 512)) for tile in tiles) == count
 
 
@@ -88,14 +88,14 @@ def test_vaihingen_from_folders(tmp_path, capsys):
     assert "splits/train.txt: 64 samples" in text and "splits/val.txt: 17 samples" in text
     assert "labels: vaihingen (5 classes" in text
     train, val = masks_of(out, "vaihingen", "train"), masks_of(out, "vaihingen", "val")
-    for area in Vaihingen.train_tiles:
+    for area in Vaihingen.tiles["train"]:
         assert np.array_equal(train[f"area{area}"], truth[area]), "all pixels count in training"
-    for area in Vaihingen.val_tiles:
+    for area in Vaihingen.tiles["val"]:
         assert np.array_equal(val[f"area{area}"], erode(truth[area])), "the boundary does not in validation"
     sample = Split("vaihingen/splits/val.txt", out).sample(0)
     assert sample.name == "vaihingen/val/images/area10.png"
     assert np.array_equal(
-        read_image(sample.image), noise(HEIGHT, WIDTH, 16 + Vaihingen.val_tiles.index("10"))
+        read_image(sample.image), noise(HEIGHT, WIDTH, 16 + Vaihingen.tiles["val"].index("10"))
     )
     for group in ("train", "val"):
         for table in ("vaihingen", "vaihingen_6"):
@@ -156,7 +156,7 @@ def test_potsdam_variants(tmp_path, capsys):
     assert run("potsdam", src, out) == 0
     assert run("potsdam", src, out, "--bands", "irrg", "--boundary", "eroded", "--name", "potsdam_irrg") == 0
     rgb, irrg = (Split(f"{name}/splits/train.txt", out).sample(0) for name in ("potsdam", "potsdam_irrg"))
-    first = Potsdam.train_tiles.index("2_10")
+    first = Potsdam.tiles["train"].index("2_10")
     assert rgb.image.name == irrg.image.name == "2_10_0_32_0_32.png"
     assert np.array_equal(read_image(rgb.image), noise(HEIGHT, WIDTH, first)[:32, :32])
     assert np.array_equal(read_image(irrg.image), noise(HEIGHT, WIDTH, 100 + first)[:32, :32])
@@ -215,7 +215,7 @@ def test_killed_while_reading_archives(tmp_path, repository, monkeypatch, capsys
     monkeypatch.setenv("PYTHONPATH", str(repository))
     src, out = tmp_path / "p", tmp_path / "root"
     folders = {"RGB": ("2_Ortho_RGB", "RGB"), "label": ("5_Labels_all", "label")}
-    for i, tile in enumerate((*Potsdam.train_tiles, *Potsdam.val_tiles)):
+    for i, tile in enumerate((*Potsdam.tiles["train"], *Potsdam.tiles["val"])):
         images = {"RGB": noise(600, 600, i), "label": isprs_colors(class_map(600, 600, 6, i))}
         for kind, (folder, suffix) in folders.items():
             write_tiff(src / folder / f"top_potsdam_{tile}_{suffix}.tif", images[kind])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from s5.data.check import check_split
+from s5.data.datasets import LoveDA
 from s5.data.image_io import read_image, read_mask, write_mask
 from s5.data.labels import get_table
-from s5.data.prepare import loveda
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
 from tests.helpers.shipped_data import HEIGHT, WIDTH, class_map, make_loveda, noise, pack, tree
@@ -14,8 +14,8 @@ from tests.helpers.shipped_data import HEIGHT, WIDTH, class_map, make_loveda, no
 
 @pytest.fixture
 def src(tmp_path, monkeypatch):
-    """Four images of each part, which the recipe takes for all there are."""
-    monkeypatch.setattr(loveda, "COUNTS", {"train": 4, "val": 4, "test": 4})
+    """Four images of each part, which the dataset takes for all there are."""
+    monkeypatch.setattr(LoveDA, "counts", {"train": 4, "val": 4, "test": 4})
     make_loveda(tmp_path / "LoveDA", 2)
     return tmp_path / "LoveDA"
 
@@ -116,7 +116,7 @@ def test_missing_files(src, tmp_path, capsys):
 
 def test_official_numbers(src, tmp_path, capsys, monkeypatch):
     """Missing images are told by number, the first ones, unless the images are numbered otherwise."""
-    monkeypatch.setattr(loveda, "COUNTS", {"train": 20, "val": 4, "test": 4})
+    monkeypatch.setattr(LoveDA, "counts", {"train": 20, "val": 4, "test": 4})
     assert run(src, tmp_path / "root") == 1
     error = capsys.readouterr().err
     assert "4 usable; not there: 4, 5, 6, 7, 8, 9, 10, 11, 12, 13 and 6 more\n" in error

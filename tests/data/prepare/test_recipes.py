@@ -1,4 +1,4 @@
-"""The shipped recipes against the published ones: patches, length of a run, options that the pages name."""
+"""The shipped configurations against the published ones: patches, length of a run, documented options."""
 
 import re
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from s5.data.prepare.__main__ import _parser
-from s5.data.prepare.dataset import TRAIN, VAL, DatasetRecipe
-from s5.data.prepare.isprs import Potsdam, Vaihingen
-from s5.data.prepare.loveda import COUNTS
-from s5.data.prepare.recipe import Source
+from s5.data.datasets import DATASETS, LoveDA, Potsdam, Vaihingen
+from s5.data.datasets.base import TRAIN, VAL
+from s5.data.datasets.shipped import Source
+from s5.data.prepare.__main__ import parse_args
+from s5.data.prepare.segmentation import MaskCutter, dataset_cutter
 from s5.data.sampler import MultiSourceSampler
 from s5.detection.trained import load_det_config
 from s5.segmentation.mdf_config import MDFConfig
@@ -28,13 +28,13 @@ OPTION = re.compile(r"`((?:tasks|data|model|optim|schedule|fixmatch|precision)[\
 TITLE = "## Differs from the published code"
 
 
-def recipe(*arguments: str) -> DatasetRecipe:
-    """The recipe that a command line gives."""
-    args = _parser().parse_args([*arguments, "--src", "shipped", "--out", "root"])
-    return args.recipe.from_arguments(args)
+def cutter(name: str, *options: str) -> MaskCutter:
+    """What a command line cuts images with."""
+    args = parse_args([name, *options, "--src", "shipped", "--out", "root"])
+    return dataset_cutter(DATASETS[name], args)
 
 
-def patches(chosen: DatasetRecipe, sizes: Iterator[tuple[int, int]], group: str = TRAIN) -> int:
+def patches(chosen: MaskCutter, sizes: Iterator[tuple[int, int]], group: str = TRAIN) -> int:
     """How many patches images of these heights and widths give."""
     source = Source("key", group, "stem", Path("image.tif"))
     return sum(len(list(chosen.windows(source, *size))) for size in sizes)
@@ -48,10 +48,10 @@ def training_images() -> dict[str, int]:
     """What `prepare` gives by default for each dataset, whose images have the sizes that are shipped."""
     oem = 3000 - 697  # of train.txt, without those from xBD
     return {
-        "vaihingen": patches(recipe("vaihingen"), vaihingen(Vaihingen.train_tiles)),
-        "potsdam": patches(recipe("potsdam"), ((6000, 6000) for _ in Potsdam.train_tiles)),
-        "openearthmap": patches(recipe("openearthmap"), ((1024, 1024) for _ in range(oem))),
-        "loveda": patches(recipe("loveda"), ((1024, 1024) for _ in range(COUNTS[TRAIN]))),
+        "vaihingen": patches(cutter("vaihingen"), vaihingen(Vaihingen.tiles[TRAIN])),
+        "potsdam": patches(cutter("potsdam"), ((6000, 6000) for _ in Potsdam.tiles[TRAIN])),
+        "openearthmap": patches(cutter("openearthmap"), ((1024, 1024) for _ in range(oem))),
+        "loveda": patches(cutter("loveda"), ((1024, 1024) for _ in range(LoveDA.counts[TRAIN]))),
     }
 
 
@@ -59,12 +59,12 @@ def test_as_many_training_images_as_published() -> None:
     """Potsdam and OpenEarthMap; LoveDA with its validation images; Vaihingen with patches of 256 pixels."""
     counts = training_images()
     assert counts == {"vaihingen": 1046, "potsdam": 12_696, "openearthmap": 2303, "loveda": 2522}
-    loveda = recipe("loveda")
-    validation = patches(loveda, ((1024, 1024) for _ in range(COUNTS[VAL])), VAL)
-    assert loveda.joint_lists() == {"loveda/splits/trainval.txt": (TRAIN, VAL)}
+    loveda = cutter("loveda")
+    validation = patches(loveda, ((1024, 1024) for _ in range(LoveDA.counts[VAL])), VAL)
+    assert LoveDA.splits["trainval"] == (TRAIN, VAL)
     assert counts["loveda"] + validation == 4191
-    small = recipe("vaihingen", "--size", "256", "--overlap", "0")
-    assert patches(small, vaihingen(Vaihingen.train_tiles)) == 1324
+    small = cutter("vaihingen", "--size", "256", "--overlap", "0")
+    assert patches(small, vaihingen(Vaihingen.tiles[TRAIN])) == 1324
 
 
 def test_an_epoch_is_as_long_as_published() -> None:
@@ -80,20 +80,20 @@ def test_an_epoch_is_as_long_as_published() -> None:
 
 @pytest.mark.parametrize("dataset", ["vaihingen", "potsdam"])
 def test_overlap_is_half_of_any_size(dataset: str) -> None:
-    chosen = recipe(dataset, "--size", "300")
+    chosen = cutter(dataset, "--size", "300")
     assert (chosen.size, chosen.overlap) == (300, 150)
-    assert recipe(dataset, "--size", "300", "--overlap", "0").overlap == 0
+    assert cutter(dataset, "--size", "300", "--overlap", "0").overlap == 0
 
 
 def test_validation_images_do_not_overlap() -> None:
     for dataset in ("vaihingen", "potsdam", "loveda", "openearthmap"):
-        assert patches(recipe(dataset), iter([(6000, 6000)]), VAL) == 1
-    assert patches(recipe("potsdam", "--val-size", "512"), iter([(6000, 6000)]), VAL) == 12**2
+        assert patches(cutter(dataset), iter([(6000, 6000)]), VAL) == 1
+    assert patches(cutter("potsdam", "--val-size", "512"), iter([(6000, 6000)]), VAL) == 12**2
 
 
 def test_images_of_fixed_size_can_be_cut() -> None:
-    assert patches(recipe("loveda", "--size", "512"), iter([(1024, 1024)])) == 9
-    assert patches(recipe("openearthmap", "--size", "512", "--overlap", "0"), iter([(1024, 1024)])) == 4
+    assert patches(cutter("loveda", "--size", "512"), iter([(1024, 1024)])) == 9
+    assert patches(cutter("openearthmap", "--size", "512", "--overlap", "0"), iter([(1024, 1024)])) == 4
 
 
 # -- the pages

@@ -1,0 +1,141 @@
+"""The files of a dataset as its provider ships them: found, paired, and required to be complete."""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from s5.data.datasets.archives import Archives
+from s5.data.errors import PrepareError
+from s5.data.folders import find_files
+from s5.data.splits import read_list
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 8  # archives in a message
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image with its labels.
+
+    Attributes:
+        key: what the journal of a preparation calls it; unique and the same in every run.
+        group: the part of the dataset it belongs to.
+        stem: path of its patches below the group's folder, without window and extension; unique in the group.
+        image: the image file.
+        mask: the mask or annotation file; None where the part has no labels.
+        area: top, left, height and width of the part of the image to cut; all of it by default.
+        problem: why it cannot be used, where that is known before it is opened: it is listed, not cut.
+    """
+
+    key: str
+    group: str
+    stem: str
+    image: Path
+    mask: Path | None = None
+    area: tuple[int, int, int, int] | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return str(self.image)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The folder (or archive) of a dataset as its provider ships it.
+
+    Attributes:
+        src: the folder or archive.
+        title: name of the dataset in messages.
+        layout: what is expected below `{src}`, and where to download it.
+        folder: where the prepared dataset goes, which is not searched; None if nothing may be written.
+        archives: reader of the files in archives; None to look into folders alone.
+        partial: accept an incomplete dataset.
+    """
+
+    src: Path
+    title: str
+    layout: str
+    folder: Path | None = None
+    archives: Archives | None = None
+    partial: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What should be below the folder, and where to download it."""
+        return self.layout.format(src=self.src)
+
+    def files(self) -> list[tuple[str, Path]]:
+        """Every file, with its lower-case path from the source folder on, the best copy of a file first.
+
+        Raises:
+            PrepareError: the source folder does not exist.
+        """
+        if not self.src.exists():
+            raise PrepareError(f"{self.src}: no such folder or archive.\n{self.expected}")
+        files = self.archives.files(self.src) if self.archives else find_files(self.src, self.folder)
+        # Unpacked files are faster to read; a shorter path is rather the original than a copy.
+        files.sort(key=lambda path: (not path.is_file(), len(path.parts), path))
+        return [(path.relative_to(self.src.parent).as_posix().lower(), path) for path in files]
+
+    def local(self, path: Path) -> AbstractContextManager[Path]:
+        """The file itself, or a temporary copy of the one in an archive."""
+        return self.archives.local(path) if self.archives else nullcontext(path)
+
+    def read_text(self, path: Path) -> str:
+        """Content of a text file, in an archive or not."""
+        with self.local(path) as file:
+            return read_list(file).decode("utf-8-sig", "surrogateescape")
+
+    def require(self, problems: Sequence[str]) -> None:
+        """Refuse a dataset with these problems, or only log them where an incomplete one is accepted.
+
+        Raises:
+            PrepareError: says what is missing, what is expected, and where to download it.
+        """
+        if not problems:
+            return
+        text = "\n".join([f"{self.title} below {self.src} is not complete:", *(f"  {p}" for p in problems)])
+        if not self.partial:
+            raise PrepareError(f"{text}\n{self.expected}\n--partial takes what is there")
+        logger.warning("%s", text)
+
+    def incomplete(self, *problems: str) -> PrepareError:
+        """The error of a dataset that cannot be used, with the archives that have to be unpacked first."""
+        lines = [f"{self.title} below {self.src} is not complete: {problems[0]}", *problems[1:]]
+        zips = [str(path.relative_to(self.src)) for path in sorted(self.src.rglob("*.zip"))]
+        if zips:
+            lines.append(f"There are archives to unpack first: {', '.join(zips[:_SHOWN])}")
+        return PrepareError("\n".join([*lines, self.expected]))
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their name without extension.
+
+    Raises:
+        PrepareError: two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(path.stem, path)
+        if other is not path:
+            raise PrepareError(f"{other} and {path} have the same name; keep one of them")
+    return found
+
+
+def listed(names: Sequence[str], show: int = 40) -> str:
+    """Names in one line, the rest as a number."""
+    more = f" and {len(names) - show} more" if len(names) > show else ""
+    return ", ".join(names[:show]) + more
+
+
+def safe_name(text: str) -> str:
+    """`text` as part of file names that are UTF-8 and stand in split lines as they are.
+
+    White space becomes an underscore, bytes that are not UTF-8 their two hexadecimal digits.
+    """
+    text = re.sub("[\udc80-\udcff]", lambda match: f"{ord(match[0]) - 0xDC00:02X}", text)
+    return re.sub(r"\s+", "_", text)

@@ -1,0 +1,25 @@
+"""Known datasets by index: `from s5.datasets import LoveDA; LoveDA(root, "val")[0]["mask"]`.
+
+`help(LoveDA)` tells format, classes, splits, licence and citation; `dir(s5.datasets)` lists all of them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from s5.data.datasets import DATASETS, Dataset, register
+
+if TYPE_CHECKING:
+    from s5.data.datasets import *  # noqa: F403
+
+__all__ = ["DATASETS", "Dataset", "register"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """A registered dataset by the name of its class."""
+    for dataset in DATASETS.values():
+        if dataset.__name__ == name:
+            return dataset
+    raise AttributeError(f"module 's5.datasets' has no attribute {name!r}; there are {', '.join(__dir__())}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(dataset.__name__ for dataset in DATASETS.values())]

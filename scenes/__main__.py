@@ -6,8 +6,6 @@ Writes images, masks, DOTA label files and split files under DIR. What is there 
 is not generated again.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -17,8 +15,7 @@ from pathlib import Path
 
 from s5.data.command import run_command
 from s5.data.prepare.parallel import default_workers
-
-from .dataset import PARTS, Request, write_dataset
+from scenes.dataset import PARTS, Request, write_dataset
 
 
 def _parser() -> argparse.ArgumentParser:

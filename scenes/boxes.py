@@ -1,11 +1,9 @@
 """Rotated boxes (cx, cy, w, h, theta, class): canonical form, corners, DOTA text, drawing."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 
-from .classes import BOX_CLASSES, TABLE
+from scenes.classes import BOX_CLASSES, TABLE
 
 
 def canonical(boxes: np.ndarray, size: int, share: float = 0.5) -> np.ndarray:

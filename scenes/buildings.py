@@ -1,15 +1,13 @@
 """Buildings: footprints with gabled, hipped or flat roofs, lit face by face."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 
-from .canvas import Canvas, Sun
-from .classes import Material
-from .geometry import Frame, Pose, at, box, rotate
-from .palette import ROOFS, pick
+from scenes.canvas import Canvas, Sun
+from scenes.classes import Material
+from scenes.geometry import Frame, Pose, at, box, rotate
+from scenes.palette import ROOFS, pick
 
 
 class Look(NamedTuple):

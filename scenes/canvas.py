@@ -1,16 +1,14 @@
 """The drawing surface of a scene: colour, material, height and shade layers at twice the image size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .classes import Material
-from .geometry import Pose
-from .palette import Palette
+from scenes.classes import Material
+from scenes.geometry import Pose
+from scenes.palette import Palette
 
 Color = Sequence[float] | np.ndarray
 SCALE = 2  # canvas pixels per image pixel
@@ -48,18 +46,18 @@ class Canvas:
     world origin is the image centre.
 
     Attributes:
-        size: image side in pixels.
-        gsd: ground resolution in metres per image pixel.
-        rng: draws everything.
-        palette: colours of the scene.
-        sun: lights roofs and crowns and casts the shadows.
+        size: Image side in pixels.
+        gsd: Ground resolution in metres per image pixel.
+        rng: Draws everything.
+        palette: Colours of the scene.
+        sun: Lights roofs and crowns and casts the shadows.
         color: uint8 (2S, 2S, 3) RGB without light.
         material: uint8 (2S, 2S), values of `Material`.
         height: float32 (2S, 2S), metres above the ground; casts shadows.
         shade: float32 (2S, 2S), sunlight relative to flat ground (roof slopes, tree crowns).
-        boxes: one (cx, cy, length, width, theta, class) per object, image pixels, before clipping.
-        trees: trees that are planted once all ground is painted.
-        spots: places that get a vehicle once all trees are planted.
+        boxes: One (cx, cy, length, width, theta, class) per object, image pixels, before clipping.
+        trees: Trees that are planted once all ground is painted.
+        spots: Places that get a vehicle once all trees are planted.
     """
 
     def __init__(self, size: int, gsd: float, rng: np.random.Generator, palette: Palette, sun: Sun) -> None:

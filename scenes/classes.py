@@ -1,7 +1,5 @@
 """Classes, surface materials and the coarser label sets of the synthetic scenes."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import NamedTuple
 

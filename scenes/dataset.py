@@ -1,7 +1,5 @@
 """Write scenes to disk as a dataset of labeled, unlabeled and validation images with split files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -16,9 +14,8 @@ from s5.data.image_io import write_bytes, write_image, write_mask
 from s5.data.prepare.parallel import run_parallel
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
-
-from .boxes import dota_lines
-from .scene import generate_scene
+from scenes.boxes import dota_lines
+from scenes.scene import generate_scene
 
 logger = logging.getLogger(__name__)
 

@@ -33,11 +33,11 @@ def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> No
     """Write the dataset of every task; worlds of different seeds have no scene in common.
 
     Args:
-        root: folder of the datasets.
-        size: image side in pixels.
-        train: number of training scenes of each task, of which not all have objects.
-        val: number of validation scenes of each task.
-        workers: number of processes.
+        root: Folder of the datasets.
+        size: Image side in pixels.
+        train: Number of training scenes of each task, of which not all have objects.
+        val: Number of validation scenes of each task.
+        workers: Number of processes.
     """
     for task, seed in TASKS.items():
         request = Request(labeled=train, unlabeled=0, val=val, size=size, seed=seed)

@@ -1,7 +1,5 @@
 """Plane geometry of the scenes: frames, polygons and polylines, all in metres (x right, y down)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,7 +50,7 @@ class Frame:
         """Inverse of `world` for an unbent frame; an approximation (error < 2 * bend) for a bent one."""
         return rotate(np.asarray(points, float) - self.origin, -self.angle)
 
-    def moved(self, u: float, v: float, turn: float = 0.0) -> Frame:
+    def moved(self, u: float, v: float, turn: float = 0.0) -> "Frame":
         """An unbent frame whose origin lies at local (u, v), turned by `turn` radians."""
         return Frame(self.world(np.array([u, v])), self.angle + turn)
 

@@ -1,17 +1,15 @@
 """Open ground: parcels with crop rows, meadows, woods and what stands along parcel borders."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .canvas import Canvas
-from .classes import NATURAL, Material, is_one_of
-from .geometry import Frame, blob, length, span, walk
-from .noise import fractal, noise
-from .palette import Palette, mix
+from scenes.canvas import Canvas
+from scenes.classes import NATURAL, Material, is_one_of
+from scenes.geometry import Frame, blob, length, span, walk
+from scenes.noise import fractal, noise
+from scenes.palette import Palette, mix
 
 Rect = tuple[float, float, float, float]
 

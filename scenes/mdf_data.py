@@ -27,11 +27,11 @@ def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> No
     """Write the dataset of every task; worlds of different seeds have no scene in common.
 
     Args:
-        root: folder of the datasets; S4P's scenes, which are elsewhere, are those of seed 0.
-        size: image side in pixels.
-        train: number of training scenes of each task.
-        val: number of validation scenes of each task.
-        workers: number of processes.
+        root: Folder of the datasets; S4P's scenes, which are elsewhere, are those of seed 0.
+        size: Image side in pixels.
+        train: Number of training scenes of each task.
+        val: Number of validation scenes of each task.
+        workers: Number of processes.
     """
     for seed, task in enumerate(TASKS, start=1):
         request = Request(labeled=train, unlabeled=0, val=val, size=size, seed=seed)

@@ -1,7 +1,5 @@
 """Random fields: smooth noise of a given cell size, with and without direction."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -1,15 +1,13 @@
 """From layers to a picture: surface texture, waves, cast shadows, light, air and sensor."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .canvas import SCALE, Canvas, Sun
-from .classes import Material, material_table
-from .noise import fractal, noise, streaks
+from scenes.canvas import SCALE, Canvas, Sun
+from scenes.classes import Material, material_table
+from scenes.noise import fractal, noise, streaks
 
 
 class Conditions(NamedTuple):
@@ -31,7 +29,7 @@ class Conditions(NamedTuple):
     quality: int  # JPEG quality, 0 for none
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Conditions:
+    def draw(cls, rng: np.random.Generator) -> "Conditions":
         """Draw the conditions of a scene."""
         azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 62))
         sun = Sun(np.array([np.cos(azimuth), np.sin(azimuth)]), float(np.tan(elevation)))

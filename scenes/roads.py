@@ -1,13 +1,11 @@
 """Roads, streets and car parks: surfaces, markings and the places where vehicles stand."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from .canvas import Canvas
-from .classes import Material
-from .geometry import Frame, length, offset, rotate, span, walk
-from .palette import mix
+from scenes.canvas import Canvas
+from scenes.classes import Material
+from scenes.geometry import Frame, length, offset, rotate, span, walk
+from scenes.palette import mix
 
 PAINT = np.array((214, 212, 204))
 YELLOW = np.array((206, 170, 72))

@@ -1,21 +1,19 @@
 """One scene: its picture, mask and rotated boxes, a pure function of (seed, index, size, theme)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from . import boxes as rotated
-from .canvas import SCALE, Canvas
-from .classes import TABLE, material_table
-from .objects import vehicle
-from .palette import Palette
-from .render import Conditions, render
-from .themes import THEMES
-from .trees import plant
+from scenes import boxes as rotated
+from scenes.canvas import SCALE, Canvas
+from scenes.classes import TABLE, material_table
+from scenes.objects import vehicle
+from scenes.palette import Palette
+from scenes.render import Conditions, render
+from scenes.themes import THEMES
+from scenes.trees import plant
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Scene:
         boxes: float32 (N, 6): cx, cy, w, h in pixels (pixel i spans [i, i + 1]), theta in radians, class id
             of the mask. `w` >= `h`, theta in [-pi/2, pi/2) turns from x towards y. At least half of each
             box lies in the image.
-        meta: theme, seed, index, gsd (metres per pixel), season, sun azimuth and elevation (degrees).
+        meta: Theme, seed, index, gsd (metres per pixel), season, sun azimuth and elevation (degrees).
     """
 
     image: np.ndarray
@@ -59,7 +57,7 @@ def generate_scene(seed: int, index: int, size: int = 256, theme: str | None = N
         theme: One of `THEMES`, or None.
 
     Raises:
-        ValueError: unknown theme.
+        ValueError: Unknown theme.
     """
     names = list(THEMES)
     name = names[index % len(names)] if theme is None else theme

@@ -1,13 +1,11 @@
 """Trees: all crowns of a scene are grown at once from a distance transform of their positions."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 
-from .canvas import SCALE, Canvas
-from .classes import NATURAL, Material, is_one_of
-from .noise import fractal, noise
+from scenes.canvas import SCALE, Canvas
+from scenes.classes import NATURAL, Material, is_one_of
+from scenes.noise import fractal, noise
 
 
 def plant(canvas: Canvas) -> None:

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_gpus(wanted: int) -> str | None:
-    """The problem, if fewer than ``wanted`` GPUs are visible."""
+    """The problem, if fewer than `wanted` GPUs are visible."""
     if wanted == 0:
         return None
     import torch  # here, as it takes seconds and a run without GPUs needs none of it
@@ -41,7 +41,7 @@ def check_gpus(wanted: int) -> str | None:
 
 
 def check_port(port: int) -> str | None:
-    """The problem, if nothing can listen on ``port``."""
+    """The problem, if nothing can listen on `port`."""
     try:
         _listen(port).close()
     except OSError as error:

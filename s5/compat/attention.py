@@ -12,7 +12,7 @@ the case of 64 modulo 128, but cudnn-frontend#1072 reports NaN for a single quer
 PyTorch's flash, memory-efficient and math kernels mask correctly. Reports: pytorch#196678;
 cudnn-frontend#160, #628, #1072.
 
-The environment variable ``S5_CUDNN_ATTENTION`` is ``off`` by default; ``on`` leaves the choice to PyTorch.
+The environment variable `S5_CUDNN_ATTENTION` is `off` by default; `on` leaves the choice to PyTorch.
 """
 
 import os
@@ -29,7 +29,7 @@ CHOICES = ("off", "on")
 
 
 def choose_backends() -> None:
-    """Switch cuDNN's attention off in this process, unless the environment variable is ``on``.
+    """Switch cuDNN's attention off in this process, unless the environment variable is `on`.
 
     Every backbone calls it when it is built. The kernel of the backward pass follows from that of the forward
     pass, and a compiled graph keeps the one it was compiled with.

@@ -21,7 +21,7 @@ MIN_WIDTH = 64  # narrower layers are not worth it
 
 
 class ConvolutionLinear(TorchFunctionMode):
-    """Inside ``with ConvolutionLinear():`` every float32 `F.linear` on a CPU is a 1x1 convolution.
+    """Inside `with ConvolutionLinear():` every float32 `F.linear` on a CPU is a 1x1 convolution.
 
     Compiled code keeps the linear layer: Inductor of torch 2.9 fails on the strides of such a convolution.
 
@@ -48,16 +48,16 @@ class ConvolutionLinear(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
-        """Run ``func``, or the convolution in its place."""
+        """Run `func`, or the convolution in its place."""
         if func is F.linear and not torch.compiler.is_compiling() and _suits(args[0], args[1]):
             return linear_by_convolution(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def checkpoint_contexts() -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
-    """``context_fn`` for `torch.utils.checkpoint.checkpoint`: recompute linear layers as they were computed.
+    """`context_fn` for `torch.utils.checkpoint.checkpoint`: recompute linear layers as they were computed.
 
-    The backward pass recomputes outside of the ``with``. PyTorch restores autocast there, but not this mode.
+    The backward pass recomputes outside of the `with`. PyTorch restores autocast there, but not this mode.
     """
     if not ConvolutionLinear.depth:
         return noop_context_fn
@@ -65,7 +65,7 @@ def checkpoint_contexts() -> Callable[[], tuple[AbstractContextManager, Abstract
 
 
 def linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The linear layer of ``x`` (..., C_in) with ``weight`` (C_out, C_in), computed as a 1x1 convolution."""
+    """The linear layer of `x` (..., C_in) with `weight` (C_out, C_in), computed as a 1x1 convolution."""
     rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, rows, 1), channels last
     out = F.conv2d(rows, weight[:, :, None, None], bias)  # (1, C_out, rows, 1)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])

@@ -4,8 +4,8 @@
 stand-in has every function: those listed in `IMPLEMENTED` run in PyTorch, each other one raises
 an error that names it when it is called.
 
-The environment variable ``S5_MMCV_EXT`` chooses: ``auto`` (the default: the compiled extension if
-there is one), ``pure`` (the stand-in in any case), ``compiled`` (an error if there is none).
+The environment variable `S5_MMCV_EXT` chooses: `auto` (the default: the compiled extension if
+there is one), `pure` (the stand-in in any case), `compiled` (an error if there is none).
 """
 
 import logging
@@ -72,10 +72,10 @@ def install() -> str:
     """Register the stand-in, unless the compiled extension is present and wanted.
 
     Returns:
-        What is in use, ``pure`` or ``compiled``.
+        What is in use, `pure` or `compiled`.
 
     Raises:
-        ValueError: ``S5_MMCV_EXT`` has an unknown value.
+        ValueError: `S5_MMCV_EXT` has an unknown value.
         ImportError: The compiled extension is asked for and missing, or the stand-in is asked for
             after the compiled one was imported.
     """
@@ -96,7 +96,7 @@ def install() -> str:
 
 
 def in_use() -> str:
-    """Tell which extension `mmcv.ops` gets: ``pure`` (the stand-in) or ``compiled``."""
+    """Tell which extension `mmcv.ops` gets: `pure` (the stand-in) or `compiled`."""
     return "pure" if isinstance(sys.modules.get(EXTENSION), PureExtension) else "compiled"
 
 
@@ -106,10 +106,10 @@ def require_device(device: str) -> None:
     mmcv compiles without CUDA where no GPU is visible, as on the login node of a cluster.
 
     Args:
-        device: ``cuda`` or ``cpu``.
+        device: `cuda` or `cpu`.
 
     Raises:
-        ExtensionError: it has none.
+        ExtensionError: It has none.
     """
     if device == "cuda" and in_use() == "compiled":
         if import_module(EXTENSION).get_compiling_cuda_version() == "not available":

@@ -17,8 +17,8 @@ def resolve_precision(name: str, device: torch.device | str) -> torch.dtype | No
     """Choose the autocast type for a device.
 
     Args:
-        name: ``auto`` takes bfloat16 where the device computes in it (CUDA GPUs from Ampere on, CPUs
-            with AMX or AVX512-BF16), else float16 on CUDA, else float32; ``bf16``, ``fp16``, ``fp32`` are
+        name: `auto` takes bfloat16 where the device computes in it (CUDA GPUs from Ampere on, CPUs
+            with AMX or AVX512-BF16), else float16 on CUDA, else float32; `bf16`, `fp16`, `fp32` are
             taken as they are.
         device: Where the model runs.
 

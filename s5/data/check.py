@@ -4,10 +4,8 @@
     python -m s5.data.check splits/unlabeled/RS4P-1M.txt --root DATA_ROOT
     python -m s5.data.check roofs/images --masks roofs/masks --root DATA_ROOT --labels '{classes: [roof]}'
 
-Without ``--labels`` only the images are looked at. The exit code is 1 when there are errors.
+Without `--labels` only the images are looked at. The exit code is 1 when there are errors.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
@@ -48,9 +46,9 @@ def check_split(split: Split, table: LabelTable | None = None, workers: int | No
     """Open every file of a split.
 
     Args:
-        split: the split.
-        table: label table of the masks; None looks at the images (and at any masks' sizes) only.
-        workers: threads; the decoders run outside Python's lock. Default: one per CPU, 16 at most.
+        split: The split.
+        table: Label table of the masks; None looks at the images (and at any masks' sizes) only.
+        workers: Threads; the decoders run outside Python's lock. Default: one per CPU, 16 at most.
 
     Returns:
         The findings. Nothing is raised for what is wrong with the data.
@@ -69,7 +67,7 @@ def require_clean(
 ) -> MaskSurvey:
     """Refuse a labeled split that has errors; warnings are logged.
 
-    A clean result is remembered in ``cache_dir`` under a fingerprint of the table and of path, size and time
+    A clean result is remembered in `cache_dir` under a fingerprint of the table and of path, size and time
     of change of every file, so that the next start asks for these only. In a distributed run call it on one
     rank.
 
@@ -77,7 +75,7 @@ def require_clean(
         How its masks are coded, to be compared with the other splits of the dataset.
 
     Raises:
-        DataError: the split has errors; names the first ones and the command that lists all.
+        DataError: The split has errors; names the first ones and the command that lists all.
     """
     mark = Path(cache_dir) / f"{split.path.stem}-{_fingerprint(split, table, workers)}.json"
     if mark.is_file():
@@ -115,7 +113,7 @@ def check_command(split: Split, table: LabelTable | None) -> str:
 def _in_chunks(
     split: Split, work: Callable[[Sequence[int]], _Result], workers: int | None
 ) -> Iterator[_Result]:
-    """``work`` on ranges of sample indices in threads, results in order."""
+    """`work` on ranges of sample indices in threads, results in order."""
     if workers is None:
         workers = min(
             16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -167,7 +165,7 @@ def _check_sample(sample: Sample, report: Report) -> None:
 def _read_mask(path: Path, report: Report, valid: np.ndarray | None) -> np.ndarray:
     """Raw values (H, W) of the report's table, which are counted; without a table as stored, of any type.
 
-    Where the image has no data (``valid`` is false), labels are ignored whatever they are.
+    Where the image has no data (`valid` is false), labels are ignored whatever they are.
     """
     if report.table is None:
         with open_stored_mask(path) as stored:
@@ -215,7 +213,7 @@ def _histogram(mask: np.ndarray) -> np.ndarray:
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """int64 (5,), see :attr:`Report.borders`."""
+    """int64 (5,), see `Report.borders`."""
     rows = mask[::4]
     differ, zero, high = rows[:, 1:] != rows[:, :-1], rows == 0, rows == 255
     over_zero = (differ & (zero[:, 1:] | zero[:, :-1])).sum()

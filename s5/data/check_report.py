@@ -1,7 +1,5 @@
 """What the check of a split found."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +17,12 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: ``missing``, ``corrupt``, ``values`` (values or colours outside the table), ``size`` (mask
-            unlike image), ``colours`` (colour-coded, but the table has no palette; or it cannot be told),
-            ``no mask``, ``line`` (the split's line itself), ``convention`` (all masks of the split were
-            written for another table) or ``ignored`` (no pixel of them counts).
-        path: the file.
-        message: the whole message, file included.
+        kind: `missing`, `corrupt`, `values` (values or colours outside the table), `size` (mask
+            unlike image), `colours` (colour-coded, but the table has no palette; or it cannot be told),
+            `no mask`, `line` (the split's line itself), `convention` (all masks of the split were
+            written for another table) or `ignored` (no pixel of them counts).
+        path: The file.
+        message: The whole message, file included.
     """
 
     kind: str
@@ -34,21 +32,21 @@ class Problem:
 
 @dataclass
 class Report:
-    """Findings on a split, or on part of one (parts are added up with :meth:`add`).
+    """Findings on a split, or on part of one (parts are added up with `add`).
 
     Attributes:
-        split: path of the split file.
-        table: label table the masks were held against; None for unlabeled images.
-        samples: number of lines looked at.
-        problems: everything that is wrong, in the order of the split.
-        warnings: messages on what may be wrong and is for the user to judge.
-        sizes: number of images per (height, width).
+        split: Path of the split file.
+        table: Label table the masks were held against; None for unlabeled images.
+        samples: Number of lines looked at.
+        problems: Everything that is wrong, in the order of the split.
+        warnings: Messages on what may be wrong and is for the user to judge.
+        sizes: Number of images per (height, width).
         raw_histogram: int64 (256,), pixels per raw mask value over all masks that could be read.
         borders: int64 (5,), over every fourth row of these masks: neighbours that differ, those of them of
             which one is 0, pixels that are 0, and runs of 255 and of 0 that do not touch the side of
             their mask.
-        masks: how the masks are coded.
-        without_data: labeled pixels at which the image has no data; they are in neither of the counts above.
+        masks: How the masks are coded.
+        without_data: Labeled pixels at which the image has no data; they are in neither of the counts above.
     """
 
     split: str
@@ -84,7 +82,7 @@ class Report:
             return 0
         return int(self.raw_histogram[list(self.table.ignore_values)].sum()) + self.without_data
 
-    def add(self, other: Report) -> None:
+    def add(self, other: "Report") -> None:
         """Take in the findings on a further part of the split."""
         self.samples += other.samples
         self.problems += other.problems
@@ -117,7 +115,7 @@ class Report:
             self.warnings.append(message)
 
     def summary(self, show: int = 20) -> str:
-        """The findings as text, with the first ``show`` problems."""
+        """The findings as text, with the first `show` problems."""
         lines = [f"{self.split}: {self.samples} samples", *self._size_lines(), *self._label_lines()]
         if self.warnings:
             lines += [f"{len(self.warnings)} warnings:", *(f"  {message}" for message in self.warnings)]

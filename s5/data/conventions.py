@@ -6,8 +6,6 @@ objects; masks that were shifted down to train ids; masks of 0 and 255 read as 0
 that were turned to grey.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +26,8 @@ class Suspicion(NamedTuple):
     """What is, or may be, wrong with all masks of a split.
 
     Attributes:
-        message: what was found, and the ways out.
-        is_error: whether training has to be refused; else the user's classes may explain it as well.
+        message: What was found, and the ways out.
+        is_error: Whether training has to be refused; else the user's classes may explain it as well.
     """
 
     message: str
@@ -43,9 +41,9 @@ def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.nda
     own it is one if a value is outside the table or nothing else explains it.
 
     Args:
-        table: the table they are read with.
+        table: The table they are read with.
         histogram: int64 (256,), pixels per raw value.
-        borders: int64 (5,), see :attr:`s5.data.check_report.Report.borders`.
+        borders: int64 (5,), see `s5.data.check_report.Report.borders`.
 
     Returns:
         The finding; None if there is none.

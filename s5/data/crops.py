@@ -39,7 +39,7 @@ class CropParams:
 
 @dataclass(frozen=True)
 class _Span:
-    """One axis of a crop: output pixels [start, stop) show resized pixels from ``first`` on."""
+    """One axis of a crop: output pixels [start, stop) show resized pixels from `first` on."""
 
     start: int
     stop: int
@@ -173,7 +173,7 @@ def _resample(image: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
 
 
 def _low_pass(step: float) -> np.ndarray:
-    """Kernel that makes bilinear sampling at ``step`` source pixels an antialiased one.
+    """Kernel that makes bilinear sampling at `step` source pixels an antialiased one.
 
     A triangle of a whole half-width n sampled anywhere is exactly a bilinear sample of the discrete triangle
     of half-width n; between whole steps the two neighbours are mixed so that the variance grows with step².

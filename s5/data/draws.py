@@ -1,6 +1,6 @@
 """Random draws of one sample, keyed by what is drawn and not by who draws it.
 
-Every sample takes its numbers from ``sample_rng(seed, source, position)``. The result of a run therefore
+Every sample takes its numbers from `sample_rng(seed, source, position)`. The result of a run therefore
 depends neither on the number of workers nor on where it was interrupted.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NEUTRAL = np.array([1, 1, 1, 0, 0, 0], np.float32)
-"""Row of ``PHOTOMETRIC_FIELDS`` that changes nothing."""
+"""Row of `PHOTOMETRIC_FIELDS` that changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def sample_rng(seed: int, source: int, position: int) -> np.random.Generator:
 
 
 def draw_photometric(rng: np.random.Generator, cfg: Photometric) -> np.ndarray:
-    """Draws one image's row for ``s5.ops.photometric.apply_photometric``.
+    """Draws one image's row for `s5.ops.photometric.apply_photometric`.
 
     Returns:
-        (6,) float32 in the order of ``PHOTOMETRIC_FIELDS``; an operation not drawn has its neutral value.
+        (6,) float32 in the order of `PHOTOMETRIC_FIELDS`; an operation not drawn has its neutral value.
     """
     row = np.array(NEUTRAL)
     if rng.random() < cfg.jitter_p:

@@ -1,17 +1,15 @@
 """Errors of the data layer: every message names the file, what is wrong with it and the way out."""
 
-from __future__ import annotations
-
 import codecs
 from pathlib import Path
 
 ESCAPE = "s5.escape"
-r"""Name of an error handler for encoding: characters that a stream lacks are written as ``\u5f71``, and bytes
-of file names that are not UTF-8, which Python holds as surrogates, as ``\xcf``."""
+r"""Name of an error handler for encoding: characters that a stream lacks are written as `\u5f71`, and bytes
+of file names that are not UTF-8, which Python holds as surrogates, as `\xcf`."""
 
 
 def printable(text: str) -> str:
-    """The text with what UTF-8 cannot encode escaped, see :data:`ESCAPE`."""
+    """The text with what UTF-8 cannot encode escaped, see `ESCAPE`."""
     return text.encode("utf-8", ESCAPE).decode("utf-8")
 
 
@@ -40,7 +38,7 @@ class DataError(ValueError):
     """Something about the data on disk is wrong; the message says what and what to do.
 
     Args:
-        message: file names in it may be of any bytes; what is not UTF-8 is escaped.
+        message: File names in it may be of any bytes; what is not UTF-8 is escaped.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -51,9 +49,9 @@ class ImageError(DataError):
     """An image or mask that is missing, truncated or cannot be decoded.
 
     Args:
-        path: the file.
-        reason: what is wrong with it.
-        hint: the way out; may be empty.
+        path: The file.
+        reason: What is wrong with it.
+        hint: The way out; may be empty.
     """
 
     # Defaults let the error cross a DataLoader, which rebuilds it from its message alone.
@@ -62,7 +60,7 @@ class ImageError(DataError):
         message = f"{self.path}: {reason}" if reason else self.path
         super().__init__(f"{message}. {hint}" if hint else message)
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, str]]:
         """Keep the three parts when the error crosses a process boundary."""
         return type(self), (self.path, self.reason, self.hint)
 
@@ -72,7 +70,7 @@ class LabelError(DataError):
 
 
 class SplitError(DataError):
-    """A split file that is missing, empty or not of the form ``image[ mask]``."""
+    """A split file that is missing, empty or not of the form `image[ mask]`."""
 
 
 class LoaderError(DataError):

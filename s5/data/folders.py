@@ -1,7 +1,5 @@
 """Find files in folder trees, without what file systems and file managers put there."""
 
-from __future__ import annotations
-
 import fnmatch
 import hashlib
 import logging
@@ -31,25 +29,25 @@ _SHOWN = 5  # names in a message
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder is one of :data:`SYSTEM_NAMES`."""
+    """Whether a file or folder is one of `SYSTEM_NAMES`."""
     return _SYSTEM.match(name) is not None
 
 
 def find_images(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """All image files below ``folder``, see :func:`find_files`."""
+    """All image files below `folder`, see `find_files`."""
     return find_files(folder, leave_out, IMAGE_EXTENSIONS)
 
 
 def find_files(folder: Path, leave_out: Path | None = None, endings: tuple[str, ...] = ("",)) -> list[Path]:
-    """All files below ``folder``, sorted; follows links.
+    """All files below `folder`, sorted; follows links.
 
-    Hidden files are left out, and so are thumbnails, recycle bins and the like (:data:`SYSTEM_NAMES`), the
+    Hidden files are left out, and so are thumbnails, recycle bins and the like (`SYSTEM_NAMES`), the
     number of which is logged.
 
     Args:
-        folder: where to look.
-        leave_out: folder that is not looked into.
-        endings: of the names of the files that are meant, in lower case; case does not count.
+        folder: Where to look.
+        leave_out: Folder that is not looked into.
+        endings: Of the names of the files that are meant, in lower case; case does not count.
     """
     found: list[Path] = []
     system: Counter[str] = Counter()
@@ -73,7 +71,7 @@ def find_files(folder: Path, leave_out: Path | None = None, endings: tuple[str, 
 
 
 def without_system_files(paths: Iterable[Path], root: Path) -> list[Path]:
-    """The files that :func:`find_files` would not leave out for a system name below ``root``."""
+    """The files that `find_files` would not leave out for a system name below `root`."""
     kept: list[Path] = []
     system: Counter[str] = Counter()
     for path in paths:
@@ -87,13 +85,13 @@ def without_system_files(paths: Iterable[Path], root: Path) -> list[Path]:
 
 
 def tell_apart(stems: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The stems; those that coincide (of ``a.jpg`` and ``a.png``) get a mark.
+    """The stems; those that coincide (of `a.jpg` and `a.png`) get a mark.
 
     The mark depends on nothing but the key, so that it is the same in every run.
 
     Args:
-        stems: names without extension.
-        keys: what tells files of the same stem apart, such as their paths.
+        stems: Names without extension.
+        keys: What tells files of the same stem apart, such as their paths.
     """
     count = Counter(stems)
     return [
@@ -106,7 +104,7 @@ def _mark(key: str) -> str:
 
 
 def _pattern(name: str) -> str:
-    """The one of :data:`SYSTEM_NAMES` that a name is."""
+    """The one of `SYSTEM_NAMES` that a name is."""
     return next(p for p in SYSTEM_NAMES if fnmatch.fnmatchcase(name.lower(), p.lower()))
 
 
@@ -132,19 +130,19 @@ def _log_error(error: OSError) -> None:
 def pair_folders(images: str | Path, masks: str | Path, root: str | Path) -> Split:
     """The images of one folder with the masks of another that have the same name.
 
-    A pair has the same path below its folder, extension aside: ``images/a/1.tif`` and ``masks/a/1.png``.
+    A pair has the same path below its folder, extension aside: `images/a/1.tif` and `masks/a/1.png`.
     Hidden files and files that are no images are left out.
 
     Args:
-        images: folder of the images, relative to ``root`` unless absolute.
-        masks: folder of the masks, likewise.
-        root: data root; paths below it are kept relative to it.
+        images: Folder of the images, relative to `root` unless absolute.
+        masks: Folder of the masks, likewise.
+        root: Data root; paths below it are kept relative to it.
 
     Returns:
         The pairs in the order of their names; messages call the split by the folder of the images.
 
     Raises:
-        SplitError: a folder is missing or empty, a file has no partner, or two files share a stem.
+        SplitError: A folder is missing or empty, a file has no partner, or two files share a stem.
     """
     root = Path(root).absolute()
     found_images, found_masks = _by_stem(root / images), _by_stem(root / masks)
@@ -164,15 +162,15 @@ def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
     fall on both sides; where that matters, write two split files.
 
     Args:
-        split: two images or more.
-        share: part of the images to hold out, between 0 and 1.
-        seed: another seed is another choice.
+        split: Two images or more.
+        share: Part of the images to hold out, between 0 and 1.
+        seed: Another seed is another choice.
 
     Returns:
-        Training and validation split, both in the order of ``split``.
+        Training and validation split, both in the order of `split`.
 
     Raises:
-        SplitError: fewer than two images, or a share that is not between 0 and 1.
+        SplitError: Fewer than two images, or a share that is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise SplitError(f"{split.path}: the share to hold out lies between 0 and 1, got {share}")

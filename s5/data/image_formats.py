@@ -1,7 +1,5 @@
 """Recognise image formats by their first bytes, and tell whole files from truncated ones without decoding."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -20,7 +18,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def detect_format(data: bytes) -> str | None:
-    """``jpeg``, ``png``, ``bmp``, ``webp`` or ``tiff`` from the first 12 bytes of a file; None if neither."""
+    """`jpeg`, `png`, `bmp`, `webp` or `tiff` from the first 12 bytes of a file; None if neither."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -131,7 +129,7 @@ def is_plain(data: bytes, color_types: tuple[int, ...]) -> bool:
 
 
 def read_palette(data: bytes) -> tuple[tuple[int, int, int, int], ...]:
-    """RGBA of each entry of a PNG's palette; empty without one. The pixels may be missing in ``data``."""
+    """RGBA of each entry of a PNG's palette; empty without one. The pixels may be missing in `data`."""
     chunks = _chunks_before_pixels(data)
     return _palette(chunks.get(b"PLTE", b""), chunks.get(b"tRNS", b""))
 
@@ -166,7 +164,7 @@ def decode_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | 
         uint8 (H, W), if there is one.
 
     Raises:
-        ImageError: the data are damaged.
+        ImageError: The data are damaged.
     """
     try:
         with MemoryFile(data) as file, file.open(driver="PNG") as dataset:

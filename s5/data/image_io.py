@@ -8,14 +8,12 @@ rasterio. Rules that hold for every format:
 - images of other sample types are stretched linearly from their 0.5..99.5 percentile, taken over all bands,
   to 0..255;
 - pixels without data (a no-data value, NaN, an internal or external mask, alpha 0) do not count for the
-  stretch and become 0; :func:`read_image_with_valid` says where they are;
+  stretch and become 0; `read_image_with_valid` says where they are;
 - the EXIF orientation is ignored, because masks do not have one;
 - a truncated file is an error. OpenCV fills the rest of such an image with grey or black without a word.
 
-In a loader worker call :func:`init_worker` once: OpenCV then starts no threads of its own.
+In a loader worker call `init_worker` once: OpenCV then starts no threads of its own.
 """
-
-from __future__ import annotations
 
 import io
 import struct
@@ -71,8 +69,8 @@ _RESTORE = "Restore it from its source, or take it out of the split"
 def init_worker() -> None:
     """Set OpenCV up for a loader worker: no threads of its own, no log lines on stderr.
 
-    Call it in ``worker_init_fn``; the process is then one thread, and broken files speak through
-    :class:`ImageError` only.
+    Call it in `worker_init_fn`; the process is then one thread, and broken files speak through
+    `ImageError` only.
     """
     cv2.setNumThreads(0)
     cv2.ocl.setUseOpenCL(False)
@@ -86,7 +84,7 @@ def read_image(path: str | Path) -> np.ndarray:
         uint8 (H, W, 3), RGB. See the module for how other depths and channel counts are brought there.
 
     Raises:
-        ImageError: the file is missing, truncated, of an unknown format or cannot be decoded.
+        ImageError: The file is missing, truncated, of an unknown format or cannot be decoded.
     """
     return read_image_with_valid(path)[0]
 
@@ -107,11 +105,11 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     """Read an image and where it has data.
 
     Returns:
-        The image as of :func:`read_image`, and bool (H, W), False where it has no data; None if it has data
+        The image as of `read_image`, and bool (H, W), False where it has no data; None if it has data
         everywhere.
 
     Raises:
-        ImageError: as :func:`read_image`.
+        ImageError: As `read_image`.
     """
     kind, data = read_file(path)
     if kind == "tiff":
@@ -131,13 +129,13 @@ def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask of values as stored, whatever they mean; a palette image gives its indices.
 
     A mask stored with three channels is accepted when they are equal. Masks of a user's dataset are read by
-    their label table, see :func:`s5.data.masks.read_values`.
+    their label table, see `s5.data.masks.read_values`.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        ImageError: as :func:`read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
+        ImageError: As `read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
     """
     with open_stored_mask(path) as stored:
         require_size(stored.header.height, stored.header.width, path)
@@ -149,7 +147,7 @@ def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
     """Open a mask as its file stores it: a TIFF by windows, other formats decoded as a whole.
 
     Raises:
-        ImageError: as :func:`read_image`; also for JPEG and WebP, which are lossy.
+        ImageError: As `read_image`; also for JPEG and WebP, which are lossy.
     """
     kind, data = read_file(path)
     _require_lossless(kind, path)
@@ -173,7 +171,7 @@ def read_mask_header(path: str | Path) -> MaskHeader:
     """What the header of a mask says, without decoding it.
 
     Raises:
-        ImageError: as :func:`open_stored_mask`, as far as the header tells.
+        ImageError: As `open_stored_mask`, as far as the header tells.
     """
     with _open(path) as file:
         data = file.read(_HEADER_BYTES)
@@ -191,7 +189,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width in pixels, from the header; a TIFF must have its last pixel as well.
 
     Raises:
-        ImageError: the file is missing or its header cannot be read.
+        ImageError: The file is missing or its header cannot be read.
     """
     with _open(path) as file, _reading(path):
         kind = _require_format(file.read(16), path)
@@ -213,7 +211,7 @@ def write_image(
     The file appears whole or not at all: it is written beside its place and renamed.
 
     Args:
-        path: ``.jpg``, ``.png``, ``.webp`` or ``.bmp``; missing folders are made.
+        path: `.jpg`, `.png`, `.webp` or `.bmp`; missing folders are made.
         array: uint8 (H, W, 3) RGB or (H, W).
         quality: 1..100, for JPEG and WebP.
         valid: bool (H, W), false where an RGB image has no data, which is transparent then; PNG only.
@@ -277,7 +275,7 @@ def read_file(path: str | Path) -> tuple[str, bytes]:
     """Format and content of a whole image file; of a TIFF, which is read by windows, only the first bytes.
 
     Raises:
-        ImageError: the file is missing, truncated, of an unknown format or too large to be decoded.
+        ImageError: The file is missing, truncated, of an unknown format or too large to be decoded.
     """
     with _open(path) as file, _reading(path):
         data = file.read(16)
@@ -358,7 +356,7 @@ def require_size(height: int, width: int, path: str | Path) -> None:
     """Refuse an image that is too large to be decoded whole; damaged headers can claim any size.
 
     Raises:
-        ImageError: it has more than :data:`MAX_PIXELS`.
+        ImageError: It has more than `MAX_PIXELS`.
     """
     if height * width > MAX_PIXELS:
         raise _too_large(path, f" of {height}x{width} (height x width)")

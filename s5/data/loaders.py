@@ -27,7 +27,7 @@ class FixMatchCollate:
     """Stacks samples, labeled ones first, and draws the CutMix partners within the batch.
 
     Args:
-        seed: seed of the run; the partners are keyed by it and the position of the first unlabeled sample.
+        seed: Seed of the run; the partners are keyed by it and the position of the first unlabeled sample.
     """
 
     def __init__(self, seed: int) -> None:
@@ -37,10 +37,10 @@ class FixMatchCollate:
         """The batch of labeled and unlabeled samples.
 
         Returns:
-            ``images`` (L + U, 3, S, S) uint8 in channels-last memory, ``labels`` (L, S, S) uint8, ``names``
-            (L + U), ``skipped`` list of (name, reason); with unlabeled samples also ``padding`` (U, S, S)
-            bool, ``views`` with ``photometric`` (V, U, 6), ``boxes`` (V, U, 4) and ``partner`` (V, U), and
-            ``stored`` (U, S, S) if there are stored pseudo-labels.
+            `images` (L + U, 3, S, S) uint8 in channels-last memory, `labels` (L, S, S) uint8, `names`
+            (L + U), `skipped` list of (name, reason); with unlabeled samples also `padding` (U, S, S)
+            bool, `views` with `photometric` (V, U, 6), `boxes` (V, U, 4) and `partner` (V, U), and
+            `stored` (U, S, S) if there are stored pseudo-labels.
         """
         labeled = [sample for sample in samples if "label" in sample]
         unlabeled = [sample for sample in samples if "label" not in sample]
@@ -84,7 +84,7 @@ class TasksCollate:
     """Stacks labeled samples of several tasks, ordered by task.
 
     Args:
-        tasks: number of tasks.
+        tasks: Number of tasks.
     """
 
     def __init__(self, tasks: int) -> None:
@@ -94,9 +94,9 @@ class TasksCollate:
         """The batch; None stands for samples of tasks that have not started.
 
         Returns:
-            ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``photometric``
-            (B, 6) float32, neutral where a task has no photometric augmentation, ``counts``: images of each
-            task, ``names`` (B), ``skipped``: an empty list.
+            `images` (B, 3, S, S) uint8 in channels-last memory, `labels` (B, S, S) uint8, `photometric`
+            (B, 6) float32, neutral where a task has no photometric augmentation, `counts`: images of each
+            task, `names` (B), `skipped`: an empty list.
         """
         present = [sample for sample in samples if sample is not None]
         sources = [sample["source"] for sample in present]
@@ -112,7 +112,7 @@ class TasksCollate:
 
 
 def collate_validation(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Lists of ``images`` (3, H, W), ``labels`` (H, W), ``names``, ``tasks``: images may differ in size."""
+    """Lists of `images` (3, H, W), `labels` (H, W), `names`, `tasks`: images may differ in size."""
     return {key: [sample[key] for sample in samples] for key in samples[0]}
 
 
@@ -132,10 +132,10 @@ class Placement(NamedTuple):
     """Which part of the data this process loads, and how.
 
     Attributes:
-        rank: this process.
-        world_size: number of processes.
-        workers: loader processes.
-        pin_memory: page-locked batches, for copies to a GPU.
+        rank: This process.
+        world_size: Number of processes.
+        workers: Loader processes.
+        pin_memory: Page-locked batches, for copies to a GPU.
     """
 
     rank: int
@@ -155,15 +155,15 @@ def fixmatch_loader(
     """Endless loader of FixMatch batches, labeled images first.
 
     Args:
-        labeled: labeled source.
-        labeled_batch: labeled images per step and process.
-        unlabeled: unlabeled source, or None to train on labeled images alone.
-        unlabeled_batch: unlabeled images per step and process.
-        seed: seed of order and augmentation.
-        placement: this process's part.
+        labeled: Labeled source.
+        labeled_batch: Labeled images per step and process.
+        unlabeled: Unlabeled source, or None to train on labeled images alone.
+        unlabeled_batch: Unlabeled images per step and process.
+        seed: Seed of order and augmentation.
+        placement: This process's part.
 
     Raises:
-        DataError: a source has fewer images than one global step takes.
+        DataError: A source has fewer images than one global step takes.
     """
     sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
     sizes = [labeled_batch, unlabeled_batch][: len(sources)]
@@ -184,15 +184,15 @@ def tasks_loader(
     """Endless loader of batches of several tasks, ordered by task.
 
     Args:
-        sources: labeled images of each task.
-        batch_sizes: images of each per step and process.
-        start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
-        seed: seed of order and augmentation.
-        placement: this process's part.
-        epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
+        sources: Labeled images of each task.
+        batch_sizes: Images of each per step and process.
+        start_epochs: Epoch in which each task starts, counted from 0; before it nothing of it is loaded.
+        seed: Seed of order and augmentation.
+        placement: This process's part.
+        epoch_steps: Steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:
-        DataError: a task has fewer images than one global step takes.
+        DataError: A task has fewer images than one global step takes.
     """
     sampler = build_sampler(sources, batch_sizes, seed, placement)
     steps = epoch_steps or sampler.epoch_steps
@@ -206,7 +206,7 @@ def tasks_loader(
 def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
     """Loader of whole validation images of one or several tasks, one a batch.
 
-    Every image is in exactly one process. Its sampler is a :class:`~s5.data.sampler.ValidationSampler`.
+    Every image is in exactly one process. Its sampler is a `s5.data.sampler.ValidationSampler`.
     """
     metainfo = {"tasks": {part.task: part.table.classes for part in images}}
     return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
@@ -237,7 +237,7 @@ def build_sampler(
     """The sampler of a batch with a fixed number of images of each source.
 
     Raises:
-        DataError: a source has fewer images than one global step takes.
+        DataError: A source has fewer images than one global step takes.
     """
     lengths = [len(source) for source in sources]
     names = [source.name for source in sources]
@@ -251,7 +251,7 @@ def build_loader(
     metainfo: dict[str, Any],
     placement: Placement,
 ) -> DataLoader:
-    """The endless loader of the sampler's batches; ``metainfo`` is kept in checkpoints."""
+    """The endless loader of the sampler's batches; `metainfo` is kept in checkpoints."""
     return Loader(
         MultiSourceDataset(list(sources), sampler.seed, metainfo),
         batch_size=sampler.batch_size,
@@ -264,10 +264,10 @@ def build_loader(
 
 
 def resolve_split(root: Path, split: Path) -> Split:
-    """A split file by its path, relative to ``root`` unless absolute.
+    """A split file by its path, relative to `root` unless absolute.
 
     Raises:
-        SplitError: the file is missing, empty or not of the form of a split.
+        SplitError: The file is missing, empty or not of the form of a split.
     """
     found = Split(split if split.is_absolute() else root / split, root)
     found.check_first_line()

@@ -1,7 +1,5 @@
 """How the masks of a dataset are coded, all together: what single files cannot tell."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -29,11 +27,11 @@ class MaskSurvey:
     """How the masks of a dataset are coded.
 
     Attributes:
-        codings: number of masks of each coding.
-        colored: a mask that holds colours; empty if none does.
-        declared: number of masks per class that they declare to be no data, see
-            :func:`s5.data.masks.declared_class`.
-        unclear: masks of one channel that may hold values or colours, and how these differ.
+        codings: Number of masks of each coding.
+        colored: A mask that holds colours; empty if none does.
+        declared: Number of masks per class that they declare to be no data, see
+            `s5.data.masks.declared_class`.
+        unclear: Masks of one channel that may hold values or colours, and how these differ.
     """
 
     codings: Counter[Coding] = field(default_factory=Counter)
@@ -50,11 +48,11 @@ class MaskSurvey:
             self.declared[declared] += 1
 
     def add_values(self, path: str | Path, histogram: np.ndarray, table: LabelTable) -> None:
-        """Note of a mask of one channel what it would mean as colours; ``histogram`` is int (256,)."""
+        """Note of a mask of one channel what it would mean as colours; `histogram` is int (256,)."""
         if difference := _as_colors(histogram, table):
             self.unclear[str(path)] = difference
 
-    def update(self, other: MaskSurvey) -> None:
+    def update(self, other: "MaskSurvey") -> None:
         """Take in the masks of another part of the dataset."""
         self.codings.update(other.codings)
         self.colored = self.colored or other.colored
@@ -62,12 +60,12 @@ class MaskSurvey:
         self.unclear |= other.unclear
 
     def as_dict(self) -> dict[str, Any]:
-        """The survey as plain data, for JSON; :meth:`of_dict` reads it."""
+        """The survey as plain data, for JSON; `of_dict` reads it."""
         return {**vars(self), "codings": dict(self.codings), "declared": dict(self.declared)}
 
     @classmethod
-    def of_dict(cls, data: dict[str, Any]) -> MaskSurvey:
-        """The survey of :meth:`as_dict`."""
+    def of_dict(cls, data: dict[str, Any]) -> "MaskSurvey":
+        """The survey of `as_dict`."""
         counts = {name: Counter(data[name]) for name in ("codings", "declared")}
         return cls(**{**data, **counts})
 
@@ -124,10 +122,10 @@ def require_readable_together(refused: dict[str, str]) -> None:
     """Refuse a dataset of which some masks cannot be read beside the others.
 
     Args:
-        refused: of :meth:`MaskSurvey.refused` or :func:`refuse_together`.
+        refused: Of `MaskSurvey.refused` or `refuse_together`.
 
     Raises:
-        DataError: naming the first of them.
+        DataError: Naming the first of them.
     """
     if refused:
         shown = "\n".join(f"  {message}" for message in list(refused.values())[:_SHOWN])

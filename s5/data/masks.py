@@ -4,7 +4,7 @@ How masks are coded follows from the table and from the channels of the files, n
 
 - with a colour code (the table has a palette), masks of three channels and those with a palette of their own
   hold colours; masks of one channel hold values. A mask of one channel that could hold either, in a set that
-  has colours, is refused (:mod:`s5.data.mask_survey`);
+  has colours, is refused (`s5.data.mask_survey`);
 - without a colour code, masks of one channel hold values, also with a palette of their own; masks of three
   channels do if these are equal everywhere, in all masks of the set;
 - pixels without data (alpha 0, an internal or external mask, NaN, a declared no-data value or transparent
@@ -13,8 +13,6 @@ How masks are coded follows from the table and from the channels of the files, n
 
 What the table does not have is an error that names file, value or colour, and the number of pixels.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
@@ -38,11 +36,11 @@ _IF_VALUES = (
 def read_values(path: str | Path, table: LabelTable) -> np.ndarray:
     """Read a mask as raw values of its table, uint8 (H, W).
 
-    Values of a mask of one channel are not held against the table, see :meth:`LabelTable.encode`.
+    Values of a mask of one channel are not held against the table, see `LabelTable.encode`.
 
     Raises:
-        ImageError: the file cannot be read, or is no mask.
-        LabelError: a colour is outside the table, or nothing in it means ignored.
+        ImageError: The file cannot be read, or is no mask.
+        LabelError: A colour is outside the table, or nothing in it means ignored.
     """
     with open_mask(path, table) as mask:
         return mask.all_values()
@@ -52,18 +50,18 @@ def read_ids(path: str | Path, table: LabelTable) -> np.ndarray:
     """Read a mask as train ids, uint8 (H, W).
 
     Raises:
-        ImageError: the file cannot be read, or is no mask.
-        LabelError: a value or colour is outside the table.
+        ImageError: The file cannot be read, or is no mask.
+        LabelError: A value or colour is outside the table.
     """
     return table.encode(read_values(path, table), path)
 
 
 @contextmanager
-def open_mask(path: str | Path, table: LabelTable) -> Iterator[Mask]:
+def open_mask(path: str | Path, table: LabelTable) -> Iterator["Mask"]:
     """Open a mask for reading: a TIFF by windows, in bounded memory; other formats are decoded as a whole.
 
     Raises:
-        ImageError: the file cannot be read, or is no mask.
+        ImageError: The file cannot be read, or is no mask.
     """
     with open_stored_mask(path) as stored:
         yield Mask(stored, table, path)
@@ -73,9 +71,9 @@ class Mask:
     """A mask in the raw values of its label table.
 
     Attributes:
-        height: rows.
-        width: columns.
-        note: what the user should know of how it was read; empty.
+        height: Rows.
+        width: Columns.
+        note: What the user should know of how it was read; empty.
     """
 
     note = ""
@@ -92,11 +90,11 @@ class Mask:
             self._lut = _palette_lut(header, table)
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``, uint8 (height, width); every pixel is in the table.
+        """The window that begins at `top`, `left`, uint8 (height, width); every pixel is in the table.
 
         Raises:
-            ImageError: the file is damaged or holds something else than whole numbers.
-            LabelError: a value or colour is outside the table; counted over the whole mask.
+            ImageError: The file is damaged or holds something else than whole numbers.
+            LabelError: A value or colour is outside the table; counted over the whole mask.
         """
         values, unknown = self._decode(top, left, height, width)
         if unknown or (not self._in_colors and self._table.has_unknown(values)):
@@ -107,8 +105,8 @@ class Mask:
         """The whole mask; only colours are held against the table.
 
         Raises:
-            ImageError: as :meth:`read`.
-            LabelError: a colour is outside the table.
+            ImageError: As `read`.
+            LabelError: A colour is outside the table.
         """
         require_size(self.height, self.width, self._path)
         values, unknown = self._decode(0, 0, self.height, self.width)
@@ -187,8 +185,8 @@ class Mask:
         """Pixels of each raw value, int64 (256,).
 
         Raises:
-            ImageError: as :meth:`read`.
-            LabelError: nothing in the table means ignored.
+            ImageError: As `read`.
+            LabelError: Nothing in the table means ignored.
         """
         counts = np.zeros(256, np.int64)
         for window in row_blocks(self.header):
@@ -233,7 +231,7 @@ def in_colors(header: MaskHeader, table: LabelTable) -> bool:
 
 
 def declared_class(header: MaskHeader, table: LabelTable) -> str:
-    """The class that a file declares to be no data, such as ``0, class 'ground'``; empty if none."""
+    """The class that a file declares to be no data, such as `0, class 'ground'`; empty if none."""
     for value, train_id in _declared(header, table).items():
         if train_id is not None and train_id != IGNORE:
             what = f"{value[0]}" if len(value) == 1 else f"RGB {value}"
@@ -270,7 +268,7 @@ def _color_id(header: MaskHeader, table: LabelTable, index: Number) -> int | Non
 
 
 def _palette_lut(header: MaskHeader, table: LabelTable) -> np.ndarray:
-    """uint8 (65536,): train id of each index; ``UNKNOWN`` outside the palette or the table."""
+    """uint8 (65536,): train id of each index; `UNKNOWN` outside the palette or the table."""
     lut = np.full(1 << 16, UNKNOWN, np.uint8)
     lut[: len(header.palette)] = [table.color_ids.get(color, UNKNOWN) for color in header.palette]
     return lut

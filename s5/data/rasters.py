@@ -1,10 +1,8 @@
 """Read rasters through GDAL (rasterio), whole or by windows, with any number of bands and any sample type.
 
-Every TIFF goes through :class:`Raster`, and so does every PNG that is not plain 8-bit. No-data is one notion,
+Every TIFF goes through `Raster`, and so does every PNG that is not plain 8-bit. No-data is one notion,
 however a file expresses it: a no-data value, NaN, an internal or external mask, or an alpha band.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -49,10 +47,10 @@ class Georeference(NamedTuple):
     """Where on the earth an image is.
 
     Attributes:
-        crs: reference system of the map coordinates; None where the file does not name it.
-        transform: from columns and rows to map coordinates; None where only points or a camera model say it.
-        gcps: ground control points, in ``crs``, of an image without a transform.
-        rpcs: rational polynomials from longitude, latitude and height to pixels (a camera model).
+        crs: Reference system of the map coordinates; None where the file does not name it.
+        transform: From columns and rows to map coordinates; None where only points or a camera model say it.
+        gcps: Ground control points, in `crs`, of an image without a transform.
+        rpcs: Rational polynomials from longitude, latitude and height to pixels (a camera model).
     """
 
     crs: CRS | None
@@ -61,7 +59,7 @@ class Georeference(NamedTuple):
     rpcs: RPC | None = None
 
     def profile(self) -> dict[str, Any]:
-        """What :func:`rasterio.open` takes to write an image of the same size at the same location."""
+        """What `rasterio.open` takes to write an image of the same size at the same location."""
         values = {"crs": self.crs, "transform": self.transform, "gcps": self.gcps, "rpcs": self.rpcs}
         return {name: value for name, value in values.items() if value}
 
@@ -77,11 +75,11 @@ class Raster:
     no-data value or NaN. Such pixels are 0, and so is a single band without data.
 
     Attributes:
-        height: rows of the whole image.
-        width: columns of the whole image.
-        declares_no_data: whether the file has a no-data value, a mask, an alpha band or a transparent colour.
-        may_lack_data: whether it does, or its sample type has NaN.
-        note: what the user should know of how it is read; empty if nothing.
+        height: Rows of the whole image.
+        width: Columns of the whole image.
+        declares_no_data: Whether the file has a no-data value, a mask, an alpha band or a transparent colour.
+        may_lack_data: Whether it does, or its sample type has NaN.
+        note: What the user should know of how it is read; empty if nothing.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path, note: str = "") -> None:
@@ -156,7 +154,7 @@ class Raster:
         return self._dataset.read(bands, out_shape=shape)
 
     def _has_data(self, pixels: np.ndarray) -> np.ndarray | None:
-        """Where single bands have data by their values, bool like ``pixels``; None if that is everywhere."""
+        """Where single bands have data by their values, bool like `pixels`; None if that is everywhere."""
         if self._dtype.kind not in "fc" and all(value is None for value in self._nodata):
             return None
         has_data = np.isfinite(pixels)
@@ -213,11 +211,11 @@ def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> I
     """Open a raster for reading by windows.
 
     Args:
-        source: a TIFF, or the bytes of a PNG.
-        path: the file that the bytes are of, for messages.
+        source: A TIFF, or the bytes of a PNG.
+        path: The file that the bytes are of, for messages.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: The file is missing or damaged.
     """
     path = path or str(source)
     with _open_noted(source, path) as (dataset, note):
@@ -232,7 +230,7 @@ def size(path: str | Path) -> tuple[int, int]:
     """Height and width of a TIFF.
 
     Raises:
-        ImageError: the file is missing, damaged or cut off.
+        ImageError: The file is missing, damaged or cut off.
     """
     with open_dataset(path) as dataset, decoding(path):
         _read_last_pixel(dataset)
@@ -243,7 +241,7 @@ def read_georeference(path: str | Path) -> Georeference | None:
     """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml, _RPC.TXT); None if neither says.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: The file is missing or damaged.
     """
     with open_dataset(path) as dataset, decoding(path):
         if not dataset.transform.is_identity:  # rasterio's way to say that there is none
@@ -259,7 +257,7 @@ def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> 
     """Open a TIFF (of several pages the largest), or a PNG or BMP from its bytes, as a rasterio dataset.
 
     Raises:
-        ImageError: the file is missing or damaged, or GDAL cannot open a file of its name.
+        ImageError: The file is missing or damaged, or GDAL cannot open a file of its name.
     """
     with _open_noted(source, path or str(source)) as (dataset, _):
         yield dataset
@@ -380,7 +378,7 @@ PERCENTILES = (0.5, 99.5)
 
 
 def stretch_limits(pixels: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float]:
-    """The values that become 0 and 255: :data:`PERCENTILES` of the pixels that are ``valid``."""
+    """The values that become 0 and 255: `PERCENTILES` of the pixels that are `valid`."""
     values = pixels[valid] if valid is not None else pixels.ravel()
     if values.size == 0:
         return 0.0, 1.0
@@ -389,7 +387,7 @@ def stretch_limits(pixels: np.ndarray, valid: np.ndarray | None = None) -> tuple
 
 
 def stretch(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map ``low``..``high`` linearly to 0..255 (uint8), values outside clipped, NaN to 0."""
+    """Map `low`..`high` linearly to 0..255 (uint8), values outside clipped, NaN to 0."""
     scale = 255.0 / (high - low) if high > low else 0.0
     # float32 holds these types exactly, but not numbers of 32 bits and more.
     exact = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32

@@ -2,7 +2,7 @@
 
 FixMatch's labeled and unlabeled images, and later the datasets of a multi-dataset fine-tuning, are several
 sources that share one batch. Each source is shuffled and cycled on its own. The order is a pure function of
-``(seed, source, position)``, so the sampler holds no running state: any step of any process can be computed
+`(seed, source, position)`, so the sampler holds no running state: any step of any process can be computed
 directly, which makes resuming exact and free of charge.
 """
 
@@ -24,19 +24,19 @@ class Draw(NamedTuple):
 
 
 class MultiSourceSampler(Sampler[Draw | None]):
-    """Endless stream of draws; every ``sum(batch_sizes)`` of them form one batch, ordered by source.
+    """Endless stream of draws; every `sum(batch_sizes)` of them form one batch, ordered by source.
 
     Args:
-        lengths: number of images of each source.
-        batch_sizes: images per step and process taken from each source.
-        seed: seed of all shuffles.
-        rank: this process.
-        world_size: number of processes; they share one global order and take disjoint parts of every step.
-        names: names of the sources for error messages.
-        starts: first step of each source; before it None stands for its draws. Default: all start at 0.
+        lengths: Number of images of each source.
+        batch_sizes: Images per step and process taken from each source.
+        seed: Seed of all shuffles.
+        rank: This process.
+        world_size: Number of processes; they share one global order and take disjoint parts of every step.
+        names: Names of the sources for error messages.
+        starts: First step of each source; before it None stands for its draws. Default: all start at 0.
 
     Raises:
-        DataError: a source has fewer images than one global step takes.
+        DataError: A source has fewer images than one global step takes.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class MultiSourceSampler(Sampler[Draw | None]):
         )
 
     def __len__(self) -> int:
-        """Draws of this process in :attr:`epoch_steps`."""
+        """Draws of this process in `epoch_steps`."""
         return self.epoch_steps * self.batch_size
 
     def skip(self, num_samples: int) -> None:
-        """Advance by ``num_samples`` draws of this process without making them (on resume)."""
+        """Advance by `num_samples` draws of this process without making them (on resume)."""
         self._next_step += num_samples // self.batch_size
 
     def consumed(self, step: int) -> list[int]:
-        """Images of every source that all processes together have drawn before ``step``."""
+        """Images of every source that all processes together have drawn before `step`."""
         return [
             before + (max(step, start) - max(self._first_step, start)) * count * self.world_size
             for before, start, count in zip(self._consumed, self.starts, self.batch_sizes, strict=True)
         ]
 
     def resume_at(self, step: int, consumed: Sequence[int]) -> None:
-        """Continue a run that had drawn ``consumed`` images when it reached ``step``.
+        """Continue a run that had drawn `consumed` images when it reached `step`.
 
         Needed when the number of processes or a batch size changed; otherwise it changes nothing.
         """
@@ -114,7 +114,7 @@ class MultiSourceSampler(Sampler[Draw | None]):
             step += 1
 
     def batch(self, step: int) -> list[Draw | None]:
-        """The draws of this process in ``step``, ordered by source; None for sources not started."""
+        """The draws of this process in `step`, ordered by source; None for sources not started."""
         draws: list[Draw | None] = []
         for source, (before, count) in enumerate(zip(self.consumed(step), self.batch_sizes, strict=True)):
             if step < self.starts[source]:
@@ -140,9 +140,9 @@ class ValidationSampler(Sampler[int]):
     """The images of several datasets laid end to end, in order, each in exactly one process.
 
     Args:
-        lengths: number of images of each dataset, by its name.
-        rank: this process.
-        world_size: number of processes.
+        lengths: Number of images of each dataset, by its name.
+        rank: This process.
+        world_size: Number of processes.
     """
 
     def __init__(self, lengths: Mapping[str, int], rank: int = 0, world_size: int = 1) -> None:

@@ -1,7 +1,7 @@
 """Datasets of the training sources and of the validation split.
 
 Workers only decode and do geometry, on uint8. Everything photometric is drawn here as a few numbers per image
-and applied in batches on the model's device (:mod:`s5.ops.photometric`, :mod:`s5.ops.cutmix`).
+and applied in batches on the model's device (`s5.ops.photometric`, `s5.ops.cutmix`).
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ class WeakAugmentation:
     """The weak view: random scale, crop, quarter turns and flips (paper, S4P section).
 
     Attributes:
-        size: side of the square crop in pixels.
-        scale: range of the factor by which the image is resized before the crop.
-        flip: horizontal and vertical flips, each with probability 0.5.
-        rotate: a random multiple of 90 degrees.
+        size: Side of the square crop in pixels.
+        scale: Range of the factor by which the image is resized before the crop.
+        flip: Horizontal and vertical flips, each with probability 0.5.
+        rotate: A random multiple of 90 degrees.
     """
 
     size: int = 512
@@ -40,20 +40,20 @@ class WeakAugmentation:
     rotate: bool = True
 
     def draw(self, rng: np.random.Generator, image: np.ndarray) -> CropParams:
-        """Draw the crop of ``image`` (H, W, 3)."""
+        """Draw the crop of `image` (H, W, 3)."""
         height, width = image.shape[:2]
         return draw_crop(rng, height, width, self.size, self.scale, self.flip, self.rotate)
 
 
 class Source(Protocol):
-    """What :class:`MultiSourceDataset` needs of a source."""
+    """What `MultiSourceDataset` needs of a source."""
 
     name: str
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Load image ``index`` with all random draws taken from ``rng``."""
+        """Load image `index` with all random draws taken from `rng`."""
         ...
 
 
@@ -65,7 +65,7 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
         has data everywhere.
 
     Raises:
-        DataError: the line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
+        DataError: The line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
             the table.
     """
     if sample.mask is None:
@@ -86,11 +86,11 @@ class LabeledImages:
     """Labeled training images: weak view and train ids, 255 where padded, ignored or without data.
 
     Args:
-        split: the images and their masks.
-        table: classes of the masks.
-        weak: geometry of the crops.
-        name: name for messages.
-        photometric: ranges of the photometric augmentation, which the model applies; None for none.
+        split: The images and their masks.
+        table: Classes of the masks.
+        weak: Geometry of the crops.
+        name: Name for messages.
+        photometric: Ranges of the photometric augmentation, which the model applies; None for none.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LabeledImages:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``, and the ``photometric`` row if any."""
+        """`image` (S, S, 3) uint8, `label` (S, S) uint8, `name`, and the `photometric` row if any."""
         sample = self.split.sample(index)
         image, label, _ = read_labeled(sample, self.table)
         crop = self.weak.draw(rng, image)
@@ -127,12 +127,12 @@ class UnlabeledImages:
     with the sample to the main process, which logs it and enforces the permitted share.
 
     Args:
-        split: the images; with ``stored``, every line has the path of a pseudo-label mask as its second part.
-        weak: geometry of the weak view.
-        strong: ranges of the strong views.
-        views: number of strong views.
-        stored: table of the stored pseudo-label masks (255 = no pseudo-label), or None.
-        name: name for messages.
+        split: The images; with `stored`, every line has the path of a pseudo-label mask as its second part.
+        weak: Geometry of the weak view.
+        strong: Ranges of the strong views.
+        views: Number of strong views.
+        stored: Table of the stored pseudo-label masks (255 = no pseudo-label), or None.
+        name: Name for messages.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class UnlabeledImages:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3), ``padding`` (S, S) 0 or 255, and the draws of the strong views."""
+        """`image` (S, S, 3), `padding` (S, S) 0 or 255, and the draws of the strong views."""
         image, stored, valid, sample, skipped = self._read(index, rng)
         crop = self.weak.draw(rng, image)
         empty = None if valid is None else np.where(valid, np.uint8(0), np.uint8(IGNORE))
@@ -187,7 +187,7 @@ class UnlabeledImages:
 
 
 class MultiSourceDataset(Dataset):
-    """Loads the :class:`~s5.data.sampler.Draw` it is asked for from the source that the draw names."""
+    """Loads the `s5.data.sampler.Draw` it is asked for from the source that the draw names."""
 
     def __init__(self, sources: list[Source], seed: int, metainfo: dict[str, Any] | None = None) -> None:
         self.sources, self.seed = sources, seed

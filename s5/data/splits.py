@@ -1,14 +1,12 @@
-r"""Split files: one sample a line, ``image[ mask]``, paths relative to the data root.
+r"""Split files: one sample a line, `image[ mask]`, paths relative to the data root.
 
 Accepted: UTF-8 with or without a byte-order mark, Unix or Windows line ends, blank lines, spaces in names.
 A TAB always separates image and mask (at the end it marks a line without one). Without a TAB the line is
-split at the white space that follows a known image extension: ``field one/a 1.png masks/a 1.png`` are two
-paths, ``field one/a 1.png`` is one. Absolute paths are taken as they are.
+split at the white space that follows a known image extension: `field one/a 1.png masks/a 1.png` are two
+paths, `field one/a 1.png` is one. Absolute paths are taken as they are.
 
 Lists as other programs write them (UTF-16, backslashes, commas, quotes) are refused with the reason.
 """
-
-from __future__ import annotations
 
 import codecs
 import os
@@ -60,11 +58,11 @@ class Split:
     nothing writes to them; /dev/shm is not used. Lines are parsed when they are asked for.
 
     Args:
-        path: the split file; a relative one is looked for under ``root``, then in the working directory.
-        root: folder that the paths in the file are relative to.
+        path: The split file; a relative one is looked for under `root`, then in the working directory.
+        root: Folder that the paths in the file are relative to.
 
     Raises:
-        SplitError: the file is missing (says where it was looked for), has no samples or is not UTF-8 text.
+        SplitError: The file is missing (says where it was looked for), has no samples or is not UTF-8 text.
     """
 
     def __init__(self, path: str | Path, root: str | Path) -> None:
@@ -73,16 +71,16 @@ class Split:
         self._load(read_list(self.path))
 
     @classmethod
-    def from_lines(cls, lines: Iterable[str], root: str | Path, path: str | Path) -> Split:
+    def from_lines(cls, lines: Iterable[str], root: str | Path, path: str | Path) -> "Split":
         """A split that is not in a file.
 
         Args:
-            lines: lines of :func:`format_line`.
-            root: folder that the paths in the lines are relative to.
-            path: what messages call the split.
+            lines: Lines of `format_line`.
+            root: Folder that the paths in the lines are relative to.
+            path: What messages call the split.
 
         Raises:
-            SplitError: there are no samples.
+            SplitError: There are no samples.
         """
         split = cls.__new__(cls)
         split.root, split.path = Path(root).absolute(), Path(path)
@@ -103,25 +101,25 @@ class Split:
         return self._offsets.shape[0]
 
     def sample(self, index: int) -> Sample:
-        """The sample at ``index`` (0-based, negative counts from the end).
+        """The sample at `index` (0-based, negative counts from the end).
 
         Raises:
-            SplitError: the line has more than two TAB-separated parts.
+            SplitError: The line has more than two TAB-separated parts.
         """
         image, mask = self._parts(index)
         return Sample(self.root / image, self.root / mask if mask else None, image)
 
     def name(self, index: int) -> str:
-        """The image path at ``index`` as written in the file."""
+        """The image path at `index` as written in the file."""
         return self._parts(index)[0]
 
     def line(self, index: int) -> str:
-        """The line at ``index``, to be written or to make another split of."""
+        """The line at `index`, to be written or to make another split of."""
         image, mask = self._parts(index)
         return format_line(image, mask or None)
 
     def misread(self, index: int) -> str:
-        """What is wrong with the form of the line at ``index``, if its files do not exist; empty if nothing.
+        """What is wrong with the form of the line at `index`, if its files do not exist; empty if nothing.
 
         A file whose name really has a backslash, a comma or quotes is taken as it is.
         """
@@ -136,7 +134,7 @@ class Split:
         """Refuse a list that was written for another program, judged by its first line.
 
         Raises:
-            SplitError: says what is wrong with the line.
+            SplitError: Says what is wrong with the line.
         """
         if problem := self.misread(0):
             raise SplitError(problem)
@@ -168,7 +166,7 @@ def read_list(path: Path) -> bytes:
     """The content of a text file that lists names.
 
     Raises:
-        SplitError: it is UTF-16 or UTF-32, or no text.
+        SplitError: It is UTF-16 or UTF-32, or no text.
     """
     data = path.read_bytes()
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
@@ -194,7 +192,7 @@ def explain_foreign(name: str) -> str:
 
 
 def format_line(image: str, mask: str | None = None) -> str:
-    """A line that :class:`Split` reads back as these two paths."""
+    """A line that `Split` reads back as these two paths."""
     if any(c in part for part in (image, mask or "") for c in "\t\n\r"):
         raise SplitError(f"a path in a split file cannot contain a TAB or line break: {image!r}, {mask!r}")
     if mask is None:
@@ -204,7 +202,7 @@ def format_line(image: str, mask: str | None = None) -> str:
 
 
 def write_split(path: str | Path, lines: Iterable[str]) -> None:
-    """Write lines of :func:`format_line` to ``path``; the file appears whole or not at all."""
+    """Write lines of `format_line` to `path`; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,9 +1,7 @@
 """Masks as their files store them: values, palette indices or colours, and where there is no data.
 
-What these mean is for a label table to say (:mod:`s5.data.masks`).
+What these mean is for a label table to say (`s5.data.masks`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,11 +32,11 @@ class MaskHeader:
     """What the header of a mask says.
 
     Attributes:
-        height: rows.
-        width: columns.
-        coding: how pixels are stored.
+        height: Rows.
+        width: Columns.
+        coding: How pixels are stored.
         palette: RGB of each index; empty without a palette.
-        no_data: values or indices that the file declares to be no data.
+        no_data: Values or indices that the file declares to be no data.
         no_data_color: RGB colour that it declares to be no data, of a mask in colours.
     """
 
@@ -67,13 +65,13 @@ class StoredMask(Protocol):
     """A mask in a file, read by windows.
 
     Attributes:
-        header: what its header says.
+        header: What its header says.
     """
 
     header: MaskHeader
 
     def read(self, top: int, left: int, height: int, width: int) -> Stored:
-        """The window that begins at ``top``, ``left``."""
+        """The window that begins at `top`, `left`."""
         ...
 
 
@@ -94,7 +92,7 @@ class DatasetMask:
     """A mask in an open raster, read by windows.
 
     Raises:
-        ImageError: the file is damaged, or not of one or three bands.
+        ImageError: The file is damaged, or not of one or three bands.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
@@ -131,7 +129,7 @@ def mask_header(dataset: DatasetReader, path: str | Path) -> MaskHeader:
     """The header of an open raster.
 
     Raises:
-        ImageError: it is damaged, lossy, or not of one band or three, alpha aside.
+        ImageError: It is damaged, lossy, or not of one band or three, alpha aside.
     """
     with decoding(path):
         kinds, count = dataset.colorinterp, dataset.count
@@ -167,11 +165,11 @@ def palette_header(
     """The header of a mask with a palette.
 
     Args:
-        height: rows.
-        width: columns.
+        height: Rows.
+        width: Columns.
         palette: RGBA of each index.
-        no_data: indices that are declared to be no data.
-        made_up: whether it may be there only because the format needs one.
+        no_data: Indices that are declared to be no data.
+        made_up: Whether it may be there only because the format needs one.
     """
     coding, colors, transparent = _what_palette_says(palette, made_up)
     return MaskHeader(height, width, coding, colors, tuple(dict.fromkeys((*no_data, *transparent))))
@@ -181,7 +179,7 @@ def read_values(stored: StoredMask, path: str | Path) -> np.ndarray:
     """All of a mask of values or indices, uint8 (H, W), without asking what they mean.
 
     Raises:
-        ImageError: it is in colours, or holds something else than whole numbers in 0..255.
+        ImageError: It is in colours, or holds something else than whole numbers in 0..255.
     """
     require_grey(stored, path)
     pixels, _ = stored.read(0, 0, stored.header.height, stored.header.width)
@@ -192,7 +190,7 @@ def require_grey(stored: StoredMask, path: str | Path) -> None:
     """Refuse a mask whose three channels differ anywhere.
 
     Raises:
-        ImageError: they do; names some colours.
+        ImageError: They do; names some colours.
     """
     if stored.header.coding != "colors":
         return
@@ -223,10 +221,10 @@ def whole_numbers(pixels: np.ndarray, missing: np.ndarray | None, path: str | Pa
     Args:
         pixels: (h, w), or (3, h, w) colours.
         missing: bool (h, w), where there is no data; None if nowhere.
-        path: the file, for the message.
+        path: The file, for the message.
 
     Raises:
-        ImageError: a number is not whole, or not in 0..255.
+        ImageError: A number is not whole, or not in 0..255.
     """
     if pixels.dtype == np.uint8:
         return pixels
@@ -276,7 +274,7 @@ def _what_palette_says(
 def _is_grey_scale(palette: tuple[RGBA, ...], made_up: bool) -> bool:
     """Whether a palette says no more than that the file is grey.
 
-    BMP cannot do without a palette and GDAL gives one to TIFFs of 1 bit (``made_up``); Pillow gives one of
+    BMP cannot do without a palette and GDAL gives one to TIFFs of 1 bit (`made_up`); Pillow gives one of
     256 greys to what it converts from grey.
     """
     steps = len(palette) - 1

@@ -3,10 +3,10 @@
 PyTorch moves tensors through /dev/shm, which has 64 MB in a container by default, and does so in a background
 thread of the worker: a batch that does not fit is dropped there, and the main process waits for it forever.
 Here the worker itself, before it queues the batch, writes the tensors into one anonymous file in memory
-(``memfd_create``), which only the memory of the machine limits. So whatever goes wrong is an error of that
+(`memfd_create`), which only the memory of the machine limits. So whatever goes wrong is an error of that
 batch, which the main process raises. It also takes one file descriptor per batch instead of one per tensor.
 
-Where the kernel has no ``memfd_create`` (macOS, some sandboxes), it is an unnamed temporary file, in /dev/shm
+Where the kernel has no `memfd_create` (macOS, some sandboxes), it is an unnamed temporary file, in /dev/shm
 if there is one.
 """
 
@@ -48,14 +48,14 @@ class PackingCollate:
     """A collate function whose batches are packed where it runs in a loader worker.
 
     Args:
-        collate: makes the batch; must be picklable where workers are spawned.
+        collate: Makes the batch; must be picklable where workers are spawned.
     """
 
     def __init__(self, collate: Callable[[list], Any]) -> None:
         self.collate = collate
 
     def __call__(self, samples: list) -> Any:  # noqa: ANN401
-        """The batch of ``collate``; in a worker as a :class:`PackedBatch`."""
+        """The batch of `collate`; in a worker as a `PackedBatch`."""
         batch = self.collate(samples)
         return batch if get_worker_info() is None else PackedBatch(batch)
 
@@ -66,10 +66,10 @@ class PackedBatch:
     Tensors keep their strides if these are dense in any order of the dimensions (channels-last, say).
 
     Args:
-        batch: any picklable structure with tensors in it.
+        batch: Any picklable structure with tensors in it.
 
     Raises:
-        LoaderError: the tensors do not fit; says what to do.
+        LoaderError: The tensors do not fit; says what to do.
     """
 
     def __init__(self, batch: Any) -> None:  # noqa: ANN401
@@ -89,7 +89,7 @@ class PackedBatch:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles a structure; its tensors go to a file, of which ``size`` bytes are used."""
+    """Pickles a structure; its tensors go to a file, of which `size` bytes are used."""
 
     def __init__(self, structure: BinaryIO, file: io.FileIO) -> None:
         super().__init__(structure, pickle.HIGHEST_PROTOCOL)
@@ -118,14 +118,14 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what :class:`_Pickler` wrote; the tensors are views of ``memory`` and keep it alive."""
+    """Reads what `_Pickler` wrote; the tensors are views of `memory` and keep it alive."""
 
     def __init__(self, structure: BinaryIO, memory: mmap.mmap | None) -> None:
         super().__init__(structure)
         self._memory = memory
 
     def persistent_load(self, place: tuple) -> torch.Tensor:
-        """The tensor at a place that :meth:`_Pickler.persistent_id` returned."""
+        """The tensor at a place that `_Pickler.persistent_id` returned."""
         start, dtype, shape, inverse = place
         count = math.prod(shape)
         if count == 0 or self._memory is None:
@@ -183,7 +183,7 @@ def _folder() -> Path:
 
 
 def _does_not_fit(size: int, error: OSError) -> LoaderError:
-    """The error of a batch of which ``size`` bytes were written or about to be."""
+    """The error of a batch of which `size` bytes were written or about to be."""
     problem = f"a batch of at least {size / 2**20:.1f} MiB cannot leave its loader worker ({error.strerror})"
     if memfd_works():
         return LoaderError(f"{problem}: memory or open files (ulimit -n) are used up; {FEWER_WORKERS}")
@@ -210,9 +210,9 @@ class Loader(DataLoader):
     """DataLoader whose workers pack their batches, and which logs that a batch takes long.
 
     Args:
-        dataset: the samples.
-        collate_fn: makes a batch of samples.
-        options: of PyTorch's DataLoader.
+        dataset: The samples.
+        collate_fn: Makes a batch of samples.
+        options: Of PyTorch's DataLoader.
     """
 
     def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
@@ -222,7 +222,7 @@ class Loader(DataLoader):
         """Batches; the workers start now.
 
         Raises:
-            LoaderError: the workers cannot start.
+            LoaderError: The workers cannot start.
         """
         try:
             if self.num_workers:
@@ -279,8 +279,8 @@ class _Watch:
     """A thread that logs when the main one waits for a batch.
 
     Attributes:
-        since: when the wait began; None while there is none.
-        over: ends the thread.
+        since: When the wait began; None while there is none.
+        over: Ends the thread.
     """
 
     def __init__(self, workers: int) -> None:

@@ -6,8 +6,6 @@
 Each line begins with ok, warning or error; what to do stands below it. Exit code 1: training cannot work.
 """
 
-from __future__ import annotations
-
 import argparse
 import faulthandler
 import io
@@ -129,8 +127,8 @@ class _Child:
     """A process that runs checks.
 
     Args:
-        names: of the checks.
-        chosen: device.
+        names: Of the checks.
+        chosen: Device.
     """
 
     def __init__(self, names: Sequence[str], chosen: str) -> None:
@@ -148,7 +146,7 @@ class _Child:
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> "_Child":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -161,7 +159,7 @@ class _Child:
         """The next finding; None at the end of a check.
 
         Raises:
-            _StoppedError: the process ended or does not answer.
+            _StoppedError: The process ended or does not answer.
         """
         try:
             line = self._lines.get(timeout=LIMIT)

@@ -1,7 +1,5 @@
 """The device that training would take: GPUs and their driver, attention, operators, process groups."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -24,8 +22,8 @@ NCCL_SHARED_MEMORY = GIB  # what NVIDIA recommends for containers
 ANOTHER_BUILD = "install the PyTorch build that fits, see https://pytorch.org/get-started/locally/"
 
 
-def choose(chosen: str) -> torch.device:
-    """The device of a command with ``--device chosen``."""
+def choose(chosen: str) -> "torch.device":
+    """The device of a command with `--device chosen`."""
     import torch
 
     if chosen == "auto":
@@ -190,7 +188,7 @@ def _check_gpu(index: int) -> Finding:
     return ok(name, text)
 
 
-def _check_backend(backend: str, place: torch.device) -> Finding:
+def _check_backend(backend: str, place: "torch.device") -> Finding:
     import torch
     import torch.distributed as dist
 

@@ -1,7 +1,5 @@
 """The machine, without PyTorch: processor, memory, files, compiler."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -86,7 +84,7 @@ def check_files(chosen: str) -> Iterator[Finding]:
 
 
 def check_compiler(chosen: str) -> Iterator[Finding]:
-    """What ``torch.compile`` needs: compilers for C and C++, and the headers of Python."""
+    """What `torch.compile` needs: compilers for C and C++, and the headers of Python."""
     found: list[str] = []
     missing: list[str] = []
     for variable, names in (("CC", ("gcc", "clang", "cc")), ("CXX", ("g++", "clang++", "c++"))):
@@ -263,7 +261,7 @@ def declared() -> tuple[str, list[str]]:
     return about["Requires-Python"], about.get_all("Requires-Dist") or []
 
 
-def _check_package(requirement: Requirement) -> Finding:
+def _check_package(requirement: "Requirement") -> Finding:
     name, supported = requirement.name, str(requirement.specifier)
     installed = installed_version(name)
     if installed is None:

@@ -1,7 +1,5 @@
 """What the checks find, and the page that is made of it."""
 
-from __future__ import annotations
-
 import re
 import socket
 import sys
@@ -20,10 +18,10 @@ class Finding(NamedTuple):
     """One line of the page.
 
     Attributes:
-        level: ``error`` means that training cannot work.
-        subject: what was looked at.
-        text: what was found.
-        advice: what to do about it; empty where nothing has to be done.
+        level: `error` means that training cannot work.
+        subject: What was looked at.
+        text: What was found.
+        advice: What to do about it; empty where nothing has to be done.
     """
 
     level: Level

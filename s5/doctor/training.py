@@ -1,7 +1,5 @@
 """Training in small: image formats, a batch from a loader worker, the programs, and a step of FixMatch."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings
@@ -161,7 +159,7 @@ def _stack(samples: list) -> Any:  # noqa: ANN401
 
 
 def _fixmatch_batch(device: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Two labeled and two unlabeled images of noise, as of :class:`s5.data.loaders.FixMatchCollate`."""
+    """Two labeled and two unlabeled images of noise, as of `s5.data.loaders.FixMatchCollate`."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 class Scores(TypedDict, total=False):
     """Scores in [0, 1], NaN where undefined.
 
-    The ``*_no_background`` entries exist when a background class is named: means over the other classes,
+    The `*_no_background` entries exist when a background class is named: means over the other classes,
     and the accuracy over pixels whose true class is not the background.
     """
 
@@ -35,15 +35,15 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
     Args:
         prediction: Integer tensor of any shape, values in [0, num_classes).
-        target: Integer tensor of the same shape, values in [0, num_classes) or ``ignore_index``.
+        target: Integer tensor of the same shape, values in [0, num_classes) or `ignore_index`.
         num_classes: Number of classes K.
         ignore_index: Train id of pixels that count nowhere.
 
     Returns:
-        (K, K) int64 on the device of ``target``; rows = target, columns = prediction.
+        (K, K) int64 on the device of `target`; rows = target, columns = prediction.
 
     Raises:
-        RuntimeError: A target outside the classes that is not ``ignore_index`` (on CUDA: a device assertion).
+        RuntimeError: A target outside the classes that is not `ignore_index` (on CUDA: a device assertion).
     """
     cells = num_classes * num_classes
     target, prediction = target.flatten().long(), prediction.flatten().long()

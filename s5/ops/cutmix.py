@@ -28,11 +28,11 @@ def cutmix(x: Tensor, boxes: Tensor, partner: Tensor) -> Tensor:
 
     Args:
         x: (B, ..., H, W): images (B, 3, H, W), labels or confidences (B, H, W), any dtype.
-        boxes: (B, 4) integer x0, y0, x1, y1 in pixels, on the device of ``x``; empty = nothing pasted.
-        partner: (B,) int64 index into the batch, on the device of ``x``.
+        boxes: (B, 4) integer x0, y0, x1, y1 in pixels, on the device of `x`; empty = nothing pasted.
+        partner: (B,) int64 index into the batch, on the device of `x`.
 
     Returns:
-        Tensor like ``x`` with ``x[partner]`` inside the box and ``x`` outside.
+        Tensor like `x` with `x[partner]` inside the box and `x` outside.
     """
     height, width = x.shape[-2:]
     mask = box_mask(boxes, height, width)

@@ -1,7 +1,7 @@
 """Photometric augmentation, batched on the device with parameters of its own for every image.
 
 The operations are those of torchvision's functionals on float images, in the fixed order of
-``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On CUDA nothing
+`PHOTOMETRIC_FIELDS` (torchvision's `ColorJitter` draws an order per image). On CUDA nothing
 synchronises with the device; on the CPU images are done one at a time, which keeps them in the cache, and
 operations that change nothing are left out.
 """
@@ -21,8 +21,8 @@ def apply_photometric(images: Tensor, params: Tensor, max_sigma: float = 2.0) ->
     """Applies brightness, contrast, saturation, hue, grayscale and Gaussian blur, in this order.
 
     Args:
-        images: (B, 3, H, W) float32 RGB in [0, 1]; H and W above 3 ``max_sigma``.
-        params: (B, 6) float32 on the same device, in the order of ``PHOTOMETRIC_FIELDS``: three factors
+        images: (B, 3, H, W) float32 RGB in [0, 1]; H and W above 3 `max_sigma`.
+        params: (B, 6) float32 on the same device, in the order of `PHOTOMETRIC_FIELDS`: three factors
             (1 = neutral), the hue shift in turns within [-0.5, 0.5], 1 for grayscale, the blur's sigma in
             pixels (0 = none).
         max_sigma: Largest sigma that can occur, in pixels; fixes the size of the blur kernel.
@@ -92,7 +92,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, max_sigma: float = 2.0) -> Tensor:
-    """Blurs with a sigma per image (B,) in pixels; borders reflected, kernel cut at 3 ``max_sigma``."""
+    """Blurs with a sigma per image (B,) in pixels; borders reflected, kernel cut at 3 `max_sigma`."""
     radius = math.ceil(3 * max_sigma)
     offset = torch.arange(radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, taps), centre first

@@ -42,7 +42,7 @@ def rotated_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool
     Args:
         boxes1: (..., N, 5) as x, y, w, h, theta in radians, any floating type.
         boxes2: (..., M, 5) with the same leading dimensions; (..., N, 5) if `aligned`, which broadcasts.
-        mode: ``iou``, or ``iof``: the shared area as a part of the first box.
+        mode: `iou`, or `iof`: the shared area as a part of the first box.
         aligned: Compare box by box, with a gradient. Otherwise each with each, without one.
 
     Returns:

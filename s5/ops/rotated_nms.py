@@ -175,7 +175,7 @@ def _apart_by_class(upright: Tensor, labels: Tensor | None) -> Tensor:
 def upright_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor) -> Tensor:
     """Choose the boxes that no better box of their label overlaps.
 
-    ``batched_nms`` of mmcv and torchvision moves the labels apart by an offset of the largest coordinate, so
+    `batched_nms` of mmcv and torchvision moves the labels apart by an offset of the largest coordinate, so
     that boxes far on the negative side still meet those of other labels, and boxes far out round the others.
     Here the labels are processed one after the other, on the boxes as they are. A CUDA device is waited for
     once, and once for every label.

@@ -8,10 +8,10 @@ added up by several threads, so that both directions are deterministic, on CUDA 
 
 Conventions, those of mmcv's RoIAlignRotated (and of torchvision's `roi_align` at angle 0):
 
-- ``aligned`` shifts by half a pixel, so that pixel 0 covers 0..1 and its value is at 0.5. Without it,
+- `aligned` shifts by half a pixel, so that pixel 0 covers 0..1 and its value is at 0.5. Without it,
   coordinates name pixels and a region is at least 1 x 1 pixel of the feature map.
 - A sample more than a pixel outside of the feature map is 0; a nearer one takes the border's value.
-- ``sampling_ratio`` 0 chooses the grid by region, ``ceil(size of a bin)`` samples along each axis; at most
+- `sampling_ratio` 0 chooses the grid by region, `ceil(size of a bin)` samples along each axis; at most
   128, which only a region whose bins are larger than 128 pixels of the feature map would exceed.
 """
 

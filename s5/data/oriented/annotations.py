@@ -1,19 +1,17 @@
 """An object as an annotation file has it, and the readers of the two kinds of files.
 
-DOTA's text: a line per object, ``x1 y1 x2 y2 x3 y3 x4 y4 class [flag]``, after optional lines
-``imagesource:...`` and ``gsd:...``. Flag 0 is an ordinary object, 1 (or any other number) a difficult one; 2
+DOTA's text: a line per object, `x1 y1 x2 y2 x3 y3 x4 y4 class [flag]`, after optional lines
+`imagesource:...` and `gsd:...`. Flag 0 is an ordinary object, 1 (or any other number) a difficult one; 2
 is what cutting tools write for an object that a window truncates, which is an ordinary one.
 
-DIOR-R's XML: ``<object>`` with ``<name>``, ``<difficult>`` and a ``<robndbox>``, which has its corners
-(``<x_left_top>``, ``<y_left_top>`` ..., as in DIOR-R) or centre, sides and the angle in radians, clockwise
-(``<cx>``, ``<cy>``, ``<w>``, ``<h>``, ``<angle>``, as the tool roLabelImg writes). The ``<bndbox>`` that this
-tool writes for an upright box has the angle 0: it is recognised by ``<type>bndbox</type>``, or by a rotated
+DIOR-R's XML: `<object>` with `<name>`, `<difficult>` and a `<robndbox>`, which has its corners
+(`<x_left_top>`, `<y_left_top>` ..., as in DIOR-R) or centre, sides and the angle in radians, clockwise
+(`<cx>`, `<cy>`, `<w>`, `<h>`, `<angle>`, as the tool roLabelImg writes). The `<bndbox>` that this
+tool writes for an upright box has the angle 0: it is recognised by `<type>bndbox</type>`, or by a rotated
 object in the same file. Other upright boxes are refused, as they may be DIOR's horizontal annotations.
 
 YOLO's text (class numbers, shares of the image) is recognised and refused: names and sizes are not in it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,10 +46,10 @@ class RawObject(NamedTuple):
     """An object of a file.
 
     Attributes:
-        where: its place, for messages.
-        name: of its class.
-        corners: eight coordinates in pixels.
-        difficult: whether scores leave it out.
+        where: Its place, for messages.
+        name: Of its class.
+        corners: Eight coordinates in pixels.
+        difficult: Whether scores leave it out.
     """
 
     where: str
@@ -61,10 +59,10 @@ class RawObject(NamedTuple):
 
 
 def read_raw(path: Path) -> Iterator[RawObject]:
-    """The objects of a ``.txt`` or ``.xml`` in their order.
+    """The objects of a `.txt` or `.xml` in their order.
 
     Raises:
-        AnnotationError: the file is missing or malformed.
+        AnnotationError: The file is missing or malformed.
     """
     return _read_xml(path) if path.suffix.lower() == ".xml" else _read_text(path)
 
@@ -135,7 +133,7 @@ def _read_xml(path: Path) -> Iterator[RawObject]:
 
 
 def _corners(node: ElementTree.Element, path: Path, where: str, rotated: bool) -> list[float]:
-    """Corners of an object; ``rotated`` says whether any object of the file is."""
+    """Corners of an object; `rotated` says whether any object of the file is."""
     box, upright = node.find("robndbox"), node.find("bndbox")
     if box is None and upright is not None and (rotated or (node.findtext("type") or "").strip() == "bndbox"):
         left, top, right, bottom = (_number(upright, tag, path, where) for tag in UPRIGHT_TAGS)
@@ -206,7 +204,7 @@ class Objects:
         """Rotated boxes float32 (n, 5), le90."""
         return to_boxes(self.polygons)
 
-    def select(self, which: np.ndarray) -> Objects:
+    def select(self, which: np.ndarray) -> "Objects":
         """Some of the objects, by a mask or indices."""
         return Objects(self.polygons[which], self.labels[which], self.difficult[which])
 
@@ -226,11 +224,11 @@ class AnnotationReader:
     """Reads annotation files for a list of classes.
 
     Args:
-        classes: their names in the order of the labels; capitals do not count.
-        leave_out: classes that files may have, but of which no object is taken.
+        classes: Their names in the order of the labels; capitals do not count.
+        leave_out: Classes that files may have, but of which no object is taken.
 
     Raises:
-        DataError: names of classes that are empty, equal or have white space.
+        DataError: Names of classes that are empty, equal or have white space.
     """
 
     def __init__(self, classes: Sequence[str], leave_out: Sequence[str] = ()) -> None:
@@ -239,17 +237,17 @@ class AnnotationReader:
         self._left_out = {name.casefold() for name in leave_out}
 
     def read(self, path: Path, left_out: list[str] | None = None) -> Objects:
-        """The objects of one file, ``.txt`` (DOTA) or ``.xml`` (DIOR-R).
+        """The objects of one file, `.txt` (DOTA) or `.xml` (DIOR-R).
 
         Objects without area, which DOTA has a few of, are left out: nothing can be learned from them, and no
         detection can meet them.
 
         Args:
-            path: the file.
-            left_out: takes a message for each of them.
+            path: The file.
+            left_out: Takes a message for each of them.
 
         Raises:
-            AnnotationError: the file is missing or malformed, or has a class that is unknown or a coordinate
+            AnnotationError: The file is missing or malformed, or has a class that is unknown or a coordinate
                 that is no finite number.
         """
         raw = [item for item in read_raw(path) if item.name.casefold() not in self._left_out]
@@ -286,9 +284,9 @@ def write_objects(
     """Write DOTA's text, whole or not at all.
 
     Args:
-        path: the file.
-        objects: coordinates keep all their digits.
-        classes: names by label.
+        path: The file.
+        objects: Coordinates keep all their digits.
+        classes: Names by label.
         truncated: bool (n,), which objects a window truncates.
     """
     flags = np.zeros(len(objects), int) if truncated is None else np.where(truncated, FLAG_TRUNCATED, 0)

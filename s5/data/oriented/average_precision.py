@@ -62,9 +62,9 @@ def match(
     """Match the detections of an image with its objects.
 
     Args:
-        found: detections; of equal scores, the earlier goes first.
-        objects: ground truth in the same pixels.
-        classes: number of classes.
+        found: Detections; of equal scores, the earlier goes first.
+        objects: Ground truth in the same pixels.
+        classes: Number of classes.
         thresholds: IoU thresholds above 0.
     """
     overlap, nearest = _best_overlaps(found, objects)
@@ -86,9 +86,9 @@ def average_precision(parts: Sequence[Matches], classes: int, count: int = len(T
     processes, give the images in one order.
 
     Args:
-        parts: matches of each image.
-        classes: number of classes.
-        count: number of IoU thresholds.
+        parts: Matches of each image.
+        classes: Number of classes.
+        count: Number of IoU thresholds.
     """
     none = Matches(np.zeros(0), np.zeros(0, int), np.zeros((count, 0)), np.zeros(classes, int))
     parts = [none, *parts]

@@ -1,7 +1,5 @@
 """What a detector finds in an image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +23,7 @@ class Detections(NamedTuple):
     scores: np.ndarray
     labels: np.ndarray
 
-    def select(self, which: np.ndarray) -> Detections:
+    def select(self, which: np.ndarray) -> "Detections":
         """Some of them, by a mask or indices."""
         return Detections(self.boxes[which], self.scores[which], self.labels[which])
 
@@ -45,14 +43,14 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
 
 
 def write_detections(path: Path, found: Detections, classes: Sequence[str]) -> None:
-    """Write a line ``x1 y1 x2 y2 x3 y3 x4 y4 class 0 score`` for each detection, whole or not at all.
+    """Write a line `x1 y1 x2 y2 x3 y3 x4 y4 class 0 score` for each detection, whole or not at all.
 
     The first ten fields are those of a DOTA annotation of an object that is not difficult.
 
     Args:
-        path: the file; missing folders are made.
-        found: corners are written with two decimals, scores with all digits.
-        classes: names by label.
+        path: The file; missing folders are made.
+        found: Corners are written with two decimals, scores with all digits.
+        classes: Names by label.
     """
     rows = zip(to_polygons(found.boxes).reshape(-1, 8), found.labels, found.scores, strict=True)
     lines = [f"{corners_text(corners)} {classes[label]} 0 {score}\n" for corners, label, score in rows]

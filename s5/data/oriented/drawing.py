@@ -31,7 +31,7 @@ def draw_polygons(
         image: uint8 (H, W, 3) RGB.
         polygons: (n, 4, 2) corners in pixels.
         labels: (n,) classes.
-        classes: names of the classes.
+        classes: Names of the classes.
         scores: (n,) written beside the names.
     """
     drawn = np.ascontiguousarray(image).copy()
@@ -48,10 +48,10 @@ def draw_detections(image: np.ndarray, factor: int, found: Detections, classes: 
     """Draw detections on a copy of an image: with names and scores, or with a legend where there are many.
 
     Args:
-        image: uint8 (H, W, 3) RGB, reduced by ``factor``.
-        factor: pixels of the detections per pixel of the image.
-        found: what to draw; those of high scores come on top.
-        classes: names of the classes.
+        image: uint8 (H, W, 3) RGB, reduced by `factor`.
+        factor: Pixels of the detections per pixel of the image.
+        found: What to draw; those of high scores come on top.
+        classes: Names of the classes.
     """
     order = np.argsort(found.scores, kind="stable")
     polygons, labels, scores = (
@@ -83,7 +83,7 @@ def draw_truth(image: np.ndarray, polygons: np.ndarray) -> np.ndarray:
 
 
 def _legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int) -> np.ndarray:
-    """Texts beside squares of their colours, ``size`` times the usual, in as many lines as it takes."""
+    """Texts beside squares of their colours, `size` times the usual, in as many lines as it takes."""
     line, letters, gap = size * LINE, size * LEGEND, size * 5
     places, left, top = [], 0, 0
     for text, _ in entries:

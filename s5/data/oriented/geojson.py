@@ -3,8 +3,6 @@
 A ring is float64 (m, 2), longitude and latitude in degrees, without the first point repeated at its end.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence
@@ -40,7 +38,7 @@ def cut(ring: np.ndarray) -> list[np.ndarray]:
     from -180 to 180 and up to the pole.
 
     Args:
-        ring: of a convex shape of the map, or of one that a meridian leaves once.
+        ring: Of a convex shape of the map, or of one that a meridian leaves once.
 
     Returns:
         One ring, or the parts west and east of the antimeridian.
@@ -114,13 +112,13 @@ STRAIGHT, NEAR = 1.0, 90.0  # degrees of longitude: an edge that needs no points
 def write_geojson(
     path: Path, found: Detections, classes: Sequence[str], georeference: Georeference | None = None
 ) -> None:
-    """Write a feature collection of polygons with ``class`` and ``score``, whole or not at all.
+    """Write a feature collection of polygons with `class` and `score`, whole or not at all.
 
     Args:
-        path: the file; missing folders are made.
-        found: in pixels of the image.
-        classes: names by label.
-        georeference: of the image.
+        path: The file; missing folders are made.
+        found: In pixels of the image.
+        classes: Names by label.
+        georeference: Of the image.
     """
     corners = to_polygons(found.boxes.astype(np.float64))
     geometries = None if georeference is None else _on_earth(path, corners, georeference)

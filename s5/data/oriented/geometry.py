@@ -56,7 +56,7 @@ def regular_boxes(boxes: np.ndarray) -> np.ndarray:
 
 
 def to_polygons(boxes: np.ndarray) -> np.ndarray:
-    """Corners (n, 4, 2) of boxes (n, 5), clockwise on the screen, in the type of ``boxes``."""
+    """Corners (n, 4, 2) of boxes (n, 5), clockwise on the screen, in the type of `boxes`."""
     wide = boxes.astype(np.float64)
     cos, sin = np.cos(wide[:, 4]), np.sin(wide[:, 4])
     turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], 1)  # rows: the box's own axes
@@ -72,7 +72,7 @@ def enclosing_boxes(polygons: np.ndarray) -> np.ndarray:
 def flip_polygons(
     polygons: np.ndarray, height: float, width: float, horizontal: bool, vertical: bool
 ) -> np.ndarray:
-    """Quadrilaterals (n, 4, 2) of an image of ``height`` x ``width`` pixels that is mirrored."""
+    """Quadrilaterals (n, 4, 2) of an image of `height` x `width` pixels that is mirrored."""
     flipped = polygons.copy()
     if horizontal:
         flipped[..., 0] = width - flipped[..., 0]
@@ -85,11 +85,11 @@ def share_inside(polygons: np.ndarray, window: tuple[float, float, float, float]
     """Share of the area of each quadrilateral that lies in an upright window.
 
     By Green's theorem the shared area is the integral of k(x) dk(y) along the boundary, where k moves a
-    coordinate into the window: see :mod:`s5.ops.rotated_iou`.
+    coordinate into the window: see `s5.ops.rotated_iou`.
 
     Args:
         polygons: (n, 4, 2) corners in any order; sorted around their centre if they cross.
-        window: x1, y1, x2, y2.
+        window: X1, y1, x2, y2.
 
     Returns:
         float64 (n,) in [0, 1]; 0 without area.
@@ -121,7 +121,7 @@ def _boundary_integral(corners: np.ndarray, width: float, height: float) -> np.n
 def _times(
     start: np.ndarray, edge: np.ndarray, limit: float, first: np.ndarray | float, last: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """When start + t * edge is between 0 and ``limit``, within [first, last]."""
+    """When start + t * edge is between 0 and `limit`, within [first, last]."""
     safe = np.where(np.abs(edge) > 1e-12, edge, 1e-12)
     times = np.stack([-start / safe, (limit - start) / safe])
     return np.clip(times.min(0), first, last), np.clip(times.max(0), first, last)

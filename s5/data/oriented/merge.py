@@ -1,7 +1,7 @@
 """Put windows of an image together again: their detections by rotated NMS, and their objects.
 
-The name of a window says where it lies: ``<image>__<size>__<x>___<y>``, the offsets in pixels of the image,
-as mmrotate's tool and ``python -m s5.data.prepare dota`` cut. In names of DOTA's own development kit, a rate
+The name of a window says where it lies: `<image>__<size>__<x>___<y>`, the offsets in pixels of the image,
+as mmrotate's tool and `python -m s5.data.prepare dota` cut. In names of DOTA's own development kit, a rate
 (such as 1 or 0.5) stands in place of the size, by which the image was resized before it was cut: offsets
 and boxes are then in pixels of the resized image.
 """
@@ -30,10 +30,10 @@ class Place(NamedTuple):
     """Where a window lies.
 
     Attributes:
-        image: name of the image.
-        x: offset in pixels of the window.
-        y: likewise.
-        rate: pixels of the window per pixel of the image.
+        image: Name of the image.
+        x: Offset in pixels of the window.
+        y: Likewise.
+        rate: Pixels of the window per pixel of the image.
     """
 
     image: str
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 def window_name(image: str, size: int, x: int, y: int) -> str:
-    """Name of the window of ``size`` pixels at column ``x`` and row ``y`` of an image."""
+    """Name of the window of `size` pixels at column `x` and row `y` of an image."""
     return f"{image}__{size}__{x}___{y}"
 
 
@@ -65,7 +65,7 @@ def merge_windows(
     Of boxes of one class that overlap, the one of the highest score stays. Memory is that of the detections.
 
     Args:
-        windows: name and detections of each, in pixels of the window, in any order.
+        windows: Name and detections of each, in pixels of the window, in any order.
         threshold: IoU above which the box of lower score goes.
 
     Returns:

@@ -39,18 +39,18 @@ class AnnotatedImages:
     without area are left out with a warning.
 
     Args:
-        images: folder of the images, or several.
-        annotations: folder of the annotation files, or several; None for images without ground truth.
-        classes: names of the classes, in the order of the labels.
-        split: a file that lists the images to take, one a line, by name or by path, or several; all by
+        images: Folder of the images, or several.
+        annotations: Folder of the annotation files, or several; None for images without ground truth.
+        classes: Names of the classes, in the order of the labels.
+        split: A file that lists the images to take, one a line, by name or by path, or several; all by
             default.
-        leave_out: classes that the annotations may have, but of which no object is taken.
+        leave_out: Classes that the annotations may have, but of which no object is taken.
 
     Raises:
-        SplitError: a folder or the split is missing or empty, two files have one name, or an image has no
+        SplitError: A folder or the split is missing or empty, two files have one name, or an image has no
             annotation or the other way round.
-        AnnotationError: annotations cannot be read; names the first ones.
-        DataError: no image has an object, or the classes are no list of names.
+        AnnotationError: Annotations cannot be read; names the first ones.
+        DataError: No image has an object, or the classes are no list of names.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class AnnotatedImages:
 
     @property
     def names(self) -> list[str]:
-        """Names of all images, see :meth:`name`."""
+        """Names of all images, see `name`."""
         return [self.name(index) for index in range(len(self))]
 
     def name(self, index: int) -> str:
@@ -123,11 +123,11 @@ class AnnotatedImages:
 
 
 def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dict[str, Path]:
-    """Annotation files by name without ``classes.txt``, where tools put the names of the classes.
+    """Annotation files by name without `classes.txt`, where tools put the names of the classes.
 
     Args:
-        texts: the files by the name of their image.
-        images: names of the images; a file of one of them is an annotation.
+        texts: The files by the name of their image.
+        images: Names of the images; a file of one of them is an annotation.
     """
     lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
     for path in lists.values():
@@ -139,7 +139,7 @@ def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Obj
     """The objects of annotation files; none for None. Warns of objects without area, which are left out.
 
     Raises:
-        AnnotationError: files cannot be read; names the first ones.
+        AnnotationError: Files cannot be read; names the first ones.
     """
     objects: list[Objects] = []
     errors: list[str] = []
@@ -237,17 +237,17 @@ def read_whole(
     """The objects of the whole images that windows are of, in pixels of the whole images.
 
     Args:
-        folder: has ``<image>.txt`` (DOTA) of each image, empty of one without objects.
-        windows: names of the windows.
-        classes: names of the classes, in the order of the labels.
-        leave_out: classes that the files may have, but of which no object is taken.
+        folder: Has `<image>.txt` (DOTA) of each image, empty of one without objects.
+        windows: Names of the windows.
+        classes: Names of the classes, in the order of the labels.
+        leave_out: Classes that the files may have, but of which no object is taken.
 
     Returns:
         By name of the image.
 
     Raises:
-        SplitError: the folder or files are missing; names the first ones.
-        AnnotationError: files cannot be read; names the first ones.
+        SplitError: The folder or files are missing; names the first ones.
+        AnnotationError: Files cannot be read; names the first ones.
     """
     if not folder.is_dir():
         raise SplitError(f"no folder {folder}; give that of the whole images' labels")

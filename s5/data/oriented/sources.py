@@ -57,21 +57,21 @@ class OrientedImages:
     """Training source: whole images resized to fit a square, mirrored at random.
 
     Args:
-        images: folder of the images (png, jpg, tif, bmp, webp), or several.
-        annotations: folder of the ``.txt`` (DOTA) or ``.xml`` (DIOR-R) files of the same names, or several.
-        classes: names of the classes, in the order of the labels.
-        size: side of the square in pixels.
-        flip: mirror horizontally and vertically, each with probability 0.5.
-        split: a file that lists the images to take, by name or path, or several; all by default.
-        keep_empty: train on images without objects as well.
-        train_difficult: train on difficult objects as on others.
-        leave_out: classes that the annotations may have, but that are not trained on.
-        ignore_below: objects whose upright box has a side below this many pixels of the resized image are
+        images: Folder of the images (png, jpg, tif, bmp, webp), or several.
+        annotations: Folder of the `.txt` (DOTA) or `.xml` (DIOR-R) files of the same names, or several.
+        classes: Names of the classes, in the order of the labels.
+        size: Side of the square in pixels.
+        flip: Mirror horizontally and vertically, each with probability 0.5.
+        split: A file that lists the images to take, by name or path, or several; all by default.
+        keep_empty: Train on images without objects as well.
+        train_difficult: Train on difficult objects as on others.
+        leave_out: Classes that the annotations may have, but that are not trained on.
+        ignore_below: Objects whose upright box has a side below this many pixels of the resized image are
             neither objects nor background.
-        name: of the task, for messages.
+        name: Of the task, for messages.
 
     Raises:
-        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`; also if no image has an object to
+        DataError: See `s5.data.oriented.samples.AnnotatedImages`; also if no image has an object to
             train on.
     """
 
@@ -105,17 +105,17 @@ class OrientedImages:
         return len(self._kept)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Load an image with all random draws from ``rng``.
+        """Load an image with all random draws from `rng`.
 
         Returns:
-            ``image`` uint8 (S, S, 3), padded right and below; ``boxes`` float32 (n, 5), le90, in its pixels;
-            ``labels`` int64 (n,); ``ignored`` float32 (m, 5), neither objects nor background; ``name``;
-            ``shape`` (height, width) of the resized image; ``original`` (height, width) of the file;
-            ``scale``, pixels of the resized image per pixel of the file; ``valid`` bool tensor (H, W), false
+            `image` uint8 (S, S, 3), padded right and below; `boxes` float32 (n, 5), le90, in its pixels;
+            `labels` int64 (n,); `ignored` float32 (m, 5), neither objects nor background; `name`;
+            `shape` (height, width) of the resized image; `original` (height, width) of the file;
+            `scale`, pixels of the resized image per pixel of the file; `valid` bool tensor (H, W), false
             where the file has no data, None if it has data everywhere.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: The image cannot be read.
         """
         horizontal, vertical = (bool(value) for value in rng.random(2) < 0.5) if self.flip else (False, False)
         ignoring = self.train_difficult, self.ignore_below
@@ -134,16 +134,16 @@ class OrientedValidation(Dataset):
     """Whole images of one task, resized to fit a square, with all their objects.
 
     Args:
-        images: as for :class:`OrientedImages`.
-        annotations: likewise; None for images without ground truth.
-        classes: names of the classes, in the order of the labels.
-        task: name of the task.
-        size: side of the square in pixels.
-        split: as for :class:`OrientedImages`.
-        leave_out: likewise.
+        images: As for `OrientedImages`.
+        annotations: Likewise; None for images without ground truth.
+        classes: Names of the classes, in the order of the labels.
+        task: Name of the task.
+        size: Side of the square in pixels.
+        split: As for `OrientedImages`.
+        leave_out: Likewise.
 
     Raises:
-        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`.
+        DataError: See `s5.data.oriented.samples.AnnotatedImages`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class OrientedValidation(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """As :meth:`OrientedImages.load`, unmirrored; also ``objects``, in pixels of the file, ``task``."""
+        """As `OrientedImages.load`, unmirrored; also `objects`, in pixels of the file, `task`."""
         item = _load(self.samples, index, self.size)
         return {**item, "objects": self.samples.objects(index), "task": self.task}
 
@@ -219,7 +219,7 @@ class ObjectsCollate:
     """Stacks images of several tasks, ordered by task; boxes stay lists, as their number differs.
 
     Args:
-        tasks: names of the tasks, in the order of the model.
+        tasks: Names of the tasks, in the order of the model.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -229,10 +229,10 @@ class ObjectsCollate:
         """The batch.
 
         Returns:
-            ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task; lists
-            ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes`` (height, width without padding),
-            ``scales``, ``names``; ``skipped``: an empty list. Of validation images also ``name``, ``task``,
-            ``objects``, in pixels of the files, and ``valid``, where the files have data.
+            `images` (B, 3, S, S) uint8 in channels-last memory; `counts`: images of each task; lists
+            `boxes` (n, 5), `labels` (n), `ignored` (m, 5), `shapes` (height, width without padding),
+            `scales`, `names`; `skipped`: an empty list. Of validation images also `name`, `task`,
+            `objects`, in pixels of the files, and `valid`, where the files have data.
         """
         images = np.stack([sample["image"] for sample in samples])
         batch = {
@@ -266,14 +266,14 @@ def objects_loader(
     """Endless loader of batches of several tasks, ordered by task.
 
     Args:
-        sources: training images of each task.
-        batch_sizes: images of each per step and process.
-        seed: seed of order and mirroring.
-        placement: this process's part.
-        about: what checkpoints say of the run beside the classes of its tasks.
+        sources: Training images of each task.
+        batch_sizes: Images of each per step and process.
+        seed: Seed of order and mirroring.
+        placement: This process's part.
+        about: What checkpoints say of the run beside the classes of its tasks.
 
     Raises:
-        DataError: a task has fewer images than one global step takes.
+        DataError: A task has fewer images than one global step takes.
     """
     sampler = build_sampler(sources, batch_sizes, seed, placement)
     collate = ObjectsCollate([source.name for source in sources])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from s5.data.errors import DataError
-from s5.data.image_io import write_bytes, write_image, write_mask
+from s5.data.files import write_bytes
+from s5.data.image_io import write_image, write_mask
 from s5.data.prepare.parallel import run_parallel
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split

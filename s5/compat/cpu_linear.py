@@ -1,8 +1,8 @@
-"""Linear layers through oneDNN on CPUs where PyTorch's own way is slow.
+"""Compute linear layers with oneDNN on CPUs where PyTorch's default is slow.
 
-PyTorch computes float32 linear layers with MKL, which takes slower kernels on processors that are not
-Intel's, and convolutions with oneDNN, which does not. A linear layer is a 1x1 convolution, so there it is
-computed as one: the same sums in another order.
+PyTorch computes float32 linear layers with MKL, which uses slower kernels on processors other than
+Intel's, and convolutions with oneDNN, which does not. There, linear layers are computed as 1x1 convolutions:
+the same sums in a different order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import noop_context_fn
 
-MIN_WIDTH = 64  # narrower layers are not worth it
+MIN_WIDTH = 64  # channels; narrower layers gain nothing
 
 
 class ConvolutionLinear(TorchFunctionMode):
@@ -73,7 +73,7 @@ def linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None)
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether this is a CPU on which oneDNN beats MKL, and PyTorch convolves with oneDNN."""
+    """Whether oneDNN is faster than MKL on this CPU, and PyTorch uses oneDNN for convolutions."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     info = Path("/proc/cpuinfo")
@@ -81,6 +81,6 @@ def mkl_is_slow() -> bool:
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    # With one thread PyTorch convolves few images without oneDNN.
+    # With one thread PyTorch does not use oneDNN for convolutions of few images.
     wide = min(weight.shape) >= MIN_WIDTH and x.dtype == torch.float32 and x.device.type == "cpu"
     return wide and torch.get_num_threads() > 1

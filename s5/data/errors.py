@@ -1,6 +1,7 @@
 """Errors of the data layer: every message names the file, what is wrong with it and the way out."""
 
 import codecs
+from collections.abc import Sequence
 from pathlib import Path
 
 ESCAPE = "s5.escape"
@@ -11,6 +12,11 @@ of file names that are not UTF-8, which Python holds as surrogates, as `\xcf`.""
 def printable(text: str) -> str:
     """The text with what UTF-8 cannot encode escaped, see `ESCAPE`."""
     return text.encode("utf-8", ESCAPE).decode("utf-8")
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, separated by commas; `...` stands for any others."""
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
 
 
 def is_utf8(path: str | Path) -> bool:

@@ -18,7 +18,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def detect_format(data: bytes) -> str | None:
-    """`jpeg`, `png`, `bmp`, `webp` or `tiff` from the first 12 bytes of a file; None if neither."""
+    """`jpeg`, `png`, `bmp`, `webp` or `tiff` from the first 12 bytes of a file; None for other formats."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -30,6 +30,15 @@ def detect_format(data: bytes) -> str | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "webp"
     return None
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF, by its first bytes; False if it cannot be read, which reading it reports."""
+    try:
+        with path.open("rb") as file:
+            return detect_format(file.read(16)) == "tiff"
+    except OSError:
+        return False
 
 
 def is_complete(data: bytes, kind: str) -> bool:

@@ -30,6 +30,7 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebP
 from s5.data import image_formats as png
 from s5.data import rasters as geotiff
 from s5.data.errors import ImageError
+from s5.data.files import write_bytes
 from s5.data.image_formats import detect_format, is_complete
 from s5.data.stored_mask import (
     DatasetMask,
@@ -237,18 +238,6 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
     if not done:
         raise ImageError(path, f"an array of shape {mask.shape} and type {mask.dtype} cannot be encoded")
     write_bytes(path, encoded.tobytes())
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all; missing folders are made."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def _open(path: str | Path) -> io.BufferedReader:

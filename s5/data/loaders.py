@@ -132,10 +132,10 @@ class Placement(NamedTuple):
     """Which part of the data this process loads, and how.
 
     Attributes:
-        rank: This process.
-        world_size: Number of processes.
-        workers: Loader processes.
-        pin_memory: Page-locked batches, for copies to a GPU.
+        rank: this process.
+        world_size: number of processes.
+        workers: loader processes.
+        pin_memory: page-locked batches, for copies to a GPU.
     """
 
     rank: int
@@ -155,12 +155,12 @@ def fixmatch_loader(
     """Endless loader of FixMatch batches, labeled images first.
 
     Args:
-        labeled: Labeled source.
-        labeled_batch: Labeled images per step and process.
-        unlabeled: Unlabeled source, or None to train on labeled images alone.
-        unlabeled_batch: Unlabeled images per step and process.
-        seed: Seed of order and augmentation.
-        placement: This process's part.
+        labeled: labeled source.
+        labeled_batch: labeled images per step and process.
+        unlabeled: unlabeled source, or None to train on labeled images alone.
+        unlabeled_batch: unlabeled images per step and process.
+        seed: seed of order and augmentation.
+        placement: this process's part.
 
     Raises:
         DataError: A source has fewer images than one global step takes.
@@ -184,12 +184,12 @@ def tasks_loader(
     """Endless loader of batches of several tasks, ordered by task.
 
     Args:
-        sources: Labeled images of each task.
-        batch_sizes: Images of each per step and process.
-        start_epochs: Epoch in which each task starts, counted from 0; before it nothing of it is loaded.
-        seed: Seed of order and augmentation.
-        placement: This process's part.
-        epoch_steps: Steps of an epoch; default: until every image of the task that takes longest was drawn.
+        sources: labeled images of each task.
+        batch_sizes: images of each per step and process.
+        start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
+        seed: seed of order and augmentation.
+        placement: this process's part.
+        epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:
         DataError: A task has fewer images than one global step takes.

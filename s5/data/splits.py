@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from s5.data.errors import SplitError
+from s5.data.files import atomic_path
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Extensions, in lower case, by which image files are recognised."""
@@ -202,13 +203,10 @@ def format_line(image: str, mask: str | None = None) -> str:
 
 
 def write_split(path: str | Path, lines: Iterable[str]) -> None:
-    """Write lines of `format_line` to `path`; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    temporary.replace(path)
+    """Write lines of `format_line` to `path` atomically; missing folders are created."""
+    with atomic_path(path) as temporary:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def _find(path: Path, root: Path) -> Path:

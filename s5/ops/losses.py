@@ -1,4 +1,4 @@
-"""Segmentation losses: float32 under any autocast, no device sync, never NaN for lack of pixels."""
+"""Segmentation losses: float32 under any autocast, no device synchronisation, 0 if there are no pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ def pseudo_label_loss(
 ) -> Tensor:
     """Cross-entropy against confident pseudo-labels, averaged over all valid pixels (L_us, paper Eq. 7).
 
-    Pixels below the threshold add 0 to the sum but count in the average; invalid ones (padding) in neither.
+    Pixels below the threshold add 0 to the sum but count in the average; invalid pixels (padding) are
+    excluded from both.
 
     Args:
         logits: (B, K, H, W) of the strong view, any floating dtype.

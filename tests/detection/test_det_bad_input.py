@@ -137,7 +137,7 @@ def test_wrong_labels_of_the_whole_images(root: Path) -> None:
     (root / "b/whole/big.txt").write_text(f"{LINE} kite 0\n")
     fails(root, rf"^tasks\.b\.whole: {root}/b/whole/big\.txt, line 1: unknown class 'kite'.*leave_out")
     (root / "b/whole/big.txt").unlink()
-    message = rf"^tasks\.b\.whole: labels of 1 of 1 whole images are missing: {root}/b/whole/big\.txt\. Add"
+    message = rf"^tasks\.b\.whole: labels of 1 of 1 full images are missing: {root}/b/whole/big\.txt\. Add"
     fails(root, message)
 
 

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from s5.data.errors import DataError
-from s5.data.image_io import write_bytes
+from s5.data.files import write_bytes
 from s5.data.oriented.classes import class_ids
 from s5.data.oriented.geometry import to_boxes, to_polygons
 

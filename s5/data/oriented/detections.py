@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s5.data.image_io import write_bytes
+from s5.data.files import write_bytes
 from s5.data.oriented.geometry import to_polygons
 
 

@@ -17,7 +17,7 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import GCPTransformer
 from rasterio.warp import transform
 
-from s5.data.image_io import write_bytes
+from s5.data.files import write_bytes
 from s5.data.oriented import geojson as antimeridian
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons

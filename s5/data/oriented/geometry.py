@@ -89,7 +89,7 @@ def share_inside(polygons: np.ndarray, window: tuple[float, float, float, float]
 
     Args:
         polygons: (n, 4, 2) corners in any order; sorted around their centre if they cross.
-        window: X1, y1, x2, y2.
+        window: x1, y1, x2, y2.
 
     Returns:
         float64 (n,) in [0, 1]; 0 without area.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s5.data.errors import DataError, SplitError
-from s5.data.folders import find_files
+from s5.data.errors import DataError, SplitError, shorten
+from s5.data.folders import files_by_name
 from s5.data.image_io import image_size
 from s5.data.oriented.annotations import (
     ANNOTATION_EXTENSIONS,
@@ -64,13 +64,13 @@ class AnnotatedImages:
         self.classes = tuple(classes)
         reader = AnnotationReader(classes, leave_out)
         folders = _listed(images)
-        found = _by_name(folders, IMAGE_EXTENSIONS, "images")
+        found = files_by_name(folders, IMAGE_EXTENSIONS, "images")
         names = sorted(found)
         if split is not None:
             names = sorted(set().union(*(_chosen(path, found) for path in _listed(split))))
         texts: dict[str, Path] = {}
         if annotations is not None:
-            texts = _by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
+            texts = files_by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
             texts = without_class_list(texts, found)
             _require_partners(names, found, texts, split)
         lines = [format_line(str(found[name]), str(texts[name]) if texts else None) for name in names]
@@ -168,21 +168,6 @@ def _listed(folders: Folders) -> list[Path]:
     return [Path(path).absolute() for path in paths]
 
 
-def _by_name(folders: Sequence[Path], extensions: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Files of some folders by their path below the folder, without extension."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise SplitError(f"{folder}: no such folder; give the folder of the {what}")
-        for path in find_files(folder, endings=extensions):
-            other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-            if other is not path:
-                raise SplitError(f"{other} and {path} have the same name; keep one of them")
-    if not found:
-        raise SplitError(f"{' and '.join(map(str, folders))}: no {what} ({', '.join(extensions)}) there")
-    return found
-
-
 def _chosen(split: Path, found: Mapping[str, Path]) -> set[str]:
     """Names that a list file takes."""
     names = {sample.name: _name_of(sample.name, found) for sample in Split(split, split.parent)}
@@ -222,8 +207,7 @@ def _require_partners(
 
 
 def _some(names: Sequence[str], what: str) -> str:
-    more = " ..." if len(names) > SHOWN else ""
-    return f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})"
+    return f"{len(names)} {what} ({shorten(names)})"
 
 
 def whole_names(names: Iterable[str]) -> list[str]:
@@ -253,10 +237,9 @@ def read_whole(
         raise SplitError(f"no folder {folder}; give that of the whole images' labels")
     files = {name: folder / f"{name}.txt" for name in whole_names(windows)}
     if missing := [str(file) for file in files.values() if not file.is_file()]:
-        shown = ", ".join(missing[:SHOWN]) + (" ..." if len(missing) > SHOWN else "")
         raise SplitError(
-            f"labels of {len(missing)} of {len(files)} whole images are missing: {shown}. Add them (an image "
-            f"without objects has an empty file), or leave whole out, to score windows as images of their own"
+            f"labels of {len(missing)} of {len(files)} full images are missing: {shorten(missing)}. Add them "
+            "(an image without objects has an empty file), or remove `whole` to score the windows separately"
         )
     objects = read_all(AnnotationReader(classes, leave_out), files.values())
     return dict(zip(files, objects, strict=True))

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from s5.data.image_io import write_bytes, write_image
+from s5.data.files import write_bytes
+from s5.data.image_io import write_image
 from s5.data.label_table import LabelTable
 from s5.data.prepare.journal import Patch, PrepareError
 from s5.data.prepare.patches import Window, open_image, plain_file, tiles, windows

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from s5.data.files import write_bytes
 from s5.data.folders import find_files
-from s5.data.image_io import read_image, write_bytes
+from s5.data.image_io import read_image
 from s5.data.oriented.annotations import AnnotationReader, write_objects
 from s5.data.oriented.classes import DIOR_R
 from s5.data.prepare.objects import ObjectsRecipe, by_stem, read_noted, require_own_names

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from s5.data.errors import ImageError
 from s5.data.folders import hold_out, pair_folders
+from s5.data.image_formats import is_tiff
 from s5.data.image_io import image_size
 from s5.data.label_table import LabelTable
 from s5.data.labels import HELP, parse_table
@@ -19,7 +20,7 @@ from s5.data.mask_survey import refuse_together
 from s5.data.masks import open_mask
 from s5.data.prepare.dataset import TRAIN, VAL, DatasetRecipe
 from s5.data.prepare.journal import PrepareError
-from s5.data.prepare.patches import ReadableMask, Window, is_tiff, unique_stems
+from s5.data.prepare.patches import ReadableMask, Window, unique_stems
 from s5.data.prepare.recipe import Source
 from s5.data.splits import Sample, Split
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.plain_loader import plain_labeled, plain_unlabeled
 from benchmarks.sources import NUM_CLASSES, Sources, write_sources
 from benchmarks.timing import device_name, interleaved, markdown_table
-from s5.data.draws import StrongAugmentation, derangement
+from s5.data.augmentation import StrongAugmentation, derangement
 from s5.data.labels import get_table
 from s5.data.sampler import Draw
 from s5.data.sources import LabeledImages, MultiSourceDataset, UnlabeledImages, WeakAugmentation

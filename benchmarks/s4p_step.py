@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.plain_step import PlainStep, use_plain_attention
 from benchmarks.steps import Step, StepBenchmark
-from s5.data.draws import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric
+from s5.data.augmentation import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.segmentor import build_segmentor
 from s5.training.optim import build_optim_wrapper, param_groups

@@ -1,16 +1,16 @@
-"""Errors of the data layer: every message names the file, what is wrong with it and the way out."""
+"""Errors of the data layer: every message names the file, the problem and the remedy."""
 
 import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
 ESCAPE = "s5.escape"
-r"""Name of an error handler for encoding: characters that a stream lacks are written as `\u5f71`, and bytes
-of file names that are not UTF-8, which Python holds as surrogates, as `\xcf`."""
+r"""Name of an error handler for encoding: characters that a stream cannot encode are written as `\u5f71`, and
+bytes of file names that are not UTF-8, which Python represents as surrogates, as `\xcf`."""
 
 
 def printable(text: str) -> str:
-    """The text with what UTF-8 cannot encode escaped, see `ESCAPE`."""
+    """Escape what UTF-8 cannot encode, see `ESCAPE`."""
     return text.encode("utf-8", ESCAPE).decode("utf-8")
 
 
@@ -41,10 +41,10 @@ codecs.register_error(ESCAPE, _escape)
 
 
 class DataError(ValueError):
-    """Something about the data on disk is wrong; the message says what and what to do.
+    """Invalid data on disk; the message says what is wrong and what to do.
 
     Args:
-        message: File names in it may be of any bytes; what is not UTF-8 is escaped.
+        message: The message; bytes of file names that are not UTF-8 are escaped.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -57,26 +57,26 @@ class ImageError(DataError):
     Args:
         path: The file.
         reason: What is wrong with it.
-        hint: The way out; may be empty.
+        hint: What to do; may be empty.
     """
 
-    # Defaults let the error cross a DataLoader, which rebuilds it from its message alone.
+    # The defaults let a DataLoader rebuild the error from its message alone.
     def __init__(self, path: str | Path, reason: str = "", hint: str = "") -> None:
         self.path, self.reason, self.hint = str(path), reason, hint
         message = f"{self.path}: {reason}" if reason else self.path
         super().__init__(f"{message}. {hint}" if hint else message)
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, str]]:
-        """Keep the three parts when the error crosses a process boundary."""
+        """Keep the three parts when the error is pickled."""
         return type(self), (self.path, self.reason, self.hint)
 
 
 class LabelError(DataError):
-    """A label table that is not well formed, or a mask that does not fit its table."""
+    """A malformed label table, or a mask that does not match its table."""
 
 
 class SplitError(DataError):
-    """A split file that is missing, empty or not of the form `image[ mask]`."""
+    """A split file that is missing, empty or malformed; its lines are `image[ mask]`."""
 
 
 class LoaderError(DataError):

@@ -1,4 +1,4 @@
-"""Collation of samples into the one batch of a step: of FixMatch, of several tasks, and of validation."""
+"""Loaders and collate functions: FixMatch batches, batches of several tasks, validation."""
 
 import atexit
 import multiprocessing
@@ -13,28 +13,28 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from s5.data.draws import NEUTRAL, derangement, sample_rng
+from s5.data.augmentation import NEUTRAL, derangement, sample_rng
 from s5.data.image_io import init_worker
 from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.sources import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
 from s5.data.splits import Split
 from s5.data.worker_pool import Loader
 
-PARTNER_STREAM = 1 << 20  # keeps the batch's own draws apart from those of any source
+PARTNER_STREAM = 1 << 20  # source index for the random parameters of a batch, above that of any source
 
 
 class FixMatchCollate:
-    """Stacks samples, labeled ones first, and draws the CutMix partners within the batch.
+    """Stack samples, labeled ones first, and draw CutMix partners within the batch.
 
     Args:
-        seed: Seed of the run; the partners are keyed by it and the position of the first unlabeled sample.
+        seed: Seed of the run; the partners depend on it and on the position of the first unlabeled sample.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch of labeled and unlabeled samples.
+        """Collate labeled and unlabeled samples.
 
         Returns:
             `images` (L + U, 3, S, S) uint8 in channels-last memory, `labels` (L, S, S) uint8, `names`
@@ -81,7 +81,7 @@ def _stack(samples: list[dict[str, Any]], key: str) -> torch.Tensor:
 
 
 class TasksCollate:
-    """Stacks labeled samples of several tasks, ordered by task.
+    """Stack labeled samples of several tasks, ordered by task.
 
     Args:
         tasks: Number of tasks.
@@ -91,7 +91,7 @@ class TasksCollate:
         self.tasks = tasks
 
     def __call__(self, samples: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """The batch; None stands for samples of tasks that have not started.
+        """Collate samples; None stands for samples of tasks that have not started.
 
         Returns:
             `images` (B, 3, S, S) uint8 in channels-last memory, `labels` (B, S, S) uint8, `photometric`
@@ -117,11 +117,11 @@ def collate_validation(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 PREFETCH = 4  # batches per worker
-PREFETCH_WHOLE = 1  # whole images are large
+PREFETCH_WHOLE = 1  # full images are large
 
 
 class TrainingData(NamedTuple):
-    """A training loader and what the run has to know of it."""
+    """A training loader with its sampler."""
 
     loader: DataLoader
     sampler: MultiSourceSampler
@@ -204,9 +204,9 @@ def tasks_loader(
 
 
 def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
-    """Loader of whole validation images of one or several tasks, one a batch.
+    """Loader of full validation images of one or several tasks, with batch size 1.
 
-    Every image is in exactly one process. Its sampler is a `s5.data.sampler.ValidationSampler`.
+    Every image is in exactly one process. The sampler is a `s5.data.sampler.ValidationSampler`.
     """
     metainfo = {"tasks": {part.task: part.table.classes for part in images}}
     return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
@@ -218,9 +218,9 @@ def whole_images_loader(
     metainfo: dict[str, Any],
     placement: Placement,
 ) -> DataLoader:
-    """Loader of the images of several tasks, one a batch; every image is in exactly one process."""
+    """Loader of the images of several tasks with batch size 1; every image is in exactly one process."""
     dataset: ConcatDataset = ConcatDataset(parts.values())
-    dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine asks for it
+    dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine saves it in checkpoints
     lengths = {task: len(part) for task, part in parts.items()}  # type: ignore[arg-type]
     return Loader(
         dataset,
@@ -234,7 +234,7 @@ def whole_images_loader(
 def build_sampler(
     sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
 ) -> MultiSourceSampler:
-    """The sampler of a batch with a fixed number of images of each source.
+    """Create the sampler of batches with a fixed number of images of each source.
 
     Raises:
         DataError: A source has fewer images than one global step takes.
@@ -251,7 +251,7 @@ def build_loader(
     metainfo: dict[str, Any],
     placement: Placement,
 ) -> DataLoader:
-    """The endless loader of the sampler's batches; `metainfo` is kept in checkpoints."""
+    """Create the endless loader of the sampler's batches; `metainfo` is saved in checkpoints."""
     return Loader(
         MultiSourceDataset(list(sources), sampler.seed, metainfo),
         batch_size=sampler.batch_size,
@@ -264,10 +264,10 @@ def build_loader(
 
 
 def resolve_split(root: Path, split: Path) -> Split:
-    """A split file by its path, relative to `root` unless absolute.
+    """Open a split file by its path, relative to `root` unless absolute.
 
     Raises:
-        SplitError: The file is missing, empty or not of the form of a split.
+        SplitError: The file is missing, empty or malformed.
     """
     found = Split(split if split.is_absolute() else root / split, root)
     found.check_first_line()
@@ -275,9 +275,9 @@ def resolve_split(root: Path, split: Path) -> Split:
 
 
 def stop_workers(*loaders: DataLoader) -> None:
-    """End the loaders' processes. Left to the garbage collector, each would be waited for some seconds."""
+    """End the loaders' processes; the garbage collector would wait some seconds for each."""
     for loader in loaders:
-        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public way
+        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public API for this
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()
 
@@ -297,19 +297,19 @@ def _worker_options(workers: int, prefetch: int = PREFETCH) -> dict[str, Any]:
 def _init_worker(worker: int) -> None:
     init_worker()
     torch.set_num_threads(1)
-    # A signal to the whole process group must not take the workers from a main process that is about to save.
+    # A signal to the process group must not kill the workers while the main process is about to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @cache
 def _kill_workers_at_exit() -> None:
-    # Registered after multiprocessing's own handler and so run before it, which would wait for workers that
+    # Registered after multiprocessing's own handler, so it runs first; that one would wait for workers that
     # ignore its SIGTERM.
     atexit.register(_kill_children)
 
 
 def _kill_children() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report the workers as failed
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report failed workers
     for child in multiprocessing.active_children():
         child.kill()

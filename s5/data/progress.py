@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, a plain log line now and then elsewhere."""
+"""Progress of long loops: a bar on a terminal, otherwise a log line every few seconds."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Bar(tqdm):
-    # The monitor thread would be one more thing to fork.
+    # No monitor thread: forking with threads is unsafe.
     monitor_interval = 0
 
 
@@ -20,9 +20,9 @@ class Progress:
 
     Args:
         total: Number of items.
-        what: What is being done, for the bar or line.
-        unit: What is counted.
-        logger: Takes the plain lines when stderr is not a terminal.
+        what: Description of the work.
+        unit: Name of the items.
+        logger: Used when stderr is not a terminal.
     """
 
     def __init__(self, total: int, what: str, unit: str, logger: logging.Logger) -> None:
@@ -41,7 +41,7 @@ class Progress:
             self._bar.close()
 
     def update(self, count: int = 1) -> None:
-        """Count `count` more items as finished."""
+        """Add `count` finished items."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)

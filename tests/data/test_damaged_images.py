@@ -225,7 +225,7 @@ def test_whatever_is_raised_concerns_this_image(tmp_path, monkeypatch, error):
 
 
 def test_a_path_that_is_none(tmp_path):
-    with pytest.raises(ImageError, match=r"a.*b.png: is no path \(embedded null byte\)"):
+    with pytest.raises(ImageError, match=r"a.*b.png: is not a valid path \(embedded null byte\)"):
         read_image(f"{tmp_path}/a\0b.png")
 
 

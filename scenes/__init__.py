@@ -1,6 +1,5 @@
 """Embedded data: deterministic aerial-like scenes with masks and rotated boxes."""
 
-from scenes.boxes import draw_boxes
 from scenes.classes import BOX_CLASSES, CLASSES, LABEL_SETS, LabelSet
 from scenes.scene import Scene, generate_scene
 from scenes.themes import THEMES
@@ -12,6 +11,5 @@ __all__ = [
     "THEMES",
     "LabelSet",
     "Scene",
-    "draw_boxes",
     "generate_scene",
 ]

@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from s5.data.errors import DataError
 from s5.data.files import write_bytes
 from s5.data.image_io import write_image, write_mask
+from s5.data.oriented.detections import corners_text
 from s5.data.prepare.parallel import run_parallel
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
-from scenes.boxes import dota_lines
-from scenes.scene import generate_scene
+from scenes.classes import BOX_CLASSES
+from scenes.scene import generate_scene, polygons, visible_share
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,8 @@ GENERATOR = 1
 """Version of the scenes; to be raised whenever the same seed and index give another picture."""
 
 MANIFEST = "scenes.json"
-MOST = 1_000_000  # scenes in one part
+MOST = 1_000_000  # scenes in one split
+MOSTLY_VISIBLE = 0.8  # share of a box's area below which its object is difficult
 
 
 class Part(NamedTuple):
@@ -125,6 +129,13 @@ def _write_scene(root: Path, request: Request, item: tuple[str, int]) -> None:
     if files.mask and files.boxes:
         write_mask(root / files.mask, scene.mask)
         write_bytes(root / files.boxes, dota_lines(scene.boxes, request.size).encode())
+
+
+def dota_lines(boxes: np.ndarray, size: int) -> str:
+    """DOTA text of boxes (N, 6); difficulty 1 marks boxes cut by the border of an image of `size` pixels."""
+    cut = visible_share(boxes, size) < MOSTLY_VISIBLE
+    rows = zip(polygons(boxes).reshape(-1, 8), boxes[:, 5], cut, strict=True)
+    return "".join(f"{corners_text(row)} {BOX_CLASSES[int(label)]} {int(c)}\n" for row, label, c in rows)
 
 
 def _claim(root: Path, request: Request, overwrite: bool) -> None:

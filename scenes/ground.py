@@ -7,8 +7,7 @@ import numpy as np
 
 from scenes.canvas import Canvas
 from scenes.classes import NATURAL, Material, is_one_of
-from scenes.geometry import Frame, blob, length, span, walk
-from scenes.noise import fractal, noise
+from scenes.geometry import Frame, blob, fractal, length, noise, span, walk
 from scenes.palette import Palette, mix
 
 Rect = tuple[float, float, float, float]

@@ -7,7 +7,7 @@ import numpy as np
 
 from scenes.canvas import SCALE, Canvas, Sun
 from scenes.classes import Material, material_table
-from scenes.noise import fractal, noise, streaks
+from scenes.geometry import fractal, noise, streaks
 
 
 class Conditions(NamedTuple):

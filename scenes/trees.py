@@ -5,7 +5,7 @@ import numpy as np
 
 from scenes.canvas import SCALE, Canvas
 from scenes.classes import NATURAL, Material, is_one_of
-from scenes.noise import fractal, noise
+from scenes.geometry import fractal, noise
 
 
 def plant(canvas: Canvas) -> None:

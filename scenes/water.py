@@ -5,8 +5,7 @@ import numpy as np
 
 from scenes.canvas import SCALE, Canvas
 from scenes.classes import Material
-from scenes.geometry import Frame, Point, Pose, at, blob, curve, offset, ribbon, rotate
-from scenes.noise import fractal, noise
+from scenes.geometry import Frame, Point, Pose, at, blob, curve, fractal, noise, offset, ribbon, rotate
 from scenes.palette import Palette, mix
 
 

@@ -38,7 +38,7 @@ def draw_polygons(
     width = max(1, round(max(image.shape[:2]) / 600))
     colors = distinct_colors(len(classes))
     for i, (polygon, label) in enumerate(zip(polygons, labels, strict=True)):
-        _outline(drawn, polygon, colors[label], width)
+        outline(drawn, polygon, colors[label], width)
         text = classes[label] if scores is None else f"{classes[label]} {scores[i]:.2f}"
         _write(drawn, text, polygon, colors[label], width)
     return drawn
@@ -64,7 +64,7 @@ def draw_detections(image: np.ndarray, factor: int, found: Detections, classes: 
     drawn = np.ascontiguousarray(image).copy()
     colors = distinct_colors(len(classes))
     for polygon, label in zip(polygons, labels, strict=True):
-        _outline(drawn, polygon, colors[label], max(1, round(max(image.shape[:2]) / 1200)))
+        outline(drawn, polygon, colors[label], max(1, round(max(image.shape[:2]) / 1200)))
     counts = np.bincount(labels, minlength=len(classes))
     entries = [
         (f"{name} {count}", colors[i])
@@ -78,7 +78,7 @@ def draw_truth(image: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     """Draw white outlines (n, 4, 2) of ground truth on a copy of an image."""
     drawn = np.ascontiguousarray(image).copy()
     for polygon in polygons:
-        _outline(drawn, polygon, TRUTH, 1)
+        outline(drawn, polygon, TRUTH, 1)
     return drawn
 
 
@@ -100,7 +100,8 @@ def _legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int)
     return legend
 
 
-def _outline(image: np.ndarray, polygon: np.ndarray, color: Sequence[int], width: int) -> None:
+def outline(image: np.ndarray, polygon: np.ndarray, color: Sequence[int], width: int) -> None:
+    """Draw a polygon (4, 2) in place; integer coordinates are pixel centres."""
     corners = np.round(polygon * 2**SHIFT).astype(np.int32)
     cv2.polylines(image, [corners], True, color, width, cv2.LINE_AA, SHIFT)
 

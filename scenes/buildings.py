@@ -11,7 +11,7 @@ from scenes.palette import ROOFS, pick
 
 
 class Look(NamedTuple):
-    """How a roof is made: `gable`, `hip` or `flat`; RGB; slope in radians; height of the eaves in metres."""
+    """A roof: style (`gable`, `hip` or `flat`), RGB, slope in radians, height of the eaves in metres."""
 
     style: str
     color: np.ndarray

@@ -33,14 +33,14 @@ class Tree(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A place for a vehicle: its pose and kind (`car`, `truck` or `any`)."""
+    """A parking spot or position of a vehicle: pose and kind (`car`, `truck` or `any`)."""
 
     pose: Pose
     kind: str
 
 
 class Canvas:
-    """Layers of a scene under construction, with what all who draw on it share.
+    """Layers of a scene under construction, and the random state, palette and sun shared by all drawing code.
 
     Image pixel (i, j) is canvas pixel (2i, 2j), so decimated layers and masks are aligned exactly. The
     world origin is the image centre.
@@ -82,12 +82,12 @@ class Canvas:
         return 1.5 * self.half
 
     def park(self, x: float, y: float, angle: float, kind: str) -> None:
-        """Keep a place for a vehicle unless it is out of sight."""
+        """Reserve a position for a vehicle unless it is out of view."""
         if max(abs(x), abs(y)) < self.half + 8:
             self.spots.append(Spot(Pose(x, y, angle), kind))
 
     def grow(self, x: float, y: float, radius: float, height: float, color: np.ndarray) -> None:
-        """Keep a place for a tree unless it is out of sight."""
+        """Reserve a position for a tree unless it is out of view."""
         if max(abs(x), abs(y)) < self.half:
             self.trees.append(Tree(x, y, radius, height, color))
 

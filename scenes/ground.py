@@ -1,4 +1,4 @@
-"""Open ground: parcels with crop rows, meadows, woods and what stands along parcel borders."""
+"""Open ground: parcels with crop rows, meadows, woods, and hedges and tracks along parcel borders."""
 
 from typing import NamedTuple
 
@@ -189,7 +189,7 @@ def floor_color(palette: Palette) -> np.ndarray:
 
 
 def dot_bales(canvas: Canvas) -> None:
-    """Lay hay bales on one area of a field: bright dots that are no vehicles."""
+    """Lay hay bales on part of a field: bright dots that are not vehicles."""
     rng = canvas.rng
     color = np.array((206, 190, 144)) * rng.uniform(0.8, 1.1)
     cx, cy = rng.uniform(-canvas.half, canvas.half, 2)

@@ -1,4 +1,4 @@
-"""Roads, streets and car parks: surfaces, markings and the places where vehicles stand."""
+"""Roads, streets and car parks: surfaces, markings and parked vehicles."""
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def traffic(canvas: Canvas, line: np.ndarray, width: float, spacing: float) -> N
 
 
 def kerb_parking(canvas: Canvas, line: np.ndarray, width: float, share: float) -> None:
-    """Put parked cars along both kerbs of a street; `share` of the places are taken."""
+    """Park cars along both kerbs of a street; `share` of the spots are taken."""
     rng = canvas.rng
     for side in (-1, 1):
         positions = np.arange(4, length(line), 6.2)

@@ -1,4 +1,4 @@
-"""One scene: its picture, mask and rotated boxes, a pure function of (seed, index, size, theme)."""
+"""A scene: image, mask and rotated boxes, as a pure function of (seed, index, size, theme)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +57,9 @@ def generate_scene(seed: int, index: int, size: int = 256, theme: str | None = N
     """Generate one scene.
 
     Args:
-        seed: Selects the world.
-        index: Number of the scene; without `theme` the themes take turns by it.
-        size: Side of the image in pixels. The ground resolution does not depend on it.
+        seed: Seed of the dataset.
+        index: Number of the scene; without `theme` it also selects the theme, in turn.
+        size: Side of the image in pixels; does not affect the ground resolution.
         theme: One of `THEMES`, or None.
 
     Raises:
@@ -68,7 +68,7 @@ def generate_scene(seed: int, index: int, size: int = 256, theme: str | None = N
     names = list(THEMES)
     name = names[index % len(names)] if theme is None else theme
     if name not in THEMES:
-        raise ValueError(f"unknown theme {name!r}; known: {', '.join(names)}")
+        raise ValueError(f"unknown theme {name!r}; must be one of {', '.join(names)}")
     rng = np.random.default_rng([seed, index, names.index(name)])
     low, high = THEMES[name].gsd
     gsd = float(np.exp(rng.uniform(np.log(low), np.log(high))))

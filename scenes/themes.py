@@ -1,4 +1,4 @@
-"""What the scenes show: one function per theme, each composing ground, water, roads and buildings."""
+"""Themes of the scenes: one function per theme composes ground, water, roads and buildings."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Trees: all crowns of a scene are grown at once from a distance transform of their positions."""
+"""Trees: all crowns of a scene are drawn at once from a distance transform of their positions."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ def plant(canvas: Canvas) -> None:
     """Cover the forest floor with trees, then draw them and `canvas.trees`; all ground must be painted.
 
     Crowns that meet are cut along their bisector, as in a closed canopy. Single trees whose crown would
-    hang far over anything but natural ground are left out.
+    extend far beyond natural ground are skipped.
     """
     rows = _forest(canvas)
     if canvas.trees:

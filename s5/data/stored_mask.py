@@ -203,7 +203,7 @@ def require_grey(stored: StoredMask, path: str | Path) -> None:
             more = " and others" if len(colors) > _SHOWN else ""
             raise ImageError(
                 path,
-                f"a mask of values has one channel, this one 3 different ones (colour-coded?): {shown}{more}",
+                f"a mask of values has one channel, this has 3 that differ (colour-coded?): {shown}{more}",
                 "Add a palette to the label table, the colour of each class in the masks",
             )
 

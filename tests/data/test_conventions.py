@@ -228,7 +228,7 @@ def test_binary_masks_of_the_other_kind(tmp_path):
     low = [mask // 255 for mask in high]
     assert report_on(tmp_path / "c", low, {"classes": ["roof"]}).ok
     report = report_on(tmp_path / "d", low, {"classes": ["roof"], "values": [255], "ignore": []})
-    assert "Leave values and ignore out" in report.errors[0]
+    assert "Remove `values` and `ignore`" in report.errors[0]
 
 
 def test_padding_of_images_without_objects_is_a_warning(tmp_path):

@@ -217,7 +217,7 @@ def test_three_equal_channels_without_a_palette(tmp_path, capsys):
     code, written = prepare(tmp_path / "b", labels)
     assert written.keys() == {"m4", "m5"}, "masks of one channel are values in any company"
     text = capsys.readouterr().out
-    assert "m0.png: a mask of values has one channel, this one 3 different ones" in text
+    assert "m0.png: a mask of values has one channel, this has 3 that differ" in text
     assert "m3.png: its three channels are equal, but perhaps only because all its colours are grey" in text
     assert "4 source files could not be used" in text
     assert {problem.kind for problem in check(tmp_path / "b", labels).problems} == {"colours"}

@@ -228,7 +228,9 @@ def test_command_with_other_parameters_asks_before_replacing(world, tmp_path, ca
     command = _command(root, labeled=2, unlabeled=0, val=1, size=32)
     assert main(command) == 1
     message = capsys.readouterr().err
-    assert all(part in message for part in (str(root / "scenes.json"), "size=48 (asked: 32)", "--overwrite"))
+    assert all(
+        part in message for part in (str(root / "scenes.json"), "size=48 (requested: 32)", "--overwrite")
+    )
     assert main([*command, "--overwrite"]) == 0
     assert len(list((root / "labeled/scenes/train/images").iterdir())) == 2
     assert not (root / "splits/unlabeled/scenes.txt").exists()

@@ -205,6 +205,6 @@ def _check_backend(backend: str, device: "torch.device") -> Finding:
             dist.destroy_process_group()
     except Exception as error:
         variable = f"{backend.upper()}_SOCKET_IFNAME"
-        advice = f"a single process can train; for several, set {variable} to the network interface (lo: one machine)"
+        advice = f"one process can train; for several, set {variable} to the network interface (lo: locally)"
         return Finding("warning", name, describe(error), advice)
     return ok(name, text or "works")

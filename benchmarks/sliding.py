@@ -1,8 +1,8 @@
-"""Speed (megapixels/s) and peak memory of sliding-window prediction, against a plain reference implementation.
+"""Speed (megapixels/s) and peak memory of sliding-window prediction, against a plain implementation.
 
-Plain: the image normalised in float32 as a whole, one window at a time with attention that is not fused, and
-sums of K x H x W float32 for the whole image. Both compute the same windows. Every measurement runs in a
-process of its own, in turn, after a warm-up on one window.
+Plain: normalises the full image in float32, predicts one window at a time with unfused attention, and keeps
+sums of K x H x W float32 for the full image. Both compute the same windows. Every measurement runs in
+a separate process, in turn, after a warm-up on one window.
 """
 
 import argparse

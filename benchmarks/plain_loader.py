@@ -1,6 +1,6 @@
-"""The plain input pipeline: per sample and on the whole image, with Pillow and torchvision.
+"""The plain input pipeline: per sample and on the full image, with Pillow and torchvision.
 
-Decode with Pillow, resize the whole image, crop, flip; for unlabeled images two strong views (of which
+Decode with Pillow, resize the full image, crop, flip; for unlabeled images two strong views (of which
 FixMatch uses one), each with torchvision's jitter and grayscale and Pillow's blur; then tensors, normalised.
 """
 

@@ -1,6 +1,6 @@
 """Time and peak memory of the operators on rotated boxes: plain, S5, and torchvision on upright boxes.
 
-The three take turns in one process; each one's memory is measured in a process of its own.
+The three take turns in one process; memory is measured in a separate process for each.
 """
 
 import argparse

@@ -62,7 +62,7 @@ def texture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray
     """Noise of several scales with sensor noise, and objects with hard edges on it.
 
     Returns:
-        image (size, size, 3) uint8 and mask (size, size) uint8: 0 = background, 1..15 = class of the object.
+        Image (size, size, 3) uint8 and mask (size, size) uint8: 0 = background, 1..15 = class of the object.
     """
     image, mask = np.full((size, size, 3), 115, np.float32), np.zeros((size, size), np.uint8)
     for sigma, contrast in OCTAVES:

@@ -1,6 +1,6 @@
 """Time and peak memory of training steps, S5's against a plain reference implementation.
 
-Every measurement runs in a process of its own, in turn, so that memory is clean and load on the machine hits
+Every measurement runs in a separate process, in turn, so that memory is clean and load on the machine hits
 all of them.
 """
 
@@ -40,11 +40,11 @@ class StepBenchmark(NamedTuple):
     """One kind of training step.
 
     Attributes:
-        module: where it is defined, to be run with `python -m`.
-        plain: builds the plain step and its batch for options and an autocast type.
-        ours: builds S5's.
-        what: says what a step is, for the title.
-        images: images of a step.
+        module: Where it is defined, to be run with `python -m`.
+        plain: Builds the plain step and its batch for options and an autocast type.
+        ours: Builds S5's.
+        what: Description of a step, for the title.
+        images: Images of a step.
     """
 
     module: str

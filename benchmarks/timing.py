@@ -1,4 +1,4 @@
-"""Timing two ways of doing the same fairly, and printing the result."""
+"""Fair timing of two implementations, and printing of the result."""
 
 import platform
 import statistics

@@ -1,7 +1,5 @@
 """Write images band by band, atomically."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

@@ -267,7 +267,7 @@ def objects_loader(
     Args:
         sources: training images of each task.
         batch_sizes: images of each per step and process.
-        seed: seed of order and mirroring.
+        seed: seed of order and flips.
         placement: this process's part.
         about: what checkpoints say of the run beside the classes of its tasks.
 

@@ -1,1 +1,1 @@
-"""Measurements of S5 against the plain way of doing the same; see README.md."""
+"""Measurements of S5 against plain reference implementations; see README.md."""

@@ -1,4 +1,4 @@
-"""All measurements: ``python -m benchmarks`` prints the tables that ``docs/benchmarks.md`` records."""
+"""Run all measurements: `python -m benchmarks` prints the tables of `docs/benchmarks.md`."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ OPTIONS = (loader, steps, sliding, rotated)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the chosen benchmarks one after the other."""
+    """Run the selected benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--only", choices=BENCHMARKS, help="one of them; default: all")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
+    parser.add_argument("--only", choices=BENCHMARKS, help="benchmark to run (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median is reported")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for module in OPTIONS:
         module.add_arguments(parser)

@@ -18,13 +18,13 @@ from s5.detection.network import DetectionModel, build_detector
 from s5.training.optim import build_optim_wrapper, param_groups
 
 TASKS = {"dior": 20, "dota": 18}
-EXPERT_CHANNELS = 256  # at most; a third of a small backbone's
-OBJECTS = 20  # of an image
+EXPERT_CHANNELS = 256  # at most; for small backbones a third of the width
+OBJECTS = 20  # per image
 SMALLEST = 12  # pixels; the largest have a quarter of the image's side
 
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds the plain step and its batch: one forward pass per dataset, one backward of the sum."""
+    """Build the plain step and its batch: one forward pass per dataset, one backward of the sum."""
     model, optimizer, batch = _parts(args, dtype)
     count = _batch(args)
     slices = [slice(first, first + count) for first in range(0, len(TASKS) * count, count)]
@@ -41,7 +41,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
 
 
 def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds S5's step and its batch."""
+    """Build S5's step and its batch."""
     model, optimizer, batch = _parts(args, dtype)
     counts = dict.fromkeys(TASKS, _batch(args))
 
@@ -58,7 +58,7 @@ def _parts(
 ) -> tuple[DetectionModel, OptimWrapper, dict[str, Any]]:
     """The model, its optimizer and a batch of images with objects."""
     if args.device == "cpu":
-        keep_freed_memory()  # in both ways
+        keep_freed_memory()  # in both implementations
     detector = build_detector(args.backbone, TASKS, args.size, expert_channels=_expert_channels(args))
     model = DetectionModel(detector, dtype).to(args.device, memory_format=torch.channels_last).train()
     groups = param_groups(detector, 1e-4, 0.05, 0.9)

@@ -14,7 +14,7 @@ import torch
 from benchmarks.plain_loader import plain_labeled, plain_unlabeled
 from benchmarks.sources import NUM_CLASSES, Sources, write_sources
 from benchmarks.timing import device_name, interleaved, markdown_table
-from s5.data.draws import StrongAugmentation, derangement
+from s5.data.augmentation import StrongAugmentation, derangement
 from s5.data.labels import get_table
 from s5.data.sampler import Draw
 from s5.data.sources import LabeledImages, MultiSourceDataset, UnlabeledImages, WeakAugmentation
@@ -31,7 +31,7 @@ class Pipelines:
     """Both pipelines on the same files; every call loads all images once."""
 
     def __init__(self, sources: Sources, encoding: str, crop: int, device: torch.device) -> None:
-        """Opens the splits of one encoding."""
+        """Open the splits of one encoding."""
         self.root, self.crop, self.device = sources.root, crop, device
         self.images, self.masks = sources.images[encoding], sources.masks
         labeled, unlabeled = (Split(path, sources.root) for path in sources.write_splits(encoding))
@@ -65,7 +65,7 @@ class Pipelines:
         return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in arrays}
 
     def device_work(self, batch: dict[str, torch.Tensor]) -> None:
-        """What the loader leaves to the training step: strong view, CutMix, normalisation."""
+        """The work left to the training step: strong view, CutMix, normalisation."""
         images = batch["image"].to(self.device).permute(0, 3, 1, 2)
         normalize(images, MEAN, STD)
         if "boxes" in batch:
@@ -79,7 +79,7 @@ class Pipelines:
 
 
 def measure(pipelines: Pipelines, source: int, repeats: int) -> list[float]:
-    """Images per second: plain, ours, ours with the device's work; with their ratios to plain."""
+    """Images per second: plain, ours, ours with the work on the device; with ratios to plain."""
     batch = pipelines.ours(source)
     tasks: dict[str, Callable[[], object]] = {
         "plain": lambda: pipelines.plain(source),
@@ -95,7 +95,7 @@ def measure(pipelines: Pipelines, source: int, repeats: int) -> list[float]:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measures all loaders and returns the table."""
+    """Measure all loaders; returns the table."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     device = torch.device(args.device)
@@ -116,19 +116,19 @@ def run(args: argparse.Namespace) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds this benchmark's options."""
+    """Add this benchmark's options."""
     parser.add_argument("--source-size", type=int, default=1024, help="side of the source images in pixels")
     parser.add_argument("--crop", type=int, default=512, help="side of the crop in pixels")
     parser.add_argument("--images", type=int, default=12, help="images per measurement")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.loader", description=__doc__, allow_abbrev=False
     )
     add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median is reported")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     print(run(parser.parse_args(argv)))
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of one MoE-MDF step on four datasets, against the plain way of computing the same.
+"""Time and peak memory of one MoE-MDF step on four datasets, against a plain reference implementation.
 
 Plain: the network once for each dataset, one after the other, and attention that is not fused. S5: all
 datasets in one forward pass. The optimizer is the same.
@@ -22,7 +22,7 @@ EXPERT_CHANNELS = 256
 
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds the plain step and its batch: one forward pass per dataset, one backward of the sum."""
+    """Build the plain step and its batch: one forward pass per dataset, one backward of the sum."""
     segmentor = _segmentor(args)
     use_plain_attention(segmentor)
     segmentor.to(args.device).train()
@@ -42,7 +42,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
 
 
 def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds S5's step and its batch of uint8 images."""
+    """Build S5's step and its batch of uint8 images."""
     model = MultiDataset(_segmentor(args), {}, {task: TaskLoss() for task in TASKS}, dtype)
     model.to(args.device, memory_format=torch.channels_last).train()
     optimizer = _optimizer(model.segmentor, dtype)

@@ -59,7 +59,7 @@ def kornia_operations() -> dict[str, Operation]:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measures all operations and returns the table."""
+    """Measure all operations; returns the table."""
     torch.set_num_threads(1)
     images = torch.rand(args.batch, 3, args.crop, args.crop, device=args.device)
     factor = torch.linspace(0.5, 1.5, args.batch, device=args.device)
@@ -113,13 +113,13 @@ def _split_on_cpu(operation: Callable[[Tensor, Tensor], Tensor]) -> Operation:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.photometric", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--batch", type=int, default=12, help="images")
     parser.add_argument("--crop", type=int, default=512, help="side of the images in pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median counts")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds; the median is reported")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     print(run(parser.parse_args(argv)))
 

@@ -1,6 +1,6 @@
-"""The plain input pipeline: per sample and on the whole image, with Pillow and torchvision, as is customary.
+"""The plain input pipeline: per sample and on the full image, with Pillow and torchvision.
 
-Decode with Pillow, resize the whole image, crop, flip; for unlabeled images two strong views (of which
+Decode with Pillow, resize the full image, crop, flip; for unlabeled images two strong views (of which
 FixMatch uses one), each with torchvision's jitter and grayscale and Pillow's blur; then tensors, normalised.
 """
 
@@ -21,13 +21,13 @@ GRAYSCALE = transforms.RandomGrayscale(p=0.2)
 
 
 def plain_labeled(image_path: Path, mask_path: Path, size: int) -> tuple[Tensor, Tensor]:
-    """Loads one labeled sample: image (3, size, size) float32 and label (size, size) int64."""
+    """Load one labeled sample: image (3, size, size) float32 and label (size, size) int64."""
     image, mask = _weak(Image.open(image_path).convert("RGB"), Image.open(mask_path), size)
     return NORMALIZE(image), torch.from_numpy(np.array(mask)).long()
 
 
 def plain_unlabeled(image_path: Path, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loads one unlabeled sample: weak and two strong views (3, size, size), padding (size, size)."""
+    """Load one unlabeled sample: weak and two strong views (3, size, size), padding (size, size)."""
     image = Image.open(image_path).convert("RGB")
     image, mask = _weak(image, Image.fromarray(np.zeros((image.height, image.width), np.uint8)), size)
     first, second = _strong(image.copy()), _strong(image.copy())

@@ -1,10 +1,10 @@
-"""The plain way of the operators on rotated boxes, in PyTorch: what one writes down first, but vectorised."""
+"""Plain reference operators on rotated boxes in PyTorch: straightforward, but vectorised."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PAIRS = 1 << 14  # intersected at once
+PAIRS = 1 << 14  # pairs intersected at once
 NEAR = 1e-9
 
 
@@ -27,7 +27,7 @@ def plain_iou_of_pairs(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def plain_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor) -> Tensor:
-    """Indices of the kept boxes: the best goes, with those of its class that it overlaps; then the next."""
+    """Indices of the kept boxes: take the best, remove those of its class that it overlaps, repeat."""
     order = scores.argsort(descending=True)
     kept = []
     while len(order):
@@ -41,7 +41,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor) -
 
 
 def plain_roi_align(features: Tensor, rois: Tensor, bins: int, scale: float, ratio: int) -> Tensor:
-    """Pools regions of the first image: one `grid_sample` for all, then the mean in each bin."""
+    """Pool regions of the first image: one `grid_sample` for all, then the mean in each bin."""
     count, samples = len(rois), bins * ratio
     x, y, w, h = (rois[:, 1:5] * scale).T[..., None, None]
     x, y, cos, sin = x - 0.5, y - 0.5, rois[:, 5, None, None].cos(), rois[:, 5, None, None].sin()

@@ -1,6 +1,6 @@
-"""The plain S4P step: what S5's step computes, in the way of the published implementation.
+"""The plain S4P step: the computation of S5's step, implemented like the published code.
 
-Attention by ``nn.MultiheadAttention``, which is not fused as it returns its weights; the weak pass in float32
+Attention by `nn.MultiheadAttention`, which is not fused as it returns its weights; the weak pass in float32
 outside autocast over the unlabeled images and over their CutMix partners (which come from a second pass over
 the loader); an unfused optimizer.
 """
@@ -16,17 +16,17 @@ from s5.segmentation.segmentor import Segmentor
 
 
 class PlainStep:
-    """One optimizer step on normalised float images that the loader has augmented already."""
+    """One optimizer step on normalised float images that the loader has already augmented."""
 
     def __init__(self, segmentor: Segmentor, dtype: torch.dtype | None, conf_thresh: float = 0.95) -> None:
-        """Takes a segmentor of unfused attention and the autocast type of the pass with gradient."""
+        """Take a segmentor of unfused attention and the autocast type of the pass with gradient."""
         self.segmentor, self.dtype, self.conf_thresh = segmentor, dtype, conf_thresh
         parameters = [p for p in segmentor.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01)
         self.device = next(segmentor.parameters()).device
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """Trains on ``labeled``, ``labels``, ``weak``, ``strong``, their ``*_mix`` partners and ``boxes``."""
+        """Train on `labeled`, `labels`, `weak`, `strong`, their `*_mix` partners and `boxes`."""
         own, other = self.predict(batch["weak"]), self.predict(batch["weak_mix"])
         boxes = batch["boxes"]
         strong = paste(batch["strong"], batch["strong_mix"], boxes)
@@ -52,26 +52,26 @@ class PlainStep:
 
 
 def paste(x: Tensor, mix: Tensor, boxes: Tensor) -> Tensor:
-    """CutMix with partners that stand in a second batch."""
+    """CutMix with partners from a second batch."""
     partner = torch.arange(len(x), 2 * len(x), device=x.device)
     return cutmix(torch.cat([x, mix]), boxes.repeat(2, 1), torch.cat([partner, partner - len(x)]))[: len(x)]
 
 
 class PlainAttention(nn.Module):
-    """Self-attention of ``nn.MultiheadAttention`` in its default mode, which makes the attention weights."""
+    """Self-attention of `nn.MultiheadAttention` in its default mode, which stores the attention weights."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Builds the layer."""
+        """Build the layer."""
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (B, N, C)."""
+        """Map tokens (B, N, C)."""
         return self.attn(tokens, tokens, tokens)[0]
 
 
 def use_plain_attention(segmentor: Segmentor) -> None:
-    """Replaces the fused attention of all blocks."""
+    """Replace the fused attention of all blocks."""
     for block in [*segmentor.backbone.modules()]:
         if isinstance(attention := getattr(block, "attn", None), Attention):
             block.attn = PlainAttention(attention.qkv.in_features, attention.num_heads)

@@ -1,6 +1,6 @@
 """Time and peak memory of the operators on rotated boxes: plain, S5, and torchvision on upright boxes.
 
-The three take turns in one process; each one's memory is measured in a process of its own.
+The three take turns in one process; memory is measured in a separate process for each.
 """
 
 import argparse
@@ -32,13 +32,13 @@ Tasks = dict[str, Callable[[], object]]  # by name in VARIANTS
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measures all operators and returns the table."""
+    """Measure all operators; returns the table."""
     torch.manual_seed(0)
     device = torch.device(args.device)
     if device.type == "cpu" and args.threads:
         torch.set_num_threads(args.threads)
     one_thread = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if one_thread else time.perf_counter  # other processes do not count
+    clock = time.process_time if one_thread else time.perf_counter  # CPU time ignores other processes
     names = {
         "iou": f"IoU of {args.boxes} x {args.boxes} boxes",
         "nms": f"NMS of {args.detections} boxes in {CLASSES} classes",
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def iou_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
-    """Each box with each."""
+    """All pairs of boxes."""
     boxes1, boxes2 = _boxes(args.boxes, device), _boxes(args.boxes, device)
     upright1, upright2 = _upright(boxes1), _upright(boxes2)
     return {
@@ -71,7 +71,7 @@ def iou_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
 
 
 def nms_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
-    """Detections of an image of many objects."""
+    """Detections in an image with many objects."""
     count = args.detections
     boxes, scores = _boxes(count, device), torch.rand(count, device=device)
     labels = torch.randint(0, CLASSES, (count,), device=device)
@@ -84,7 +84,7 @@ def nms_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
 
 
 def roi_align_tasks(args: argparse.Namespace, device: torch.device) -> Tasks:
-    """The regions of one image, with the gradient for the features."""
+    """The regions of an image, with the gradient of the features."""
     count = args.rois
     features = torch.randn(1, CHANNELS, MAP, MAP, device=device, requires_grad=True)
     scale, boxes = MAP / IMAGE, _boxes(count, device)
@@ -129,7 +129,7 @@ def _waiting(task: Callable[[], object], device: torch.device) -> Callable[[], N
 
 
 def _memory_apart(operator: str, variant: str, args: argparse.Namespace) -> int:
-    """Peak memory in bytes beyond that of the inputs, of one call in a process of its own."""
+    """Peak memory in bytes beyond that of the inputs, of one call in a separate process."""
     command = [sys.executable, "-m", "benchmarks.rotated", "--measure", operator, variant]
     for option in ("boxes", "detections", "rois", "threads", "device"):
         command += [f"--{option}", str(getattr(args, option))]
@@ -156,12 +156,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table; with ``--measure`` the memory of one of its rows."""
+    """Print the table; with `--measure` the memory of one of its rows."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rotated", description=__doc__, allow_abbrev=False
     )
     add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds; the median is reported")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Time and peak memory of one S4P step, against the plain way of computing the same."""
+"""Time and peak memory of one S4P step, against a plain reference implementation."""
 
 import argparse
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.plain_step import PlainStep, use_plain_attention
 from benchmarks.steps import Step, StepBenchmark
-from s5.data.draws import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric
+from s5.data.augmentation import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.segmentor import build_segmentor
 from s5.training.optim import build_optim_wrapper, param_groups
@@ -17,7 +17,7 @@ NUM_CLASSES = 16
 
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds the plain step and its batch."""
+    """Build the plain step and its batch."""
     segmentor = build_segmentor(args.backbone, {"task": NUM_CLASSES}, args.size)
     use_plain_attention(segmentor)
     step = PlainStep(segmentor.to(args.device), dtype)
@@ -30,7 +30,7 @@ def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
 
 
 def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    """Builds S5's step and its batch: uint8 images and draws, augmented within the step."""
+    """Build S5's step and its batch: uint8 images and augmentation parameters, augmented within the step."""
     segmentor = build_segmentor(args.backbone, {"task": NUM_CLASSES}, args.size)
     model = FixMatch(segmentor, {}, dtype).to(args.device, memory_format=torch.channels_last).train()
     optimizer = build_optim_wrapper(param_groups(segmentor, 5e-5, 0.01), 5e-5, (0.9, 0.999), dtype)

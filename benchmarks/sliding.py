@@ -1,8 +1,8 @@
-"""Sliding-window prediction of a large image in megapixels/s and peak memory, against the plain way.
+"""Speed (megapixels/s) and peak memory of sliding-window prediction, against a plain implementation.
 
-Plain: the image normalised in float32 as a whole, one window at a time with attention that is not fused, and
-sums of K x H x W float32 for the whole image. Both compute the same windows. Every measurement runs in a
-process of its own, in turn, after a warm-up on one window.
+Plain: normalises the full image in float32, predicts one window at a time with unfused attention, and keeps
+sums of K x H x W float32 for the full image. Both compute the same windows. Every measurement runs in
+a separate process, in turn, after a warm-up on one window.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def plain_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torch.dtype | None) -> Predict:
-    """Predicts uint8 images (3, H, W) in the plain way."""
+    """Predict uint8 images (3, H, W) with the plain implementation."""
     use_plain_attention(segmentor)
     segmentor.to(args.device).eval()
 
@@ -60,7 +60,7 @@ def plain_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torc
 
 
 def s5_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torch.dtype | None) -> Predict:
-    """Predicts uint8 images (3, H, W) with S5."""
+    """Predict uint8 images (3, H, W) with S5."""
     how = Inference("slide_window", args.window, args.stride)
     model = SegmentationModel(segmentor, {TASK: how}, dtype).to(args.device)
     model.to(memory_format=torch.channels_last).eval()
@@ -68,7 +68,7 @@ def s5_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torch.d
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
-    """Measures one variant in this process: seconds of a prediction and peak memory in bytes."""
+    """Measure one variant in this process: seconds of a prediction and peak memory in bytes."""
     torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measures all variants in turn and returns the table with the ratios."""
+    """Measure all variants in turn; returns the table with the ratios."""
     with_bf16 = args.bf16 or has_bf16(torch.device(args.device))
     names = [name for name, (_, dtype) in VARIANTS.items() if with_bf16 or dtype is None]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -118,20 +118,22 @@ def _measure_apart(variant: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of this benchmark alone; it also takes backbone, threads and bf16 of the steps."""
+    """Add the options of this benchmark alone; it also takes backbone, threads and bf16 of the steps."""
     parser.add_argument("--image", type=int, default=6000, help="side of the image to predict, pixels")
     parser.add_argument("--window", type=int, default=512, help="side of a window, pixels")
     parser.add_argument("--stride", type=int, default=384, help="step between windows")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table; with ``--variant`` measures one of its rows."""
+    """Print the table; with `--variant` measures one of its rows."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sliding", description=__doc__, allow_abbrev=False
     )
     steps.add_arguments(parser)
     add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=1, help="processes per variant; the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="processes per variant; the median is reported"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

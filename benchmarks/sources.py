@@ -20,14 +20,14 @@ OCTAVES = (
 
 @dataclass(frozen=True)
 class Sources:
-    """Paths relative to ``root``: the same images in three encodings, and their masks."""
+    """Paths relative to `root`: the same images in three encodings, and their masks."""
 
     root: Path
     images: dict[str, list[str]]
     masks: list[str]
 
     def write_splits(self, encoding: str) -> tuple[Path, Path]:
-        """Writes the labeled and the unlabeled split of one encoding and returns their paths."""
+        """Write the labeled and the unlabeled split of one encoding and returns their paths."""
         labeled, unlabeled = self.root / f"{encoding}_l.txt", self.root / f"{encoding}_u.txt"
         pairs = zip(self.images[encoding], self.masks, strict=True)
         labeled.write_text("".join(f"{image} {mask}\n" for image, mask in pairs))
@@ -40,7 +40,7 @@ class Sources:
 
 
 def write_sources(root: Path, count: int, size: int) -> Sources:
-    """Writes ``count`` images as JPEG, as PNG of OpenCV and as PNG of Pillow, with their masks."""
+    """Write `count` images as JPEG, as PNG of OpenCV and as PNG of Pillow, with their masks."""
     names: dict[str, list[str]] = {"JPEG": [], "PNG": [], "PNG, Pillow": []}
     masks = []
     for index in range(count):
@@ -62,7 +62,7 @@ def texture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray
     """Noise of several scales with sensor noise, and objects with hard edges on it.
 
     Returns:
-        image (size, size, 3) uint8 and mask (size, size) uint8: 0 = background, 1..15 = class of the object.
+        Image (size, size, 3) uint8 and mask (size, size) uint8: 0 = background, 1..15 = class of the object.
     """
     image, mask = np.full((size, size, 3), 115, np.float32), np.zeros((size, size), np.uint8)
     for sigma, contrast in OCTAVES:

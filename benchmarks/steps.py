@@ -1,6 +1,6 @@
-"""Time and peak memory of training steps, S5's against the plain way of computing the same.
+"""Time and peak memory of training steps, S5's against a plain reference implementation.
 
-Every measurement runs in a process of its own, in turn, so that memory is clean and load on the machine hits
+Every measurement runs in a separate process, in turn, so that memory is clean and load on the machine hits
 all of them.
 """
 
@@ -40,11 +40,11 @@ class StepBenchmark(NamedTuple):
     """One kind of training step.
 
     Attributes:
-        module: where it is defined, to be run with ``python -m``.
-        plain: builds the plain step and its batch for options and an autocast type.
-        ours: builds S5's.
-        what: says what a step is, for the title.
-        images: images of a step.
+        module: Where it is defined, to be run with `python -m`.
+        plain: Builds the plain step and its batch for options and an autocast type.
+        ours: Builds S5's.
+        what: Description of a step, for the title.
+        images: Images of a step.
     """
 
     module: str
@@ -54,7 +54,7 @@ class StepBenchmark(NamedTuple):
     images: Callable[[argparse.Namespace], int]
 
     def run(self, args: argparse.Namespace) -> str:
-        """Measures all variants in turn and returns the table with the ratios."""
+        """Measure all variants in turn; returns the table with the ratios."""
         with_bf16 = args.bf16 or has_bf16(torch.device(args.device))
         names = [name for name, (_, dtype) in VARIANTS.items() if with_bf16 or dtype is None]
         results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -75,15 +75,15 @@ class StepBenchmark(NamedTuple):
         return "\n\n".join([title, markdown_table(HEADER, rows), "\n".join(ratios)])
 
     def measure(self, args: argparse.Namespace) -> dict[str, float]:
-        """Measures one variant in this process: median seconds of a step and peak memory in bytes."""
+        """Measure one variant in this process: median seconds of a step and peak memory in bytes."""
         torch.manual_seed(0)
         if args.threads:
             torch.set_num_threads(args.threads)
-        # The time of a single thread can be told apart from that of other processes.
+        # With a single thread, CPU time excludes other processes.
         clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
         plain, dtype = VARIANTS[args.variant]
         if not plain and args.device == "cpu":
-            keep_freed_memory()  # as every training run does
+            keep_freed_memory()  # as in every training run
         before = peak_memory(torch.device(args.device))
         step = (self.plain if plain else self.ours)(args, dtype)
         seconds = []
@@ -99,12 +99,14 @@ class StepBenchmark(NamedTuple):
         }
 
     def main(self, description: str | None, argv: Sequence[str] | None = None) -> None:
-        """Prints the table; with ``--variant`` measures one of its rows."""
+        """Print the table; with `--variant` measures one of its rows."""
         parser = argparse.ArgumentParser(
             prog=f"python -m {self.module}", description=description, allow_abbrev=False
         )
         add_arguments(parser)
-        parser.add_argument("--repeats", type=int, default=3, help="processes per variant; the median counts")
+        parser.add_argument(
+            "--repeats", type=int, default=3, help="processes per variant; the median is reported"
+        )
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
         args = parser.parse_args(argv)
@@ -120,7 +122,7 @@ class StepBenchmark(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of all step benchmarks."""
+    """Add the options of all step benchmarks."""
     parser.add_argument("--backbone", default="vit_b")
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=1, help="images of each source in a step")

@@ -1,4 +1,4 @@
-"""Timing two ways of doing the same fairly, and printing the result."""
+"""Fair timing of two implementations, and printing of the result."""
 
 import platform
 import statistics
@@ -14,12 +14,12 @@ def interleaved(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Runs all tasks in turn, round after round, so that other load on the machine hits all of them.
+    """Run all tasks in turn, round after round, so that other load on the machine hits all of them.
 
     Args:
         tasks: What to time, by name.
         repeats: Rounds that count; one more comes first.
-        clock: ``time.process_time`` for work in a single thread: other processes then do not count.
+        clock: `time.process_time` for work in a single thread: other processes then do not count.
 
     Returns:
         Median seconds of each task.

@@ -1,9 +1,8 @@
 """Embedded data: deterministic aerial-like scenes with masks and rotated boxes."""
 
-from .boxes import draw_boxes
-from .classes import BOX_CLASSES, CLASSES, LABEL_SETS, LabelSet
-from .scene import Scene, generate_scene
-from .themes import THEMES
+from scenes.classes import BOX_CLASSES, CLASSES, LABEL_SETS, LabelSet
+from scenes.scene import Scene, generate_scene
+from scenes.themes import THEMES
 
 __all__ = [
     "BOX_CLASSES",
@@ -12,6 +11,5 @@ __all__ = [
     "THEMES",
     "LabelSet",
     "Scene",
-    "draw_boxes",
     "generate_scene",
 ]

@@ -2,11 +2,8 @@
 
     python -m scenes --out DIR
 
-Writes images, masks, DOTA label files and split files under DIR. What is there already
-is not generated again.
+Writes images, masks, DOTA label files and split files to DIR; existing scenes are kept.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -17,8 +14,7 @@ from pathlib import Path
 
 from s5.data.command import run_command
 from s5.data.prepare.parallel import default_workers
-
-from .dataset import PARTS, Request, write_dataset
+from scenes.dataset import PARTS, Request, write_dataset
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,13 +30,13 @@ def _parser() -> argparse.ArgumentParser:
         "unlabeled": "scenes without labels",
         "val": "scenes with labels for validation",
         "size": "image side in pixels",
-        "seed": "seed of the world",
+        "seed": "seed of all scenes",
     }
     for field in fields(Request):
         text = f"{helps[field.name]} (default {field.default})"
         parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N", help=text)
     parser.add_argument(
-        "--workers", type=int, default=default_workers(), metavar="N", help="processes (default: CPUs)"
+        "--workers", type=int, default=default_workers(), metavar="N", help="processes (default: one per CPU)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace scenes generated with other parameters"
@@ -52,9 +48,7 @@ def _generate(args: argparse.Namespace) -> int:
     start = time.monotonic()
     request = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
     written, kept = write_dataset(args.out, request, args.workers, args.overwrite)
-    print(
-        f"{args.out}: {written} scenes written in {time.monotonic() - start:.1f} s, {kept} were there before"
-    )
+    print(f"{args.out}: {written} scenes written in {time.monotonic() - start:.1f} s, {kept} existed already")
     for name, part in PARTS.items():
         print(f"  {args.out / part.split}: {getattr(request, name)} scenes")
     return 0

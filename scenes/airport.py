@@ -1,16 +1,14 @@
 """Airports: a runway, a taxiway, an apron with parked planes, a terminal or hangars."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from . import ground, roads
-from .buildings import flat_roof, hall
-from .canvas import Canvas
-from .classes import NATURAL, Material
-from .geometry import Frame, length, span, walk
-from .objects import plane
-from .palette import ROOFS, mix, pick
+from scenes import ground, roads
+from scenes.buildings import flat_roof, hall
+from scenes.canvas import Canvas
+from scenes.classes import NATURAL, Material
+from scenes.geometry import Frame, length, span, walk
+from scenes.objects import plane
+from scenes.palette import ROOFS, mix, pick
 
 ON_GROUND = (Material.ASPHALT, Material.CONCRETE)
 

@@ -1,19 +1,17 @@
 """Buildings: footprints with gabled, hipped or flat roofs, lit face by face."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 
-from .canvas import Canvas, Sun
-from .classes import Material
-from .geometry import Frame, Pose, at, box, rotate
-from .palette import ROOFS, pick
+from scenes.canvas import Canvas, Sun
+from scenes.classes import Material
+from scenes.geometry import Frame, Pose, at, box, rotate
+from scenes.palette import ROOFS, pick
 
 
 class Look(NamedTuple):
-    """How a roof is made: `gable`, `hip` or `flat`; RGB; slope in radians; height of the eaves in metres."""
+    """A roof: style (`gable`, `hip` or `flat`), RGB, slope in radians, height of the eaves in metres."""
 
     style: str
     color: np.ndarray

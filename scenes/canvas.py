@@ -1,16 +1,14 @@
 """The drawing surface of a scene: colour, material, height and shade layers at twice the image size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .classes import Material
-from .geometry import Pose
-from .palette import Palette
+from scenes.classes import Material
+from scenes.geometry import Pose
+from scenes.palette import Palette
 
 Color = Sequence[float] | np.ndarray
 SCALE = 2  # canvas pixels per image pixel
@@ -35,31 +33,31 @@ class Tree(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A place for a vehicle: its pose and kind (`car`, `truck` or `any`)."""
+    """A parking spot or position of a vehicle: pose and kind (`car`, `truck` or `any`)."""
 
     pose: Pose
     kind: str
 
 
 class Canvas:
-    """Layers of a scene under construction, with what all who draw on it share.
+    """Layers of a scene under construction, and the random state, palette and sun shared by all drawing code.
 
     Image pixel (i, j) is canvas pixel (2i, 2j), so decimated layers and masks are aligned exactly. The
     world origin is the image centre.
 
     Attributes:
-        size: image side in pixels.
-        gsd: ground resolution in metres per image pixel.
-        rng: draws everything.
-        palette: colours of the scene.
-        sun: lights roofs and crowns and casts the shadows.
+        size: Image side in pixels.
+        gsd: Ground resolution in metres per image pixel.
+        rng: Draws everything.
+        palette: Colours of the scene.
+        sun: Lights roofs and crowns and casts the shadows.
         color: uint8 (2S, 2S, 3) RGB without light.
         material: uint8 (2S, 2S), values of `Material`.
         height: float32 (2S, 2S), metres above the ground; casts shadows.
         shade: float32 (2S, 2S), sunlight relative to flat ground (roof slopes, tree crowns).
-        boxes: one (cx, cy, length, width, theta, class) per object, image pixels, before clipping.
-        trees: trees that are planted once all ground is painted.
-        spots: places that get a vehicle once all trees are planted.
+        boxes: One (cx, cy, length, width, theta, class) per object, image pixels, before clipping.
+        trees: Trees that are planted once all ground is painted.
+        spots: Places that get a vehicle once all trees are planted.
     """
 
     def __init__(self, size: int, gsd: float, rng: np.random.Generator, palette: Palette, sun: Sun) -> None:
@@ -84,12 +82,12 @@ class Canvas:
         return 1.5 * self.half
 
     def park(self, x: float, y: float, angle: float, kind: str) -> None:
-        """Keep a place for a vehicle unless it is out of sight."""
+        """Reserve a position for a vehicle unless it is out of view."""
         if max(abs(x), abs(y)) < self.half + 8:
             self.spots.append(Spot(Pose(x, y, angle), kind))
 
     def grow(self, x: float, y: float, radius: float, height: float, color: np.ndarray) -> None:
-        """Keep a place for a tree unless it is out of sight."""
+        """Reserve a position for a tree unless it is out of view."""
         if max(abs(x), abs(y)) < self.half:
             self.trees.append(Tree(x, y, radius, height, color))
 

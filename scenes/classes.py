@@ -1,6 +1,4 @@
-"""Classes, surface materials and the coarser label sets of the synthetic scenes."""
-
-from __future__ import annotations
+"""Classes, surface materials and coarser label sets of the synthetic scenes."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -16,19 +14,19 @@ BOX_CLASSES = {VEHICLE: "vehicle", SHIP: "ship", PLANE: "plane"}
 
 
 class LabelSet(NamedTuple):
-    """A coarser reading of the masks: `ids[train id of the 8 classes]` -> id in `classes` or IGNORE."""
+    """A coarser set of classes: `ids[train id of the 8 classes]` is an index into `classes`, or IGNORE."""
 
     classes: tuple[str, ...]
     ids: tuple[int, ...]
 
     def apply(self, mask: np.ndarray) -> np.ndarray:
-        """Return `mask` (uint8 (H, W), ids 0..7 or IGNORE) in the ids of this label set."""
+        """Map a mask, uint8 (H, W) of ids 0..7 or IGNORE, to the ids of this label set."""
         table = np.full(256, IGNORE, np.uint8)
         table[: len(self.ids)] = self.ids
         return table[mask]
 
 
-# `landcover` ignores what moves: a land-cover map says nothing of a car or what lies under it.
+# `landcover` ignores movable objects, which are not part of a land-cover map.
 LABEL_SETS: dict[str, LabelSet] = {
     "scenes": LabelSet(CLASSES, tuple(range(len(CLASSES)))),
     "landcover": LabelSet(("field", "forest", "water", "built"), (0, 1, 2, 3, 3, IGNORE, IGNORE, IGNORE)),
@@ -39,7 +37,7 @@ LABEL_SETS: dict[str, LabelSet] = {
 
 
 class Material(IntEnum):
-    """What a surface is made of; decides its class and its texture."""
+    """Material of a surface, which determines its class and texture."""
 
     GRASS = 0
     CROP = 1
@@ -58,7 +56,7 @@ class Material(IntEnum):
 
 
 class Texture(NamedTuple):
-    """Class of a material and relative amplitudes of its fine, medium and coarse brightness noise."""
+    """Class of a material, and relative amplitudes of its fine, medium and coarse brightness noise."""
 
     label: int
     fine: float
@@ -88,14 +86,14 @@ PAVED = (Material.ASPHALT, Material.CONCRETE, Material.DIRT)
 
 
 def is_one_of(material: np.ndarray, wanted: tuple[Material, ...]) -> np.ndarray:
-    """Return where a uint8 material layer is one of `wanted`, as uint8 0 or 1."""
+    """Mask, uint8 0 or 1, of the pixels of a uint8 material layer that are one of `wanted`."""
     table = np.zeros(256, np.uint8)
     table[list(wanted)] = 1
     return table[material]
 
 
 def material_table(field: str) -> np.ndarray:
-    """Return one column of TEXTURES as a 256-entry lookup table (uint8 for `label`, else float32)."""
+    """A field of TEXTURES as a 256-entry lookup table (uint8 for `label`, else float32)."""
     table = np.zeros(256, np.uint8 if field == "label" else np.float32)
     for material, texture in TEXTURES.items():
         table[material] = getattr(texture, field)

@@ -1,7 +1,5 @@
 """Write scenes to disk as a dataset of labeled, unlabeled and validation images with split files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -11,26 +9,30 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from s5.data.errors import DataError
-from s5.data.image_io import write_bytes, write_image, write_mask
+from s5.data.files import write_bytes
+from s5.data.image_io import write_image, write_mask
+from s5.data.oriented.detections import corners_text
 from s5.data.prepare.parallel import run_parallel
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
-
-from .boxes import dota_lines
-from .scene import generate_scene
+from scenes.classes import BOX_CLASSES
+from scenes.scene import generate_scene, polygons, visible_share
 
 logger = logging.getLogger(__name__)
 
 GENERATOR = 1
-"""Version of the scenes; to be raised whenever the same seed and index give another picture."""
+"""Version of the scenes; increase it when the same seed and index give a different scene."""
 
 MANIFEST = "scenes.json"
-MOST = 1_000_000  # scenes in one part
+MOST = 1_000_000  # scenes in one split
+MOSTLY_VISIBLE = 0.8  # share of a box's area below which its object is difficult
 
 
 class Part(NamedTuple):
-    """One part of the dataset: where it lies and the first scene index it takes."""
+    """A split of the dataset: its folder and split file, and its first scene index."""
 
     folder: str
     split: str
@@ -47,7 +49,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate: numbers of scenes, image side in pixels, and the seed of the world."""
+    """What to generate: numbers of scenes, image side in pixels, and the seed."""
 
     labeled: int = 40
     unlabeled: int = 200
@@ -56,18 +58,18 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be served."""
+        """Refuse numbers out of range."""
         for name in PARTS:
             if not 0 <= getattr(self, name) <= MOST:
                 raise DataError(
-                    f"{name}={getattr(self, name)}: a number of scenes from 0 to {MOST} is needed"
+                    f"{name}={getattr(self, name)}: the number of scenes must be between 0 and {MOST}"
                 )
         if self.size < 32:
-            raise DataError(f"size={self.size}: scenes have at least 32 pixels a side")
+            raise DataError(f"size={self.size}: the side of a scene must be at least 32 pixels")
 
 
 class Files(NamedTuple):
-    """The files of one scene, relative to the data root; unlabeled scenes have an image only."""
+    """The files of a scene, relative to the data root; unlabeled scenes have only an image."""
 
     image: str
     mask: str | None = None
@@ -79,7 +81,7 @@ class Files(NamedTuple):
 
 
 def scene_files(part: str, number: int) -> Files:
-    """Return where scene `number` of a part lies."""
+    """Paths of scene `number` of a split."""
     folder, labels = PARTS[part].folder, PARTS[part].labels
     if not labels:
         return Files(f"{folder}/{number:06d}.jpg")
@@ -90,19 +92,19 @@ _KINDS = (("images", "png"), ("masks", "png"), ("labelTxt", "txt"))
 
 
 def write_dataset(root: Path, request: Request, workers: int = 1, overwrite: bool = False) -> tuple[int, int]:
-    """Generate what is not there yet; may be interrupted at any point and called again.
+    """Generate missing scenes; can be interrupted and called again.
 
     Args:
-        root: The data root; made if missing.
+        root: The data root; created if missing.
         request: What to generate.
         workers: Number of processes; the result does not depend on it.
-        overwrite: Replace scenes that were generated for another request.
+        overwrite: Replace scenes generated for another request.
 
     Returns:
-        Numbers of scenes written now and found from before.
+        Numbers of scenes written and of scenes that existed already.
 
     Raises:
-        DataError: `root` holds scenes of another request or other files where the scenes belong.
+        DataError: `root` contains scenes of another request, or other files at the paths of the scenes.
         OSError: `root` cannot be written.
     """
     _claim(root, request, overwrite)
@@ -129,26 +131,33 @@ def _write_scene(root: Path, request: Request, item: tuple[str, int]) -> None:
         write_bytes(root / files.boxes, dota_lines(scene.boxes, request.size).encode())
 
 
+def dota_lines(boxes: np.ndarray, size: int) -> str:
+    """DOTA text of boxes (N, 6); difficulty 1 marks boxes cut by the border of an image of `size` pixels."""
+    cut = visible_share(boxes, size) < MOSTLY_VISIBLE
+    rows = zip(polygons(boxes).reshape(-1, 8), boxes[:, 5], cut, strict=True)
+    return "".join(f"{corners_text(row)} {BOX_CLASSES[int(label)]} {int(c)}\n" for row, label, c in rows)
+
+
 def _claim(root: Path, request: Request, overwrite: bool) -> None:
-    """Record the request in `root`, or refuse where that would mix or overwrite other files."""
+    """Record the request in `root`; refuse to mix scenes or overwrite other files."""
     manifest, wanted = root / MANIFEST, {"generator": GENERATOR, **asdict(request)}
-    places = [root / place for part in PARTS.values() for place in (part.folder, part.split)]
+    targets = [root / path for part in PARTS.values() for path in (part.folder, part.split)]
     if manifest.is_file():
         found = _read_manifest(manifest)
         if found == wanted:
             return
         if not overwrite:
             change = ", ".join(
-                f"{k}={found.get(k)} (asked: {v})" for k, v in wanted.items() if found.get(k) != v
+                f"{k}={found.get(k)} (requested: {v})" for k, v in wanted.items() if found.get(k) != v
             )
             raise DataError(
-                f"{manifest}: the scenes here have {change}. "
+                f"{manifest}: the existing scenes have {change}. "
                 "Pass --overwrite to replace them, or another --out"
             )
         logger.info("replacing the scenes in %s, which were generated with other parameters", root)
         manifest.unlink()
-        _remove(places)
-    taken = [str(place) for place in places if place.exists()]
+        _remove(targets)
+    taken = [str(path) for path in targets if path.exists()]
     if taken:
         raise DataError(
             f"{taken[0]} exists but was not written by this command; choose another --out than {root}"
@@ -160,14 +169,12 @@ def _read_manifest(path: Path) -> dict[str, int]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise DataError(
-            f"{path} is not the list of parameters this command writes ({error}); choose another --out"
-        ) from error
+        raise DataError(f"{path} was not written by this command ({error}); choose another --out") from error
 
 
-def _remove(places: list[Path]) -> None:
-    for place in places:
-        if place.is_dir():
-            shutil.rmtree(place)
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""The datasets of the quickstart's detection: each has scenes of its own, with boxes of one label set.
+"""Generate the detection datasets of the quickstart, each with separate scenes and classes.
 
     python -m scenes.det_data work_dirs/quickstart/data/det
 
-Writes the scenes of each task below `<task>`. Ships and planes have the boxes that the scenes come with, in
-`labelTxt`; buildings have the smallest rectangles around them in the masks, in `buildings` beside it. Scenes
-of an earlier run are kept, and replaced where this version draws others.
+Writes the scenes of each task to `<task>`. Ships and planes have the boxes of the generator, in `labelTxt`;
+buildings have the minimum-area rectangles of their masks, in `buildings`. Scenes of an earlier run are kept,
+or replaced if this version generates different ones.
 """
 
 import sys
@@ -22,27 +22,29 @@ from scenes.mdf_data import write_to
 
 BUILDINGS = "buildings"
 TASKS = {"craft": 11, BUILDINGS: 12}
-"""Seeds of the worlds; none is that of another stage."""
+"""Seed of each task, different from those of other stages."""
 
 SIZE, TRAIN, VAL = 128, 240, 80
-MIN_PIXELS = 40  # what is left of a building behind trees or at the border
-MIN_FILL = 0.65  # share of the rectangle; less has a courtyard, an angle, or several houses in one piece
+MIN_PIXELS = 40  # smaller components are remains of buildings behind trees or at the border
+MIN_FILL = (
+    0.65  # share of the rectangle; less means a courtyard, an L shape, or several houses in a component
+)
 
 
 def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> None:
-    """Write the dataset of every task; worlds of different seeds have no scene in common.
+    """Write the dataset of every task; different seeds have no scene in common.
 
     Args:
-        root: folder of the datasets.
-        size: image side in pixels.
-        train: number of training scenes of each task, of which not all have objects.
-        val: number of validation scenes of each task.
-        workers: number of processes.
+        root: Folder of the datasets.
+        size: Image side in pixels.
+        train: Number of training scenes of each task, some without objects.
+        val: Number of validation scenes of each task.
+        workers: Number of processes.
     """
     for task, seed in TASKS.items():
         request = Request(labeled=train, unlabeled=0, val=val, size=size, seed=seed)
         written, kept = write_dataset(root / task, request, workers, overwrite=True)
-        print(f"{root / task}: {written} scenes written, {kept} were there before")
+        print(f"{root / task}: {written} scenes written, {kept} existed already")
     for folder in sorted((root / BUILDINGS).glob("labeled/scenes/*")):
         for mask in sorted((folder / "masks").iterdir()):
             found = building_boxes(read_mask(mask) == CLASSES.index("building"))
@@ -50,17 +52,17 @@ def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> No
 
 
 def building_boxes(mask: np.ndarray) -> Objects:
-    """The smallest rectangle around each connected piece of a mask, bool (H, W).
+    """Minimum-area rectangle of each connected component of a mask, bool (H, W).
 
-    Small pieces and those that hardly fill their rectangles are marked as difficult.
+    Small components and those that hardly fill their rectangle are marked as difficult.
     """
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     polygons, difficult = [], []
-    for piece in range(1, count):
-        y, x = np.nonzero(pieces == piece)
+    for component in range(1, count):
+        y, x = np.nonzero(components == component)
         corners = np.concatenate([np.stack([x + i, y + j], 1) for i in (0, 1) for j in (0, 1)])
         rectangle = cv2.minAreaRect(corners.astype(np.float32))
-        area = stats[piece, cv2.CC_STAT_AREA]
+        area = stats[component, cv2.CC_STAT_AREA]
         polygons.append(cv2.boxPoints(rectangle))
         difficult.append(area < max(MIN_PIXELS, MIN_FILL * rectangle[1][0] * rectangle[1][1]))
     return make_objects(polygons, [0] * len(polygons), difficult)

@@ -1,17 +1,14 @@
-"""Open ground: parcels with crop rows, meadows, woods and what stands along parcel borders."""
-
-from __future__ import annotations
+"""Open ground: parcels with crop rows, meadows, woods, and hedges and tracks along parcel borders."""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .canvas import Canvas
-from .classes import NATURAL, Material, is_one_of
-from .geometry import Frame, blob, length, span, walk
-from .noise import fractal, noise
-from .palette import Palette, mix
+from scenes.canvas import Canvas
+from scenes.classes import NATURAL, Material, is_one_of
+from scenes.geometry import Frame, blob, fractal, length, noise, span, walk
+from scenes.palette import Palette, mix
 
 Rect = tuple[float, float, float, float]
 
@@ -192,7 +189,7 @@ def floor_color(palette: Palette) -> np.ndarray:
 
 
 def dot_bales(canvas: Canvas) -> None:
-    """Lay hay bales on one area of a field: bright dots that are no vehicles."""
+    """Lay hay bales on part of a field: bright dots that are not vehicles."""
     rng = canvas.rng
     color = np.array((206, 190, 144)) * rng.uniform(0.8, 1.1)
     cx, cy = rng.uniform(-canvas.half, canvas.half, 2)

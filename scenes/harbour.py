@@ -1,17 +1,15 @@
 """Harbours and coasts: quays and piers with moored ships, marinas, beaches, ships under way."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from . import ground, roads, water
-from .buildings import hall, house
-from .canvas import Canvas
-from .classes import Material
-from .geometry import Frame, span
-from .objects import ship
-from .palette import mix
-from .town import Town
+from scenes import ground, roads, water
+from scenes.buildings import hall, house
+from scenes.canvas import Canvas
+from scenes.classes import Material
+from scenes.geometry import Frame, span
+from scenes.objects import ship
+from scenes.palette import mix
+from scenes.town import Town
 
 
 def harbour(canvas: Canvas) -> None:

@@ -1,10 +1,10 @@
-"""The datasets of the quickstart's fine-tuning: each has scenes of its own, labeled in one label set.
+"""Generate the fine-tuning datasets of the quickstart, each with separate scenes and its own label set.
 
     python -m scenes.mdf_data work_dirs/quickstart/data/mdf
 
-Writes the scenes of each task below `<task>`, its masks in the folder `<task>` beside their images, and the
-split files `splits/<task>_{train,val}.txt`. Scenes of an earlier run are kept, and replaced where this
-version draws others.
+Writes the scenes of each task to `<task>`, its masks to the folder `<task>` beside the images, and the
+split files `splits/<task>_{train,val}.txt`. Scenes of an earlier run are kept, or replaced if this version
+generates different ones.
 """
 
 import argparse
@@ -24,14 +24,14 @@ TRAIN, VAL = 60, 20
 
 
 def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> None:
-    """Write the dataset of every task; worlds of different seeds have no scene in common.
+    """Write the dataset of every task; different seeds have no scene in common (S4P has seed 0).
 
     Args:
-        root: folder of the datasets; S4P's scenes, which are elsewhere, are those of seed 0.
-        size: image side in pixels.
-        train: number of training scenes of each task.
-        val: number of validation scenes of each task.
-        workers: number of processes.
+        root: Folder of the datasets.
+        size: Image side in pixels.
+        train: Number of training scenes of each task.
+        val: Number of validation scenes of each task.
+        workers: Number of processes.
     """
     for seed, task in enumerate(TASKS, start=1):
         request = Request(labeled=train, unlabeled=0, val=val, size=size, seed=seed)
@@ -39,11 +39,11 @@ def write_tasks(root: Path, size: int, train: int, val: int, workers: int) -> No
         for part in ("train", "val"):
             lines = relabel(root, root / task / "labeled/scenes" / part, task)
             write_split(root / "splits" / f"{task}_{part}.txt", lines)
-        print(f"{root / task}: {written} scenes written, {kept} were there before")
+        print(f"{root / task}: {written} scenes written, {kept} existed already")
 
 
 def relabel(root: Path, folder: Path, task: str) -> list[str]:
-    """Write the masks of a folder once more, beside them, in the label set of a task.
+    """Write the masks of a folder in the label set of a task, to a folder beside them.
 
     Returns:
         Lines of a split file: every image with its new mask, relative to `root`.
@@ -57,11 +57,11 @@ def relabel(root: Path, folder: Path, task: str) -> list[str]:
 
 
 def write_to(write: Callable[[Path], None], description: str | None, argv: list[str] | None) -> int:
-    """The command of a script that writes datasets: reads where to, and writes them."""
+    """Run a script that writes datasets: parse the output folder and call `write`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("root", type=Path, help="where to write a folder for each task")
+    parser.add_argument("root", type=Path, help="output folder; each task gets a subfolder")
     root = parser.parse_args(argv).root
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     write(root)

@@ -1,16 +1,14 @@
 """Vehicles, ships and planes: drawn from parts, each with its rotated box."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 
-from .canvas import Canvas
-from .classes import PAVED, PLANE, SHIP, VEHICLE, Material
-from .geometry import Pose, at, box
-from .palette import CARS, DECKS, HULLS, JETS, mix, pick
-from .water import trail_wake
+from scenes.canvas import Canvas
+from scenes.classes import PAVED, PLANE, SHIP, VEHICLE, Material
+from scenes.geometry import Pose, at, box
+from scenes.palette import CARS, DECKS, HULLS, JETS, mix, pick
+from scenes.water import trail_wake
 
 GLASS = np.array((46, 52, 58))
 WHITE = np.array((216, 216, 212))

@@ -1,7 +1,5 @@
 """Colours of a scene, before light and atmosphere. They overlap between classes on purpose."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +108,7 @@ class Palette(NamedTuple):
     species: np.ndarray  # (2, 3) crown colours
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Palette:
+    def draw(cls, rng: np.random.Generator) -> "Palette":
         """Draw the season and everything that goes with it."""
         season = str(rng.choice(list(SEASONS), p=(0.28, 0.36, 0.2, 0.16)))
         row = SEASONS[season]

@@ -1,19 +1,17 @@
-"""From layers to a picture: surface texture, waves, cast shadows, light, air and sensor."""
-
-from __future__ import annotations
+"""Render layers to an image: surface texture, waves, cast shadows, light, atmosphere and sensor."""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .canvas import SCALE, Canvas, Sun
-from .classes import Material, material_table
-from .noise import fractal, noise, streaks
+from scenes.canvas import SCALE, Canvas, Sun
+from scenes.classes import Material, material_table
+from scenes.geometry import fractal, noise, streaks
 
 
 class Conditions(NamedTuple):
-    """Light, air and sensor of one scene."""
+    """Light, atmosphere and sensor of a scene."""
 
     sun: Sun
     sky: np.ndarray  # (3,) light in the shadow
@@ -24,14 +22,14 @@ class Conditions(NamedTuple):
     level: float  # mean grey level that the exposure aims at
     saturation: float
     gamma: float
-    blur: float  # standard deviation of the point spread, image pixels
+    blur: float  # standard deviation of the point spread function, image pixels
     noise: float  # standard deviation at mid grey, grey levels
     texture: float  # gain of all surface noise
-    clouds: bool  # a cloud shadow lies over a part of the scene
+    clouds: bool  # whether a cloud shadow covers part of the scene
     quality: int  # JPEG quality, 0 for none
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Conditions:
+    def draw(cls, rng: np.random.Generator) -> "Conditions":
         """Draw the conditions of a scene."""
         azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 62))
         sun = Sun(np.array([np.cos(azimuth), np.sin(azimuth)]), float(np.tan(elevation)))
@@ -57,7 +55,7 @@ class Conditions(NamedTuple):
 
 
 def render(canvas: Canvas, conditions: Conditions) -> np.ndarray:
-    """Return the picture of a canvas, uint8 (S, S, 3) RGB."""
+    """Render a canvas to uint8 (S, S, 3) RGB."""
     spread = conditions.blur * SCALE
     color = cv2.GaussianBlur(canvas.color, (0, 0), spread)[::SCALE, ::SCALE].astype(np.float32)
     shade = cv2.GaussianBlur(canvas.shade, (0, 0), spread)[::SCALE, ::SCALE]
@@ -74,10 +72,10 @@ def render(canvas: Canvas, conditions: Conditions) -> np.ndarray:
 
 
 def cast_shadows(canvas: Canvas) -> np.ndarray:
-    """Return the shadow strength 0..1, float32 (S, S).
+    """Shadow strength 0..1, float32 (S, S).
 
-    A point lies in shadow if the surface towards the sun, lowered by tan(elevation) per metre, is above
-    it. The maximum along the ray is found by doubling: log2(length) shifts instead of one per pixel.
+    A point is in shadow if the surface towards the sun, lowered by tan(elevation) per metre, is above
+    it. The maximum along the ray is computed by doubling: log2(length) shifts instead of one per pixel.
     """
     sun, height = canvas.sun, np.ascontiguousarray(canvas.height[::SCALE, ::SCALE])
     drop = sun.slope * canvas.gsd  # metres per pixel towards the sun
@@ -95,7 +93,7 @@ def cast_shadows(canvas: Canvas) -> np.ndarray:
 
 
 def _texture(canvas: Canvas, material: np.ndarray, gain: float) -> np.ndarray:
-    """Brightness factor float32 (S, S) from noise at three scales, as strong as each material has it."""
+    """Brightness factor float32 (S, S) from noise at three scales, with the amplitudes of each material."""
     rng, size, cell = canvas.rng, canvas.size, 1 / canvas.gsd
     fields = (
         noise(rng, size, 1.0) + 0.8 * noise(rng, size, 2.2),
@@ -140,7 +138,7 @@ def _expose(rng: np.random.Generator, radiance: np.ndarray, conditions: Conditio
 
 
 def _compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Return what JPEG of this quality leaves of an image."""
+    """Compress and decode an image as JPEG of the given quality."""
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     assert decoded is not None

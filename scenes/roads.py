@@ -1,13 +1,11 @@
-"""Roads, streets and car parks: surfaces, markings and the places where vehicles stand."""
-
-from __future__ import annotations
+"""Roads, streets and car parks: surfaces, markings and parked vehicles."""
 
 import numpy as np
 
-from .canvas import Canvas
-from .classes import Material
-from .geometry import Frame, length, offset, rotate, span, walk
-from .palette import mix
+from scenes.canvas import Canvas
+from scenes.classes import Material
+from scenes.geometry import Frame, length, offset, rotate, span, walk
+from scenes.palette import mix
 
 PAINT = np.array((214, 212, 204))
 YELLOW = np.array((206, 170, 72))
@@ -68,7 +66,7 @@ def traffic(canvas: Canvas, line: np.ndarray, width: float, spacing: float) -> N
 
 
 def kerb_parking(canvas: Canvas, line: np.ndarray, width: float, share: float) -> None:
-    """Put parked cars along both kerbs of a street; `share` of the places are taken."""
+    """Park cars along both kerbs of a street; `share` of the spots are taken."""
     rng = canvas.rng
     for side in (-1, 1):
         positions = np.arange(4, length(line), 6.2)

@@ -1,22 +1,20 @@
-"""What the scenes show: one function per theme, each composing ground, water, roads and buildings."""
-
-from __future__ import annotations
+"""Themes of the scenes: one function per theme composes ground, water, roads and buildings."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from . import ground, roads, water
-from .airport import airport
-from .buildings import house
-from .canvas import Canvas
-from .classes import PAVED, Material
-from .geometry import Frame, Pose, blob, curve, length, offset, walk
-from .harbour import harbour
-from .objects import ship
-from .palette import mix
-from .town import Town
+from scenes import ground, roads, water
+from scenes.airport import airport
+from scenes.buildings import house
+from scenes.canvas import Canvas
+from scenes.classes import PAVED, Material
+from scenes.geometry import Frame, Pose, blob, curve, length, offset, walk
+from scenes.harbour import harbour
+from scenes.objects import ship
+from scenes.palette import mix
+from scenes.town import Town
 
 
 class Theme(NamedTuple):

@@ -1,16 +1,14 @@
 """Built-up areas: a bent street grid whose blocks hold houses, flats, halls or parks."""
 
-from __future__ import annotations
-
 import numpy as np
 
-from .buildings import Look, hall, house, roof
-from .canvas import Canvas
-from .classes import Material
-from .geometry import Frame, length, span, walk
-from .ground import grass_cover
-from .palette import ROOFS, mix, pick
-from .roads import car_park, kerb_parking, markings, square, surface, traffic, zebra
+from scenes.buildings import Look, hall, house, roof
+from scenes.canvas import Canvas
+from scenes.classes import Material
+from scenes.geometry import Frame, length, span, walk
+from scenes.ground import grass_cover
+from scenes.palette import ROOFS, mix, pick
+from scenes.roads import car_park, kerb_parking, markings, square, surface, traffic, zebra
 
 Rect = tuple[float, float, float, float]
 

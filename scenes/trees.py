@@ -1,20 +1,18 @@
-"""Trees: all crowns of a scene are grown at once from a distance transform of their positions."""
-
-from __future__ import annotations
+"""Trees: all crowns of a scene are drawn at once from a distance transform of their positions."""
 
 import cv2
 import numpy as np
 
-from .canvas import SCALE, Canvas
-from .classes import NATURAL, Material, is_one_of
-from .noise import fractal, noise
+from scenes.canvas import SCALE, Canvas
+from scenes.classes import NATURAL, Material, is_one_of
+from scenes.geometry import fractal, noise
 
 
 def plant(canvas: Canvas) -> None:
     """Cover the forest floor with trees, then draw them and `canvas.trees`; all ground must be painted.
 
     Crowns that meet are cut along their bisector, as in a closed canopy. Single trees whose crown would
-    hang far over anything but natural ground are left out.
+    extend far beyond natural ground are skipped.
     """
     rows = _forest(canvas)
     if canvas.trees:

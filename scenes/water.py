@@ -1,15 +1,12 @@
 """Rivers, lakes and coasts: shapes, shores and depth. The waves are added when the scene is rendered."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 
-from .canvas import SCALE, Canvas
-from .classes import Material
-from .geometry import Frame, Point, Pose, at, blob, curve, offset, ribbon, rotate
-from .noise import fractal, noise
-from .palette import Palette, mix
+from scenes.canvas import SCALE, Canvas
+from scenes.classes import Material
+from scenes.geometry import Frame, Point, Pose, at, blob, curve, fractal, noise, offset, ribbon, rotate
+from scenes.palette import Palette, mix
 
 
 def river(canvas: Canvas, width: float, angle: float, through: Point | None = None) -> np.ndarray:

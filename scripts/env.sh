@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The Python environment that all scripts run in.
 #
-#   bash scripts/env.sh [dev]   install what requirements.txt pins (dev: and the tools of requirements-dev.txt)
+#   bash scripts/env.sh [dev]   install requirements.txt (dev: and requirements-dev.txt)
 #   source scripts/env.sh       defines S5_ROOT, s5_python and s5_install for other scripts
 #
-# The active virtual or conda environment is used when there is one; else .venv in the repository, created when
-# missing. An installation that is up to date is left alone, which takes a second.
+# Uses the active virtual or conda environment, if any; otherwise .venv in the repository, created if
+# missing. If the installation is up to date, nothing is done, which takes a second.
 
 S5_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
@@ -14,7 +14,7 @@ s5_fail() {
   exit 1
 }
 
-# Prints the prefix of the active environment, nothing when none is. conda's base is everybody's and not used.
+# Prints the prefix of the active environment, or nothing. conda's shared base environment is not used.
 s5_active_prefix() {
   if [[ -n ${VIRTUAL_ENV:-} && -x $VIRTUAL_ENV/bin/python ]]; then
     echo "$VIRTUAL_ENV"
@@ -28,7 +28,7 @@ s5_supported() {
   "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
-# Prints the interpreter that a new .venv is made with.
+# Prints the interpreter for a new .venv.
 s5_base_python() {
   local name
   for name in python3.12 python3.11 python3.10 python3.13 python3 python; do
@@ -45,12 +45,12 @@ s5_create_venv() {
   local base
   base=$(s5_base_python) || exit 1
   echo "Creating $S5_ROOT/.venv with $("$base" --version) ($base)"
-  # An environment cut short at its creation, or moved here with the folder, is recreated.
+  # Recreates an environment that is incomplete or was moved with the folder.
   "$base" -m venv --clear "$S5_ROOT/.venv" || s5_fail "$base could not create a virtual environment" \
-    "on Debian and Ubuntu: apt-get install python3-venv; or activate an environment of your own"
+    "on Debian and Ubuntu: apt-get install python3-venv; or activate your own environment"
 }
 
-# Everything that an installation depends on; it is up to date while this is unchanged.
+# Everything that the installation depends on; the installation is up to date if this is unchanged.
 s5_stamp() {
   local files=(requirements.txt pyproject.toml scripts/opencv_headless/pyproject.toml)
   [[ -z $1 ]] || files+=(requirements-dev.txt)
@@ -64,18 +64,18 @@ s5_install_packages() {
   [[ -z $1 ]] || arguments=(-r requirements.txt -r requirements-dev.txt -e ".[dev]")
   echo "Installing into $S5_PREFIX (the first time this downloads a few GB)"
   (cd "$S5_ROOT" && "$S5_PYTHON" -m pip install "${arguments[@]}") || s5_fail "the installation failed, see above"
-  s5_mend_opencv
+  s5_repair_opencv
 }
 
-# Replacing an opencv-python that was there before deletes the cv2 folder it shares with the headless wheel.
-s5_mend_opencv() {
+# Replacing a previously installed opencv-python deletes the cv2 folder that it shares with the headless wheel.
+s5_repair_opencv() {
   "$S5_PYTHON" -c 'import cv2; cv2.imdecode' 2>/dev/null && return
   (cd "$S5_ROOT" && "$S5_PYTHON" -m pip install --no-deps --force-reinstall \
     "$(sed -n 's/^\(opencv-python-headless==[^ ]*\).*/\1/p' requirements.txt)") || s5_fail "could not install OpenCV"
 }
 
-# Sets S5_PYTHON to the interpreter of the active environment or of .venv, or to a python that has torch; installs
-# nothing. For launchers, which may run on machines without a network.
+# Sets S5_PYTHON to the interpreter of the active environment or of .venv, or to a python with torch; installs
+# nothing. For launchers, which may run without network access.
 s5_python() {
   local prefix name
   prefix=$(s5_active_prefix)
@@ -93,12 +93,12 @@ s5_python() {
   s5_fail "no Python environment: activate yours, or create one with: bash \"$S5_ROOT/scripts/env.sh\""
 }
 
-# s5_install [dev]: makes the environment ready, puts it on PATH and sets S5_PYTHON.
+# s5_install [dev]: prepares the environment, puts it on PATH and sets S5_PYTHON.
 s5_install() {
   local kind=${1:-} lock
   S5_PREFIX=$(s5_active_prefix)
   lock=${S5_PREFIX:-$S5_ROOT}/.s5-install.lock
-  # Two scripts started at once: the second waits here and then finds everything installed.
+  # If two scripts start at once, the second waits here and then finds everything installed.
   if command -v flock >/dev/null && exec 9>"$lock"; then
     flock -n 9 || { echo "Waiting for another installation to finish ($lock)"; flock 9; }
   fi
@@ -109,7 +109,7 @@ s5_install() {
   fi
   S5_PYTHON=$S5_PREFIX/bin/python
   s5_supported "$S5_PYTHON" || s5_fail "the active environment $S5_PREFIX has $("$S5_PYTHON" --version 2>&1)" \
-    "S5 needs Python 3.10 to 3.13: activate another environment, or none to have one made"
+    "S5 needs Python 3.10 to 3.13: activate another environment, or none to create .venv"
   local stamp=$S5_PREFIX/.s5-installed${kind:+-$kind}
   if [[ $(s5_stamp "$kind") != "$(cat "$stamp" 2>/dev/null)" ]]; then
     rm -f "$S5_PREFIX"/.s5-installed*

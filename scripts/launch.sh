@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shared by the launchers of the three trees (source it): checks the arguments, picks the interpreter and starts one
-# process directly or several through torchrun. Nothing is installed here.
+# Shared by the launchers of the three trees (source it): checks the arguments, selects the interpreter and starts one
+# process directly or several with torchrun. Installs nothing.
 #
 #   GPUS=0     run on the CPU with CPU_PROCESSES processes (default 1)
 #   NNODES, NODE_RANK, MASTER_ADDR     several machines: the same command on each, NODE_RANK counting from 0
@@ -48,25 +48,25 @@ s5_launch() {
     export CUDA_VISIBLE_DEVICES=
   fi
 
-  # Also for one process, which does not use it: a command that works on one GPU then works on eight.
+  # Also for a single process, which does not use the port, so that the same command works with more GPUs.
   check=("$S5_PYTHON" "$S5_ROOT/scripts/launch_check.py" --gpus "$gpus")
   ((NODE_RANK > 0)) || check+=(--port "$port")
   "${check[@]}" || exit 1
 
-  # This checkout and no other that the environment may have installed.
+  # Use this checkout, even if the environment has another one installed.
   export PYTHONPATH="$S5_ROOT${PYTHONPATH:+:$PYTHONPATH}"
   if ((processes * NNODES == 1)); then
     exec "$S5_PYTHON" "$script" --device "$device" "$@"
   fi
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(s5_threads "$device" "$processes")}
-  # Seconds between SIGTERM or Ctrl-C and SIGKILL; torchrun's 30 are short for a large checkpoint.
+  # Seconds between SIGTERM or Ctrl-C and SIGKILL; torchrun's default of 30 is too short for large checkpoints.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
   exec "$S5_PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" \
     --nproc_per_node "$processes" --master_addr "$MASTER_ADDR" --master_port "$port" \
     "$script" --device "$device" "$@"
 }
 
-# Threads of each process: on the CPU they share its cores, beside a GPU one is enough.
+# Threads per process: on a CPU the processes share the cores; with a GPU one thread is enough.
 s5_threads() {
   local cores
   cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)

@@ -1,8 +1,8 @@
-"""What a launcher checks before it starts the processes, so that the user reads one message and not eight.
+"""Checks before a launcher starts the processes, so that there is one error message, not one per process.
 
 Usage: python scripts/launch_check.py --port 12345 --gpus 8
 
-Exits with 1 and a message when this machine shows fewer GPUs than asked for, or the port is taken.
+Exits with 1 and a message if this machine has fewer GPUs than requested, or the port is in use.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the checks that the options ask for; returns the exit status."""
+    """Run the selected checks; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -26,10 +26,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_gpus(wanted: int) -> str | None:
-    """The problem, if fewer than ``wanted`` GPUs are visible."""
+    """Error message if fewer than `wanted` GPUs are visible, else None."""
     if wanted == 0:
         return None
-    import torch  # here, as it takes seconds and a run without GPUs needs none of it
+    import torch  # here, because it takes seconds and runs without GPUs do not need it
 
     visible = torch.cuda.device_count()
     if visible >= wanted:
@@ -41,7 +41,7 @@ def check_gpus(wanted: int) -> str | None:
 
 
 def check_port(port: int) -> str | None:
-    """The problem, if nothing can listen on ``port``."""
+    """Error message if it is not possible to listen on `port`, else None."""
     try:
         _listen(port).close()
     except OSError as error:
@@ -49,12 +49,12 @@ def check_port(port: int) -> str | None:
         reason = "is in use, perhaps by another run" if taken else f"cannot be used ({error.strerror})"
         with _listen(0) as server:
             free = server.getsockname()[1]
-        return f"port {port} on {socket.gethostname()} {reason}: give another, for example {free}"
+        return f"port {port} on {socket.gethostname()} {reason}: choose another, for example {free}"
     return None
 
 
 def _listen(port: int) -> socket.socket:
-    # On all addresses of both families where there are two, as PyTorch's store does.
+    # On all IPv4 and IPv6 addresses, like PyTorch's store.
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))

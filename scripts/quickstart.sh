@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# From nothing to trained models: makes the environment, then runs the stages below on generated images. Results go
-# to work_dirs/quickstart/. Further runs train again from the start and keep the generated images.
+# From an empty machine to trained models: creates the environment, then runs the stages below on generated images.
+# Results go to work_dirs/quickstart/. Running it again keeps the generated images and trains from scratch.
 #
 #   bash scripts/quickstart.sh [options of S4_Pretrain/train.py]     for example: bash scripts/quickstart.sh --device cpu
 #
-# --device and --backbone hold for all stages, other options for S4P alone.
+# --device and --backbone apply to all stages, other options only to S4P.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-OUT=work_dirs/quickstart # relative to the repository, where main goes
+OUT=work_dirs/quickstart # relative to the repository, main's working directory
 TREE=Semantic_Segmentation
 DETECTION=Object_Detection
 
-# Keeps the scenes of an earlier run, and replaces them where this version draws others.
+# Keeps the scenes of an earlier run, or replaces them if this version generates different ones.
 make_data() {
   "$S5_PYTHON" -m scenes --out "$OUT/data" --overwrite &&
     "$S5_PYTHON" -m scenes.mdf_data "$OUT/data/mdf" &&
     "$S5_PYTHON" -m scenes.det_data "$OUT/data/det"
 }
 
-# pretrain NAME [options]: one S4P run from random weights into $OUT/NAME.
+# pretrain NAME [options]: an S4P run from random weights into $OUT/NAME.
 pretrain() {
   local name=$1
   shift
@@ -28,21 +28,21 @@ pretrain() {
     --backbone vit_t --init none "$@"
 }
 
-# fine_tune BACKBONE DEVICE: one model for all datasets, from the weights of S4P, by the command that a user types.
+# fine_tune BACKBONE DEVICE: one model for all datasets, from S4P weights, with the same command as for users.
 fine_tune() {
   rm -rf "${OUT:?}/mdf"
   CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \
     "$(gpus "$2")" "$(free_port)" "${1}_moe" True "$OUT/s4p/${1}_s4p_upernet"
 }
 
-# apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on scenes that are of none.
+# apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on other scenes.
 apply() {
   "$S5_PYTHON" $TREE/evaluate.py "$OUT/mdf/${1}_moe_mdf.pth" --device "$2" &&
     "$S5_PYTHON" $TREE/predict.py "$OUT/mdf/${1}_moe_mdf.pth" "$OUT/data/labeled/scenes/val/images" \
       --out "$OUT/mdf/predictions" --task all --device "$2"
 }
 
-# detect BACKBONE DEVICE: one detector for both sets of classes, from the backbone of S4P.
+# detect BACKBONE DEVICE: one detector for both sets of classes, from the S4P backbone.
 detect() {
   rm -rf "${OUT:?}/det"
   "$S5_PYTHON" $DETECTION/tools/train.py $DETECTION/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py \
@@ -50,8 +50,8 @@ detect() {
     --cfg-options backbone="${1}_moe" data_root="$OUT/data/det"
 }
 
-# find_objects BACKBONE DEVICE: scores on the held-out scenes of both tasks, and detections in larger scenes that are of
-# none, by windows of the size that was trained on.
+# find_objects BACKBONE DEVICE: scores on the held-out scenes of both tasks, and sliding-window detections in other,
+# larger scenes, with windows of the training size.
 find_objects() {
   "$S5_PYTHON" $DETECTION/tools/test.py "$OUT/det/config.yaml" "$OUT/det/${1}_moe_det.pth" --device "$2" &&
     "$S5_PYTHON" $DETECTION/tools/predict.py "$OUT/det/${1}_moe_det.pth" \
@@ -63,7 +63,7 @@ report() {
   "$S5_PYTHON" -m experiments.quickstart_report "$OUT"
 }
 
-# option NAME DEFAULT [ARGUMENT...]: prints the value that the arguments give to an option; the last one counts.
+# option NAME DEFAULT [ARGUMENT...]: prints the value of an option in the arguments; the last one wins.
 option() {
   local name=$1 value=$2
   shift 2
@@ -90,12 +90,12 @@ free_port() {
   "$S5_PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# stage TITLE COMMAND...: runs one stage under a heading and says how long it took.
+# stage TITLE COMMAND...: runs a stage under a heading and prints how long it took.
 stage() {
   local title=$1 start=$SECONDS
   shift
   printf '\n== %s\n' "$title"
-  "$@" || s5_fail "'$title' failed after $((SECONDS - start)) s; the lines above say why"
+  "$@" || s5_fail "'$title' failed after $((SECONDS - start)) s; see the messages above"
   printf '== done in %d s\n' $((SECONDS - start))
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is needed and runs all checks: lint, formatting, types, tests.
+# Installs the requirements and runs all checks: lint, formatting, types, tests.
 #
 #   bash scripts/test.sh [arguments of pytest]     for example: bash scripts/test.sh tests/ops/test_losses.py -k ignore
 set -euo pipefail
@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 main() {
   s5_install dev
-  # Two threads are as fast as many on tensors of this size, and leave room for what the tests start beside them.
+  # Two threads are as fast as many on small tensors, and leave CPU time for processes that the tests start.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
   cd "$S5_ROOT"
   echo "== ruff check"

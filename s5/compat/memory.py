@@ -1,4 +1,4 @@
-"""Memory of this process: its peak, and how it is kept."""
+"""Memory of this process: peak usage, and keeping freed blocks."""
 
 import ctypes
 import platform
@@ -16,17 +16,16 @@ _STATUS = Path("/proc/self/status")
 
 
 def keep_freed_memory() -> bool:
-    """From now on take all blocks from the heap of this process, and never give its end back.
+    """Allocate all blocks on the heap of this process from now on, and never return freed memory.
 
-    The activations of training are large, and glibc takes large blocks from the operating system one by one
-    and gives them back when they are freed; so every step fetches them again, page by page. On a CPU that is
-    an eighth of a step.
+    By default glibc requests large blocks, such as activations, from the operating system one by one and
+    returns them when they are freed, so every training step maps them again, page by page. On a CPU this
+    takes an eighth of a step.
 
-    The process stays at its peak memory, which is a little higher than otherwise as holes between blocks
-    remain.
+    The process stays at its peak memory, which is slightly higher because of fragmentation.
 
     Returns:
-        Whether it has an effect: only with the C library glibc.
+        Whether this has an effect: only with glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -35,10 +34,10 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of a GPU the allocator's, of a CPU what is resident."""
+    """Peak memory of this process in bytes: allocated memory on a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # What getrusage says starts from the peak of the process that started this one.
+    # getrusage includes the peak of the parent process.
     status = _STATUS.read_bytes() if _STATUS.exists() else b""
     own = re.search(rb"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
     return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

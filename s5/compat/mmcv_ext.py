@@ -1,11 +1,11 @@
-"""A stand-in for `mmcv._ext`, mmcv's compiled extension, where that is missing.
+"""Replacement for `mmcv._ext`, mmcv's compiled extension, where that is missing.
 
-`mmcv.ops` asks its extension for 113 functions when it is imported and fails without them. The
-stand-in has every function: those listed in `IMPLEMENTED` run in PyTorch, each other one raises
+`mmcv.ops` looks up 113 functions in its extension when it is imported and fails without them. The
+replacement has every function: those listed in `IMPLEMENTED` run in PyTorch, any other one raises
 an error that names it when it is called.
 
-The environment variable ``S5_MMCV_EXT`` chooses: ``auto`` (the default: the compiled extension if
-there is one), ``pure`` (the stand-in in any case), ``compiled`` (an error if there is none).
+The environment variable `S5_MMCV_EXT` selects: `auto` (the default: the compiled extension if
+there is one), `pure` (always the replacement), `compiled` (an error if there is none).
 """
 
 import logging
@@ -43,11 +43,11 @@ IMPLEMENTED: dict[str, str] = {
 
 
 class ExtensionError(ImportError):
-    """The compiled extension cannot do what is asked of it."""
+    """The compiled extension has no kernels for the requested device."""
 
 
 class PureExtension(ModuleType):
-    """Module whose attributes are the extension's functions, made when they are first asked for."""
+    """Module whose attributes are the extension's functions, created on first access."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return the function `name`; private and dunder names do not exist, as in any module."""
@@ -59,25 +59,25 @@ class PureExtension(ModuleType):
 
 
 class _Loader(Loader):
-    """Makes the stand-in for the import system, so that it has an ordinary `__spec__`."""
+    """Creates the replacement for the import system, so that it has a regular `__spec__`."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return PureExtension(spec.name, __doc__)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run: the functions are made on demand."""
+        """Do nothing: the functions are created on demand."""
 
 
 def install() -> str:
-    """Register the stand-in, unless the compiled extension is present and wanted.
+    """Register the replacement, unless the compiled extension is present and selected.
 
     Returns:
-        What is in use, ``pure`` or ``compiled``.
+        The extension in use, `pure` or `compiled`.
 
     Raises:
-        ValueError: ``S5_MMCV_EXT`` has an unknown value.
-        ImportError: The compiled extension is asked for and missing, or the stand-in is asked for
-            after the compiled one was imported.
+        ValueError: `S5_MMCV_EXT` has an unknown value.
+        ImportError: The compiled extension is required and missing, or the replacement is required
+            after the compiled extension was imported.
     """
     choice = os.environ.get(VARIABLE, "auto")
     if choice not in CHOICES:
@@ -96,7 +96,7 @@ def install() -> str:
 
 
 def in_use() -> str:
-    """Tell which extension `mmcv.ops` gets: ``pure`` (the stand-in) or ``compiled``."""
+    """The extension that `mmcv.ops` uses: `pure` (the replacement) or `compiled`."""
     return "pure" if isinstance(sys.modules.get(EXTENSION), PureExtension) else "compiled"
 
 
@@ -106,16 +106,16 @@ def require_device(device: str) -> None:
     mmcv compiles without CUDA where no GPU is visible, as on the login node of a cluster.
 
     Args:
-        device: ``cuda`` or ``cpu``.
+        device: `cuda` or `cpu`.
 
     Raises:
-        ExtensionError: it has none.
+        ExtensionError: It has none.
     """
     if device == "cuda" and in_use() == "compiled":
         if import_module(EXTENSION).get_compiling_cuda_version() == "not available":
             raise ExtensionError(
-                f"mmcv's compiled extension has no CUDA kernels: set {VARIABLE}=pure, which takes the "
-                f"operators of S5, or build it with `FORCE_CUDA=1 {HOW_TO_COMPILE}`"
+                f"mmcv's compiled extension has no CUDA kernels: set {VARIABLE}=pure to use the operators of "
+                f"S5, or build it with `FORCE_CUDA=1 {HOW_TO_COMPILE}`"
             )
 
 
@@ -134,7 +134,7 @@ def _missing(name: str) -> Callable[..., Any]:
         raise NotImplementedError(
             f"mmcv operator {name!r} needs mmcv's compiled extension, which is not in use here. "
             f"Build it with `{HOW_TO_COMPILE}` (needs a C++ compiler; leave {VARIABLE} unset or set it "
-            f"to 'compiled'), or use a model that does without this operator."
+            f"to 'compiled'), or use a model without this operator."
         )
 
     operator.__name__ = operator.__qualname__ = name

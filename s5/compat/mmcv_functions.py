@@ -1,6 +1,6 @@
-"""Operators called the way `mmcv.ops` calls those of its compiled extension.
+"""Operators with the signatures of mmcv's compiled extension.
 
-Results are written into tensors that the caller made, where the extension does so.
+Like the extension, some write their result into a tensor allocated by the caller.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from s5.ops.rotated_roi_align import Sampling, pool, unpool
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, out: Tensor, *, mode_flag: int, aligned: bool) -> None:
-    """Write the overlap of rotated boxes into `out`; columns after the fifth (a score) do not count."""
+    """Write the overlap of rotated boxes into `out`; columns after the fifth (a score) are ignored."""
     overlap = rotated_iou(boxes1[:, :5], boxes2[:, :5], MODES[mode_flag], aligned)
     out.copy_(overlap.view_as(out))
 
@@ -30,7 +30,7 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    """Indices that rotated NMS keeps; labels do not count, as in the extension: callers move boxes apart."""
+    """Indices kept by rotated NMS; labels are ignored as in the extension, whose callers offset boxes."""
     return order[kept_in_order(boxes_in_order[:, :5], iou_threshold)]
 
 
@@ -40,12 +40,12 @@ def roi_align_rotated_forward(features: Tensor, rois: Tensor, out: Tensor, **set
 
 
 def roi_align_rotated_backward(grad: Tensor, rois: Tensor, out: Tensor, **settings: Any) -> None:
-    """Write the gradient for the features into `out`."""
+    """Write the gradient of the features into `out`."""
     out.copy_(unpool(grad, rois, out.shape, _rotated(**settings)))
 
 
 def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
-    """Indices that NMS keeps; with offset 1 a box covers its last pixel too."""
+    """Indices kept by NMS; with offset 1 a box includes its last pixel."""
     boxes = _full(boxes)
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
@@ -64,7 +64,7 @@ def roi_align_forward(
 def roi_align_backward(
     grad: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, out: Tensor, **settings: Any
 ) -> None:
-    """Write the gradient for the features into `out`."""
+    """Write the gradient of the features into `out`."""
     scale, size, *how = _upright(**settings)
     grad = _full(grad)
     rois = rois.to(grad.dtype)
@@ -95,7 +95,7 @@ def _upright(
     """Settings in torchvision's order.
 
     Raises:
-        NotImplementedError: Pooling is by the maximum, which torchvision does not have.
+        NotImplementedError: `pool_mode` is `max`, which torchvision does not have.
     """
     if pool_mode != 1:
         raise NotImplementedError(
@@ -106,5 +106,5 @@ def _upright(
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """Float32 for half precision: torchvision's operators have it not everywhere."""
+    """Half precision as float32: torchvision's operators do not support it on all devices."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Precision of the matrix work: bfloat16 or float16 under autocast, or float32."""
+"""Precision of matrix products: bfloat16 or float16 under autocast, or float32."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +17,13 @@ def resolve_precision(name: str, device: torch.device | str) -> torch.dtype | No
     """Choose the autocast type for a device.
 
     Args:
-        name: ``auto`` takes bfloat16 where the device computes in it (CUDA GPUs from Ampere on, CPUs
-            with AMX or AVX512-BF16), else float16 on CUDA, else float32; ``bf16``, ``fp16``, ``fp32`` are
-            taken as they are.
+        name: `auto` is bfloat16 where the device supports it (CUDA GPUs from Ampere on, CPUs
+            with AMX or AVX512-BF16), else float16 on CUDA, else float32; `bf16`, `fp16` and `fp32` are
+            explicit.
         device: Where the model runs.
 
     Returns:
-        The type for `autocast`; None is float32. Training in float16 needs a gradient scaler.
+        The type for `autocast`, or None for float32. Training in float16 needs a gradient scaler.
 
     Raises:
         ValueError: Unknown name.
@@ -43,16 +43,16 @@ def resolve_precision(name: str, device: torch.device | str) -> torch.dtype | No
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 matrices in hardware."""
+    """Whether a device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Private in torch, and the only way it tells; a version without them counts as a CPU without bf16.
+    # Private in torch, which has no public function for it; without them a CPU counts as one without bf16.
     tells = [getattr(torch.cpu, name, None) for name in CPU_BF16]
     return device.type == "cpu" and any(tell is not None and tell() for tell in tells)
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Context for a forward pass in the type `resolve_precision` chose, by the fastest way to it."""
+    """Context for a forward pass in the type chosen by `resolve_precision`."""
     device = torch.device(device)
     if dtype is not None:
         return torch.autocast(device.type, dtype)

@@ -1,13 +1,11 @@
-"""Open every file of a split and say what is wrong with it, before training finds out.
+"""Open every file of a split and report errors before training.
 
     python -m s5.data.check splits/labeled/labeled.txt --root DATA_ROOT --labels isaid
     python -m s5.data.check splits/unlabeled/RS4P-1M.txt --root DATA_ROOT
     python -m s5.data.check roofs/images --masks roofs/masks --root DATA_ROOT --labels '{classes: [roof]}'
 
-Without ``--labels`` only the images are looked at. The exit code is 1 when there are errors.
+Without `--labels` only the images are checked. The exit code is 1 if there are errors.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
@@ -28,8 +26,9 @@ import numpy as np
 from s5.data.check_report import Problem, Report
 from s5.data.command import escape_console
 from s5.data.errors import DataError, ImageError, SplitError
+from s5.data.files import write_bytes
 from s5.data.folders import pair_folders
-from s5.data.image_io import init_worker, open_stored_mask, read_image_with_valid, write_bytes
+from s5.data.image_io import init_worker, open_stored_mask, read_image_with_valid
 from s5.data.label_table import LabelTable
 from s5.data.labels import HELP, TABLES, parse_table
 from s5.data.mask_survey import MaskSurvey
@@ -39,8 +38,8 @@ from s5.data.splits import Sample, Split
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 32  # samples a thread takes at a time
-_CHECK_VERSION = 6  # raise it when the check finds more: clean results that are remembered then lapse
+_CHUNK = 32  # samples per task of a thread
+_CHECK_VERSION = 6  # bump to invalidate cached results when the check changes
 _Result = TypeVar("_Result")
 
 
@@ -48,12 +47,12 @@ def check_split(split: Split, table: LabelTable | None = None, workers: int | No
     """Open every file of a split.
 
     Args:
-        split: the split.
-        table: label table of the masks; None looks at the images (and at any masks' sizes) only.
-        workers: threads; the decoders run outside Python's lock. Default: one per CPU, 16 at most.
+        split: The split.
+        table: Label table of the masks; None checks only the images, and the sizes of any masks.
+        workers: Threads; the decoders release the GIL. Default: one per CPU, 16 at most.
 
     Returns:
-        The findings. Nothing is raised for what is wrong with the data.
+        The findings. Errors in the data are reported, not raised.
     """
     report = Report(str(split.path), table)
     with Progress(len(split), f"checking {split.path.name}", "samples", logger) as progress:
@@ -67,17 +66,17 @@ def check_split(split: Split, table: LabelTable | None = None, workers: int | No
 def require_clean(
     split: Split, table: LabelTable, cache_dir: str | Path, workers: int | None = None
 ) -> MaskSurvey:
-    """Refuse a labeled split that has errors; warnings are logged.
+    """Refuse a labeled split that has errors; log warnings.
 
-    A clean result is remembered in ``cache_dir`` under a fingerprint of the table and of path, size and time
-    of change of every file, so that the next start asks for these only. In a distributed run call it on one
-    rank.
+    A clean result is cached in `cache_dir` under a fingerprint of the table and of path, size and
+    modification time of every file, so that the next start only has to stat the files. In a distributed run,
+    call it on one rank.
 
     Returns:
-        How its masks are coded, to be compared with the other splits of the dataset.
+        How the masks are coded, to be compared with the other splits of the dataset.
 
     Raises:
-        DataError: the split has errors; names the first ones and the command that lists all.
+        DataError: The split has errors; names the first ones and the command that lists all.
     """
     mark = Path(cache_dir) / f"{split.path.stem}-{_fingerprint(split, table, workers)}.json"
     if mark.is_file():
@@ -94,7 +93,7 @@ def require_clean(
             f"See all with: {check_command(split, table)}"
         )
     logger.log(logging.WARNING if report.warnings else logging.INFO, "%s", report.summary())
-    # Seen once more: a file that changed during the check must not pass as clean.
+    # Compare again: a file that changed during the check must not be cached as clean.
     if mark.name == f"{split.path.stem}-{_fingerprint(split, table, workers)}.json":
         write_bytes(mark, json.dumps(report.as_dict(), indent=1).encode())
     return report.masks
@@ -115,7 +114,7 @@ def check_command(split: Split, table: LabelTable | None) -> str:
 def _in_chunks(
     split: Split, work: Callable[[Sequence[int]], _Result], workers: int | None
 ) -> Iterator[_Result]:
-    """``work`` on ranges of sample indices in threads, results in order."""
+    """Run `work` on ranges of sample indices in threads; yield the results in order."""
     if workers is None:
         workers = min(
             16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -165,9 +164,9 @@ def _check_sample(sample: Sample, report: Report) -> None:
 
 
 def _read_mask(path: Path, report: Report, valid: np.ndarray | None) -> np.ndarray:
-    """Raw values (H, W) of the report's table, which are counted; without a table as stored, of any type.
+    """Read and count the raw values (H, W) of a mask; without a table, the stored pixels of any type.
 
-    Where the image has no data (``valid`` is false), labels are ignored whatever they are.
+    Labels are ignored where the image has no data (`valid` is false).
     """
     if report.table is None:
         with open_stored_mask(path) as stored:
@@ -199,14 +198,14 @@ def _read(read: Callable[[Path], _Result], path: Path, report: Report) -> _Resul
 
 
 def _kind(error: DataError, path: Path) -> str:
-    """Kind of the problem of a file that could not be read."""
+    """Kind of the problem with a file that could not be read."""
     if not isinstance(error, ImageError):
         return "values"
     return "missing" if not path.exists() else "colours" if "colour-coded" in error.reason else "corrupt"
 
 
 def _histogram(mask: np.ndarray) -> np.ndarray:
-    """int64 (256,) of a uint8 mask; ten times as fast as np.bincount."""
+    """Histogram int64 (256,) of a uint8 mask; ten times as fast as np.bincount."""
     rows = max(1, (1 << 24) // max(1, mask.shape[1]))  # OpenCV counts in float32, exact up to 2**24
     total = np.zeros(256, np.int64)
     for top in range(0, mask.shape[0], rows):
@@ -215,7 +214,7 @@ def _histogram(mask: np.ndarray) -> np.ndarray:
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """int64 (5,), see :attr:`Report.borders`."""
+    """Border counts int64 (5,), see `Report.borders`."""
     rows = mask[::4]
     differ, zero, high = rows[:, 1:] != rows[:, :-1], rows == 0, rows == 255
     over_zero = (differ & (zero[:, 1:] | zero[:, :-1])).sum()
@@ -224,13 +223,13 @@ def _borders(mask: np.ndarray) -> np.ndarray:
 
 
 def _enclosed(of_value: np.ndarray) -> int:
-    """Number of runs along the rows that touch neither side."""
-    begun = of_value[:, 1:] & ~of_value[:, :-1]  # begin inside; at most one of a row ends at its side
+    """Number of runs along the rows that do not touch the left or right border."""
+    begun = of_value[:, 1:] & ~of_value[:, :-1]  # inside; at most one run per row ends at the border
     return int(begun.sum() - (of_value[:, -1] & begun.any(1)).sum())
 
 
 def _fingerprint(split: Split, table: LabelTable, workers: int | None) -> str:
-    """Changes whenever the table or path, size or time of change of a file of the split does."""
+    """Hash of the table and of path, size and modification time of every file of the split."""
     digest = hashlib.blake2b(repr((_CHECK_VERSION, table)).encode(), digest_size=16)
     for states in _in_chunks(split, lambda indices: [_file_states(split, i) for i in indices], workers):
         digest.update(repr(states).encode(errors="surrogateescape"))
@@ -244,11 +243,11 @@ def _file_states(split: Split, index: int) -> list[tuple[str, int, int] | None]:
         states = [(str(path), state.st_size, state.st_mtime_ns) for path in paths for state in [path.stat()]]
         return [*states, *(state for path in paths for state in _states_beside(path))]
     except (OSError, SplitError):
-        return [None]  # the check itself says what is wrong
+        return [None]  # the check itself reports the error
 
 
 def _states_beside(path: Path) -> Iterator[tuple[str, int, int]]:
-    """State of the files beside a TIFF that say where it has no data."""
+    """State of the files beside a TIFF that can declare no-data."""
     if path.suffix.lower() in (".tif", ".tiff"):
         for ending in (".msk", ".aux.xml"):
             with suppress(OSError):
@@ -272,17 +271,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "split",
-        help="split file, or with --masks a folder of images; a relative path is looked for under --root, "
-        "a split file also here",
+        help="split file, or with --masks a folder of images; relative paths are looked up under --root, "
+        "a split file also in the working directory",
     )
-    parser.add_argument("--masks", help="folder of the masks of a folder of images")
+    parser.add_argument("--masks", help="folder of the masks, if SPLIT is a folder of images")
     parser.add_argument(
-        "--root", default=".", help="folder the split's paths are relative to (default: here)"
+        "--root", default=".", help="folder that the paths of the split are relative to (default: .)"
     )
-    parser.add_argument("--labels", help=f"{HELP}; none: images only")
+    parser.add_argument("--labels", help=f"{HELP}; default: check images only")
     parser.add_argument("--workers", type=int, help="threads (default: one per CPU, 16 at most)")
     parser.add_argument("--show", type=int, default=20, help="errors to print (default: 20)")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
+    parser.add_argument("--json", action="store_true", help="print the full report as JSON")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     init_worker()

@@ -1,6 +1,4 @@
-"""What the check of a split found."""
-
-from __future__ import annotations
+"""Report of the check of a split."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,15 +14,15 @@ from s5.data.mask_survey import MaskSurvey
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """An error in the data.
 
     Attributes:
-        kind: ``missing``, ``corrupt``, ``values`` (values or colours outside the table), ``size`` (mask
-            unlike image), ``colours`` (colour-coded, but the table has no palette; or it cannot be told),
-            ``no mask``, ``line`` (the split's line itself), ``convention`` (all masks of the split were
-            written for another table) or ``ignored`` (no pixel of them counts).
-        path: the file.
-        message: the whole message, file included.
+        kind: `missing`, `corrupt`, `values` (values or colours outside the table), `size` (mask and image
+            differ), `colours` (colour-coded, but the table has no palette; or ambiguous),
+            `no mask`, `line` (malformed line of the split), `convention` (the masks of the split follow
+            another label convention) or `ignored` (all pixels are ignored).
+        path: The file.
+        message: The full message, including the file.
     """
 
     kind: str
@@ -34,21 +32,21 @@ class Problem:
 
 @dataclass
 class Report:
-    """Findings on a split, or on part of one (parts are added up with :meth:`add`).
+    """Findings on a split, or on part of one; `add` combines parts.
 
     Attributes:
-        split: path of the split file.
-        table: label table the masks were held against; None for unlabeled images.
-        samples: number of lines looked at.
-        problems: everything that is wrong, in the order of the split.
-        warnings: messages on what may be wrong and is for the user to judge.
-        sizes: number of images per (height, width).
-        raw_histogram: int64 (256,), pixels per raw mask value over all masks that could be read.
-        borders: int64 (5,), over every fourth row of these masks: neighbours that differ, those of them of
-            which one is 0, pixels that are 0, and runs of 255 and of 0 that do not touch the side of
-            their mask.
-        masks: how the masks are coded.
-        without_data: labeled pixels at which the image has no data; they are in neither of the counts above.
+        split: Path of the split file.
+        table: Label table of the masks; None for unlabeled images.
+        samples: Number of lines checked.
+        problems: Errors, in the order of the split.
+        warnings: Messages about possible errors, for the user to judge.
+        sizes: Number of images per (height, width).
+        raw_histogram: int64 (256,), pixels per raw mask value over all readable masks.
+        borders: int64 (5,), over every fourth row of these masks: horizontal neighbours with different
+            values, those among them where one value is 0, pixels with value 0, and runs of 255 and of 0 that
+            do not touch the left or right border.
+        masks: How the masks are coded.
+        without_data: Labeled pixels where the image has no data; excluded from the two counts above.
     """
 
     split: str
@@ -64,12 +62,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no errors."""
         return not self.problems
 
     @property
     def errors(self) -> list[str]:
-        """One message per problem; each names its file."""
+        """One message per error; each names its file."""
         return [printable(problem.message) for problem in self.problems]
 
     @property
@@ -84,8 +82,8 @@ class Report:
             return 0
         return int(self.raw_histogram[list(self.table.ignore_values)].sum()) + self.without_data
 
-    def add(self, other: Report) -> None:
-        """Take in the findings on a further part of the split."""
+    def add(self, other: "Report") -> None:
+        """Add the findings on another part of the split."""
         self.samples += other.samples
         self.problems += other.problems
         self.sizes.update(other.sizes)
@@ -95,14 +93,15 @@ class Report:
         self.without_data += other.without_data
 
     def judge_together(self) -> None:
-        """Add what only all masks of the whole split show."""
+        """Add the findings that need all masks of the split."""
         if self.table is None:
             return
         pixels = int(self.raw_histogram.sum()) + self.without_data
         if self.ignored == pixels > 0:
             message = (
-                f"{self.split}: no pixel counts: all {pixels} pixels of its masks are ignored in label table "
-                f"{self.table.name!r} (valid: {self.table.valid_values()}). Correct its values and ignore"
+                f"{self.split}: no labeled pixel: all {pixels} pixels of its masks are ignored in label "
+                f"table {self.table.name!r} (valid: {self.table.valid_values()}). Correct its "
+                "`values` and `ignore`"
             )
             self.problems.insert(0, Problem("ignored", self.split, message))
         self.problems += [Problem("colours", path, text) for path, text in self.masks.refused().items()]
@@ -117,7 +116,7 @@ class Report:
             self.warnings.append(message)
 
     def summary(self, show: int = 20) -> str:
-        """The findings as text, with the first ``show`` problems."""
+        """The findings as text, with the first `show` errors."""
         lines = [f"{self.split}: {self.samples} samples", *self._size_lines(), *self._label_lines()]
         if self.warnings:
             lines += [f"{len(self.warnings)} warnings:", *(f"  {message}" for message in self.warnings)]
@@ -167,7 +166,7 @@ class Report:
         if self.table is None or not self.raw_histogram.any():
             return []
         counted, ignored = int(self.histogram.sum()), self.ignored
-        lines = [f"labels, table {self.table.name!r}: share of the {counted} pixels that count"]
+        lines = [f"label table {self.table.name!r}: share of the {counted} labeled pixels"]
         width = max(map(len, self.table.classes))
         for train_id, (name, pixels) in enumerate(zip(self.table.classes, self.histogram, strict=True)):
             lines.append(f"  {train_id:3d} {name:{width}} {100 * pixels / max(1, counted):8.4f} %  {pixels}")

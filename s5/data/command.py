@@ -1,7 +1,5 @@
 """The command-line end that the commands of the data layer share."""
 
-from __future__ import annotations
-
 import io
 import logging
 import signal

@@ -1,12 +1,9 @@
-"""Recognise masks that were written for another table than the one they are read with.
+"""Recognise masks written in another label convention than that of their table.
 
-Such masks often hold no value outside the table, so that training would go on and learn the wrong classes:
-masks of the mmsegmentation convention, one higher than ids that count from 0, with 0 at the boundaries of
-objects; masks that were shifted down to train ids; masks of 0 and 255 read as 0 and 1; colour-coded masks
-that were turned to grey.
+Such masks often have no value outside the table, so training would run and learn the wrong classes:
+masks in the mmsegmentation convention, one higher than ids that count from 0, with 0 at object boundaries;
+masks shifted down to train ids; masks of 0 and 255 read as 0 and 1; colour-coded masks converted to grey.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -16,21 +13,21 @@ from s5.data.datasets import DATASETS, TABLES
 from s5.data.datasets.base import Dataset
 from s5.data.label_table import IGNORE, LabelTable
 
-_MIN_BORDERS = 200  # neighbours that differ; with fewer, nothing is said of borders
-_ON_BORDERS = 0.98  # share of the borders that go over 0 when 0 is drawn between all objects
+_MIN_BORDERS = 200  # differing neighbours; with fewer, borders are not judged
+_ON_BORDERS = 0.98  # share of the borders next to a 0 if 0 is drawn between all objects
 _MORE_THAN_NO_DATA = 0.2  # share of pixels; no-data, which is 0 in LoveDA, is rare, background is not
-_THIN = 15  # pixels of 0 per change to or from 0, when it is drawn as a line
+_THIN = 15  # pixels of 0 per change to or from 0 if 0 is drawn as a line
 _INSIDE = (
     0.2  # share of the borders at areas inside the images; of roofs and roads 0.7 and more, of padding 0
 )
 
 
 class Suspicion(NamedTuple):
-    """What is, or may be, wrong with all masks of a split.
+    """A (possible) label convention mismatch of a split.
 
     Attributes:
-        message: what was found, and the ways out.
-        is_error: whether training has to be refused; else the user's classes may explain it as well.
+        message: The finding and the remedies.
+        is_error: Whether to refuse training; otherwise the user's classes may also explain the finding.
     """
 
     message: str
@@ -38,18 +35,18 @@ class Suspicion(NamedTuple):
 
 
 def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.ndarray) -> Suspicion | None:
-    """What is wrong with all masks of a split together, and the way out.
+    """Check the label convention of all masks of a split together.
 
-    What the masks of a known dataset look like is known, so any sign is an error. With a table of a user's
-    own it is one if a value is outside the table or nothing else explains it.
+    For the table of a known dataset, any sign of another convention is an error. For a user's own table it is
+    an error if a value is outside the table or if there is no other explanation.
 
     Args:
-        table: the table they are read with.
+        table: The label table of the masks.
         histogram: int64 (256,), pixels per raw value.
-        borders: int64 (5,), see :attr:`s5.data.check_report.Report.borders`.
+        borders: int64 (5,), see `s5.data.check_report.Report.borders`.
 
     Returns:
-        The finding; None if there is none.
+        The finding, or None.
     """
     present = {int(value) for value in np.flatnonzero(histogram)}
     if not present:
@@ -63,43 +60,43 @@ def explain_convention(table: LabelTable, histogram: np.ndarray, borders: np.nda
 
 
 def _zero_and_255(table: LabelTable, present: set[int], borders: np.ndarray) -> Suspicion | None:
-    """Binary masks of the other kind."""
+    """Binary masks of 0 and 1 where 0 and 255 are expected, or the other way round."""
     if table.values == (0, 255) and present <= {0, 1} and 1 in present and 1 not in table.ignore_values:
-        found = f"the masks hold 0 and 1, but {_named(table)} reads 0 and 255. Leave values and ignore out"
+        found = f"the masks hold 0 and 1, but {_named(table)} expects 0 and 255. Remove `values` and `ignore`"
         return Suspicion(found, is_error=True)
     if table.values != (0, 1) or present != {0, IGNORE} or IGNORE not in table.ignore_values:
         return None
     name = repr(table.classes[1])
-    inside = bool(2 * borders[3] > _INSIDE * borders[0])  # padding goes to the sides of the images
-    where = "lies inside the images, as objects do" if inside else "goes to the sides of the images"
+    inside = bool(2 * borders[3] > _INSIDE * borders[0])  # padding touches the borders of the images
+    where = "lies inside the images, like objects" if inside else "touches the borders of the images"
     return Suspicion(
         f"the masks hold 0 and 255; read with {_named(table)}, 255 is ignored and {name} never occurs. 255 "
         f"{where}. If it is {name}, set values: [0, 255] (for a single class values: [255]) and ignore: []. "
-        f"If it is ignored and these images have no {name}, nothing is wrong: 'check: false' leaves this out",
+        f"If it is ignored and these images have no {name}, the masks are correct: set 'check: false'",
         is_error=inside,
     )
 
 
 def _grey_colors(table: LabelTable, present: set[int]) -> Suspicion | None:
-    """Colour codes of which a conversion to grey made values."""
+    """Colour-coded masks that were converted to grey."""
     grey = {round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in (*table.palette, *table.ignore_colors)}
     unknown = present - {*table.values, *table.ignore_values}
     if len(unknown) < 2 or not present <= {g + d for g in grey for d in (-1, 0, 1)}:
         return None
     return Suspicion(
-        f"the values {_listed(present)} are the colours of {_named(table)} turned to grey: colour-coded "
-        "masks were opened as grey images. Go back to the colour-coded files, which "
+        f"the values {_listed(present)} are the colours of {_named(table)} converted to grey: colour-coded "
+        "masks were opened as grey images. Use the colour-coded files, which "
         "'python -m s5.data.prepare' converts (for your own data: 'labeled', with the colours as palette)",
         is_error=True,
     )
 
 
 def _one_higher(table: LabelTable, present: set[int], borders: np.ndarray) -> Suspicion | None:
-    """Masks of the mmsegmentation convention, read with a table that counts from 0."""
+    """Masks in the mmsegmentation convention, read with a table that counts from 0."""
     highest = max(v for v in (*table.values, *table.ignore_values) if v != IGNORE)
     if table.values != tuple(range(table.num_classes)) or max(present) > highest + 1:
         return None
-    # A background of 0 lies between objects by nature.
+    # A background of 0 naturally lies between objects.
     lines = table.background != 0 and len(present) > 3 and _zero_is_between_objects(borders)
     beyond = highest + 1 in present
     dataset = _dataset(table)
@@ -113,13 +110,13 @@ def _one_higher(table: LabelTable, present: set[int], borders: np.ndarray) -> Su
         return Suspicion(
             f"{found}, like the boundary in masks of the mmsegmentation convention, one higher than in "
             f"{_named(table)}. Is 0 a boundary or ignored, and do classes count from 1? {set_to}. If 0 is "
-            f"{table.classes[0]!r}, nothing is wrong: 'background: 0' (where it is one) or 'check: false' "
-            "ends this warning",
+            f"{table.classes[0]!r}, the masks are correct: 'background: 0' (if it is one) or 'check: false' "
+            "silences this warning",
             is_error=False,
         )
     return Suspicion(
-        f"{found}: they are written in the mmsegmentation convention, one higher than in {_named(table)} (0 "
-        "is the boundary or ignored, classes count from 1), so every class would be taken for the next one. "
+        f"{found}: they follow the mmsegmentation convention, one higher than in {_named(table)} (0 "
+        "is the boundary or ignored, classes count from 1), so every class would be read as the next one. "
         f"{set_to}{_otherwise(table, present)}",
         is_error=True,
     )
@@ -151,35 +148,35 @@ def _one_lower(
         return None
     return Suspicion(
         f"the masks hold {_listed(present)}, {100 * share:.0f} % of the pixels are 0: they count classes "
-        f"from 0, one lower than {_named(table)}, so every class would be taken for the one before and the "
-        f"first one be ignored. {_table_one_lower(table)}{_otherwise(table, present)}",
+        f"from 0, one lower than {_named(table)}, so every class would be read as the previous one and the "
+        f"first one would be ignored. {_table_one_lower(table)}{_otherwise(table, present)}",
         is_error=True,
     )
 
 
 def _maybe_one_lower(table: LabelTable, present: set[int], share: float) -> Suspicion:
-    """What a few right masks may look like too."""
+    """Finding that a few correct masks can also cause."""
     return Suspicion(
         f"the masks hold {_listed(present)} and no {table.num_classes} ({table.classes[-1]!r}), and 0 "
-        f"({100 * share:.0f} % of the pixels) lies inside the images, as classes do. Do they count classes "
+        f"({100 * share:.0f} % of the pixels) lies inside the images, like classes. Do they count classes "
         f"from 0, one lower than {_named(table)}? {_table_one_lower(table)}. If 0 is no-data and these "
-        f"images have no {table.classes[-1]!r}, nothing is wrong: 'check: false' ends this warning",
+        f"images have no {table.classes[-1]!r}, the masks are correct: 'check: false' silences this warning",
         is_error=False,
     )
 
 
 def _otherwise(table: LabelTable, present: set[int]) -> str:
-    """The way out where the finding is mistaken."""
+    """Remedy if the finding is wrong."""
     beyond = present - {*table.values, *table.ignore_values}
-    if not beyond:  # the check alone stands in the way
-        return ". If the masks are right, 'check: false' leaves this check out"
+    if not beyond:  # training would accept these masks
+        return ". If the masks are correct, 'check: false' skips this check"
     if _is_known(table):
         return ""
-    return f". If only {_listed(beyond)} is missing in the table, add it to the classes or to ignore"
+    return f". If only {_listed(beyond)} is missing in the table, add it to `classes` or `ignore`"
 
 
 def _zero_is_between_objects(borders: np.ndarray) -> bool:
-    """Whether 0 is drawn as a line wherever two values meet."""
+    """Whether 0 is drawn as a thin line between all other values."""
     changes, over_zero, zeros = (int(n) for n in borders[:3])
     return changes >= _MIN_BORDERS and over_zero >= _ON_BORDERS * changes and zeros < _THIN * over_zero
 

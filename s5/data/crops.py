@@ -1,7 +1,7 @@
-"""Geometry of the weak view: random resize, pad, crop, quarter turns and flips, on uint8.
+"""Geometry of the weak view on uint8: random resize, pad, crop, rotation by multiples of 90 degrees, flips.
 
-Only the crop is ever resampled: its pixels are those of the whole image resized and then cropped. The order
-is resize, pad at the right and bottom, crop, turn counter-clockwise, flip.
+Only the crop is resampled, with the result of resizing the full image and cropping. The order
+is resize, pad at the right and bottom, crop, rotate counter-clockwise, flip.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class CropParams:
 
     Attributes:
         scale_size: Height and width of the virtually resized image, in pixels.
-        top: First row of the crop in it; what lies outside the image is padding.
+        top: First row of the crop in it; pixels outside the image are padding.
         left: First column of the crop in it.
         size: Side of the crop in pixels.
-        quarter_turns: Number of counter-clockwise quarter turns of the crop, 0 to 3.
-        hflip: Mirror left-right after the turns.
-        vflip: Mirror top-bottom after the turns.
+        quarter_turns: Number of counter-clockwise rotations of the crop by 90 degrees, 0 to 3.
+        hflip: Flip left-right after the rotation.
+        vflip: Flip top-bottom after the rotation.
     """
 
     scale_size: tuple[int, int]
@@ -39,7 +39,7 @@ class CropParams:
 
 @dataclass(frozen=True)
 class _Span:
-    """One axis of a crop: output pixels [start, stop) show resized pixels from ``first`` on."""
+    """One axis of a crop: output pixels [start, stop) show resized pixels from `first` on."""
 
     start: int
     stop: int
@@ -51,7 +51,7 @@ class _Span:
         return self.stop - self.start
 
     def window(self, length: int) -> tuple[int, int]:
-        """Source pixels that the resampling reads: those of the low pass and of the bilinear sample."""
+        """Source pixels read by the resampling: low-pass filter and bilinear interpolation."""
         margin = int(self.step) + 2
         lower = int(self.first * self.step - margin)
         upper = int((self.first + self.count) * self.step + margin) + 1
@@ -67,16 +67,16 @@ def draw_crop(
     flip: bool = True,
     rotate: bool = True,
 ) -> CropParams:
-    """Draws scale, crop position, turn and flips of one image.
+    """Draw scale, crop position, rotation and flips of one image.
 
     Args:
         rng: Generator of the sample.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         size: Side of the crop in pixels.
-        scale: Range of the resized long side relative to the image's; drawn uniformly, as UniMatch does.
-        flip: Mirror on either axis, each with probability 0.5.
-        rotate: Turn by 0, 90, 180 or 270 degrees, uniformly.
+        scale: Range of the resized long side relative to the image's; drawn uniformly, as in UniMatch.
+        flip: Flip along each axis with probability 0.5.
+        rotate: Rotate by 0, 90, 180 or 270 degrees, uniformly.
     """
     long_side = max(height, width)
     resized = max(1, int(rng.integers(int(long_side * scale[0]), int(long_side * scale[1]), endpoint=True)))
@@ -94,9 +94,9 @@ def draw_crop(
 
 
 def crop_image(image: np.ndarray, p: CropParams) -> np.ndarray:
-    """Cuts the crop out of an image; bilinear, antialiased when it shrinks.
+    """Crop an image; bilinear, antialiased when shrinking.
 
-    Enlarging and shrinking by a whole number give the pixels of Pillow's BILINEAR, between them nearly so.
+    Equals Pillow's BILINEAR when enlarging or shrinking by an integer factor, and is close to it otherwise.
 
     Args:
         image: (H, W, 3) uint8.
@@ -108,11 +108,11 @@ def crop_image(image: np.ndarray, p: CropParams) -> np.ndarray:
     rows, columns = _spans(image, p)
     if rows.count <= 0 or columns.count <= 0:
         return np.zeros((p.size, p.size, 3), np.uint8)
-    return _place(_resample(image, rows, columns), rows, columns, p, fill=0)
+    return _pad_and_turn(_resample(image, rows, columns), rows, columns, p, fill=0)
 
 
 def crop_mask(mask: np.ndarray, p: CropParams, fill: int = IGNORE) -> np.ndarray:
-    """Cuts the crop out of a mask; nearest neighbour.
+    """Crop a mask; nearest neighbour.
 
     Args:
         mask: (H, W) uint8.
@@ -127,11 +127,11 @@ def crop_mask(mask: np.ndarray, p: CropParams, fill: int = IGNORE) -> np.ndarray
         return np.full((p.size, p.size), fill, np.uint8)
     picked = mask[_nearest(rows, p.scale_size[0], mask.shape[0])]
     picked = picked.take(_nearest(columns, p.scale_size[1], mask.shape[1]), axis=1)
-    return _place(picked, rows, columns, p, fill)
+    return _pad_and_turn(picked, rows, columns, p, fill)
 
 
 def valid_mask(p: CropParams) -> np.ndarray:
-    """Returns (size, size) uint8: 0 where the crop shows the image, 255 where it is padding."""
+    """Padding mask (size, size) uint8 of a crop: 0 in the image, 255 in the padding."""
     height, width = p.scale_size
     out = np.full((p.size, p.size), IGNORE, np.uint8)
     out[max(-p.top, 0) : max(height - p.top, 0), max(-p.left, 0) : max(width - p.left, 0)] = 0
@@ -155,7 +155,7 @@ def _nearest(span: _Span, resized: int, source: int) -> np.ndarray:
 
 
 def _resample(image: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
-    """Bilinear, after a low pass along every axis that shrinks; only the window that it reads is touched."""
+    """Resample bilinearly, low-passed first along axes that shrink; reads only the pixels that are needed."""
     (top, bottom), (left, right) = rows.window(image.shape[0]), columns.window(image.shape[1])
     window = image[top:bottom, left:right]
     if max(rows.step, columns.step) > 1:
@@ -173,10 +173,11 @@ def _resample(image: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
 
 
 def _low_pass(step: float) -> np.ndarray:
-    """Kernel that makes bilinear sampling at ``step`` source pixels an antialiased one.
+    """Antialiasing kernel for bilinear sampling every `step` source pixels.
 
-    A triangle of a whole half-width n sampled anywhere is exactly a bilinear sample of the discrete triangle
-    of half-width n; between whole steps the two neighbours are mixed so that the variance grows with step².
+    For an integer half-width n, filtering with a continuous triangle equals bilinear sampling after the
+    discrete triangle of half-width n. For other steps, the two nearest integer kernels are mixed so that the
+    variance grows with step².
     """
     step = max(step, 1.0)
     whole = int(step)
@@ -187,8 +188,8 @@ def _low_pass(step: float) -> np.ndarray:
     return (1 - share) * inner + share * outer
 
 
-def _place(content: np.ndarray, rows: _Span, columns: _Span, p: CropParams, fill: int) -> np.ndarray:
-    """Pads the content to the crop, then turns and flips."""
+def _pad_and_turn(content: np.ndarray, rows: _Span, columns: _Span, p: CropParams, fill: int) -> np.ndarray:
+    """Pad the content to the crop size, then rotate and flip."""
     if content.shape[:2] != (p.size, p.size):
         padded = np.full((p.size, p.size, *content.shape[2:]), fill, np.uint8)
         padded[rows.start : rows.stop, columns.start : columns.stop] = content
@@ -198,7 +199,7 @@ def _place(content: np.ndarray, rows: _Span, columns: _Span, p: CropParams, fill
 
 def _turn(array: np.ndarray, p: CropParams) -> np.ndarray:
     both = p.hflip and p.vflip
-    turns = (p.quarter_turns + 2 * (both or p.vflip)) % 4  # mirroring top-bottom = half turn, then left-right
+    turns = (p.quarter_turns + 2 * (both or p.vflip)) % 4  # vertical flip = half turn + horizontal flip
     if turns:
         array = cv2.rotate(array, ROTATE_CODES[turns])
     if p.hflip != p.vflip:

@@ -1,18 +1,22 @@
-"""Errors of the data layer: every message names the file, what is wrong with it and the way out."""
-
-from __future__ import annotations
+"""Errors of the data layer: every message names the file, the problem and the remedy."""
 
 import codecs
+from collections.abc import Sequence
 from pathlib import Path
 
 ESCAPE = "s5.escape"
-r"""Name of an error handler for encoding: characters that a stream lacks are written as ``\u5f71``, and bytes
-of file names that are not UTF-8, which Python holds as surrogates, as ``\xcf``."""
+r"""Name of an error handler for encoding: characters that a stream cannot encode are written as `\u5f71`, and
+bytes of file names that are not UTF-8, which Python represents as surrogates, as `\xcf`."""
 
 
 def printable(text: str) -> str:
-    """The text with what UTF-8 cannot encode escaped, see :data:`ESCAPE`."""
+    """Escape what UTF-8 cannot encode, see `ESCAPE`."""
     return text.encode("utf-8", ESCAPE).decode("utf-8")
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, separated by commas; `...` stands for any others."""
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
 
 
 def is_utf8(path: str | Path) -> bool:
@@ -37,10 +41,10 @@ codecs.register_error(ESCAPE, _escape)
 
 
 class DataError(ValueError):
-    """Something about the data on disk is wrong; the message says what and what to do.
+    """Invalid data on disk; the message says what is wrong and what to do.
 
     Args:
-        message: file names in it may be of any bytes; what is not UTF-8 is escaped.
+        message: The message; bytes of file names that are not UTF-8 are escaped.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -51,28 +55,28 @@ class ImageError(DataError):
     """An image or mask that is missing, truncated or cannot be decoded.
 
     Args:
-        path: the file.
-        reason: what is wrong with it.
-        hint: the way out; may be empty.
+        path: The file.
+        reason: What is wrong with it.
+        hint: What to do; may be empty.
     """
 
-    # Defaults let the error cross a DataLoader, which rebuilds it from its message alone.
+    # The defaults let a DataLoader rebuild the error from its message alone.
     def __init__(self, path: str | Path, reason: str = "", hint: str = "") -> None:
         self.path, self.reason, self.hint = str(path), reason, hint
         message = f"{self.path}: {reason}" if reason else self.path
         super().__init__(f"{message}. {hint}" if hint else message)
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, str]]:
-        """Keep the three parts when the error crosses a process boundary."""
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, str]]:
+        """Keep the three parts when the error is pickled."""
         return type(self), (self.path, self.reason, self.hint)
 
 
 class LabelError(DataError):
-    """A label table that is not well formed, or a mask that does not fit its table."""
+    """A malformed label table, or a mask that does not match its table."""
 
 
 class SplitError(DataError):
-    """A split file that is missing, empty or not of the form ``image[ mask]``."""
+    """A split file that is missing, empty or malformed; its lines are `image[ mask]`."""
 
 
 class LoaderError(DataError):

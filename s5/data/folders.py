@@ -1,6 +1,4 @@
-"""Find files in folder trees, without what file systems and file managers put there."""
-
-from __future__ import annotations
+"""Find files in folder trees, without those that file systems and file managers create, and pair them."""
 
 import fnmatch
 import hashlib
@@ -12,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from s5.data.errors import SplitError
+from s5.data.errors import SplitError, shorten
 from s5.data.splits import IMAGE_EXTENSIONS, Split, format_line
 
 logger = logging.getLogger(__name__)
@@ -24,32 +22,30 @@ SYSTEM_NAMES = (
     *("__MACOSX", "._*", ".DS_Store", ".Trashes", ".Spotlight-V100", ".fseventsd"),  # macOS
     *(".Trash", ".Trash-*", "lost+found"),  # Linux
 )
-"""Patterns for the names, in any case, of thumbnails, recycle bins and other files that are not data."""
+"""Case-insensitive patterns for thumbnails, recycle bins and other files that are not data."""
 
 _SYSTEM = re.compile("|".join(map(fnmatch.translate, SYSTEM_NAMES)), re.IGNORECASE)
-_SHOWN = 5  # names in a message
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder is one of :data:`SYSTEM_NAMES`."""
+    """Whether a file or folder name matches `SYSTEM_NAMES`."""
     return _SYSTEM.match(name) is not None
 
 
 def find_images(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """All image files below ``folder``, see :func:`find_files`."""
+    """All image files below `folder`, see `find_files`."""
     return find_files(folder, leave_out, IMAGE_EXTENSIONS)
 
 
 def find_files(folder: Path, leave_out: Path | None = None, endings: tuple[str, ...] = ("",)) -> list[Path]:
-    """All files below ``folder``, sorted; follows links.
+    """All files below `folder`, sorted; follows links.
 
-    Hidden files are left out, and so are thumbnails, recycle bins and the like (:data:`SYSTEM_NAMES`), the
-    number of which is logged.
+    Skips hidden files, and thumbnails, recycle bins and the like (`SYSTEM_NAMES`), whose number is logged.
 
     Args:
-        folder: where to look.
-        leave_out: folder that is not looked into.
-        endings: of the names of the files that are meant, in lower case; case does not count.
+        folder: Folder to search.
+        leave_out: Folder to skip.
+        endings: Lower-case endings of the file names to find; case is ignored.
     """
     found: list[Path] = []
     system: Counter[str] = Counter()
@@ -73,7 +69,7 @@ def find_files(folder: Path, leave_out: Path | None = None, endings: tuple[str, 
 
 
 def without_system_files(paths: Iterable[Path], root: Path) -> list[Path]:
-    """The files that :func:`find_files` would not leave out for a system name below ``root``."""
+    """Drop the files that `find_files` would skip for a system name below `root`."""
     kept: list[Path] = []
     system: Counter[str] = Counter()
     for path in paths:
@@ -86,27 +82,52 @@ def without_system_files(paths: Iterable[Path], root: Path) -> list[Path]:
     return kept
 
 
-def tell_apart(stems: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The stems; those that coincide (of ``a.jpg`` and ``a.png``) get a mark.
-
-    The mark depends on nothing but the key, so that it is the same in every run.
+def files_by_name(folders: Sequence[Path], endings: tuple[str, ...], what: str) -> dict[str, Path]:
+    """Find files by their path below their folder, without extension.
 
     Args:
-        stems: names without extension.
-        keys: what tells files of the same stem apart, such as their paths.
+        folders: Folders to search, see `find_files`.
+        endings: Endings of the file names, in lower case.
+        what: What the files are, for messages: `images`.
+
+    Raises:
+        SplitError: A folder is missing, there are no files, or two files have the same name.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise SplitError(f"{folder}: no such folder; give the folder of the {what}")
+        for path in find_files(folder, endings=endings):
+            other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+            if other is not path:
+                raise SplitError(f"{other} and {path} have the same name; keep one of them")
+    if not found:
+        where = " and ".join(map(str, folders))
+        raise SplitError(f"{where}: no {what} ({', '.join(endings)}); give the folder of the {what}")
+    return found
+
+
+def tell_apart(stems: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Make stems unique: those that coincide (`a.jpg` and `a.png`) get a suffix.
+
+    The suffix depends only on the key, so that it is the same in every run.
+
+    Args:
+        stems: Names without extension.
+        keys: Distinguish files with the same stem, such as their paths.
     """
     count = Counter(stems)
     return [
-        stem if count[stem] == 1 else f"{stem}-{_mark(key)}" for stem, key in zip(stems, keys, strict=True)
+        stem if count[stem] == 1 else f"{stem}-{_suffix(key)}" for stem, key in zip(stems, keys, strict=True)
     ]
 
 
-def _mark(key: str) -> str:
+def _suffix(key: str) -> str:
     return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def _pattern(name: str) -> str:
-    """The one of :data:`SYSTEM_NAMES` that a name is."""
+    """The pattern of `SYSTEM_NAMES` that a name matches."""
     return next(p for p in SYSTEM_NAMES if fnmatch.fnmatchcase(name.lower(), p.lower()))
 
 
@@ -116,38 +137,35 @@ def _count(folder: str, endings: tuple[str, ...]) -> int:
 
 def _log_left_out(folder: Path, system: Counter[str]) -> None:
     if total := system.total():
-        most = [f"{count} {name}" for name, count in system.most_common(_SHOWN)]
-        more = " ..." if len(system) > _SHOWN else ""
-        what = f"{', '.join(most)}{more}"
-        logger.info(
-            "%s: left out %d files of thumbnails, recycle bins and the like (%s)", folder, total, what
-        )
+        kinds = shorten([f"{count} {name}" for name, count in system.most_common()])
+        logger.info("%s: skipped %d thumbnails, recycled files and the like (%s)", folder, total, kinds)
 
 
 def _log_error(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # a folder that need not be there
-        logger.warning("%s: cannot be listed (%s); what is in it is left out", error.filename, error.strerror)
+    if not isinstance(error, FileNotFoundError):  # optional folders may be missing
+        logger.warning("%s: cannot be listed (%s); its files are skipped", error.filename, error.strerror)
 
 
 def pair_folders(images: str | Path, masks: str | Path, root: str | Path) -> Split:
-    """The images of one folder with the masks of another that have the same name.
+    """Pair the images of one folder with the masks of another by name.
 
-    A pair has the same path below its folder, extension aside: ``images/a/1.tif`` and ``masks/a/1.png``.
-    Hidden files and files that are no images are left out.
+    Image and mask have the same path below their folders, apart from the extension: `images/a/1.tif` and
+    `masks/a/1.png`. Hidden files and files that are not images are skipped.
 
     Args:
-        images: folder of the images, relative to ``root`` unless absolute.
-        masks: folder of the masks, likewise.
-        root: data root; paths below it are kept relative to it.
+        images: Folder of the images, relative to `root` unless absolute.
+        masks: Folder of the masks, likewise.
+        root: Data root; paths below it are kept relative to it.
 
     Returns:
-        The pairs in the order of their names; messages call the split by the folder of the images.
+        The pairs, sorted by name; the path of the split, for messages, is the folder of the images.
 
     Raises:
-        SplitError: a folder is missing or empty, a file has no partner, or two files share a stem.
+        SplitError: A folder is missing or empty, a file has no partner, or two files share a stem.
     """
     root = Path(root).absolute()
-    found_images, found_masks = _by_stem(root / images), _by_stem(root / masks)
+    found_images = files_by_name([root / images], IMAGE_EXTENSIONS, "images")
+    found_masks = files_by_name([root / masks], IMAGE_EXTENSIONS, "masks")
     _require_partners(found_images, found_masks, root / images, root / masks)
     lines = [
         format_line(_relative(found_images[stem], root), _relative(found_masks[stem], root))
@@ -157,25 +175,25 @@ def pair_folders(images: str | Path, masks: str | Path, root: str | Path) -> Spl
 
 
 def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
-    """Divide a split into a part for training and one that is held out for validation.
+    """Divide a split at random into training and validation images.
 
-    The choice depends on the names of the images and the seed only, not on their order. Each part has at
-    least one image, and an image that is listed more than once is in one part only. Tiles of one scene may
-    fall on both sides; where that matters, write two split files.
+    The choice depends only on the image names and the seed, not on their order. Each part has at
+    least one image, and an image that is listed more than once is in one part only. Tiles of the same scene
+    may end up in both parts; if that matters, write two split files.
 
     Args:
-        split: two images or more.
-        share: part of the images to hold out, between 0 and 1.
-        seed: another seed is another choice.
+        split: Two images or more.
+        share: Share of the images to hold out, between 0 and 1.
+        seed: Seed of the choice.
 
     Returns:
-        Training and validation split, both in the order of ``split``.
+        Training and validation split, both in the order of `split`.
 
     Raises:
-        SplitError: fewer than two images, or a share that is not between 0 and 1.
+        SplitError: Fewer than two images, or a share that is not between 0 and 1.
     """
     if not 0 < share < 1:
-        raise SplitError(f"{split.path}: the share to hold out lies between 0 and 1, got {share}")
+        raise SplitError(f"{split.path}: the share to hold out must be between 0 and 1, got {share}")
     names = [split.name(index) for index in range(len(split))]
     ranked = sorted(set(names), key=lambda name: _rank(name, seed))
     if len(ranked) < 2:
@@ -188,29 +206,11 @@ def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
     return Split.from_lines(train, split.root, split.path), Split.from_lines(val, split.root, split.path)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """Image files below a folder by their path without extension."""
-    if not folder.is_dir():
-        raise SplitError(f"{folder}: no such folder; give the folders of images and masks")
-    found: dict[str, Path] = {}
-    for path in find_images(folder):
-        other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-        if other != path:
-            raise SplitError(f"{other} and {path} have the same name; keep one of them")
-    if not found:
-        raise SplitError(
-            f"{folder}: no files that end in {', '.join(IMAGE_EXTENSIONS)}; put some there, or name "
-            "another folder"
-        )
-    return found
-
-
 def _require_partners(
     images: dict[str, Path], masks: dict[str, Path], image_folder: Path, mask_folder: Path
 ) -> None:
     problems = [
-        f"{len(alone)} {what} have no partner in {other}: {', '.join(alone[:_SHOWN])}"
-        + (" ..." if len(alone) > _SHOWN else "")
+        f"{len(alone)} {what} have no partner in {other}: {shorten(alone)}"
         for what, alone, other in (
             (f"images in {image_folder}", _names(images, masks), mask_folder),
             (f"masks in {mask_folder}", _names(masks, images), image_folder),
@@ -219,8 +219,8 @@ def _require_partners(
     ]
     if problems:
         raise SplitError(
-            f"{'; '.join(problems)}. Image and mask have the same name, extension aside; take the others "
-            "away, or write a split file"
+            f"{'; '.join(problems)}. Image and mask must have the same name, apart from the "
+            "extension; remove the other files, or write a split file"
         )
 
 

@@ -1,6 +1,4 @@
-"""Recognise image formats by their first bytes, and tell whole files from truncated ones without decoding."""
-
-from __future__ import annotations
+"""Recognise image formats by their first bytes, detect truncated files without decoding, and decode PNG."""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -14,13 +12,13 @@ from rasterio.io import MemoryFile
 from s5.data.errors import ImageError
 
 _PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type; others have one
-_DEFLATE_RATIO = 1032  # by which zlib's format can compress at best
+_DEFLATE_RATIO = 1032  # best possible compression ratio of zlib
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def detect_format(data: bytes) -> str | None:
-    """``jpeg``, ``png``, ``bmp``, ``webp`` or ``tiff`` from the first 12 bytes of a file; None if neither."""
+    """`jpeg`, `png`, `bmp`, `webp` or `tiff` from the first 12 bytes of a file; None for other formats."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -34,16 +32,25 @@ def detect_format(data: bytes) -> str | None:
     return None
 
 
-def is_complete(data: bytes, kind: str) -> bool:
-    """Whether a whole JPEG, PNG, BMP or WebP file is there.
+def is_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF, by its first bytes; False if it cannot be read, which reading it reports."""
+    try:
+        with path.open("rb") as file:
+            return detect_format(file.read(16)) == "tiff"
+    except OSError:
+        return False
 
-    Only the structure is looked at, in microseconds; damage inside the pixel data is the decoder's to find.
+
+def is_complete(data: bytes, kind: str) -> bool:
+    """Whether a JPEG, PNG, BMP or WebP file is not truncated.
+
+    Checks only the structure, in microseconds; damaged pixel data is left to the decoder.
     """
     return _COMPLETE[kind](data)
 
 
 def is_plain_rgb(data: bytes, kind: str) -> bool:
-    """Whether a whole JPEG or PNG file has three channels of 8 bits: red, green and blue, or JPEG's YCbCr."""
+    """Whether a JPEG or PNG file has three 8-bit channels: RGB, or JPEG's YCbCr."""
     if kind == "png":
         return data[24:26] == b"\x08\x02"
     if kind != "jpeg":
@@ -58,7 +65,7 @@ _START_OF_SCAN = 0xDA
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and place of the segments up to the first start of scan, walked by their lengths."""
+    """Marker and offset of the segments up to the first start of scan, following their lengths."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -74,18 +81,18 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 def _jpeg_complete(data: bytes) -> bool:
     """Whether an end-of-image marker follows the first start of scan of the image itself.
 
-    Markers cannot occur inside entropy-coded data, but they do inside an embedded preview, which lies in an
-    application segment before the scan: so the segments are walked up to the scan.
+    Markers cannot occur in entropy-coded data, but they do occur in an embedded preview, which is in an
+    application segment before the scan, so the segments are followed up to the scan.
     """
     scans = (at for marker, at in _jpeg_segments(data) if marker == _START_OF_SCAN)
     return data.rfind(b"\xff\xd9", next(scans, len(data))) > 0
 
 
 def _png_complete(data: bytes) -> bool:
-    """Whether all chunks are there, and as many bytes as an image of this size takes at least.
+    """Whether all chunks are there, and at least as many bytes as an image of this size needs.
 
-    Some writers add bytes after the end chunk. Damaged lengths and sizes can claim gigabytes, which decoders
-    would allocate.
+    Some writers append bytes after the end chunk. Damaged lengths and sizes can claim gigabytes, which
+    decoders would allocate.
     """
     if data[12:16] != b"IHDR" or len(data) < 33:
         return False
@@ -106,7 +113,7 @@ def _bmp_complete(data: bytes) -> bool:
         return False
     offset, header, width, height, _, depth = struct.unpack("<IIiiHH", data[10:30])
     if header < 40 or (len(data) >= 34 and data[30:34] not in (b"\0\0\0\0", b"\3\0\0\0")):
-        return True  # old or run-length coded: the decoder finds out
+        return True  # old format or run-length coded: left to the decoder
     return len(data) >= offset + (width * depth + 31) // 32 * 4 * abs(height)
 
 
@@ -126,24 +133,24 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # colour types of the PNG 
 
 
 def is_plain(data: bytes, color_types: tuple[int, ...]) -> bool:
-    """Whether a PNG has 8 bits a channel and one of the colour types."""
+    """Whether a PNG has 8 bits per channel and one of the colour types."""
     return data[24] == 8 and data[25] in color_types
 
 
 def read_palette(data: bytes) -> tuple[tuple[int, int, int, int], ...]:
-    """RGBA of each entry of a PNG's palette; empty without one. The pixels may be missing in ``data``."""
+    """RGBA of each palette entry of a PNG; empty without a palette. `data` may end before the pixels."""
     chunks = _chunks_before_pixels(data)
     return _palette(chunks.get(b"PLTE", b""), chunks.get(b"tRNS", b""))
 
 
 def transparent_grey(data: bytes) -> int | None:
-    """Value that is transparent in a grey PNG; None without one."""
+    """Transparent value of a grey PNG, or None."""
     chunk = _chunks_before_pixels(data).get(b"tRNS")
     return None if chunk is None else int.from_bytes(chunk[:2], "big")
 
 
 def _chunks_before_pixels(data: bytes) -> dict[bytes, bytes]:
-    """Contents of the chunks by their type."""
+    """Contents of the chunks by type."""
     chunks, at = {}, 8
     while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IDAT":
         length = int.from_bytes(data[at : at + 4], "big")
@@ -152,7 +159,7 @@ def _chunks_before_pixels(data: bytes) -> dict[bytes, bytes]:
     return chunks
 
 
-@lru_cache(maxsize=16)  # the masks of a dataset mostly share one
+@lru_cache(maxsize=16)  # the masks of a dataset usually share one palette
 def _palette(colors: bytes, alpha: bytes) -> tuple[tuple[int, int, int, int], ...]:
     entries = zip(colors[0::3], colors[1::3], colors[2::3], strict=False)
     return tuple((r, g, b, alpha[i] if i < len(alpha) else 255) for i, (r, g, b) in enumerate(entries))
@@ -162,17 +169,17 @@ def decode_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | 
     """Decode an 8-bit PNG.
 
     Returns:
-        uint8 (H, W): grey values, or the indices of a palette; or (H, W, 3) RGB. And the alpha channel,
-        uint8 (H, W), if there is one.
+        Image uint8 (H, W) of grey values or palette indices, or (H, W, 3) RGB; alpha channel uint8 (H, W), or
+        None.
 
     Raises:
-        ImageError: the data are damaged.
+        ImageError: The data are damaged.
     """
     try:
         with MemoryFile(data) as file, file.open(driver="PNG") as dataset:
             bands = dataset.read()  # (bands, H, W)
     except Exception as error:
-        hint = "Restore it from its source, or take it out of the split"
+        hint = "Restore it from its source, or remove it from the split"
         raise ImageError(path, f"cannot be decoded ({error or type(error).__name__})", hint) from error
     alpha = bands[-1] if len(bands) in (2, 4) else None
     return bands[0] if len(bands) < 3 else cv2.merge(tuple(bands[:3])), alpha

@@ -4,18 +4,16 @@ The format is taken from the first bytes of a file, not from its name. JPEG, BMP
 OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; PNG and TIFF by
 rasterio. Rules that hold for every format:
 
-- images are uint8 (H, W, 3) RGB; one channel is repeated, of four or more the first three are kept;
-- images of other sample types are stretched linearly from their 0.5..99.5 percentile, taken over all bands,
+- images are uint8 (H, W, 3) RGB; a single channel is repeated, of more than three the first three are kept;
+- other sample types are stretched linearly from their 0.5..99.5 percentiles, taken over all bands,
   to 0..255;
-- pixels without data (a no-data value, NaN, an internal or external mask, alpha 0) do not count for the
-  stretch and become 0; :func:`read_image_with_valid` says where they are;
+- pixels without data (a no-data value, NaN, an internal or external mask, alpha 0) are excluded from the
+  stretch and become 0; `read_image_with_valid` returns where they are;
 - the EXIF orientation is ignored, because masks do not have one;
-- a truncated file is an error. OpenCV fills the rest of such an image with grey or black without a word.
+- a truncated file is an error. OpenCV would silently fill the rest of such an image with grey or black.
 
-In a loader worker call :func:`init_worker` once: OpenCV then starts no threads of its own.
+Call `init_worker` once in a loader worker, so that OpenCV starts no threads.
 """
-
-from __future__ import annotations
 
 import io
 import struct
@@ -32,6 +30,7 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebP
 from s5.data import image_formats as png
 from s5.data import rasters as geotiff
 from s5.data.errors import ImageError
+from s5.data.files import write_bytes
 from s5.data.image_formats import detect_format, is_complete
 from s5.data.stored_mask import (
     DatasetMask,
@@ -44,9 +43,9 @@ from s5.data.stored_mask import (
 )
 
 MAX_PIXELS = 1 << 30
-"""Pixels of the largest image that is decoded whole, which takes 3 GiB; the limit of OpenCV.
+"""Pixels of the largest image that is decoded in full (3 GiB); OpenCV's limit.
 
-TIFFs have no limit where they are read by windows: when data are prepared, and in prediction."""
+TIFFs have no limit where they are read by windows: in data preparation and prediction."""
 
 _Pixels = TypeVar("_Pixels")
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -62,17 +61,17 @@ _QUALITY = {
     ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
     ".webp": cv2.IMWRITE_WEBP_QUALITY,
 }
-# Row filters make label images larger and slower to read.
+# Row filters make masks larger and slower to read.
 _FAST_TO_READ = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 3]
-_HEADER_BYTES = 1 << 16  # mostly hold everything before the pixels of a PNG or BMP
-_RESTORE = "Restore it from its source, or take it out of the split"
+_HEADER_BYTES = 1 << 16  # usually everything before the pixels of a PNG or BMP
+_RESTORE = "Restore it from its source, or remove it from the split"
 
 
 def init_worker() -> None:
-    """Set OpenCV up for a loader worker: no threads of its own, no log lines on stderr.
+    """Set up OpenCV for a loader worker: no threads, no log lines on stderr.
 
-    Call it in ``worker_init_fn``; the process is then one thread, and broken files speak through
-    :class:`ImageError` only.
+    Call it in `worker_init_fn`; the process then has a single thread, and damaged files are reported only
+    by `ImageError`.
     """
     cv2.setNumThreads(0)
     cv2.ocl.setUseOpenCL(False)
@@ -83,16 +82,16 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read an image of any number of channels and depth.
 
     Returns:
-        uint8 (H, W, 3), RGB. See the module for how other depths and channel counts are brought there.
+        uint8 (H, W, 3) RGB. See the module for the conversion of other depths and channel counts.
 
     Raises:
-        ImageError: the file is missing, truncated, of an unknown format or cannot be decoded.
+        ImageError: The file is missing, truncated, of an unknown format or cannot be decoded.
     """
     return read_image_with_valid(path)[0]
 
 
 def _decoder(read: Callable[[str | Path], _Pixels]) -> Callable[[str | Path], _Pixels]:
-    """Let nothing but an ImageError come out of a function that reads a file."""
+    """Convert any exception of a function that reads a file to an ImageError."""
 
     @wraps(read)
     def guarded(path: str | Path) -> _Pixels:
@@ -104,14 +103,14 @@ def _decoder(read: Callable[[str | Path], _Pixels]) -> Callable[[str | Path], _P
 
 @_decoder
 def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an image and where it has data.
+    """Read an image and its valid mask.
 
     Returns:
-        The image as of :func:`read_image`, and bool (H, W), False where it has no data; None if it has data
+        The image, see `read_image`, and bool (H, W), False where it has no data; None if it has data
         everywhere.
 
     Raises:
-        ImageError: as :func:`read_image`.
+        ImageError: See `read_image`.
     """
     kind, data = read_file(path)
     if kind == "tiff":
@@ -128,16 +127,16 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
 
 @_decoder
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read a mask of values as stored, whatever they mean; a palette image gives its indices.
+    """Read the stored values of a mask, without a label table; of a palette image the indices.
 
-    A mask stored with three channels is accepted when they are equal. Masks of a user's dataset are read by
-    their label table, see :func:`s5.data.masks.read_values`.
+    A mask with three channels is accepted if they are equal. Read the masks of a dataset with
+    their label table, see `s5.data.masks.read_values`.
 
     Returns:
         uint8 (H, W).
 
     Raises:
-        ImageError: as :func:`read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
+        ImageError: See `read_image`; also for JPEG (lossy), colour-coded masks and values over 255.
     """
     with open_stored_mask(path) as stored:
         require_size(stored.header.height, stored.header.width, path)
@@ -146,10 +145,10 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 @contextmanager
 def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
-    """Open a mask as its file stores it: a TIFF by windows, other formats decoded as a whole.
+    """Open a mask as stored in its file: a TIFF for reading by windows, other formats decoded in full.
 
     Raises:
-        ImageError: as :func:`read_image`; also for JPEG and WebP, which are lossy.
+        ImageError: See `read_image`; also for JPEG and WebP, which are lossy.
     """
     kind, data = read_file(path)
     _require_lossless(kind, path)
@@ -170,10 +169,10 @@ def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
 
 
 def read_mask_header(path: str | Path) -> MaskHeader:
-    """What the header of a mask says, without decoding it.
+    """Read the header of a mask without decoding it.
 
     Raises:
-        ImageError: as :func:`open_stored_mask`, as far as the header tells.
+        ImageError: See `open_stored_mask`, for errors visible in the header.
     """
     with _open(path) as file:
         data = file.read(_HEADER_BYTES)
@@ -188,10 +187,10 @@ def read_mask_header(path: str | Path) -> MaskHeader:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels, from the header; a TIFF must have its last pixel as well.
+    """Height and width in pixels, from the header; of a TIFF, the last pixel must be readable too.
 
     Raises:
-        ImageError: the file is missing or its header cannot be read.
+        ImageError: The file is missing or its header cannot be read.
     """
     with _open(path) as file, _reading(path):
         kind = _require_format(file.read(16), path)
@@ -201,28 +200,29 @@ def image_size(path: str | Path) -> tuple[int, int]:
         try:
             with _PILLOW[kind](file) as image:
                 return image.height, image.width
-        except Exception as error:  # whatever a decoder raises for damaged data
+        except Exception as error:  # decoders raise many types for damaged data
             raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
 
 
 def write_image(
     path: str | Path, array: np.ndarray, quality: int = 95, valid: np.ndarray | None = None
 ) -> None:
-    """Write an image; the format follows from the extension.
-
-    The file appears whole or not at all: it is written beside its place and renamed.
+    """Write an image atomically, in the format of the extension.
 
     Args:
-        path: ``.jpg``, ``.png``, ``.webp`` or ``.bmp``; missing folders are made.
+        path: `.jpg`, `.png`, `.webp` or `.bmp`; missing folders are created.
         array: uint8 (H, W, 3) RGB or (H, W).
         quality: 1..100, for JPEG and WebP.
-        valid: bool (H, W), false where an RGB image has no data, which is transparent then; PNG only.
+        valid: bool (H, W), false where an RGB image has no data; these pixels are transparent. PNG only.
+
+    Raises:
+        ImageError: The array cannot be encoded, or `valid` is given for another format than PNG.
     """
     suffix = Path(path).suffix
     pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
     if valid is not None:
         if suffix.lower() != ".png":
-            raise ImageError(path, "only PNG keeps where an image has no data", "Name it .png")
+            raise ImageError(path, "only PNG can store where an image has no data", "Name it .png")
         pixels = cv2.merge((pixels, np.where(valid, np.uint8(255), np.uint8(0))))
     option = _QUALITY.get(suffix.lower())
     done, encoded = cv2.imencode(suffix, pixels, [] if option is None else [option, quality])
@@ -232,25 +232,13 @@ def write_image(
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write raw values, uint8 (H, W), as a grey PNG, whole or not at all."""
+    """Write raw values, uint8 (H, W), as a grey PNG, atomically."""
     if Path(path).suffix.lower() != ".png":
-        raise ImageError(path, "masks are written as PNG, which keeps their values", "Name it .png")
+        raise ImageError(path, "masks must be written as PNG, which is lossless", "Name it .png")
     done, encoded = cv2.imencode(".png", mask, _FAST_TO_READ)
     if not done:
         raise ImageError(path, f"an array of shape {mask.shape} and type {mask.dtype} cannot be encoded")
     write_bytes(path, encoded.tobytes())
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all; missing folders are made."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def _open(path: str | Path) -> io.BufferedReader:
@@ -261,7 +249,9 @@ def _open(path: str | Path) -> io.BufferedReader:
     except OSError as error:
         raise ImageError(path, f"cannot be opened ({error.strerror})") from error
     except ValueError as error:  # a zero byte in the path
-        raise ImageError(path, f"is no path ({error})", "Correct the list that names it") from error
+        raise ImageError(
+            path, f"is not a valid path ({error})", "Correct the list that contains it"
+        ) from error
 
 
 @contextmanager
@@ -270,14 +260,14 @@ def _reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ImageError(path, f"cannot be read ({error.strerror})", "Is the disk in order?") from error
+        raise ImageError(path, f"cannot be read ({error.strerror})", "Check the disk") from error
 
 
 def read_file(path: str | Path) -> tuple[str, bytes]:
-    """Format and content of a whole image file; of a TIFF, which is read by windows, only the first bytes.
+    """Format and content of an image file; of a TIFF, which is read by windows, only the first bytes.
 
     Raises:
-        ImageError: the file is missing, truncated, of an unknown format or too large to be decoded.
+        ImageError: The file is missing, truncated, of an unknown format or too large to be decoded.
     """
     with _open(path) as file, _reading(path):
         data = file.read(16)
@@ -303,7 +293,7 @@ def _require_format(data: bytes, path: str | Path) -> str:
 
 
 def _plain_header(data: bytes, path: str | Path) -> MaskHeader | None:
-    """Header of a grey or palette PNG without a no-data value, from its bytes; None for any other PNG."""
+    """Header of a grey or palette PNG without a no-data value, from its bytes; None for other PNGs."""
     width, height = _png_size(data, path)
     if data[25] == png.PALETTE:
         return palette_header(height, width, png.read_palette(data))
@@ -322,7 +312,9 @@ def _png_size(data: bytes, path: str | Path) -> tuple[int, int]:
 
 def _require_lossless(kind: str, path: str | Path) -> None:
     if kind in ("jpeg", "webp"):
-        raise ImageError(path, f"a mask cannot be {kind.upper()}: lossy coding changes its values", "Use PNG")
+        raise ImageError(
+            path, f"a mask cannot be {kind.upper()}: lossy compression changes values", "Use PNG"
+        )
 
 
 def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -330,7 +322,7 @@ def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | N
     if plain and b"tRNS" not in data[: data.find(b"IDAT")]:
         image, alpha = png.decode_png(data, path)
         return _blanked(image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), alpha)
-    if data[24] < 8 and data[25] == png.GREY:  # GDAL keeps the numbers, of which OpenCV makes brightness
+    if data[24] < 8 and data[25] == png.GREY:  # OpenCV scales the values to brightness, GDAL does not
         image, key = _decode(data, _COLOR, path), png.transparent_grey(data)
         alpha = None if key is None else (_read_packed_png(data, path) != key).astype(np.uint8)
         return _blanked(image, alpha)
@@ -339,7 +331,7 @@ def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | N
 
 
 def _blanked(image: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The image with 0 where it is wholly transparent, and where it is not; None if that is everywhere."""
+    """Set fully transparent pixels to 0; returns the image and its valid mask, None if all are valid."""
     if alpha is None or alpha.all():
         return image, None
     valid = alpha > 0
@@ -348,17 +340,17 @@ def _blanked(image: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, n
 
 
 def _webp_has_alpha(data: bytes) -> bool:
-    """By the flag of the extended header, or that of lossless images."""
+    """Check the flag of the extended header, or of lossless images."""
     return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (
         data[12:16] == b"VP8L" and bool(data[24] & 0x10)
     )
 
 
 def require_size(height: int, width: int, path: str | Path) -> None:
-    """Refuse an image that is too large to be decoded whole; damaged headers can claim any size.
+    """Refuse an image that is too large to be decoded in full; damaged headers can claim any size.
 
     Raises:
-        ImageError: it has more than :data:`MAX_PIXELS`.
+        ImageError: It has more than `MAX_PIXELS`.
     """
     if height * width > MAX_PIXELS:
         raise _too_large(path, f" of {height}x{width} (height x width)")
@@ -366,8 +358,8 @@ def require_size(height: int, width: int, path: str | Path) -> None:
 
 def _too_large(path: str | Path, size: str = "") -> ImageError:
     memory = f"{MAX_PIXELS} pixels ({3 * MAX_PIXELS >> 30} GiB)"
-    reason = f"an image{size} has more than the {memory} that are decoded whole"
-    hint = "Cut it with 'python -m s5.data.prepare', as a tiled TIFF, which is read by windows"
+    reason = f"an image{size} exceeds the limit of {memory} for decoding"
+    hint = "Convert it to a tiled TIFF, which is read by windows, and cut it with 'python -m s5.data.prepare'"
     return ImageError(path, reason, hint)
 
 
@@ -384,11 +376,11 @@ def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
 
 
 def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
-    """Values and palette indices of 1, 2 and 4 bits: faster than GDAL; OpenCV would spread them."""
+    """Values and palette indices of 1, 2 and 4 bits: faster than GDAL; OpenCV would scale the values."""
     try:
         with _PILLOW["png"](io.BytesIO(data)) as image:
             mask = np.asarray(image)
-    except Exception as error:  # whatever a decoder raises for damaged data
+    except Exception as error:  # decoders raise many types for damaged data
         raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
     spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == png.GREY else 1
     return mask.astype(np.uint8) // np.uint8(spread)

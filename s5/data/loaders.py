@@ -1,4 +1,4 @@
-"""Collation of samples into the one batch of a step: of FixMatch, of several tasks, and of validation."""
+"""Loaders and collate functions: FixMatch batches, batches of several tasks, validation."""
 
 import atexit
 import multiprocessing
@@ -13,34 +13,34 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from s5.data.draws import NEUTRAL, derangement, sample_rng
+from s5.data.augmentation import NEUTRAL, derangement, sample_rng
 from s5.data.image_io import init_worker
 from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.sources import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
 from s5.data.splits import Split
 from s5.data.worker_pool import Loader
 
-PARTNER_STREAM = 1 << 20  # keeps the batch's own draws apart from those of any source
+PARTNER_STREAM = 1 << 20  # source index for the random parameters of a batch, above that of any source
 
 
 class FixMatchCollate:
-    """Stacks samples, labeled ones first, and draws the CutMix partners within the batch.
+    """Stack samples, labeled ones first, and draw CutMix partners within the batch.
 
     Args:
-        seed: seed of the run; the partners are keyed by it and the position of the first unlabeled sample.
+        seed: Seed of the run; the partners depend on it and on the position of the first unlabeled sample.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch of labeled and unlabeled samples.
+        """Collate labeled and unlabeled samples.
 
         Returns:
-            ``images`` (L + U, 3, S, S) uint8 in channels-last memory, ``labels`` (L, S, S) uint8, ``names``
-            (L + U), ``skipped`` list of (name, reason); with unlabeled samples also ``padding`` (U, S, S)
-            bool, ``views`` with ``photometric`` (V, U, 6), ``boxes`` (V, U, 4) and ``partner`` (V, U), and
-            ``stored`` (U, S, S) if there are stored pseudo-labels.
+            `images` (L + U, 3, S, S) uint8 in channels-last memory, `labels` (L, S, S) uint8, `names`
+            (L + U), `skipped` list of (name, reason); with unlabeled samples also `padding` (U, S, S)
+            bool, `views` with `photometric` (V, U, 6), `boxes` (V, U, 4) and `partner` (V, U), and
+            `stored` (U, S, S) if there are stored pseudo-labels.
         """
         labeled = [sample for sample in samples if "label" in sample]
         unlabeled = [sample for sample in samples if "label" not in sample]
@@ -81,7 +81,7 @@ def _stack(samples: list[dict[str, Any]], key: str) -> torch.Tensor:
 
 
 class TasksCollate:
-    """Stacks labeled samples of several tasks, ordered by task.
+    """Stack labeled samples of several tasks, ordered by task.
 
     Args:
         tasks: names of the tasks, in the order of the sources.
@@ -91,12 +91,12 @@ class TasksCollate:
         self.tasks = list(tasks)
 
     def __call__(self, samples: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """The batch; None stands for samples of tasks that have not started.
+        """Collate samples; None stands for samples of tasks that have not started.
 
         Returns:
-            ``images`` (B, 3, S, S) uint8 in channels-last memory, ``labels`` (B, S, S) uint8, ``photometric``
-            (B, 6) float32, neutral where a task has no photometric augmentation, ``counts``: images of each
-            task by name, in the order of the batch, ``names`` (B), ``skipped``: an empty list.
+            `images` (B, 3, S, S) uint8 in channels-last memory, `labels` (B, S, S) uint8, `photometric`
+            (B, 6) float32, neutral where a task has no photometric augmentation, `counts`: images of each
+            task by name, in the order of the batch, `names` (B), `skipped`: an empty list.
         """
         present = [sample for sample in samples if sample is not None]
         sources = [sample["source"] for sample in present]
@@ -112,16 +112,16 @@ class TasksCollate:
 
 
 def collate_validation(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Lists of ``images`` (3, H, W), ``labels`` (H, W), ``names``, ``tasks``: images may differ in size."""
+    """Lists of `images` (3, H, W), `labels` (H, W), `names`, `tasks`: images may differ in size."""
     return {key: [sample[key] for sample in samples] for key in samples[0]}
 
 
 PREFETCH = 4  # batches per worker
-PREFETCH_WHOLE = 1  # whole images are large
+PREFETCH_WHOLE = 1  # full images are large
 
 
 class TrainingData(NamedTuple):
-    """A training loader and what the run has to know of it."""
+    """A training loader with its sampler."""
 
     loader: DataLoader
     sampler: MultiSourceSampler
@@ -163,7 +163,7 @@ def fixmatch_loader(
         placement: this process's part.
 
     Raises:
-        DataError: a source has fewer images than one global step takes.
+        DataError: A source has fewer images than one global step takes.
     """
     sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
     sizes = [labeled_batch, unlabeled_batch][: len(sources)]
@@ -192,7 +192,7 @@ def tasks_loader(
         epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:
-        DataError: a task has fewer images than one global step takes.
+        DataError: A task has fewer images than one global step takes.
     """
     sampler = build_sampler(sources, batch_sizes, seed, placement)
     steps = epoch_steps or sampler.epoch_steps
@@ -203,9 +203,9 @@ def tasks_loader(
 
 
 def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
-    """Loader of whole validation images of one or several tasks, one a batch.
+    """Loader of full validation images of one or several tasks, with batch size 1.
 
-    Every image is in exactly one process. Its sampler is a :class:`~s5.data.sampler.ValidationSampler`.
+    Every image is in exactly one process. The sampler is a `s5.data.sampler.ValidationSampler`.
     """
     metainfo = {"tasks": {part.task: part.table.classes for part in images}}
     return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
@@ -217,9 +217,9 @@ def whole_images_loader(
     metainfo: dict[str, Any],
     placement: Placement,
 ) -> DataLoader:
-    """Loader of the images of several tasks, one a batch; every image is in exactly one process."""
+    """Loader of the images of several tasks with batch size 1; every image is in exactly one process."""
     dataset: ConcatDataset = ConcatDataset(parts.values())
-    dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine asks for it
+    dataset.metainfo = metainfo  # type: ignore[attr-defined]  # mmengine saves it in checkpoints
     lengths = {task: len(part) for task, part in parts.items()}  # type: ignore[arg-type]
     return Loader(
         dataset,
@@ -233,10 +233,10 @@ def whole_images_loader(
 def build_sampler(
     sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
 ) -> MultiSourceSampler:
-    """The sampler of a batch with a fixed number of images of each source.
+    """Create the sampler of batches with a fixed number of images of each source.
 
     Raises:
-        DataError: a source has fewer images than one global step takes.
+        DataError: A source has fewer images than one global step takes.
     """
     lengths = [len(source) for source in sources]
     names = [source.name for source in sources]
@@ -250,7 +250,7 @@ def build_loader(
     metainfo: dict[str, Any],
     placement: Placement,
 ) -> DataLoader:
-    """The endless loader of the sampler's batches; ``metainfo`` is kept in checkpoints."""
+    """Create the endless loader of the sampler's batches; `metainfo` is saved in checkpoints."""
     return Loader(
         MultiSourceDataset(list(sources), sampler.seed, metainfo),
         batch_size=sampler.batch_size,
@@ -263,10 +263,10 @@ def build_loader(
 
 
 def resolve_split(root: Path, split: Path) -> Split:
-    """A split file by its path, relative to ``root`` unless absolute.
+    """Open a split file by its path, relative to `root` unless absolute.
 
     Raises:
-        SplitError: the file is missing, empty or not of the form of a split.
+        SplitError: The file is missing, empty or malformed.
     """
     found = Split(split if split.is_absolute() else root / split, root)
     found.check_first_line()
@@ -274,9 +274,9 @@ def resolve_split(root: Path, split: Path) -> Split:
 
 
 def stop_workers(*loaders: DataLoader) -> None:
-    """End the loaders' processes. Left to the garbage collector, each would be waited for some seconds."""
+    """End the loaders' processes; the garbage collector would wait some seconds for each."""
     for loader in loaders:
-        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public way
+        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public API for this
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()
 
@@ -296,19 +296,19 @@ def _worker_options(workers: int, prefetch: int = PREFETCH) -> dict[str, Any]:
 def _init_worker(worker: int) -> None:
     init_worker()
     torch.set_num_threads(1)
-    # A signal to the whole process group must not take the workers from a main process that is about to save.
+    # A signal to the process group must not kill the workers while the main process is about to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @cache
 def _kill_workers_at_exit() -> None:
-    # Registered after multiprocessing's own handler and so run before it, which would wait for workers that
+    # Registered after multiprocessing's own handler, so it runs first; that one would wait for workers that
     # ignore its SIGTERM.
     atexit.register(_kill_children)
 
 
 def _kill_children() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report the workers as failed
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report failed workers
     for child in multiprocessing.active_children():
         child.kill()

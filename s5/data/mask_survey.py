@@ -1,6 +1,4 @@
-"""How the masks of a dataset are coded, all together: what single files cannot tell."""
-
-from __future__ import annotations
+"""How the masks of a dataset are coded, judged together where single files are ambiguous."""
 
 import logging
 from collections import Counter
@@ -21,7 +19,7 @@ from s5.data.stored_mask import Coding, MaskHeader, require_grey
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # masks in an error
-_THREADS = 8  # headers are small, so that the time is that of opening files
+_THREADS = 8  # headers are small: the time is spent opening files
 
 
 @dataclass
@@ -29,11 +27,11 @@ class MaskSurvey:
     """How the masks of a dataset are coded.
 
     Attributes:
-        codings: number of masks of each coding.
-        colored: a mask that holds colours; empty if none does.
-        declared: number of masks per class that they declare to be no data, see
-            :func:`s5.data.masks.declared_class`.
-        unclear: masks of one channel that may hold values or colours, and how these differ.
+        codings: Number of masks of each coding.
+        colored: A mask that holds colours; empty if none does.
+        declared: Number of masks per class whose value they declare as no-data, see
+            `s5.data.masks.declared_class`.
+        unclear: Single-channel masks that may hold values or colours, and how these readings differ.
     """
 
     codings: Counter[Coding] = field(default_factory=Counter)
@@ -50,57 +48,57 @@ class MaskSurvey:
             self.declared[declared] += 1
 
     def add_values(self, path: str | Path, histogram: np.ndarray, table: LabelTable) -> None:
-        """Note of a mask of one channel what it would mean as colours; ``histogram`` is int (256,)."""
+        """Record how a single-channel mask would differ if it held colours; `histogram` is int (256,)."""
         if difference := _as_colors(histogram, table):
             self.unclear[str(path)] = difference
 
-    def update(self, other: MaskSurvey) -> None:
-        """Take in the masks of another part of the dataset."""
+    def update(self, other: "MaskSurvey") -> None:
+        """Add the masks of another part of the dataset."""
         self.codings.update(other.codings)
         self.colored = self.colored or other.colored
         self.declared.update(other.declared)
         self.unclear |= other.unclear
 
     def as_dict(self) -> dict[str, Any]:
-        """The survey as plain data, for JSON; :meth:`of_dict` reads it."""
+        """The survey as plain data, for JSON; `of_dict` reads it."""
         return {**vars(self), "codings": dict(self.codings), "declared": dict(self.declared)}
 
     @classmethod
-    def of_dict(cls, data: dict[str, Any]) -> MaskSurvey:
-        """The survey of :meth:`as_dict`."""
+    def of_dict(cls, data: dict[str, Any]) -> "MaskSurvey":
+        """The survey of `as_dict`."""
         counts = {name: Counter(data[name]) for name in ("codings", "declared")}
         return cls(**{**data, **counts})
 
     def refused(self) -> dict[str, str]:
-        """Masks that cannot be read beside the others, by path, and why.
+        """Ambiguous masks by path, with the reason.
 
-        Tools that make pictures smaller save one that shows only greys with one channel. So, among masks that
-        hold colours, one of one channel may hold colours, too.
+        PNG optimisers save an image that has only greys with a single channel. So a single-channel mask among
+        colour-coded ones may hold colours, too.
         """
         if not self.colored:
             return {}
         return {
             path: f"{path}: has one channel, while other masks, such as {self.colored}, hold colours, and "
-            f"{difference}. If it shows colours, save it as RGB; if it holds values, keep such masks in a "
-            "dataset of their own"
+            f"{difference}. If it holds colours, save it as RGB; if it holds values, put such masks into a "
+            "separate dataset"
             for path, difference in self.unclear.items()
         }
 
     def warnings(self, table: LabelTable) -> list[str]:
-        """What the user should know of the masks."""
+        """Warnings about the masks."""
         return [
-            f"{count} mask{'s declare' if count > 1 else ' declares'} {what}, to be no data. The table "
-            "decides, so such pixels count. If they are not labeled, take the class out of label table "
-            f"{table.name!r} or give it another value or colour; if they are, remove the declaration from "
-            "the files"
+            f"{count} mask{'s declare' if count > 1 else ' declares'} {what}, as no-data. The table "
+            "takes precedence, so these pixels count as labeled. If they are not labeled, remove the class "
+            f"from label table {table.name!r} or give it another value or colour; if they are, remove the "
+            "no-data declaration from the files"
             for what, count in sorted(self.declared.items())
         ]
 
 
 def refuse_together(paths: Sequence[Path], table: LabelTable) -> dict[str, str]:
-    """Look at all masks of a dataset, and say which ones cannot be read beside the others, and why.
+    """Check all masks of a dataset together; returns the ambiguous ones, with the reason.
 
-    Files that cannot be read by themselves are left out: opening them says why. Warnings are logged.
+    Unreadable files are skipped: opening them raises the error. Warnings are logged.
     """
     survey = MaskSurvey()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -121,33 +119,33 @@ def refuse_together(paths: Sequence[Path], table: LabelTable) -> dict[str, str]:
 
 
 def require_readable_together(refused: dict[str, str]) -> None:
-    """Refuse a dataset of which some masks cannot be read beside the others.
+    """Refuse a dataset with ambiguous masks.
 
     Args:
-        refused: of :meth:`MaskSurvey.refused` or :func:`refuse_together`.
+        refused: Result of `MaskSurvey.refused` or `refuse_together`.
 
     Raises:
-        DataError: naming the first of them.
+        DataError: There are any; names the first ones.
     """
     if refused:
         shown = "\n".join(f"  {message}" for message in list(refused.values())[:_SHOWN])
-        raise DataError(f"{len(refused)} masks cannot be read beside the others, the first:\n{shown}")
+        raise DataError(f"{len(refused)} masks are ambiguous among the others, the first:\n{shown}")
 
 
 def _refuse_grey(is_grey: dict[Path, bool]) -> dict[str, str]:
-    """Masks of three equal channels, if not all masks of three channels are so."""
+    """Three-channel masks with equal channels, if other three-channel masks are coloured."""
     colored = next((path for path, grey in is_grey.items() if not grey), None)
     if colored is None:
         return {}
     why = (
-        "its three channels are equal, but perhaps because it shows greys only: others, such as "
-        f"{colored}, hold colours. Give the label table a palette, the colour of each class in the masks"
+        "its three channels are equal, but perhaps only because all its colours are grey: others, such as "
+        f"{colored}, hold colours. Add a palette to the label table: the colour of each class in the masks"
     )
     return {str(path): f"{path}: {why}" for path, grey in is_grey.items() if grey}
 
 
 def _as_colors(histogram: np.ndarray, table: LabelTable) -> str:
-    """How a mask of one channel would differ if it held colours, as text; empty if it does not or cannot."""
+    """How a single-channel mask would differ if it held colours; empty if it would not or cannot."""
     values = [int(value) for value in np.flatnonzero(histogram)]
     if not all((value, value, value) in table.color_ids for value in values):
         return ""
@@ -178,7 +176,7 @@ def _is_grey(path: Path) -> bool:
 
 
 def _histogram(path: Path, table: LabelTable) -> np.ndarray:
-    """int64 (256,), pixels of each value; zeros for a mask that cannot be read."""
+    """Pixels of each value, int64 (256,); zeros for an unreadable mask."""
     try:
         with open_mask(path, table) as mask:
             return mask.histogram()

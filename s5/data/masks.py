@@ -1,20 +1,18 @@
-"""Read the masks of a dataset by its label table: one rule for preparation, check, training and evaluation.
+"""Read the masks of a dataset with its label table, alike in preparation, check, training and evaluation.
 
-How masks are coded follows from the table and from the channels of the files, never from what a file shows:
+The coding of a mask is determined by the table and the number of channels, never by its content:
 
-- with a colour code (the table has a palette), masks of three channels and those with a palette of their own
-  hold colours; masks of one channel hold values. A mask of one channel that could hold either, in a set that
-  has colours, is refused (:mod:`s5.data.mask_survey`);
-- without a colour code, masks of one channel hold values, also with a palette of their own; masks of three
-  channels do if these are equal everywhere, in all masks of the set;
+- with a colour code (the table has a palette), three-channel masks and palette images hold colours;
+  single-channel masks hold values. In a dataset with colours, a single-channel mask that could be either is
+  refused (`s5.data.mask_survey`);
+- without a colour code, single-channel masks hold values and palette images indices; three-channel masks hold
+  values if the channels are equal everywhere, in all masks of the dataset;
 - pixels without data (alpha 0, an internal or external mask, NaN, a declared no-data value or transparent
-  palette entry) are ignored. Only a declared value that the table gives to a class remains that class: GIS
-  programs often declare 0, where 0 is the background. Preparation and check warn of it.
+  palette entry) are ignored. If the declared value belongs to a class of the table, it stays that class,
+  because GIS programs often declare 0 where 0 is the background. Preparation and check warn about it.
 
-What the table does not have is an error that names file, value or colour, and the number of pixels.
+A value or colour outside the table is an error with the file, the value or colour, and the number of pixels.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
@@ -38,11 +36,11 @@ _IF_VALUES = (
 def read_values(path: str | Path, table: LabelTable) -> np.ndarray:
     """Read a mask as raw values of its table, uint8 (H, W).
 
-    Values of a mask of one channel are not held against the table, see :meth:`LabelTable.encode`.
+    Values of a single-channel mask are not checked against the table, see `LabelTable.encode`.
 
     Raises:
-        ImageError: the file cannot be read, or is no mask.
-        LabelError: a colour is outside the table, or nothing in it means ignored.
+        ImageError: The file cannot be read, or is not a mask.
+        LabelError: A colour is outside the table, or pixels lack data and the table has no ignored value.
     """
     with open_mask(path, table) as mask:
         return mask.all_values()
@@ -52,18 +50,18 @@ def read_ids(path: str | Path, table: LabelTable) -> np.ndarray:
     """Read a mask as train ids, uint8 (H, W).
 
     Raises:
-        ImageError: the file cannot be read, or is no mask.
-        LabelError: a value or colour is outside the table.
+        ImageError: The file cannot be read, or is not a mask.
+        LabelError: A value or colour is outside the table.
     """
     return table.encode(read_values(path, table), path)
 
 
 @contextmanager
-def open_mask(path: str | Path, table: LabelTable) -> Iterator[Mask]:
-    """Open a mask for reading: a TIFF by windows, in bounded memory; other formats are decoded as a whole.
+def open_mask(path: str | Path, table: LabelTable) -> Iterator["Mask"]:
+    """Open a mask: a TIFF for reading by windows, in bounded memory; other formats are decoded in full.
 
     Raises:
-        ImageError: the file cannot be read, or is no mask.
+        ImageError: The file cannot be read, or is not a mask.
     """
     with open_stored_mask(path) as stored:
         yield Mask(stored, table, path)
@@ -73,9 +71,9 @@ class Mask:
     """A mask in the raw values of its label table.
 
     Attributes:
-        height: rows.
-        width: columns.
-        note: what the user should know of how it was read; empty.
+        height: Rows.
+        width: Columns.
+        note: Remark on how it was read, for the user; always empty.
     """
 
     note = ""
@@ -92,11 +90,11 @@ class Mask:
             self._lut = _palette_lut(header, table)
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``, uint8 (height, width); every pixel is in the table.
+        """Read the window at `top`, `left` as raw values of the table, uint8 (height, width).
 
         Raises:
-            ImageError: the file is damaged or holds something else than whole numbers.
-            LabelError: a value or colour is outside the table; counted over the whole mask.
+            ImageError: The file is damaged or has values that are not integers.
+            LabelError: A value or colour is outside the table; pixels are counted over the full mask.
         """
         values, unknown = self._decode(top, left, height, width)
         if unknown or (not self._in_colors and self._table.has_unknown(values)):
@@ -104,11 +102,11 @@ class Mask:
         return values
 
     def all_values(self) -> np.ndarray:
-        """The whole mask; only colours are held against the table.
+        """Read the full mask; only colours are checked against the table.
 
         Raises:
-            ImageError: as :meth:`read`.
-            LabelError: a colour is outside the table.
+            ImageError: See `read`.
+            LabelError: A colour is outside the table.
         """
         require_size(self.height, self.width, self._path)
         values, unknown = self._decode(0, 0, self.height, self.width)
@@ -133,7 +131,7 @@ class Mask:
         return self._ignoring(values, missing), unknown
 
     def _require_in_palette(self, values: np.ndarray, missing: np.ndarray | None) -> None:
-        """Refuse values beyond the file's own palette, if it has one: the file contradicts itself."""
+        """Refuse values beyond the file's own palette, if it has one: the file is inconsistent."""
         count = len(self.header.palette)
         if count == 0 or values.max(initial=0) < count:
             return
@@ -143,11 +141,11 @@ class Mask:
             shown = ", ".join(f"{v} ({n} pixels)" for v, n in zip(found[:_SHOWN], counts, strict=False))
             raise LabelError(
                 f"{self._path}: index {shown} is outside the file's palette of {count} colours. Save the "
-                "mask with a whole palette, or as grey"
+                "mask with a full palette, or as grey"
             )
 
     def _missing(self, pixels: np.ndarray, missing: np.ndarray | None) -> np.ndarray | None:
-        """Where there is no data, also by the values that the file declares; None if nowhere."""
+        """Where there is no data, including the values declared by the file; None if nowhere."""
         parts = [] if missing is None else [missing]
         parts += [
             np.logical_and.reduce([band == v for band, v in zip(pixels, value, strict=True)])
@@ -171,15 +169,15 @@ class Mask:
         return self._table.match_colors(rgb)
 
     def _ignoring(self, values: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
-        """The values with the ignored one where there is no data."""
+        """Replace values without data by the ignored value."""
         if missing is None:
             return values
         ignored = self._table.ignored_value
         if ignored is None:
             free = next(v for v in range(IGNORE, -1, -1) if v not in self._table.values)
             raise LabelError(
-                f"{self._path}: {np.count_nonzero(missing)} pixels have no data, but no value of label table "
-                f"{self._table.name!r} is ignored. Add one that no class has: ignore: [{free}]"
+                f"{self._path}: {np.count_nonzero(missing)} pixels have no data, but label table "
+                f"{self._table.name!r} has no ignored value. Add one that no class uses: ignore: [{free}]"
             )
         return np.where(missing, np.uint8(ignored), values)
 
@@ -187,8 +185,8 @@ class Mask:
         """Pixels of each raw value, int64 (256,).
 
         Raises:
-            ImageError: as :meth:`read`.
-            LabelError: nothing in the table means ignored.
+            ImageError: See `read`.
+            LabelError: Pixels lack data and the table has no ignored value.
         """
         counts = np.zeros(256, np.int64)
         for window in row_blocks(self.header):
@@ -196,7 +194,7 @@ class Mask:
         return counts
 
     def _refuse(self) -> NoReturn:
-        """Say which values or colours of the whole mask are outside the table."""
+        """Raise an error that lists all values or colours of the mask outside the table."""
         if not self._in_colors:
             raise LabelError(self._table.unknown_message(self.histogram(), self._path))
         unknown: Counter = Counter()
@@ -209,7 +207,7 @@ class Mask:
         raise LabelError(f"{message}. {_IF_VALUES}" if grey else message)
 
     def _palette_message(self, unknown: Counter[int]) -> str:
-        """What to say of a palette that does not fit the table."""
+        """Message for a palette that does not match the table."""
         palette, table = self.header.palette, self._table
         outside = {index: count for index, count in unknown.items() if index >= len(palette)}
         if outside:
@@ -228,12 +226,12 @@ class Mask:
 
 
 def in_colors(header: MaskHeader, table: LabelTable) -> bool:
-    """Whether a mask holds colours; otherwise values."""
+    """Whether a mask holds colours, not values."""
     return table.color_code and header.coding != "values"
 
 
 def declared_class(header: MaskHeader, table: LabelTable) -> str:
-    """The class that a file declares to be no data, such as ``0, class 'ground'``; empty if none."""
+    """The class whose value a file declares as no-data, such as `0, class 'ground'`; empty if none."""
     for value, train_id in _declared(header, table).items():
         if train_id is not None and train_id != IGNORE:
             what = f"{value[0]}" if len(value) == 1 else f"RGB {value}"
@@ -244,12 +242,12 @@ def declared_class(header: MaskHeader, table: LabelTable) -> str:
 
 
 def _no_data(header: MaskHeader, table: LabelTable) -> list[tuple[Number, ...]]:
-    """What is declared to be no data and is nothing in the table: a number for each band that is read."""
+    """Declared no-data values outside the table: a number for each band that is read."""
     return [value for value, train_id in _declared(header, table).items() if train_id is None]
 
 
 def _declared(header: MaskHeader, table: LabelTable) -> dict[tuple[Number, ...], int | None]:
-    """What a file declares to be no data, a number for each band, and its train id in the table."""
+    """Declared no-data values, a number for each band, with their train ids in the table (None: outside)."""
     if header.coding == "colors":
         color = header.no_data_color
         if color is None:
@@ -264,13 +262,13 @@ def _declared(header: MaskHeader, table: LabelTable) -> dict[tuple[Number, ...],
 
 
 def _color_id(header: MaskHeader, table: LabelTable, index: Number) -> int | None:
-    """Train id of the colour of a palette's index; None if the palette or the table does not have it."""
+    """Train id of the colour of a palette index; None if the palette or the table lacks it."""
     is_entry = index == int(index) and 0 <= index < len(header.palette)
     return table.color_ids.get(header.palette[int(index)]) if is_entry else None
 
 
 def _palette_lut(header: MaskHeader, table: LabelTable) -> np.ndarray:
-    """uint8 (65536,): train id of each index; ``UNKNOWN`` outside the palette or the table."""
+    """uint8 (65536,): train id of each index; `UNKNOWN` outside the palette or the table."""
     lut = np.full(1 << 16, UNKNOWN, np.uint8)
     lut[: len(header.palette)] = [table.color_ids.get(color, UNKNOWN) for color in header.palette]
     return lut

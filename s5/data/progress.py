@@ -1,6 +1,4 @@
-"""Progress of long loops: a bar on a terminal, a plain log line now and then elsewhere."""
-
-from __future__ import annotations
+"""Progress of long loops: a bar on a terminal, otherwise a log line every few seconds."""
 
 import logging
 import sys
@@ -13,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Bar(tqdm):
-    # The monitor thread would be one more thing to fork.
+    # No monitor thread: forking with threads is unsafe.
     monitor_interval = 0
 
 
@@ -21,10 +19,10 @@ class Progress:
     """Count finished items of a known number.
 
     Args:
-        total: number of items.
-        what: what is being done, for the bar or line.
-        unit: what is counted.
-        logger: takes the plain lines when stderr is not a terminal.
+        total: Number of items.
+        what: Description of the work.
+        unit: Name of the items.
+        logger: Used when stderr is not a terminal.
     """
 
     def __init__(self, total: int, what: str, unit: str, logger: logging.Logger) -> None:
@@ -33,7 +31,7 @@ class Progress:
         self._bar = _Bar(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
         self._start = self._last = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(
@@ -43,7 +41,7 @@ class Progress:
             self._bar.close()
 
     def update(self, count: int = 1) -> None:
-        """Count ``count`` more items as finished."""
+        """Add `count` finished items."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)

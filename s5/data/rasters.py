@@ -1,10 +1,8 @@
-"""Read rasters through GDAL (rasterio), whole or by windows, with any number of bands and any sample type.
+"""Read rasters with GDAL (rasterio), in full or by windows, with any number of bands and any sample type.
 
-Every TIFF goes through :class:`Raster`, and so does every PNG that is not plain 8-bit. No-data is one notion,
-however a file expresses it: a no-data value, NaN, an internal or external mask, or an alpha band.
+Every TIFF is read by `Raster`, and so is every PNG that is not plain 8-bit. Pixels without data are handled
+alike, however a file declares them: a no-data value, NaN, an internal or external mask, or an alpha band.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -31,28 +29,30 @@ from s5.data.errors import ImageError, is_utf8
 
 logger = logging.getLogger(__name__)
 
-# For the whole process: a filter around every call would not be safe in threads. A plain TIFF or PNG has no
-# map coordinates, which is no concern here.
+# For the whole process, because a filter around every call is not thread-safe. Plain TIFFs and PNGs have no
+# map coordinates, which is fine here.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
-# rasterio logs all that GDAL says on the way to an error as information; the exception, and with it our
-# ImageError, has the text. GDAL's warnings still are logged.
+# rasterio logs GDAL's messages before an error at level INFO; the exception, and so our ImageError, has the
+# text anyway. GDAL's warnings are still logged.
 logging.getLogger("rasterio").setLevel(logging.WARNING)
 
-_SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a copy reduced to about this side
+_SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a subsampled copy of about this size
 _CACHE_BYTES = 256 << 20  # holds the strips of a row of windows, so that each is decoded once
-_PAGE = re.compile(r"\((\d+)P x (\d+)L")  # size of a page, as GDAL describes it
+_PAGE = re.compile(r"\((\d+)P x (\d+)L")  # size of a page in GDAL's description
 _RESTORE = "Restore it from its source"
 
 
 class Georeference(NamedTuple):
-    """Where on the earth an image is.
+    """Georeferencing of an image.
 
     Attributes:
-        crs: reference system of the map coordinates; None where the file does not name it.
-        transform: from columns and rows to map coordinates; None where only points or a camera model say it.
-        gcps: ground control points, in ``crs``, of an image without a transform.
-        rpcs: rational polynomials from longitude, latitude and height to pixels (a camera model).
+        crs: Coordinate reference system; None if the file does not name it.
+        transform: Affine transform from columns and rows to map coordinates; None if there are only ground
+            control points or RPCs.
+        gcps: Ground control points, in `crs`, of an image without a transform.
+        rpcs: Rational polynomial coefficients, from longitude, latitude and height to pixels (a camera
+            model).
     """
 
     crs: CRS | None
@@ -61,7 +61,7 @@ class Georeference(NamedTuple):
     rpcs: RPC | None = None
 
     def profile(self) -> dict[str, Any]:
-        """What :func:`rasterio.open` takes to write an image of the same size at the same location."""
+        """Arguments of `rasterio.open` for writing an image of the same size at the same location."""
         values = {"crs": self.crs, "transform": self.transform, "gcps": self.gcps, "rpcs": self.rpcs}
         return {name: value for name, value in values.items() if value}
 
@@ -69,19 +69,19 @@ class Georeference(NamedTuple):
 class Raster:
     """An open raster, read by windows as uint8 RGB.
 
-    The first three bands are taken, of one or two bands the first, repeated. Sample types other than uint8
-    are stretched to 0..255 (complex numbers by their magnitude); the limits are measured once, on a reduced
-    read of the whole image, so that neighbouring windows look alike and memory stays bounded.
+    Reads the first three bands, or repeats the first of one or two. Sample types other than uint8 are
+    stretched to 0..255 (complex numbers by their magnitude); the limits are measured once, on a subsampled
+    read of the full image, so that neighbouring windows match and memory is bounded.
 
     A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the
-    no-data value or NaN. Such pixels are 0, and so is a single band without data.
+    no-data value or NaN. Such pixels are set to 0, and so are single bands without data.
 
     Attributes:
-        height: rows of the whole image.
-        width: columns of the whole image.
-        declares_no_data: whether the file has a no-data value, a mask, an alpha band or a transparent colour.
-        may_lack_data: whether it does, or its sample type has NaN.
-        note: what the user should know of how it is read; empty if nothing.
+        height: Rows of the image.
+        width: Columns of the image.
+        declares_no_data: Whether the file has a no-data value, a mask, an alpha band or a transparent colour.
+        may_lack_data: Whether it does, or its sample type has NaN.
+        note: Remark on how it is read, for the user; may be empty.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path, note: str = "") -> None:
@@ -110,13 +110,13 @@ class Raster:
     def read(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        """The window as uint8 (height, width, 3) RGB; the whole image by default. No-data is 0."""
+        """Read a window as uint8 (height, width, 3) RGB; by default the full image. No-data is 0."""
         return self.read_with_valid(top, left, height, width)[0]
 
     def read_with_valid(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The window, and bool (height, width) where it has data; None if that is everywhere."""
+        """Read a window, and bool (height, width) where it has data; None if everywhere."""
         window = Window(
             left, top, self.width if width is None else width, self.height if height is None else height
         )
@@ -131,7 +131,7 @@ class Raster:
         return image, valid
 
     def _as_rgb(self, pixels: np.ndarray, has_data: np.ndarray | None) -> np.ndarray:
-        """uint8 (height, width, 3) of the bands as stored."""
+        """Convert the stored bands to uint8 (height, width, 3)."""
         if self._colors is not None:
             return self._colors[:, :3][pixels[0]]
         if self._limits is not None:
@@ -150,13 +150,13 @@ class Raster:
         return stretch_limits(_real(sample), counts if valid is None else counts & valid)
 
     def _sample(self, bands: list[int]) -> np.ndarray:
-        """Some bands (bands, h, w) of the whole image, reduced by leaving pixels out."""
+        """Bands (bands, h, w) of the full image, subsampled."""
         factor = max(1, math.ceil(max(self.height, self.width) / _SAMPLE_SIDE))
         shape = (len(bands), math.ceil(self.height / factor), math.ceil(self.width / factor))
         return self._dataset.read(bands, out_shape=shape)
 
     def _has_data(self, pixels: np.ndarray) -> np.ndarray | None:
-        """Where single bands have data by their values, bool like ``pixels``; None if that is everywhere."""
+        """Where each band has data by its values, bool like `pixels`; None if everywhere."""
         if self._dtype.kind not in "fc" and all(value is None for value in self._nodata):
             return None
         has_data = np.isfinite(pixels)
@@ -183,12 +183,12 @@ class Raster:
         return np.logical_and.reduce(parts) if parts else None
 
     def _find_alpha(self) -> int | None:
-        """The band that says where the image is transparent, if there is one.
+        """Find the alpha band, if there is one.
 
-        GDAL marks the fourth band of every 8-bit file of four bands as alpha unless its writer objects, so
-        near infrared often bears that mark. An alpha band holds the lowest and highest values, but for a few
-        pixels at the edges; other bands hardly ever. Conversely, some writers leave the last band without a
-        mark: it is alpha if it holds nothing but these two values, and the others are constant where it is 0.
+        GDAL labels the fourth band of 8-bit files as alpha unless told otherwise, so near infrared is often
+        labelled alpha. A real alpha band has only the lowest and highest values, except for a few
+        pixels at edges; other bands rarely do. Conversely, some writers do not label the last band:
+        it is alpha if it has only these two values, and the other bands are constant where it is 0.
         """
         kinds = self._dataset.colorinterp
         bands = [band for band, kind in enumerate(kinds, 1) if kind == ColorInterp.alpha]
@@ -213,11 +213,11 @@ def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> I
     """Open a raster for reading by windows.
 
     Args:
-        source: a TIFF, or the bytes of a PNG.
-        path: the file that the bytes are of, for messages.
+        source: A TIFF, or the bytes of a PNG.
+        path: The file that the bytes come from, for messages.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: The file is missing or damaged.
     """
     path = path or str(source)
     with _open_noted(source, path) as (dataset, note):
@@ -232,7 +232,7 @@ def size(path: str | Path) -> tuple[int, int]:
     """Height and width of a TIFF.
 
     Raises:
-        ImageError: the file is missing, damaged or cut off.
+        ImageError: The file is missing, damaged or cut off.
     """
     with open_dataset(path) as dataset, decoding(path):
         _read_last_pixel(dataset)
@@ -240,13 +240,13 @@ def size(path: str | Path) -> tuple[int, int]:
 
 
 def read_georeference(path: str | Path) -> Georeference | None:
-    """Where a TIFF is, from itself or the files beside it (.tfw, .aux.xml, _RPC.TXT); None if neither says.
+    """Georeferencing of a TIFF, from itself or sidecar files (.tfw, .aux.xml, _RPC.TXT); None without any.
 
     Raises:
-        ImageError: the file is missing or damaged.
+        ImageError: The file is missing or damaged.
     """
     with open_dataset(path) as dataset, decoding(path):
-        if not dataset.transform.is_identity:  # rasterio's way to say that there is none
+        if not dataset.transform.is_identity:  # rasterio returns the identity if there is no transform
             return Georeference(dataset.crs, dataset.transform, rpcs=dataset.rpcs)
         gcps, crs = dataset.gcps
         if gcps or dataset.rpcs:
@@ -256,10 +256,10 @@ def read_georeference(path: str | Path) -> Georeference | None:
 
 @contextmanager
 def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[DatasetReader]:
-    """Open a TIFF (of several pages the largest), or a PNG or BMP from its bytes, as a rasterio dataset.
+    """Open a TIFF (the largest of its pages), or a PNG or BMP from its bytes, as a rasterio dataset.
 
     Raises:
-        ImageError: the file is missing or damaged, or GDAL cannot open a file of its name.
+        ImageError: The file is missing or damaged, or GDAL cannot open a file with its name.
     """
     with _open_noted(source, path or str(source)) as (dataset, _):
         yield dataset
@@ -267,10 +267,10 @@ def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> 
 
 @contextmanager
 def _open_noted(source: str | Path | bytes, path: str | Path) -> Iterator[tuple[DatasetReader, str]]:
-    """The dataset, and what the user should know of its pages."""
+    """Open a dataset; yields it and a note about its pages."""
     note = ""
-    # Files beside it (.aux.xml, .msk, .tfw) are tried by name: pools have a million files in a folder, which
-    # GDAL would otherwise list for every image.
+    # Sidecar files (.aux.xml, .msk, .tfw) are tried by name: GDAL would otherwise list the folder, which may
+    # have a million files, for every image.
     options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
     with rasterio.Env(**options), ExitStack() as opened:
         with decoding(path):  # not around the caller's own errors
@@ -290,13 +290,13 @@ def _open_noted(source: str | Path | bytes, path: str | Path) -> Iterator[tuple[
 
 @contextmanager
 def decoding(path: str | Path) -> Iterator[None]:
-    """Turn whatever the decoder raises into an ImageError."""
+    """Convert any exception of a decoder to an ImageError."""
     try:
         yield
     except ImageError:
         raise
     except MemoryError as error:
-        hint = "Use fewer workers, or save it in parts"
+        hint = "Use fewer workers, or divide the image"
         raise ImageError(path, "there is not enough memory to decode it", hint) from error
     except Exception as error:
         reason = str(error.__cause__ or error) or type(error).__name__
@@ -304,7 +304,7 @@ def decoding(path: str | Path) -> Iterator[None]:
 
 
 def _read_last_pixel(dataset: DatasetReader) -> None:
-    """Find out early that a TIFF is cut off, or that a damaged header claims billions of rows."""
+    """Detect early that a TIFF is truncated, or that a damaged header claims billions of rows."""
     dataset.read(1, window=Window(dataset.width - 1, dataset.height - 1, 1, 1))
 
 
@@ -315,9 +315,9 @@ def _require_utf8(path: str | Path) -> None:
 
 
 def _largest_page(dataset: DatasetReader) -> tuple[str | None, str]:
-    """GDAL's name of the page with the most pixels, of equal ones the first, and what to say of it.
+    """GDAL's name of the page with the most pixels (the first of equal ones), and a note about it.
 
-    The name is None if it is the open one; nothing is said of a single page.
+    The name is None for the page that is already open; the note is empty for a single page.
     """
     pages = dataset.subdatasets
     if len(pages) < 2:
@@ -331,7 +331,7 @@ def _largest_page(dataset: DatasetReader) -> tuple[str | None, str]:
     height, width = sizes[best]
     return pages[best] if best else None, (
         f"of {len(pages)} pages, only the largest is read: page {best + 1}, {height}x{width} (height x "
-        "width). If the others are bands or further images, save them as bands of one page or as single files"
+        "width). If the others are bands or more images, save them as bands of one page or as separate files"
     )
 
 
@@ -341,7 +341,7 @@ def _warn_once(message: str) -> None:
 
 
 def _color_map(dataset: DatasetReader) -> np.ndarray | None:
-    """uint8 (256, 4) RGBA of a palette image of 8 bits, else None."""
+    """RGBA uint8 (256, 4) of the palette of an 8-bit palette image, else None."""
     if dataset.count != 1 or dataset.colorinterp[0] != ColorInterp.palette or dataset.dtypes[0] != "uint8":
         return None
     colors = np.zeros((256, 4), np.uint8)
@@ -352,15 +352,15 @@ def _color_map(dataset: DatasetReader) -> np.ndarray | None:
 
 
 def has_mask(dataset: DatasetReader) -> bool:
-    """Whether the file has an internal or external mask, which holds for all bands."""
+    """Whether the file has an internal or external mask for all bands."""
     flags = dataset.mask_flag_enums[0]
     return MaskFlags.per_dataset in flags and not {MaskFlags.alpha, MaskFlags.nodata} & set(flags)
 
 
 def nodata_value(value: float | None, dtype: np.dtype) -> np.generic | None:
-    """The no-data value in the type of the pixels; None if there is none that a pixel can have.
+    """The no-data value in the type of the pixels; None if there is none, or none that a pixel can have.
 
-    GDAL keeps it as float64, which many float32 values are not equal to.
+    GDAL stores it as float64, which does not compare equal to most float32 values.
     """
     if value is None or math.isnan(value):  # NaN is no-data anyway
         return None
@@ -376,11 +376,11 @@ def _real(pixels: np.ndarray) -> np.ndarray:
 
 
 PERCENTILES = (0.5, 99.5)
-"""Percentiles of the values that become 0 and 255."""
+"""Percentiles that are mapped to 0 and 255."""
 
 
 def stretch_limits(pixels: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float]:
-    """The values that become 0 and 255: :data:`PERCENTILES` of the pixels that are ``valid``."""
+    """The values mapped to 0 and 255: `PERCENTILES` of the `valid` pixels."""
     values = pixels[valid] if valid is not None else pixels.ravel()
     if values.size == 0:
         return 0.0, 1.0
@@ -389,9 +389,9 @@ def stretch_limits(pixels: np.ndarray, valid: np.ndarray | None = None) -> tuple
 
 
 def stretch(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map ``low``..``high`` linearly to 0..255 (uint8), values outside clipped, NaN to 0."""
+    """Map `low`..`high` linearly to 0..255 (uint8); values outside are clipped, NaN becomes 0."""
     scale = 255.0 / (high - low) if high > low else 0.0
-    # float32 holds these types exactly, but not numbers of 32 bits and more.
+    # float32 represents these types exactly, but not integers of 32 bits and more.
     exact = pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32
     wide: type[np.floating] = np.float32 if exact else np.float64
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are clipped, NaN becomes 0

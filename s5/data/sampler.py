@@ -1,9 +1,9 @@
 """A sampler that draws a fixed number of images from every source in every step.
 
-FixMatch's labeled and unlabeled images, and later the datasets of a multi-dataset fine-tuning, are several
-sources that share one batch. Each source is shuffled and cycled on its own. The order is a pure function of
-``(seed, source, position)``, so the sampler holds no running state: any step of any process can be computed
-directly, which makes resuming exact and free of charge.
+FixMatch's labeled and unlabeled images and the datasets of multi-dataset fine-tuning are sources that share a
+batch. Each source is shuffled and cycled independently. The order is a pure function of
+`(seed, source, position)`, so the sampler has no running state: any step of any process can be computed
+directly, which makes resuming exact and instantaneous.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from s5.data.errors import DataError
 
 
 class Draw(NamedTuple):
-    """One sample to load: which source, which of its images, and the position that keys its random draws."""
+    """A sample to load: source, index of the image, and the position that keys its random parameters."""
 
     source: int
     item: int
@@ -24,19 +24,19 @@ class Draw(NamedTuple):
 
 
 class MultiSourceSampler(Sampler[Draw | None]):
-    """Endless stream of draws; every ``sum(batch_sizes)`` of them form one batch, ordered by source.
+    """Endless stream of draws; every `sum(batch_sizes)` of them form a batch, ordered by source.
 
     Args:
-        lengths: number of images of each source.
-        batch_sizes: images per step and process taken from each source.
-        seed: seed of all shuffles.
-        rank: this process.
-        world_size: number of processes; they share one global order and take disjoint parts of every step.
-        names: names of the sources for error messages.
-        starts: first step of each source; before it None stands for its draws. Default: all start at 0.
+        lengths: Number of images of each source.
+        batch_sizes: Images per step and process from each source.
+        seed: Seed of all shuffles.
+        rank: Rank of this process.
+        world_size: Number of processes; they share one global order and take disjoint parts of every step.
+        names: Names of the sources for error messages.
+        starts: First step of each source; its draws are None before. Default: all start at 0.
 
     Raises:
-        DataError: a source has fewer images than one global step takes.
+        DataError: A source has fewer images than one global step takes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MultiSourceSampler(Sampler[Draw | None]):
             if length < count * world_size:
                 raise DataError(
                     f"{name}: {length} images, fewer than one step takes ({count} per process x {world_size} "
-                    f"processes = {count * world_size}). Lower the batch size, use fewer processes, or list "
+                    f"processes = {count * world_size}). Reduce the batch size, use fewer processes, or list "
                     f"the images more than once in the split file."
                 )
         self._consumed = [0] * len(self.lengths)  # global position of every source at `_first_step`
@@ -75,30 +75,30 @@ class MultiSourceSampler(Sampler[Draw | None]):
 
     @property
     def epoch_steps(self) -> int:
-        """Steps until every image of the source that takes longest was drawn once."""
+        """Number of full steps in the source that takes longest."""
         return max(
             length // (n * self.world_size) for length, n in zip(self.lengths, self.batch_sizes, strict=True)
         )
 
     def __len__(self) -> int:
-        """Draws of this process in :attr:`epoch_steps`."""
+        """Number of draws of this process in `epoch_steps` steps."""
         return self.epoch_steps * self.batch_size
 
     def skip(self, num_samples: int) -> None:
-        """Advance by ``num_samples`` draws of this process without making them (on resume)."""
+        """Skip `num_samples` draws of this process (on resume)."""
         self._next_step += num_samples // self.batch_size
 
     def consumed(self, step: int) -> list[int]:
-        """Images of every source that all processes together have drawn before ``step``."""
+        """Images of every source drawn by all processes before `step`."""
         return [
             before + (max(step, start) - max(self._first_step, start)) * count * self.world_size
             for before, start, count in zip(self._consumed, self.starts, self.batch_sizes, strict=True)
         ]
 
     def resume_at(self, step: int, consumed: Sequence[int]) -> None:
-        """Continue a run that had drawn ``consumed`` images when it reached ``step``.
+        """Continue a run that had drawn `consumed` images when it reached `step`.
 
-        Needed when the number of processes or a batch size changed; otherwise it changes nothing.
+        Needed if the number of processes or a batch size changed; otherwise it has no effect.
         """
         if len(consumed) != len(self.lengths):
             raise DataError(
@@ -114,7 +114,7 @@ class MultiSourceSampler(Sampler[Draw | None]):
             step += 1
 
     def batch(self, step: int) -> list[Draw | None]:
-        """The draws of this process in ``step``, ordered by source; None for sources not started."""
+        """The draws of this process in `step`, ordered by source; None for sources that have not started."""
         draws: list[Draw | None] = []
         for source, (before, count) in enumerate(zip(self.consumed(step), self.batch_sizes, strict=True)):
             if step < self.starts[source]:
@@ -137,12 +137,12 @@ class MultiSourceSampler(Sampler[Draw | None]):
 
 
 class ValidationSampler(Sampler[int]):
-    """The images of several datasets laid end to end, in order, each in exactly one process.
+    """Indices into several concatenated datasets, in order, each in exactly one process.
 
     Args:
-        lengths: number of images of each dataset, by its name.
-        rank: this process.
-        world_size: number of processes.
+        lengths: Number of images of each dataset, by name.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, lengths: Mapping[str, int], rank: int = 0, world_size: int = 1) -> None:
@@ -150,10 +150,10 @@ class ValidationSampler(Sampler[int]):
         self.rank = rank
         self.world_size = world_size
         self.active = set(lengths)
-        """Datasets that are gone through; the others cost nothing."""
+        """Datasets to iterate over; the others are skipped at no cost."""
 
     def __len__(self) -> int:
-        """Images of this process."""
+        """Number of images of this process."""
         return len(self._indices())
 
     def __iter__(self) -> Iterator[int]:

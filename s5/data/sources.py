@@ -1,7 +1,7 @@
-"""Datasets of the training sources and of the validation split.
+"""Training sources and the validation dataset.
 
-Workers only decode and do geometry, on uint8. Everything photometric is drawn here as a few numbers per image
-and applied in batches on the model's device (:mod:`s5.ops.photometric`, :mod:`s5.ops.cutmix`).
+Workers decode and apply geometry on uint8. Photometric parameters are drawn here, and applied in batches on
+the model's device (`s5.ops.photometric`, `s5.ops.cutmix`).
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from s5.data.augmentation import (
+    Photometric,
+    StrongAugmentation,
+    draw_cutmix_box,
+    draw_photometric,
+    sample_rng,
+)
 from s5.data.crops import CropParams, crop_image, crop_mask, draw_crop, valid_mask
-from s5.data.draws import Photometric, StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
 from s5.data.errors import DataError, ImageError
 from s5.data.image_io import read_image_with_valid
 from s5.data.label_table import IGNORE, LabelTable
@@ -25,13 +31,13 @@ MAX_SUBSTITUTES = 20
 
 @dataclass(frozen=True)
 class WeakAugmentation:
-    """The weak view: random scale, crop, quarter turns and flips (paper, S4P section).
+    """The weak view: random scale, crop, rotation by multiples of 90 degrees, flips (paper, S4P section).
 
     Attributes:
-        size: side of the square crop in pixels.
-        scale: range of the factor by which the image is resized before the crop.
-        flip: horizontal and vertical flips, each with probability 0.5.
-        rotate: a random multiple of 90 degrees.
+        size: Side of the square crop in pixels.
+        scale: Range of the scale factor before the crop.
+        flip: Flip horizontally and vertically, each with probability 0.5.
+        rotate: Rotate by a random multiple of 90 degrees.
     """
 
     size: int = 512
@@ -40,36 +46,36 @@ class WeakAugmentation:
     rotate: bool = True
 
     def draw(self, rng: np.random.Generator, image: np.ndarray) -> CropParams:
-        """Draw the crop of ``image`` (H, W, 3)."""
+        """Draw the crop of `image` (H, W, 3)."""
         height, width = image.shape[:2]
         return draw_crop(rng, height, width, self.size, self.scale, self.flip, self.rotate)
 
 
 class Source(Protocol):
-    """What :class:`MultiSourceDataset` needs of a source."""
+    """Training images of one kind: labeled, unlabeled, or those of a task."""
 
     name: str
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Load image ``index`` with all random draws taken from ``rng``."""
+        """Load image `index`; all random parameters come from `rng`."""
         ...
 
 
 def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read an image and its mask; where the image has no data, the mask is ignored.
+    """Read an image and its mask, which is ignored where the image has no data.
 
     Returns:
-        The image (H, W, 3), train ids (H, W), and bool (H, W), false where the image has no data; None if it
-        has data everywhere.
+        Image (H, W, 3); train ids (H, W); valid mask bool (H, W), false where the image has no data, or None
+        if it has data everywhere.
 
     Raises:
-        DataError: the line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
+        DataError: The line has no mask, a file cannot be read, sizes differ, or a value or colour is outside
             the table.
     """
     if sample.mask is None:
-        raise DataError(f"{sample.name}: the split line has no mask; labeled lines are `image mask`")
+        raise DataError(f"{sample.name}: the line of the split has no mask; labeled lines are `image mask`")
     image, valid = read_image_with_valid(sample.image)
     label = read_ids(sample.mask, table)
     if image.shape[:2] != label.shape:
@@ -83,14 +89,14 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
 
 
 class LabeledImages:
-    """Labeled training images: weak view and train ids, 255 where padded, ignored or without data.
+    """Labeled training images: weak view and train ids (255: padding, ignored, no data).
 
     Args:
-        split: the images and their masks.
-        table: classes of the masks.
-        weak: geometry of the crops.
-        name: name for messages.
-        photometric: ranges of the photometric augmentation, which the model applies; None for none.
+        split: The images and their masks.
+        table: Label table of the masks.
+        weak: Geometry of the weak view.
+        name: Name for messages.
+        photometric: Ranges of the photometric augmentation, which the model applies; None disables it.
     """
 
     def __init__(
@@ -108,7 +114,7 @@ class LabeledImages:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3) uint8, ``label`` (S, S) uint8, ``name``, and the ``photometric`` row if any."""
+        """`image` (S, S, 3) uint8, `label` (S, S) uint8, `name`, and the `photometric` row if any."""
         sample = self.split.sample(index)
         image, label, _ = read_labeled(sample, self.table)
         crop = self.weak.draw(rng, image)
@@ -119,20 +125,20 @@ class LabeledImages:
 
 
 class UnlabeledImages:
-    """Unlabeled training images: weak view, where it is padding, and the draws of its strong views.
+    """Unlabeled training images: weak view, padding mask, and parameters of the strong views.
 
-    Pixels without data are padding: they count nowhere.
+    Pixels without data are treated as padding.
 
-    An unreadable file is replaced by another image, drawn from the same generator; what was skipped travels
-    with the sample to the main process, which logs it and enforces the permitted share.
+    An unreadable file is replaced by another image, drawn from the same generator. The sample lists the
+    skipped files for the main process, which logs them and limits their share.
 
     Args:
-        split: the images; with ``stored``, every line has the path of a pseudo-label mask as its second part.
-        weak: geometry of the weak view.
-        strong: ranges of the strong views.
-        views: number of strong views.
-        stored: table of the stored pseudo-label masks (255 = no pseudo-label), or None.
-        name: name for messages.
+        split: The images; with `stored`, the second path of every line is a mask of pseudo-labels.
+        weak: Geometry of the weak view.
+        strong: Ranges of the strong views.
+        views: Number of strong views.
+        stored: Label table of stored pseudo-labels (255 = no pseudo-label), or None.
+        name: Name for messages.
     """
 
     def __init__(
@@ -151,7 +157,16 @@ class UnlabeledImages:
         return len(self.split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``image`` (S, S, 3), ``padding`` (S, S) 0 or 255, and the draws of the strong views."""
+        """Load an image.
+
+        Returns:
+            `image` (S, S, 3) uint8; `padding` (S, S) uint8, 0 or 255; `photometric` (V, 6) and `boxes` (V,
+            4), the parameters of the strong views; `name`; `skipped`, a list of (name, reason); `stored` (S,
+            S) if there are stored pseudo-labels.
+
+        Raises:
+            DataError: `MAX_SUBSTITUTES` images in a row cannot be read.
+        """
         image, stored, valid, sample, skipped = self._read(index, rng)
         crop = self.weak.draw(rng, image)
         empty = None if valid is None else np.where(valid, np.uint8(0), np.uint8(IGNORE))
@@ -187,7 +202,7 @@ class UnlabeledImages:
 
 
 class MultiSourceDataset(Dataset):
-    """Loads the :class:`~s5.data.sampler.Draw` it is asked for from the source that the draw names."""
+    """Several training sources, indexed by `s5.data.sampler.Draw`; None gives None."""
 
     def __init__(self, sources: list[Source], seed: int, metainfo: dict[str, Any] | None = None) -> None:
         self.sources, self.seed = sources, seed
@@ -205,7 +220,7 @@ class MultiSourceDataset(Dataset):
 
 
 class ValidationImages(Dataset):
-    """Whole validation images of one task with their train ids."""
+    """Full validation images of a task with their train ids."""
 
     def __init__(self, split: Split, table: LabelTable, task: str) -> None:
         self.split, self.table, self.task = split, table, task

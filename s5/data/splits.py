@@ -1,14 +1,12 @@
-r"""Split files: one sample a line, ``image[ mask]``, paths relative to the data root.
+r"""Split files: one sample per line, `image[ mask]`, paths relative to the data root.
 
 Accepted: UTF-8 with or without a byte-order mark, Unix or Windows line ends, blank lines, spaces in names.
-A TAB always separates image and mask (at the end it marks a line without one). Without a TAB the line is
-split at the white space that follows a known image extension: ``field one/a 1.png masks/a 1.png`` are two
-paths, ``field one/a 1.png`` is one. Absolute paths are taken as they are.
+A TAB always separates image and mask (at the end of a line it marks a line without a mask). Without a TAB the
+line is split at the white space after a known image extension: `field one/a 1.png masks/a 1.png` are two
+paths, `field one/a 1.png` is one. Absolute paths are allowed.
 
-Lists as other programs write them (UTF-16, backslashes, commas, quotes) are refused with the reason.
+Other formats (UTF-16, backslashes, commas, quotes) are refused with the reason.
 """
-
-from __future__ import annotations
 
 import codecs
 import os
@@ -20,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from s5.data.errors import SplitError
+from s5.data.files import atomic_path
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Extensions, in lower case, by which image files are recognised."""
@@ -27,7 +26,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ENDING = f"(?:{'|'.join(map(re.escape, IMAGE_EXTENSIONS))})"
 _PAIR = re.compile(rf"(?P<image>.+?{_ENDING})\s+(?P<mask>\S.*)", re.IGNORECASE)
 
-_BYTE_ORDER_MARKS = {  # those of UTF-32 first: one of them begins as one of UTF-16 does
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its little-endian mark starts with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -55,16 +54,16 @@ class Sample(NamedTuple):
 class Split:
     """The lines of a split file in one buffer.
 
-    The text is one bytes object and the offsets of its lines are one array: a million lines load in a
-    fraction of a second and cost about their size on disk. Forked loader workers share these pages, as
-    nothing writes to them; /dev/shm is not used. Lines are parsed when they are asked for.
+    The text is a single bytes object and the line offsets are a single array: a million lines load in a
+    fraction of a second and take about as much memory as on disk. Forked loader workers share these pages,
+    because nothing writes to them; /dev/shm is not used. Lines are parsed on access.
 
     Args:
-        path: the split file; a relative one is looked for under ``root``, then in the working directory.
-        root: folder that the paths in the file are relative to.
+        path: The split file; a relative path is looked up under `root`, then in the working directory.
+        root: Folder that the paths in the file are relative to.
 
     Raises:
-        SplitError: the file is missing (says where it was looked for), has no samples or is not UTF-8 text.
+        SplitError: The file is missing (the message lists the paths tried), has no samples or is not UTF-8.
     """
 
     def __init__(self, path: str | Path, root: str | Path) -> None:
@@ -73,16 +72,16 @@ class Split:
         self._load(read_list(self.path))
 
     @classmethod
-    def from_lines(cls, lines: Iterable[str], root: str | Path, path: str | Path) -> Split:
-        """A split that is not in a file.
+    def from_lines(cls, lines: Iterable[str], root: str | Path, path: str | Path) -> "Split":
+        """Create a split without a file.
 
         Args:
-            lines: lines of :func:`format_line`.
-            root: folder that the paths in the lines are relative to.
-            path: what messages call the split.
+            lines: Lines from `format_line`.
+            root: Folder that the paths in the lines are relative to.
+            path: Name of the split in messages.
 
         Raises:
-            SplitError: there are no samples.
+            SplitError: There are no samples.
         """
         split = cls.__new__(cls)
         split.root, split.path = Path(root).absolute(), Path(path)
@@ -103,27 +102,27 @@ class Split:
         return self._offsets.shape[0]
 
     def sample(self, index: int) -> Sample:
-        """The sample at ``index`` (0-based, negative counts from the end).
+        """The sample at `index` (0-based, negative counts from the end).
 
         Raises:
-            SplitError: the line has more than two TAB-separated parts.
+            SplitError: The line has more than two TAB-separated parts.
         """
         image, mask = self._parts(index)
         return Sample(self.root / image, self.root / mask if mask else None, image)
 
     def name(self, index: int) -> str:
-        """The image path at ``index`` as written in the file."""
+        """The image path at `index` as written in the file."""
         return self._parts(index)[0]
 
     def line(self, index: int) -> str:
-        """The line at ``index``, to be written or to make another split of."""
+        """The line at `index`, for writing or for another split."""
         image, mask = self._parts(index)
         return format_line(image, mask or None)
 
     def misread(self, index: int) -> str:
-        """What is wrong with the form of the line at ``index``, if its files do not exist; empty if nothing.
+        """What is wrong with the format of the line at `index`, if its files do not exist; empty if nothing.
 
-        A file whose name really has a backslash, a comma or quotes is taken as it is.
+        Existing files may have backslashes, commas or quotes in their names.
         """
         parts = [part for part in self._parts(index) if part]
         lacking = [part for part in parts if explain_foreign(part) and not os.path.exists(self.root / part)]
@@ -133,16 +132,16 @@ class Split:
         return f"{self.path}, line {self._line_number(index)}: no file {lacking[0]} in {self.root}; {reason}"
 
     def check_first_line(self) -> None:
-        """Refuse a list that was written for another program, judged by its first line.
+        """Refuse a list in another format, judged by its first line.
 
         Raises:
-            SplitError: says what is wrong with the line.
+            SplitError: The line has backslashes, commas or quotes, and its files do not exist.
         """
         if problem := self.misread(0):
             raise SplitError(problem)
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples in the order of the file."""
+        """Iterate over the samples in the order of the file."""
         return (self.sample(i) for i in range(len(self)))
 
     def _line_number(self, index: int) -> int:
@@ -165,52 +164,49 @@ class Split:
 
 
 def read_list(path: Path) -> bytes:
-    """The content of a text file that lists names.
+    """Read a text file that lists names.
 
     Raises:
-        SplitError: it is UTF-16 or UTF-32, or no text.
+        SplitError: The file is UTF-16, UTF-32 or binary.
     """
     data = path.read_bytes()
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
     if encoding is None and b"\0" in data:
-        # Of a name that begins with a Latin letter; Python needs the order of the bytes, as there is no mark.
+        # Guess the encoding, including the byte order, from the zero bytes around a first Latin letter.
         beginnings = {b"x\0\0\0": "UTF-32LE", b"\0\0\0x": "UTF-32BE", b"x\0": "UTF-16LE", b"\0x": "UTF-16BE"}
         ones = bytes(byte and ord("x") for byte in data[:4])
         encoding = next((name for start, name in beginnings.items() if ones.startswith(start)), None)
         if encoding is None:
-            raise SplitError(f"{path}: is not a text file (it has zero bytes); a list is UTF-8 text")
+            raise SplitError(f"{path}: is not a text file (it has zero bytes); a split file is UTF-8 text")
     if encoding is not None:
         raise SplitError(
-            f"{path}: is encoded in {encoding}, as Windows PowerShell's > does; lists are UTF-8. Convert "
-            f"it (iconv -f {encoding} -t UTF-8 OLD > NEW; in PowerShell Get-Content OLD | Set-Content "
-            "-Encoding utf8 NEW), or save it as UTF-8 in an editor"
+            f"{path}: is encoded in {encoding}, as Windows PowerShell's > does; split files are UTF-8. "
+            f"Convert it (iconv -f {encoding} -t UTF-8 OLD > NEW; in PowerShell Get-Content OLD | "
+            "Set-Content -Encoding utf8 NEW), or save it as UTF-8 in an editor"
         )
     return data
 
 
 def explain_foreign(name: str) -> str:
-    """What may be wrong with a path as written in a list, if no file has this name; empty if nothing."""
+    """What may be wrong with a path in a list, if no such file exists; empty if nothing."""
     return "; ".join(text for pattern, text in _FOREIGN if pattern.search(name))
 
 
 def format_line(image: str, mask: str | None = None) -> str:
-    """A line that :class:`Split` reads back as these two paths."""
+    """A line that `Split` reads back as these two paths."""
     if any(c in part for part in (image, mask or "") for c in "\t\n\r"):
         raise SplitError(f"a path in a split file cannot contain a TAB or line break: {image!r}, {mask!r}")
     if mask is None:
-        # A TAB at the end keeps 'a.png b.png', one name with a space, in one piece.
+        # A TAB at the end marks 'a.png b.png' as one name with a space.
         return f"{image}\t" if _PAIR.fullmatch(image) else image
     return f"{image}\t{mask}" if any(c.isspace() for c in image + mask) else f"{image} {mask}"
 
 
 def write_split(path: str | Path, lines: Iterable[str]) -> None:
-    """Write lines of :func:`format_line` to ``path``; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    temporary.replace(path)
+    """Write lines of `format_line` to `path` atomically; missing folders are created."""
+    with atomic_path(path) as temporary:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def _find(path: Path, root: Path) -> Path:
@@ -220,7 +216,7 @@ def _find(path: Path, root: Path) -> Path:
             return candidate
     looked = " and ".join(str(c) for c in candidates)
     raise SplitError(
-        f"split file {path} not found; looked for {looked}. Set its path, or write it with "
+        f"split file {path} not found; looked for {looked}. Correct its path, or create it with "
         "'python -m s5.data.prepare'"
     )
 
@@ -234,7 +230,7 @@ def _scan(data: bytes) -> tuple[bytes, np.ndarray]:
     breaks = np.flatnonzero(text == ord("\n"))
     begin, end = np.append(0, breaks + 1), np.append(breaks, len(text))
     filled = end > begin
-    # Only lines that start with white space can consist of nothing else.
+    # Only lines that start with white space can be blank.
     for i in np.flatnonzero(filled & np.isin(np.append(text, 0)[begin], [9, 32])):
         filled[i] = bool(data[begin[i] : end[i]].strip())
     return data, np.stack([begin, end], 1)[filled]

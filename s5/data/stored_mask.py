@@ -1,9 +1,7 @@
-"""Masks as their files store them: values, palette indices or colours, and where there is no data.
+"""Masks as stored in their files: values, palette indices or colours, and where there is no data.
 
-What these mean is for a label table to say (:mod:`s5.data.masks`).
+Label tables give them a meaning (`s5.data.masks`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,26 +18,26 @@ from s5.data.errors import ImageError
 from s5.data.rasters import decoding, has_mask, nodata_value
 
 Coding = Literal["values", "palette", "colors"]
-"""One channel of values, one of indices of a palette, or three of RGB colours."""
+"""One channel of values, one channel of palette indices, or three channels of RGB colours."""
 
 Number = int | float
 RGBA = tuple[int, int, int, int]
 
-_BLOCK_PIXELS = 1 << 22  # read at a time when a whole mask is looked through
+_BLOCK_PIXELS = 1 << 22  # pixels read at a time when scanning a mask
 _SHOWN = 3  # values or colours in a message
 
 
 @dataclass(frozen=True)
 class MaskHeader:
-    """What the header of a mask says.
+    """The header of a mask.
 
     Attributes:
-        height: rows.
-        width: columns.
-        coding: how pixels are stored.
+        height: Rows.
+        width: Columns.
+        coding: How pixels are stored.
         palette: RGB of each index; empty without a palette.
-        no_data: values or indices that the file declares to be no data.
-        no_data_color: RGB colour that it declares to be no data, of a mask in colours.
+        no_data: Values or indices declared as no-data.
+        no_data_color: RGB colour declared as no-data, of a mask in colours.
     """
 
     height: int
@@ -54,9 +52,9 @@ class Stored(NamedTuple):
     """A window of a mask.
 
     Attributes:
-        pixels: (1, h, w) or (3, h, w), of the type of the file.
-        missing: bool (h, w), True where alpha, a mask or NaN say that there is no data; None if nowhere. The
-            declared values of the header are not looked for.
+        pixels: (1, h, w) or (3, h, w), in the type of the file.
+        missing: bool (h, w), True where there is no data by alpha, a mask or NaN; None if nowhere. Does not
+            include the values declared in the header.
     """
 
     pixels: np.ndarray
@@ -67,18 +65,18 @@ class StoredMask(Protocol):
     """A mask in a file, read by windows.
 
     Attributes:
-        header: what its header says.
+        header: Its header.
     """
 
     header: MaskHeader
 
     def read(self, top: int, left: int, height: int, width: int) -> Stored:
-        """The window that begins at ``top``, ``left``."""
+        """Read the window at `top`, `left`."""
         ...
 
 
 class LoadedMask:
-    """A whole mask in memory."""
+    """A decoded mask in memory."""
 
     def __init__(self, header: MaskHeader, pixels: np.ndarray, missing: np.ndarray | None = None) -> None:
         self.header, self._pixels, self._missing = header, pixels, missing
@@ -94,14 +92,14 @@ class DatasetMask:
     """A mask in an open raster, read by windows.
 
     Raises:
-        ImageError: the file is damaged, or not of one or three bands.
+        ImageError: The file is damaged, or does not have one or three bands.
     """
 
     def __init__(self, dataset: DatasetReader, path: str | Path) -> None:
         self._dataset, self._path = dataset, path
         self.header = mask_header(dataset, path)
         self._bands = [1, 2, 3] if self.header.coding == "colors" else [1]
-        alpha = dataset.count in (2, 4)  # of which the last is alpha, or the header were refused
+        alpha = dataset.count in (2, 4)  # mask_header refuses other last bands
         self._alpha = dataset.count if alpha else None
         self._has_mask = has_mask(dataset)
         self._zero = _value_of_white(dataset)
@@ -123,25 +121,25 @@ class DatasetMask:
         return Stored(pixels, np.logical_or.reduce(missing) if missing else None)
 
     def load(self) -> LoadedMask:
-        """All of it."""
+        """Read the full mask."""
         return LoadedMask(self.header, *self.read(0, 0, self.header.height, self.header.width))
 
 
 def mask_header(dataset: DatasetReader, path: str | Path) -> MaskHeader:
-    """The header of an open raster.
+    """Read the header of a mask from an open raster.
 
     Raises:
-        ImageError: it is damaged, lossy, or not of one band or three, alpha aside.
+        ImageError: The file is damaged or lossy, or does not have one or three bands besides alpha.
     """
     with decoding(path):
         kinds, count = dataset.colorinterp, dataset.count
         if dataset.compression == Compression.jpeg:
-            raise ImageError(path, "a mask cannot be JPEG: lossy coding changes its values", "Use deflate")
+            raise ImageError(path, "a mask cannot be JPEG: lossy compression changes values", "Use deflate")
         if count not in (1, 3) and not (count in (2, 4) and kinds[-1] == ColorInterp.alpha):
             raise ImageError(
                 path,
-                f"a mask has one channel of values or three of colours, and maybe alpha, this one {count}",
-                "Save the channel that holds the classes alone",
+                f"a mask has one channel of values or three of colours, plus alpha at most; it has {count}",
+                "Save only the channel with the classes",
             )
         no_data = _declared(dataset, 3 if count > 2 else 1)
         if count > 2:
@@ -164,24 +162,24 @@ def palette_header(
     no_data: tuple[Number, ...] = (),
     made_up: bool = False,
 ) -> MaskHeader:
-    """The header of a mask with a palette.
+    """Create the header of a mask with a palette.
 
     Args:
-        height: rows.
-        width: columns.
+        height: Rows.
+        width: Columns.
         palette: RGBA of each index.
-        no_data: indices that are declared to be no data.
-        made_up: whether it may be there only because the format needs one.
+        no_data: Indices declared as no-data.
+        made_up: Whether the palette may exist only because the format requires one.
     """
-    coding, colors, transparent = _what_palette_says(palette, made_up)
+    coding, colors, transparent = _interpret_palette(palette, made_up)
     return MaskHeader(height, width, coding, colors, tuple(dict.fromkeys((*no_data, *transparent))))
 
 
 def read_values(stored: StoredMask, path: str | Path) -> np.ndarray:
-    """All of a mask of values or indices, uint8 (H, W), without asking what they mean.
+    """Read a mask of values or indices, uint8 (H, W), without a label table.
 
     Raises:
-        ImageError: it is in colours, or holds something else than whole numbers in 0..255.
+        ImageError: The mask is in colours, or has values that are not integers in 0..255.
     """
     require_grey(stored, path)
     pixels, _ = stored.read(0, 0, stored.header.height, stored.header.width)
@@ -192,7 +190,7 @@ def require_grey(stored: StoredMask, path: str | Path) -> None:
     """Refuse a mask whose three channels differ anywhere.
 
     Raises:
-        ImageError: they do; names some colours.
+        ImageError: The channels differ; names some colours.
     """
     if stored.header.coding != "colors":
         return
@@ -205,28 +203,28 @@ def require_grey(stored: StoredMask, path: str | Path) -> None:
             more = " and others" if len(colors) > _SHOWN else ""
             raise ImageError(
                 path,
-                f"a mask of values has one channel, this one 3 that differ (colour-coded?): {shown}{more}",
-                "Give the label table a palette, the colour of each class in the masks",
+                f"a mask of values has one channel, this has 3 that differ (colour-coded?): {shown}{more}",
+                "Add a palette to the label table, the colour of each class in the masks",
             )
 
 
 def row_blocks(header: MaskHeader) -> Iterator[tuple[int, int, int, int]]:
-    """Windows (top, left, height, width) of whole rows that cover a mask, each of bounded size."""
+    """Windows (top, left, height, width) of full rows that cover a mask, each of bounded size."""
     rows = max(1, _BLOCK_PIXELS // max(1, header.width))
     for top in range(0, header.height, rows):
         yield top, 0, min(rows, header.height - top), header.width
 
 
 def whole_numbers(pixels: np.ndarray, missing: np.ndarray | None, path: str | Path) -> np.ndarray:
-    """Numbers of any type as uint8 of the same shape; 0 where there is no data.
+    """Convert integers of any type to uint8; 0 where there is no data.
 
     Args:
         pixels: (h, w), or (3, h, w) colours.
         missing: bool (h, w), where there is no data; None if nowhere.
-        path: the file, for the message.
+        path: The file, for the message.
 
     Raises:
-        ImageError: a number is not whole, or not in 0..255.
+        ImageError: A number is not an integer in 0..255.
     """
     if pixels.dtype == np.uint8:
         return pixels
@@ -241,20 +239,20 @@ def whole_numbers(pixels: np.ndarray, missing: np.ndarray | None, path: str | Pa
             path,
             f"mask values must be whole numbers in 0..255, got {pixels.dtype} from {pixels[counts].min()} to "
             f"{pixels[counts].max()}; {bad.size} are not, such as {shown}",
-            "Write 8-bit values; a value that means no data is ignored if the file declares it",
+            "Write 8-bit values, and declare a value for pixels without data as no-data",
         )
     return np.where(good, pixels, 0).astype(np.uint8)
 
 
 def _declared(dataset: DatasetReader, bands: int) -> tuple[Number, ...] | None:
-    """The no-data value of each band; None without, or if no pixel can have it."""
+    """The no-data value of each band; None if a band has none, or none that a pixel can have."""
     found = [nodata_value(dataset.nodatavals[i], np.dtype(dataset.dtypes[i])) for i in range(bands)]
     values = [value.item() for value in found if value is not None]
     return tuple(values) if len(values) == bands else None
 
 
 def _value_of_white(dataset: DatasetReader) -> np.unsignedinteger | None:
-    """Highest value of a TIFF that stores white as 0, which its values are subtracted from; else None."""
+    """Highest value of a TIFF that stores white as 0 (values are subtracted from it), else None."""
     dtype = np.dtype(dataset.dtypes[0])
     if "MINISWHITE" not in dataset.tags(ns="IMAGE_STRUCTURE") or dtype.kind != "u":
         return None
@@ -262,11 +260,11 @@ def _value_of_white(dataset: DatasetReader) -> np.unsignedinteger | None:
     return dtype.type((1 << bits) - 1)
 
 
-@lru_cache(maxsize=16)  # the masks of a dataset mostly share one
-def _what_palette_says(
+@lru_cache(maxsize=16)  # the masks of a dataset usually share one palette
+def _interpret_palette(
     palette: tuple[RGBA, ...], made_up: bool
 ) -> tuple[Coding, tuple[tuple[int, int, int], ...], tuple[int, ...]]:
-    """Coding, colours, and the indices that are transparent."""
+    """Coding, colours and transparent indices."""
     transparent = tuple(i for i, color in enumerate(palette) if color[3] == 0)
     if _is_grey_scale(palette, made_up):
         return "values", (), transparent
@@ -274,10 +272,10 @@ def _what_palette_says(
 
 
 def _is_grey_scale(palette: tuple[RGBA, ...], made_up: bool) -> bool:
-    """Whether a palette says no more than that the file is grey.
+    """Whether a palette is only a grey ramp.
 
-    BMP cannot do without a palette and GDAL gives one to TIFFs of 1 bit (``made_up``); Pillow gives one of
-    256 greys to what it converts from grey.
+    BMP requires a palette, and GDAL adds one to 1-bit TIFFs (`made_up`); Pillow writes a palette of 256 greys
+    when it converts from grey.
     """
     steps = len(palette) - 1
     if steps != 255 and not (made_up and steps > 0):

@@ -1,13 +1,13 @@
-"""Batches on their way from loader workers to the main process, without /dev/shm.
+"""Pass batches from loader workers to the main process without /dev/shm.
 
-PyTorch moves tensors through /dev/shm, which has 64 MB in a container by default, and does so in a background
-thread of the worker: a batch that does not fit is dropped there, and the main process waits for it forever.
-Here the worker itself, before it queues the batch, writes the tensors into one anonymous file in memory
-(``memfd_create``), which only the memory of the machine limits. So whatever goes wrong is an error of that
-batch, which the main process raises. It also takes one file descriptor per batch instead of one per tensor.
+PyTorch passes tensors through /dev/shm, which has 64 MB in a container by default, in a background thread of
+the worker: a batch that does not fit is dropped there, and the main process waits for it forever. Here the
+worker writes the tensors into an anonymous in-memory file (`memfd_create`) before it queues the batch; only
+the memory of the machine limits its size. Any failure is an error of that batch, which the main process
+raises. It also takes one file descriptor per batch instead of one per tensor.
 
-Where the kernel has no ``memfd_create`` (macOS, some sandboxes), it is an unnamed temporary file, in /dev/shm
-if there is one.
+Where `memfd_create` is not available (macOS, some sandboxes), an unnamed temporary file is used, in /dev/shm
+if it exists.
 """
 
 import io
@@ -37,39 +37,39 @@ from s5.data.errors import LoaderError
 
 SHARED_MEMORY = Path("/dev/shm")
 HOW_TO_ENLARGE = (
-    "Give the container a larger /dev/shm (docker run --shm-size=8g or --ipc=host; in Kubernetes an emptyDir "
-    "of medium Memory mounted there)"
+    "Give the container a larger /dev/shm (docker run --shm-size=8g or --ipc=host; in Kubernetes mount an "
+    "emptyDir with medium Memory there)"
 )
 FEWER_WORKERS = "use fewer loader workers (data.workers or workers in the configuration; 0 needs none)"
-_ALIGNMENT = 64  # bytes; that of PyTorch's own allocator
+_ALIGNMENT = 64  # bytes, as in PyTorch's allocator
 
 
 class PackingCollate:
-    """A collate function whose batches are packed where it runs in a loader worker.
+    """A collate function that packs its batches when it runs in a loader worker.
 
     Args:
-        collate: makes the batch; must be picklable where workers are spawned.
+        collate: Creates the batch; must be picklable if workers are spawned.
     """
 
     def __init__(self, collate: Callable[[list], Any]) -> None:
         self.collate = collate
 
     def __call__(self, samples: list) -> Any:  # noqa: ANN401
-        """The batch of ``collate``; in a worker as a :class:`PackedBatch`."""
+        """Collate samples; in a worker, the result is a `PackedBatch`."""
         batch = self.collate(samples)
         return batch if get_worker_info() is None else PackedBatch(batch)
 
 
 class PackedBatch:
-    """A batch whose tensors are in a memory file; unpickled in another process, it is the batch itself.
+    """A batch whose tensors are in an in-memory file; unpickling it in another process gives the batch.
 
-    Tensors keep their strides if these are dense in any order of the dimensions (channels-last, say).
+    Tensors keep their strides if they are dense in any order of the dimensions (such as channels-last).
 
     Args:
-        batch: any picklable structure with tensors in it.
+        batch: Any picklable structure that contains tensors.
 
     Raises:
-        LoaderError: the tensors do not fit; says what to do.
+        LoaderError: The tensors do not fit into memory.
     """
 
     def __init__(self, batch: Any) -> None:  # noqa: ANN401
@@ -84,12 +84,12 @@ class PackedBatch:
         self._structure, self._size = structure.getvalue(), pickler.size
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        """Rebuild the batch, not this object."""
+        """Unpickle to the batch itself."""
         return _unpack, (self._structure, self._file, self._size)
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles a structure; its tensors go to a file, of which ``size`` bytes are used."""
+    """Pickles a structure; its tensors are written to a file, `size` bytes so far."""
 
     def __init__(self, structure: BinaryIO, file: io.FileIO) -> None:
         super().__init__(structure, pickle.HIGHEST_PROTOCOL)
@@ -97,7 +97,7 @@ class _Pickler(pickle.Pickler):
         self._file = file
 
     def persistent_id(self, value: Any) -> tuple | None:  # noqa: ANN401
-        """Where a tensor starts in the file, and how to read it."""
+        """Offset of a tensor in the file, and how to read it."""
         if not isinstance(value, torch.Tensor):
             return None
         order = sorted(range(value.dim()), key=value.stride, reverse=True)
@@ -106,7 +106,7 @@ class _Pickler(pickle.Pickler):
         padding, self.size = start - self.size, start + dense.nbytes
         self._write(memoryview(bytes(padding)))
         flat = dense.flatten()
-        if flat.stride(0) != 1:  # of no or one element, any stride is contiguous, but not viewed as bytes
+        if flat.stride(0) != 1:  # of 0 or 1 elements: contiguous, but cannot be viewed as bytes
             flat = flat.clone(memory_format=torch.contiguous_format)
         self._write(flat.view(torch.uint8).numpy().data)
         inverse = [order.index(dimension) for dimension in range(len(order))]
@@ -118,15 +118,15 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what :class:`_Pickler` wrote; the tensors are views of ``memory`` and keep it alive."""
+    """Reads what `_Pickler` wrote; the tensors are views of `memory` and keep it alive."""
 
     def __init__(self, structure: BinaryIO, memory: mmap.mmap | None) -> None:
         super().__init__(structure)
         self._memory = memory
 
-    def persistent_load(self, place: tuple) -> torch.Tensor:
-        """The tensor at a place that :meth:`_Pickler.persistent_id` returned."""
-        start, dtype, shape, inverse = place
+    def persistent_load(self, location: tuple) -> torch.Tensor:
+        """Load the tensor at a location returned by `_Pickler.persistent_id`."""
+        start, dtype, shape, inverse = location
         count = math.prod(shape)
         if count == 0 or self._memory is None:
             flat = torch.empty(0, dtype=dtype)
@@ -136,7 +136,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpack(structure: bytes, file: Any, size: int) -> Any:  # noqa: ANN401
-    """The batch. An error is returned, not raised: raised, it would end the thread that pins memory."""
+    """Unpickle a batch. Errors are returned: raising them would end the thread that pins memory."""
     try:
         try:
             memory = None
@@ -151,15 +151,14 @@ def _unpack(structure: bytes, file: Any, size: int) -> Any:  # noqa: ANN401
             raise LoaderError(
                 f"a batch of {size / 2**20:.1f} MiB did not arrive from its loader worker "
                 f"({type(error).__name__}: {error}). The worker was killed, as happens when memory runs out, "
-                f"or this process has too many open files (ulimit -n). Give the run more of it, or "
-                f"{FEWER_WORKERS}"
+                f"or this process has too many open files (ulimit -n). Raise the limit, or {FEWER_WORKERS}"
             ) from error
     except LoaderError:
         return ExceptionWrapper(where="in DataLoader worker's batch, on its arrival")
 
 
 def _memory_file() -> io.FileIO:
-    """A new empty file without a name, in memory where that is possible."""
+    """Create an unnamed empty file, in memory if possible."""
     try:
         if memfd_works():
             return io.FileIO(os.memfd_create("s5_batch"), "w+")
@@ -170,7 +169,7 @@ def _memory_file() -> io.FileIO:
 
 @cache
 def memfd_works() -> bool:
-    """Whether batches need no file system: not on macOS, nor on old kernels or where a sandbox forbids it."""
+    """Whether `memfd_create` works: not on macOS, on old kernels, or where a sandbox forbids it."""
     try:
         os.close(os.memfd_create("s5_batch"))
     except (AttributeError, OSError):
@@ -183,10 +182,10 @@ def _folder() -> Path:
 
 
 def _does_not_fit(size: int, error: OSError) -> LoaderError:
-    """The error of a batch of which ``size`` bytes were written or about to be."""
+    """The error for a batch of which `size` bytes were written or about to be written."""
     problem = f"a batch of at least {size / 2**20:.1f} MiB cannot leave its loader worker ({error.strerror})"
     if memfd_works():
-        return LoaderError(f"{problem}: memory or open files (ulimit -n) are used up; {FEWER_WORKERS}")
+        return LoaderError(f"{problem}: out of memory or open files (ulimit -n); {FEWER_WORKERS}")
     folder = _folder()
     usage = shutil.disk_usage(folder)
     free = f"{usage.free / 2**20:.1f} of {usage.total / 2**20:.1f} MiB are free in {folder}"
@@ -196,9 +195,9 @@ def _does_not_fit(size: int, error: OSError) -> LoaderError:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 45.0  # seconds that a batch may take before the log says so, and between two such lines
+PATIENCE = 45.0  # seconds to wait for a batch before a warning, and between warnings
 
-# PyTorch raises this in the main process, wherever that is at the moment.
+# PyTorch raises this in the main process, asynchronously.
 _DEATH = re.compile(
     r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: ([^.]+)|exited unexpectedly)"
 )
@@ -207,22 +206,22 @@ _watches: "weakref.WeakSet[_Watch]" = weakref.WeakSet()
 
 
 class Loader(DataLoader):
-    """DataLoader whose workers pack their batches, and which logs that a batch takes long.
+    """DataLoader whose workers pack their batches, with warnings when a batch takes long.
 
     Args:
-        dataset: the samples.
-        collate_fn: makes a batch of samples.
-        options: of PyTorch's DataLoader.
+        dataset: The samples.
+        collate_fn: Creates a batch from samples.
+        options: Options of PyTorch's DataLoader.
     """
 
     def __init__(self, dataset: Dataset, *, collate_fn: Callable[[list], Any], **options: Any) -> None:
         super().__init__(dataset, collate_fn=PackingCollate(collate_fn), **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches; the workers start now.
+        """Start the workers and iterate over batches.
 
         Raises:
-            LoaderError: the workers cannot start.
+            LoaderError: The workers cannot start.
         """
         try:
             if self.num_workers:
@@ -230,38 +229,36 @@ class Loader(DataLoader):
             batches = super().__iter__()
         except OSError as error:
             raise LoaderError(
-                f"the loader workers cannot start ({error.strerror or error}); their queues take some KB of "
+                f"the loader workers cannot start ({error.strerror or error}); their queues need some KB of "
                 f"{SHARED_MEMORY}. {HOW_TO_ENLARGE}, or {FEWER_WORKERS}"
             ) from error
         return batches if self.num_workers == 0 else _Watched(batches, self.num_workers)
 
 
 def explain_death(error: RuntimeError) -> str | None:
-    """What to do about a loader worker that died; None if the error does not say that one did."""
-    # Raised while it waits for a batch, the error that names the signal is the cause of a second one.
+    """What to do about a dead loader worker; None if the error is a different one."""
+    # While waiting for a batch, the error that names the signal is the cause of a second one.
     deaths = [_DEATH.search(str(one)) for one in (error.__cause__, error)]
     death = next(filter(None, deaths), None)
     if death is None:
         return None
     if death[1] == "Bus error":
-        return f"a loader worker died of a full {SHARED_MEMORY}. {HOW_TO_ENLARGE}, or {FEWER_WORKERS}"
+        return f"a loader worker died because {SHARED_MEMORY} is full. {HOW_TO_ENLARGE}, or {FEWER_WORKERS}"
     if death[1] == "Killed":
         return (
             "a loader worker was killed, as happens when memory runs out. Give the run more memory, or "
             f"{FEWER_WORKERS}"
         )
-    return (
-        f"{death[0]}. Its own message, if any, is above; without loader workers (0) errors have a traceback"
-    )
+    return f"{death[0]}. Its message, if any, is above; without loader workers (0) errors have a traceback"
 
 
 def waiting_since() -> float | None:
-    """When this process began to wait for the batch that it waits for (monotonic time); None if for none."""
+    """Monotonic time since when this process has been waiting for a batch; None if it is not waiting."""
     return min((since for watch in _watches if (since := watch.since) is not None), default=None)
 
 
 class _Watched(Iterator[Any]):
-    """Batches, watched by a thread while the next one is awaited."""
+    """Iterator over batches; a thread watches how long the next one takes."""
 
     def __init__(self, batches: Iterator[Any], workers: int) -> None:
         self._batches, self._watch = batches, _Watch(workers)
@@ -276,11 +273,11 @@ class _Watched(Iterator[Any]):
 
 
 class _Watch:
-    """A thread that logs when the main one waits for a batch.
+    """A thread that warns when the main thread waits long for a batch.
 
     Attributes:
-        since: when the wait began; None while there is none.
-        over: ends the thread.
+        since: Monotonic time when the wait began; None when not waiting.
+        over: Event that ends the thread.
     """
 
     def __init__(self, workers: int) -> None:
@@ -291,14 +288,14 @@ class _Watch:
         threading.Thread(target=self._run, name="s5_loader_watch", daemon=True).start()
 
     def _run(self) -> None:
-        said = 0.0
+        warned = 0.0
         while not self.over.wait(PATIENCE / 3):
             since, now = self.since, time.monotonic()
-            if since is not None and now - max(since, said) > PATIENCE:
-                said = now
+            if since is not None and now - max(since, warned) > PATIENCE:
+                warned = now
                 logger.warning(
-                    "no batch for %.0f s; all %d loader workers are alive. Slow storage and huge images take "
-                    "their time. If nothing comes, stop (Ctrl-C) and try without loader workers (0)",
+                    "no batch for %.0f s; all %d loader workers are alive. The storage may be slow or the "
+                    "images huge. If no batch arrives, stop (Ctrl-C) and try without loader workers (0)",
                     now - since,
                     self._workers,
                 )

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 
 from s5.data.oriented.detections import Detections, write_detections
-from s5.data.oriented.merge import NMS_THRESHOLD, merge_windows, place_of
+from s5.data.oriented.merge import NMS_THRESHOLD, merge_windows, parse_window_name
 from s5.data.oriented.samples import whole_names
 from s5.data.oriented.sources import OrientedValidation
 from s5.detection.config import DetConfig
@@ -114,7 +114,7 @@ def warn_of_windows(images: OrientedValidation, merged: bool) -> None:
 def _lone_windows(images: OrientedValidation, merged: bool) -> str | None:
     """What is to be done about windows that are not put together; None without any."""
     names = images.samples.names
-    windows = [name for name in names if place_of(name).image != name]
+    windows = [name for name in names if parse_window_name(name).image != name]
     if merged or not windows:
         return None
     return (

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s5.data.errors import DataError, is_utf8
+from s5.data.errors import DataError, is_utf8, shorten
+from s5.data.files import atomic_path
 from s5.data.oriented.classes import CLASSES
 from s5.data.oriented.detections import Detections, corners_text
 from s5.data.oriented.geometry import to_polygons
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same detections give the same file
 FIELDS = 10
-SHOWN = 5  # names in a message
 
 
 def pack_dota(
@@ -51,18 +51,13 @@ def pack_dota(
     _require_all(detections, images)
     for name, found in detections.items():
         _require_sound(name, found, classes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
+    with atomic_path(out) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for label, name in enumerate(classes):
                 member = zipfile.ZipInfo(_member(name), EPOCH)
                 member.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(member, _text(detections, label))
         counts = check_submission(temporary, classes, images)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     if not counts.total():
         logger.warning("%s: there are no detections in it", out)
     return counts
@@ -141,9 +136,8 @@ def _require_all(detections: Mapping[str, Detections], images: Sequence[str]) ->
 def _require_none(names: Sequence[str], what: str, count: int) -> None:
     """Refuse images of which something is said that must be said of none."""
     if names:
-        more = " ..." if len(names) > SHOWN else ""
         raise DataError(
-            f"{len(names)} of {count} images {what}: {', '.join(names[:SHOWN])}{more}. A submission has "
+            f"{len(names)} of {count} images {what}: {shorten(names)}. A submission has "
             "every test image, by its name without extension"
         )
 

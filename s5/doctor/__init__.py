@@ -1,5 +1,5 @@
-"""``python -m s5.doctor``: says on one page whether training can work here, and what to do if not.
+"""`python -m s5.doctor`: a one-page report on whether training can work here, and what to do if not.
 
-Nothing that may be broken is imported outside a check, and the checks run in a process of their own: an
+Packages that may be broken are imported only inside checks, and the checks run in a separate process: an
 environment without PyTorch, or with one that crashes, still gets its page.
 """

@@ -1,12 +1,10 @@
-"""Checks this environment and machine, and prints one page to read or to paste into a bug report.
+"""Check this environment and machine, and print a one-page report, for example for a bug report.
 
     python -m s5.doctor                   everything, on the GPU if there is one
-    python -m s5.doctor --device cpu      as for training with --device cpu
+    python -m s5.doctor --device cpu      for training with --device cpu
 
-Each line begins with ok, warning or error; what to do stands below it. Exit code 1: training cannot work.
+Each line starts with ok, warning or error; advice is below it. The exit code is 1 if training cannot work.
 """
-
-from __future__ import annotations
 
 import argparse
 import faulthandler
@@ -23,25 +21,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from s5 import __version__
-from s5.doctor import device, training
-from s5.doctor import environment as machine
-from s5.doctor import environment as packages
+from s5.doctor import device, environment, training
 from s5.doctor.findings import ROOT, Finding, describe, page
 
 LIMIT = 180.0  # seconds between two findings; the first use of a GPU can take a minute
 REPORT = "look for the message in the issues of S5, and report it with this page if it is new"
-CRASHED = "a library does not fit this machine or another library; bash scripts/env.sh installs tested ones"
+CRASHED = (
+    "a library is incompatible with this machine or another library; bash scripts/env.sh installs tested ones"
+)
 
 Check = Callable[[str], Iterable[Finding]]
 CHECKS: dict[str, Check] = {
-    "python": packages.check_python,
+    "python": environment.check_python,
     **{
-        f"package {name}": partial(packages.check_package, line) for name, line in packages.required().items()
+        f"package {name}": partial(environment.check_package, line)
+        for name, line in environment.required().items()
     },
-    "processor": machine.check_processor,
-    "memory": machine.check_memory,
-    "files": machine.check_files,
-    "compiler": machine.check_compiler,
+    "processor": environment.check_processor,
+    "memory": environment.check_memory,
+    "files": environment.check_files,
+    "compiler": environment.check_compiler,
     "images": training.check_images,
     "loader": training.check_loader,
     "gpu": device.check_gpus,
@@ -51,7 +50,7 @@ CHECKS: dict[str, Check] = {
     "step": training.check_step,
     "attention": device.check_attention,
 }
-"""In the order of the page. Each takes the name of a device and imports what it needs itself."""
+"""Checks in the order of the page. Each takes the name of a device and imports what it needs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,22 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_checks(args.checks, args.device)
         return 0
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # messages of libraries may have any letters
-    print(f"S5 {__version__}{packages.commit()}, checked by python -m s5.doctor", flush=True)
+        sys.stdout.reconfigure(errors="backslashreplace")  # library messages may have any characters
+    print(f"S5 {__version__}{environment.commit()}, checked by python -m s5.doctor", flush=True)
     findings: list[Finding] = []
     for finding in examine(args.checks, args.device):
         findings.append(finding)
         print(*page([finding]), sep="\n", flush=True)
     counts = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning")}
-    verdict = "training cannot work before the errors are mended" if counts["error"] else "training can work"
+    verdict = "training cannot work until the errors are fixed" if counts["error"] else "training can work"
     print(f"{counts['error']} errors, {counts['warning']} warnings: {verdict}")
     return int(counts["error"] > 0)
 
 
 def run_checks(names: Iterable[str], chosen: str) -> None:
-    """Run checks in this process; stdout gets a line of JSON for each finding, and null after each check.
+    """Run checks in this process; print a line of JSON for each finding, and null after each check.
 
-    What the checks print goes to stderr.
+    Output of the checks themselves goes to stderr.
     """
     faulthandler.enable()
     said: set[str] = set()
@@ -95,9 +94,9 @@ def run_checks(names: Iterable[str], chosen: str) -> None:
             try:
                 for finding in CHECKS[name](chosen):
                     print(json.dumps(finding), file=results, flush=True)
-            except BaseException as error:  # whatever a broken package raises is what is looked for
+            except BaseException as error:  # broken packages raise anything
                 text = describe(error)
-                advice = f"see above; {packages.INSTALL}" if isinstance(error, ImportError) else REPORT
+                advice = f"see above; {environment.INSTALL}" if isinstance(error, ImportError) else REPORT
                 finding = Finding("error", name, text, "" if text in said else advice)
                 print(json.dumps(finding), file=results, flush=True)
                 said.add(text)
@@ -105,7 +104,7 @@ def run_checks(names: Iterable[str], chosen: str) -> None:
 
 
 def examine(names: Sequence[str], chosen: str) -> Iterator[Finding]:
-    """Findings of checks, which run in another process; one that crashes or hangs is a finding, too."""
+    """Run checks in another process and yield their findings; a crash or hang is a finding, too."""
     left = list(names)
     while left:
         with _Child(left, chosen) as child:
@@ -116,21 +115,21 @@ def examine(names: Sequence[str], chosen: str) -> Iterator[Finding]:
                         yield finding
                 except _StoppedError as problem:
                     package = name.removeprefix("package ")
-                    known = packages.installed_version(package)
+                    known = environment.installed_version(package)
                     yield Finding("error", package, f"{known}: {problem}" if known else str(problem), CRASHED)
                     break
 
 
 class _StoppedError(Exception):
-    """The process that runs the checks crashed or hangs."""
+    """The process that runs the checks crashed or is not responding."""
 
 
 class _Child:
     """A process that runs checks.
 
     Args:
-        names: of the checks.
-        chosen: device.
+        names: Names of the checks.
+        chosen: Device of the command line.
     """
 
     def __init__(self, names: Sequence[str], chosen: str) -> None:
@@ -148,7 +147,7 @@ class _Child:
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> "_Child":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -161,7 +160,7 @@ class _Child:
         """The next finding; None at the end of a check.
 
         Raises:
-            _StoppedError: the process ended or does not answer.
+            _StoppedError: The process ended or did not answer in time.
         """
         try:
             line = self._lines.get(timeout=LIMIT)
@@ -174,14 +173,14 @@ class _Child:
         ending = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        place = [line for line in said if line.startswith('  File "')][:1]  # of faulthandler, innermost first
-        raise _StoppedError(", ".join([f"the check ended {ending}", *map(str.strip, place or said[-1:])]))
+        frame = [line for line in said if line.startswith('  File "')][:1]  # faulthandler: innermost first
+        raise _StoppedError(", ".join([f"the check ended {ending}", *map(str.strip, frame or said[-1:])]))
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line)
-        self._lines.put("")  # its end
+        self._lines.put("")  # end of output
 
 
 if __name__ == "__main__":

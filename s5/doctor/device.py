@@ -1,6 +1,4 @@
-"""The device that training would take: GPUs and their driver, attention, operators, process groups."""
-
-from __future__ import annotations
+"""Checks of the training device: GPUs and their driver, attention, operators, process groups."""
 
 import os
 import re
@@ -24,8 +22,8 @@ NCCL_SHARED_MEMORY = GIB  # what NVIDIA recommends for containers
 ANOTHER_BUILD = "install the PyTorch build that fits, see https://pytorch.org/get-started/locally/"
 
 
-def choose(chosen: str) -> torch.device:
-    """The device of a command with ``--device chosen``."""
+def choose(chosen: str) -> "torch.device":
+    """The device of a command with `--device chosen`."""
     import torch
 
     if chosen == "auto":
@@ -42,8 +40,8 @@ def check_gpus(chosen: str) -> Iterator[Finding]:
         build = "CPUs only"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        there = torch.cuda.is_available()
-    if not there:
+        available = torch.cuda.is_available()
+    if not available:
         yield _no_gpu(build, "; ".join(str(warning.message).splitlines()[0] for warning in said), chosen)
         return
     driver, cudnn = driver_version() or "unknown", torch.backends.cudnn.version()
@@ -53,7 +51,7 @@ def check_gpus(chosen: str) -> Iterator[Finding]:
 
 
 def check_attention(chosen: str) -> Iterator[Finding]:
-    """Kernels that attention may use, and their gradients where cuDNN's were wrong: 64 keys, low scores."""
+    """Allowed attention kernels, and their gradients where cuDNN's are wrong: 64 keys, low scores."""
     import torch
     import torch.nn.functional as F
 
@@ -62,7 +60,7 @@ def check_attention(chosen: str) -> Iterator[Finding]:
 
     device = choose(chosen)
     try:
-        choose_backends()  # as every backbone does when it is built
+        choose_backends()  # as in every backbone
     except BackendError as error:
         yield Finding("error", "attention", str(error), f"unset {VARIABLE}")
         return
@@ -115,27 +113,27 @@ def check_operators(chosen: str) -> Iterator[Finding]:
 
 
 def check_processes(chosen: str) -> Iterator[Finding]:
-    """What several processes talk by."""
+    """Communication between processes: gloo and NCCL."""
     import torch
     import torch.distributed as dist
 
     if not dist.is_available():
-        yield Finding("warning", "processes", "this PyTorch trains in one process only", ANOTHER_BUILD)
+        yield Finding("warning", "processes", "this PyTorch supports a single process only", ANOTHER_BUILD)
         return
     device = choose(chosen)
-    for backend, place in (("gloo", torch.device("cpu")), ("nccl", device)):
+    for backend, target in (("gloo", torch.device("cpu")), ("nccl", device)):
         if backend == "gloo" or (device.type == "cuda" and torch.cuda.is_available()):
-            yield _check_backend(backend, place)
+            yield _check_backend(backend, target)
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if gpus > 1 and SHARED_MEMORY.is_dir():
         size = shutil.disk_usage(SHARED_MEMORY).total
         if size < NCCL_SHARED_MEMORY:
-            text = f"{size / 2**20:.0f} MiB, little for NCCL between {gpus} GPUs"
+            text = f"{size / 2**20:.0f} MiB, too little for NCCL between {gpus} GPUs"
             yield Finding("warning", "/dev/shm", text, "docker run --shm-size=1g or more, or --ipc=host")
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver; None where there is none."""
+    """Version of the NVIDIA driver, or None."""
     try:
         found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", DRIVER.read_text())
     except OSError:
@@ -177,20 +175,20 @@ def _check_gpu(index: int) -> Finding:
         float(torch.ones(8, 8, device=f"cuda:{index}").matmul(torch.ones(8, 8, device=f"cuda:{index}")).sum())
     except RuntimeError as error:
         architectures = ", ".join(torch.cuda.get_arch_list())
-        advice = "restart what holds the GPU (nvidia-smi lists it) or choose others with CUDA_VISIBLE_DEVICES"
+        advice = "end the processes on the GPU (see nvidia-smi) or choose others with CUDA_VISIBLE_DEVICES"
         if "no kernel image" in str(error):
             text, advice = f"{text}; this PyTorch is built for {architectures}", ANOTHER_BUILD
         return Finding("error", name, f"{text}: {describe(error)}", advice)
     text += f", {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < LITTLE_GPU_MEMORY:
         advice = (
-            "another process may hold it (nvidia-smi); use smaller batches, model.activation_checkpointing"
+            "another process may use it (see nvidia-smi); use smaller batches, model.activation_checkpointing"
         )
         return Finding("warning", name, text, advice)
     return ok(name, text)
 
 
-def _check_backend(backend: str, place: torch.device) -> Finding:
+def _check_backend(backend: str, device: "torch.device") -> Finding:
     import torch
     import torch.distributed as dist
 
@@ -202,13 +200,11 @@ def _check_backend(backend: str, place: torch.device) -> Finding:
             backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=60)
         )
         try:
-            dist.all_reduce(torch.ones(1, device=place))
+            dist.all_reduce(torch.ones(1, device=device))
         finally:
             dist.destroy_process_group()
     except Exception as error:
         variable = f"{backend.upper()}_SOCKET_IFNAME"
-        advice = (
-            f"one process can train; for several, name the network interface in {variable} (lo: one machine)"
-        )
+        advice = f"one process can train; for several, set {variable} to the network interface (lo: locally)"
         return Finding("warning", name, describe(error), advice)
     return ok(name, text or "works")

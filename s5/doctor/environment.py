@@ -1,6 +1,4 @@
-"""The machine, without PyTorch: processor, memory, files, compiler."""
-
-from __future__ import annotations
+"""Checks without PyTorch: processor, memory, disk, compiler, Python and packages."""
 
 import os
 import platform
@@ -30,6 +28,23 @@ LITTLE_MEMORY = 4 * GIB
 LITTLE_DISK = 10 * GIB
 LITTLE_SHARED_MEMORY = 2**20  # for the semaphores of queues
 
+INSTALL = "bash scripts/env.sh installs tested versions"
+FORK = "onedl-"
+# Modules whose name differs from that of the package.
+MODULES = {
+    "opencv-python": "cv2",
+    "pillow": "PIL.Image",
+    "pyyaml": "yaml",
+    "onedl-mmdetection": "mmdet",
+    "onedl-mmsegmentation": "mmseg",
+}
+# Other packages that provide the same module.
+ALSO = {
+    "opencv-python": ["opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"]
+}
+_ENLARGE = "docker run --shm-size=8g or --ipc=host; or data.workers=0 (workers=0), which needs none"
+_NO_PACKAGING = "pip install packaging, and run this again"
+
 
 def check_processor(chosen: str) -> Iterator[Finding]:
     """Cores that this process may use."""
@@ -42,7 +57,7 @@ def check_processor(chosen: str) -> Iterator[Finding]:
         advice = (
             f"set OMP_NUM_THREADS={whole}, and loader workers (data.workers, workers) to {whole} or fewer"
         )
-        yield Finding("warning", "processor", f"{text}, but time of {quota:g} only", advice)
+        yield Finding("warning", "processor", f"{text}, but the CPU quota is {quota:g}", advice)
     else:
         yield ok("processor", text)
 
@@ -58,7 +73,7 @@ def check_memory(chosen: str) -> Iterator[Finding]:
         if limit is not None and limit < total:
             text += f", container limited to {limit / GIB:.1f} GiB"
         if min(free, limit or free) < LITTLE_MEMORY:
-            advice = "end other programs or raise the limit; or use a small backbone and few loader workers"
+            advice = "close other programs or raise the limit; or use a small backbone and few loader workers"
             yield Finding("warning", "memory", text, advice)
         else:
             yield ok("memory", text)
@@ -66,12 +81,12 @@ def check_memory(chosen: str) -> Iterator[Finding]:
 
 
 def check_files(chosen: str) -> Iterator[Finding]:
-    """Space in the current folder, and the number of files that may be open."""
+    """Free disk space in the current folder, and the limit of open files."""
     usage = shutil.disk_usage(".")
     text = f"{usage.free / GIB:.1f} GiB free in the current folder"
     if not os.access(".", os.W_OK):
-        advice = "choose an output folder that can be written, with --work-dir"
-        yield Finding("warning", "disk", "the current folder cannot be written", advice)
+        advice = "choose a writable output folder with --work-dir"
+        yield Finding("warning", "disk", "the current folder is not writable", advice)
     elif usage.free < LITTLE_DISK:
         advice = "a checkpoint of ViT-L with its optimizer takes 4 GB, and several are kept; see --work-dir"
         yield Finding("warning", "disk", text, advice)
@@ -82,11 +97,11 @@ def check_files(chosen: str) -> Iterator[Finding]:
         advice = f"ulimit -n {FEW_FILES if hard == resource.RLIM_INFINITY else min(hard, 8 * FEW_FILES)}"
         yield Finding("warning", "open files", f"{soft} at most", advice)
     else:
-        yield ok("open files", "any number" if soft == resource.RLIM_INFINITY else f"{soft} at most")
+        yield ok("open files", "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} at most")
 
 
 def check_compiler(chosen: str) -> Iterator[Finding]:
-    """What ``torch.compile`` needs: compilers for C and C++, and the headers of Python."""
+    """Requirements of `torch.compile`: C and C++ compilers and the Python headers."""
     found: list[str] = []
     missing: list[str] = []
     for variable, names in (("CC", ("gcc", "clang", "cc")), ("CXX", ("g++", "clang++", "c++"))):
@@ -97,8 +112,8 @@ def check_compiler(chosen: str) -> Iterator[Finding]:
     (found if header.is_file() else missing).append("Python.h")
     if missing:
         advice = (
-            "only model.compile: true needs them: install a compiler and the headers of this Python "
-            "(apt-get install build-essential python3-dev), or leave it false"
+            "needed only for model.compile: true: install a compiler and the headers of this Python "
+            "(apt-get install build-essential python3-dev)"
         )
         yield Finding("warning", "C compiler", f"missing: {', '.join(missing)}", advice)
     else:
@@ -107,7 +122,7 @@ def check_compiler(chosen: str) -> Iterator[Finding]:
 
 
 def cpu_quota() -> float | None:
-    """Processors' worth of time that the container may use; None without a limit."""
+    """CPU quota of the container, in CPUs; None without a limit."""
     limits = [text.split() for text in _cgroup_files("cpu.max")]
     quotas = [int(parts[0]) / int(parts[1]) for parts in limits if len(parts) == 2 and parts[0] != "max"]
     old = [_read(CGROUP / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
@@ -117,7 +132,7 @@ def cpu_quota() -> float | None:
 
 
 def memory_limit() -> int | None:
-    """Bytes that the container may use; None without a limit."""
+    """Memory limit of the container in bytes; None without a limit."""
     texts = [*_cgroup_files("memory.max"), _read(CGROUP / "memory" / "memory.limit_in_bytes")]
     return min((int(text) for text in texts if text.isdigit()), default=None)
 
@@ -132,9 +147,6 @@ def _shared_memory() -> Finding:
     if usage.free < LITTLE_SHARED_MEMORY:
         return Finding("error", "/dev/shm", f"{text}: loader workers cannot start", _ENLARGE)
     return ok("/dev/shm", text)
-
-
-_ENLARGE = "docker run --shm-size=8g or --ipc=host; or data.workers=0 (workers=0), which needs none"
 
 
 def _triton() -> str:
@@ -155,7 +167,7 @@ def _meminfo(name: str) -> int | None:
 
 
 def _cgroup_files(name: str) -> list[str]:
-    """A file of the control group of this process and of all above it (version 2)."""
+    """Contents of a file in the cgroup (v2) of this process and its parents."""
     groups = _read(Path("/proc/self/cgroup")).splitlines()
     own = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
     folder = CGROUP / own
@@ -170,24 +182,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-INSTALL = "bash scripts/env.sh installs tested versions"
-FORK = "onedl-"
-# Names of modules that do not follow from those of the packages.
-MODULES = {
-    "opencv-python": "cv2",
-    "pillow": "PIL.Image",
-    "pyyaml": "yaml",
-    "onedl-mmdetection": "mmdet",
-    "onedl-mmsegmentation": "mmseg",
-}
-# Packages that bring the same module.
-ALSO = {
-    "opencv-python": ["opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"]
-}
-
-
 def commit() -> str:
-    """The commit of a checkout, and whether files differ from it; empty where that is not known."""
+    """The commit of a checkout and whether it has local changes; empty if unknown."""
     if not (ROOT / ".git").exists():
         return ""
     try:
@@ -213,30 +209,30 @@ def check_python(chosen: str) -> Iterator[Finding]:
     supported, requirements = declared()
     if not requirements:
         advice = "pip install -e . in the folder of S5, or bash scripts/env.sh"
-        yield Finding("warning", "S5", "is not installed, so that no version could be compared", advice)
+        yield Finding("warning", "S5", "not installed, so versions cannot be checked", advice)
     try:
         from packaging.specifiers import SpecifierSet
 
         fits = SpecifierSet(supported).contains(platform.python_version(), prereleases=True)
     except ImportError:
-        yield Finding("warning", "Python", f"{here}; the range {supported} was not compared", _NO_PACKAGING)
+        yield Finding("warning", "Python", f"{here}; the range {supported} was not checked", _NO_PACKAGING)
         return
     if fits:
         yield ok("Python", f"{here} (supported: {supported})")
     else:
         yield Finding(
-            "error", "Python", here, f"S5 needs {supported}: make an environment with such a Python"
+            "error", "Python", here, f"S5 needs {supported}: create an environment with such a Python"
         )
 
 
 def required() -> dict[str, str]:
-    """What S5 requires, by the name of the package."""
+    """Requirements of S5 by package name."""
     names = {line: re.split(r"[^\w.-]", line)[0] for line in declared()[1] if "extra ==" not in line}
     return {name: line for line, name in names.items()}
 
 
 def check_package(line: str, chosen: str) -> Iterator[Finding]:
-    """A package that S5 requires, by its requirement."""
+    """A required package, given by its requirement."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -249,7 +245,7 @@ def check_package(line: str, chosen: str) -> Iterator[Finding]:
 
 
 def declared() -> tuple[str, list[str]]:
-    """The supported range of Python and all requirements, as S5 declares them; empty if nothing does."""
+    """The supported Python range and all requirements declared by S5; empty if unknown."""
     project = ROOT / "pyproject.toml"
     if sys.version_info >= (3, 11) and project.is_file():
         import tomllib
@@ -263,7 +259,7 @@ def declared() -> tuple[str, list[str]]:
     return about["Requires-Python"], about.get_all("Requires-Dist") or []
 
 
-def _check_package(requirement: Requirement) -> Finding:
+def _check_package(requirement: "Requirement") -> Finding:
     name, supported = requirement.name, str(requirement.specifier)
     installed = installed_version(name)
     if installed is None:
@@ -281,7 +277,7 @@ def _check_package(requirement: Requirement) -> Finding:
 
 
 def _check_original(name: str) -> Iterator[Finding]:
-    """The package that a fork was made of writes to the same folder."""
+    """Detect the original package of a fork, which installs to the same folder."""
     if not name.startswith(FORK):
         return
     plain = name.removeprefix(FORK)
@@ -290,13 +286,13 @@ def _check_original(name: str) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 original,
-                f"{installed} is installed as well as {name}, and one has overwritten files of the other",
+                f"{installed} is installed as well as {name}; they overwrite each other's files",
                 f"pip uninstall {original}, then pip install --force-reinstall --no-deps {name}",
             )
 
 
 def installed_version(name: str) -> str | None:
-    """Version of a package, or of another that brings the same module."""
+    """Version of a package, or of another one that provides the same module."""
     return next(filter(None, map(_version, (name, *ALSO.get(name, [])))), None)
 
 
@@ -308,7 +304,7 @@ def _version(name: str) -> str | None:
 
 
 def _with_build(installed: str, module: Any) -> str:  # noqa: ANN401
-    """The version with the build that only the module tells, 2.15.0+cu132 say."""
+    """The version with the build tag, such as 2.15.0+cu132, which only the module has."""
     own = str(getattr(module, "__version__", ""))
     return own if own.startswith(f"{installed}+") else installed
 
@@ -332,7 +328,7 @@ def _try_opencv(cv2: Any) -> None:  # noqa: ANN401
     cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
-# What shows that a package works, beyond its import.
+# Tests of packages beyond importing them.
 TRIALS: dict[str, Callable[[Any], object]] = {
     "torch": _try_torch,
     "torchvision": _try_torchvision,
@@ -340,16 +336,15 @@ TRIALS: dict[str, Callable[[Any], object]] = {
     "tensorboard": lambda _: import_module("torch.utils.tensorboard"),
 }
 _CUDA_LIBRARIES = (
-    f"libraries of CUDA that torch brings are missing, or LD_LIBRARY_PATH hides them: unset it, or {INSTALL}"
+    f"CUDA libraries of torch are missing, or LD_LIBRARY_PATH hides them: unset it, or {INSTALL}"
 )
-# What to do about errors, by a part of their message.
+# Advice by part of an error message.
 ADVICE = {
-    "torchvision::nms": "torchvision does not fit this torch: install both together, "
+    "torchvision::nms": "torchvision does not match this torch: install both together, "
     "pip install --force-reinstall torch torchvision (versions: requirements.txt)",
-    "libGL": "OpenCV for desktops on a machine without one: pip uninstall opencv-python, then "
-    "pip install --force-reinstall opencv-python-headless; bash scripts/env.sh does so",
+    "libGL": "OpenCV's desktop build needs display libraries: pip uninstall opencv-python, then "
+    "pip install --force-reinstall opencv-python-headless; bash scripts/env.sh does this",
     "Numpy is not available": f"torch was built for another NumPy: {INSTALL}",
     "libcu": _CUDA_LIBRARIES,
     "libnv": _CUDA_LIBRARIES,
 }
-_NO_PACKAGING = "pip install packaging, and run this again"

@@ -1,6 +1,4 @@
-"""What the checks find, and the page that is made of it."""
-
-from __future__ import annotations
+"""Findings of the checks, and their page."""
 
 import re
 import socket
@@ -20,10 +18,10 @@ class Finding(NamedTuple):
     """One line of the page.
 
     Attributes:
-        level: ``error`` means that training cannot work.
-        subject: what was looked at.
-        text: what was found.
-        advice: what to do about it; empty where nothing has to be done.
+        level: `error` means that training cannot work.
+        subject: What was checked.
+        text: The result.
+        advice: What to do; empty if nothing.
     """
 
     level: Level
@@ -33,18 +31,18 @@ class Finding(NamedTuple):
 
 
 def ok(subject: str, text: str) -> Finding:
-    """A finding that is as it should be."""
+    """Create a finding of level `ok`."""
     return Finding("ok", subject, text)
 
 
 def describe(error: BaseException) -> str:
-    """Type and message of an error, without the rest of a long message."""
+    """Type and first line of the message of an error, shortened."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
 
 
 def page(findings: Iterable[Finding]) -> Iterator[str]:
-    """The lines of the page, as the findings come in."""
+    """Format findings as lines of the page."""
     for finding in findings:
         text = without_names(finding.text)
         if finding.advice:
@@ -63,7 +61,7 @@ def page(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def without_names(text: str) -> str:
-    """A text without the names of folders and of this machine: the page is made to be published."""
+    """Remove the names of folders and of this machine: the page is made to be published."""
     known = {
         str(ROOT): "<S5>",
         sys.prefix: "<environment>",

@@ -1,6 +1,4 @@
-"""Training in small: image formats, a batch from a loader worker, the programs, and a step of FixMatch."""
-
-from __future__ import annotations
+"""Checks of training: image formats, a batch from a loader worker, imports, and a FixMatch step."""
 
 import math
 import time
@@ -22,12 +20,12 @@ COMPRESSIONS = ("LZW", "DEFLATE", "JPEG", "ZSTD", "WEBP", "LERC")
 DRIVERS = {"GTiff": True, "PNG": True, "COG": False, "JPEG": False, "JP2OpenJPEG": False}  # needed or not
 EPSG = 32633
 SIZE, CLASSES = 64, 3
-SCALED_STEPS = 12  # until a loss scaler, which halves its scale in each, has found it
-BATCH, CROP, WORKERS = 24, 512, 8  # of the published pre-training
+SCALED_STEPS = 12  # enough for a loss scaler, which halves its scale in each step, to find it
+BATCH, CROP, WORKERS = 24, 512, 8  # as in the published pre-training
 
 
 def check_images(chosen: str) -> Iterator[Finding]:
-    """Formats of images that can be read, GDAL's drivers, and its database of reference systems."""
+    """Readable image formats, GDAL's drivers, and its database of coordinate reference systems."""
     import cv2
     import numpy as np
     import rasterio
@@ -40,7 +38,7 @@ def check_images(chosen: str) -> Iterator[Finding]:
     there = ", ".join(name for name in DRIVERS if name in drivers)
     text = f"{rasterio.__gdal_version__}: {there}; TIFF with {', '.join(compressions)}"
     if lacking:
-        advice = "pip install --force-reinstall rasterio, whose wheels have them"
+        advice = "pip install --force-reinstall rasterio, whose wheels include them"
         yield Finding("error", "GDAL", f"{text}; without {', '.join(lacking)}", advice)
     else:
         yield ok("GDAL", text)
@@ -48,7 +46,7 @@ def check_images(chosen: str) -> Iterator[Finding]:
         CRS.from_epsg(EPSG).to_wkt()
         yield ok("PROJ", f"EPSG:{EPSG} is known")
     except Exception as error:
-        advice = "another program's database is in the way: unset PROJ_DATA, PROJ_LIB and GDAL_DATA"
+        advice = "another program's database is used: unset PROJ_DATA, PROJ_LIB and GDAL_DATA"
         yield Finding("warning", "PROJ", describe(error), advice)
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     broken = [end for end in (".png", ".jpg", ".webp", ".bmp") if not _can_decode(cv2, end, pixels)]
@@ -66,7 +64,7 @@ def check_loader(chosen: str) -> Iterator[Finding]:
     from s5.data.loaders import PREFETCH, stop_workers
     from s5.data.worker_pool import Loader, memfd_works
 
-    images: Any = _Images()  # not a subclass of Dataset, as PyTorch must not be imported before the check
+    images: Any = _Images()  # not a subclass of Dataset, which would import PyTorch before the check
     loader = Loader(images, batch_size=BATCH, num_workers=1, persistent_workers=True, collate_fn=_stack)
     try:
         batch = next(iter(loader))
@@ -82,7 +80,7 @@ def check_loader(chosen: str) -> Iterator[Finding]:
         yield ok("loader workers", f"{text} in anonymous memory, which /dev/shm does not limit")
         return
     free, needed = shutil.disk_usage(SHARED_MEMORY).free, batch.nbytes * PREFETCH * WORKERS
-    text += f" through /dev/shm, of which {WORKERS} workers take {needed / 2**20:.0f} MiB per process"
+    text += f" through /dev/shm; {WORKERS} workers need {needed / 2**20:.0f} MiB of it per process"
     if free < needed:
         advice = "docker run --shm-size=8g or --ipc=host; or fewer workers (data.workers, workers)"
         yield Finding("warning", "loader workers", text, advice)
@@ -120,14 +118,14 @@ def check_step(chosen: str) -> Iterator[Finding]:
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = build_optim_wrapper(param_groups(model.network, 1e-4, 0.01), 1e-4, (0.9, 0.999), dtype)
     batch = _fixmatch_batch(device)
-    # A loss scaler, for fp16, may need some steps until the gradients are finite.
+    # With fp16, the loss scaler may need some steps until the gradients are finite.
     for number in range(1, (SCALED_STEPS if optimizer.loss_scaler else 2) + 1):
         start = time.perf_counter()
         losses = model(**batch, mode="loss")
         optimizer.update_params(losses["loss"])
         outcome = optimizer.report.read()  # synchronises with the device
         seconds, loss = time.perf_counter() - start, outcome.loss
-        # Weights stay finite in any case: a step whose gradients are not is skipped.
+        # Steps with non-finite gradients are skipped, so the weights stay finite.
         finite = not outcome.fault and math.isfinite(loss) and math.isfinite(float(optimizer.grad_norm))
         if number >= 2 and finite:
             break
@@ -143,7 +141,7 @@ def check_step(chosen: str) -> Iterator[Finding]:
 
 
 class _Images:
-    """Samples that take no reading."""
+    """Constant samples that need no files."""
 
     def __len__(self) -> int:
         return BATCH
@@ -161,7 +159,7 @@ def _stack(samples: list) -> Any:  # noqa: ANN401
 
 
 def _fixmatch_batch(device: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Two labeled and two unlabeled images of noise, as of :class:`s5.data.loaders.FixMatchCollate`."""
+    """Batch of two labeled and two unlabeled noise images, see `s5.data.loaders.FixMatchCollate`."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

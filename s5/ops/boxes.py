@@ -1,7 +1,7 @@
-"""Geometry that the operators on rotated boxes share.
+"""Geometry shared by the operators on rotated boxes.
 
-A rotated box is (x, y, w, h, theta): centre, size along its own axes and the angle in radians by which
-the x axis turns into the box's first axis. Which way an angle turns on the screen (y points down in an
+A rotated box is (x, y, w, h, theta): centre, size along its own axes, and the angle in radians from
+the x axis to the box's first axis. The direction of rotation on the screen (y points down in an
 image) does not matter here, as long as it is the same for all boxes. A box whose width or height is not
 positive has no area.
 """
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Boxes compared at once. Such a table stays in the cache, and PyTorch does not split it over threads: waiting
-# for another thread, let alone one that another process delays, takes longer than the table.
+# Boxes compared at once. A table of this size stays in the cache, and PyTorch does not split it over threads:
+# thread synchronisation takes longer than the table, especially when other processes are running.
 ROWS = 32
 COLUMNS = 1000
 FURTHEST = torch.finfo(torch.float64).max
@@ -21,13 +21,13 @@ Pairs = tuple[Tensor, Tensor]
 
 
 def columns_of(boxes: Tensor) -> Tensor:
-    """What is computed with: boxes (..., 5) as float64 rows (6, ...) of x, y, w, h >= 0, cos, sin."""
+    """Boxes (..., 5) as float64 rows (6, ...) of x, y, w, h >= 0, cos, sin, for the computations."""
     x, y, w, h, theta = boxes.double().unbind(-1)
     return torch.stack((x, y, w.clamp(min=0), h.clamp(min=0), theta.cos(), theta.sin()))
 
 
 def enclosing_boxes(columns: Tensor) -> Tensor:
-    """Smallest upright boxes that contain rotated ones.
+    """Upright bounding boxes of rotated boxes.
 
     Args:
         columns: (6, ...) of `columns_of`.
@@ -45,18 +45,18 @@ def enclosing_boxes(columns: Tensor) -> Tensor:
 def overlapping_pairs(first: Tensor, second: Tensor, count: int) -> Iterator[Pairs]:
     """Find the pairs of upright boxes that overlap or touch, without trying all of them.
 
-    Touching counts, because a box that is smaller than the rounding of its place is a point here.
+    Touching counts, because a box smaller than the rounding error of its position is a point here.
 
-    Both sets are sorted by their left side. A few boxes of the first set can then only meet a
-    contiguous piece of the second, and only this piece is compared.
+    Both sets are sorted by their left side. A block of the first set can then only overlap a
+    contiguous range of the second, and only this range is compared.
 
     Args:
         first: (N, 4) x1, y1, x2, y2. A box with a value that is not finite overlaps nothing.
         second: (M, 4).
-        count: Pairs to yield at once.
+        count: Number of pairs to yield at once.
 
     Yields:
-        Indices (P,) into `first` and into `second`, with P equal to `count`, and up to it at the end.
+        Indices (P,) into `first` and into `second`; P is `count`, or less in the last item.
     """
     waiting: list[Pairs] = []
     length = 0

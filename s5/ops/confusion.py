@@ -9,7 +9,7 @@ from torch import Tensor
 class Scores(TypedDict, total=False):
     """Scores in [0, 1], NaN where undefined.
 
-    The ``*_no_background`` entries exist when a background class is named: means over the other classes,
+    The `*_no_background` entries exist when a background class is named: means over the other classes,
     and the accuracy over pixels whose true class is not the background.
     """
 
@@ -31,19 +31,19 @@ class Scores(TypedDict, total=False):
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Counts pixels by true and predicted class; no device synchronisation.
+    """Count pixels by true and predicted class, without synchronising with the device.
 
     Args:
         prediction: Integer tensor of any shape, values in [0, num_classes).
-        target: Integer tensor of the same shape, values in [0, num_classes) or ``ignore_index``.
+        target: Integer tensor of the same shape, values in [0, num_classes) or `ignore_index`.
         num_classes: Number of classes K.
-        ignore_index: Train id of pixels that count nowhere.
+        ignore_index: Train id of ignored pixels.
 
     Returns:
-        (K, K) int64 on the device of ``target``; rows = target, columns = prediction.
+        (K, K) int64 on the device of `target`; rows = target, columns = prediction.
 
     Raises:
-        RuntimeError: A target outside the classes that is not ``ignore_index`` (on CUDA: a device assertion).
+        RuntimeError: A target outside the classes that is not `ignore_index` (on CUDA: a device assertion).
     """
     cells = num_classes * num_classes
     target, prediction = target.flatten().long(), prediction.flatten().long()
@@ -54,10 +54,10 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
 
 def scores(matrix: Tensor, background: int | None = None) -> Scores:
-    """Computes the scores of a confusion matrix.
+    """Compute the scores of a confusion matrix.
 
-    A class absent from target and prediction is NaN and left out of every mean; one that is only predicted
-    has IoU and F1 0 and is averaged in. Recall and Acc of a class are the same number.
+    A class absent from target and prediction is NaN and excluded from every mean; a class that is only
+    predicted has IoU and F1 0 and is included. Recall and Acc of a class are the same number.
 
     Args:
         matrix: (K, K) int64, rows = target.

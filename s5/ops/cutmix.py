@@ -1,11 +1,11 @@
-"""CutMix within the batch (Yun et al. 2019), for images and for every map that goes with them."""
+"""CutMix within a batch (Yun et al., ICCV 2019), for images, labels and confidence maps."""
 
 import torch
 from torch import Tensor
 
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Turns boxes into masks.
+    """Rasterise boxes to masks.
 
     Args:
         boxes: (B, 4) integer x0, y0, x1, y1 in pixels; x1 and y1 are exclusive.
@@ -24,15 +24,15 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def cutmix(x: Tensor, boxes: Tensor, partner: Tensor) -> Tensor:
-    """Pastes into every element the box of its partner.
+    """Paste into every element the box of its partner.
 
     Args:
         x: (B, ..., H, W): images (B, 3, H, W), labels or confidences (B, H, W), any dtype.
-        boxes: (B, 4) integer x0, y0, x1, y1 in pixels, on the device of ``x``; empty = nothing pasted.
-        partner: (B,) int64 index into the batch, on the device of ``x``.
+        boxes: (B, 4) integer x0, y0, x1, y1 in pixels, on the device of `x`; empty = nothing pasted.
+        partner: (B,) int64 index into the batch, on the device of `x`.
 
     Returns:
-        Tensor like ``x`` with ``x[partner]`` inside the box and ``x`` outside.
+        Tensor like `x` with `x[partner]` inside the box and `x` outside.
     """
     height, width = x.shape[-2:]
     mask = box_mask(boxes, height, width)

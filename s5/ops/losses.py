@@ -1,4 +1,4 @@
-"""Segmentation losses: float32 under any autocast, no device sync, never NaN for lack of pixels."""
+"""Segmentation losses: float32 under any autocast, no device synchronisation, 0 if there are no pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255)
 
     Args:
         logits: (B, K, H, W), any floating dtype.
-        target: (B, H, W) integer train ids; ``ignore_index`` marks pixels that do not count.
+        target: (B, H, W) integer train ids; `ignore_index` marks pixels that do not count.
         ignore_index: Train id of ignored pixels.
 
     Returns:
@@ -30,7 +30,8 @@ def pseudo_label_loss(
 ) -> Tensor:
     """Cross-entropy against confident pseudo-labels, averaged over all valid pixels (L_us, paper Eq. 7).
 
-    Pixels below the threshold add 0 to the sum but count in the average; invalid ones (padding) in neither.
+    Pixels below the threshold add 0 to the sum but count in the average; invalid pixels (padding) are
+    excluded from both.
 
     Args:
         logits: (B, K, H, W) of the strong view, any floating dtype.
@@ -51,7 +52,7 @@ def pseudo_label_loss(
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, ignore_index: int = 255) -> Tensor:
     """Mean focal loss over the labeled pixels (Lin et al., ICCV 2017, Eq. 4, without class weights).
 
-    Args and returns as :func:`pixel_cross_entropy`; ``gamma`` 0 is the cross-entropy.
+    Args and returns as `pixel_cross_entropy`; `gamma` 0 is the cross-entropy.
     """
     target = target.long()
     nll = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="none")
@@ -66,8 +67,8 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, ignore_index:
 
     Args:
         logits: (B, K, H, W), any floating dtype.
-        target: (B, H, W) integer train ids; ``ignore_index`` marks pixels that do not count.
-        smooth: added to both parts of the fraction.
+        target: (B, H, W) integer train ids; `ignore_index` marks pixels that do not count.
+        smooth: Added to both parts of the fraction.
         ignore_index: Train id of ignored pixels.
 
     Returns:

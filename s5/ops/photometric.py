@@ -1,9 +1,9 @@
-"""Photometric augmentation, batched on the device with parameters of its own for every image.
+"""Photometric augmentation, batched on the device with separate parameters for each image.
 
 The operations are those of torchvision's functionals on float images, in the fixed order of
-``PHOTOMETRIC_FIELDS`` (torchvision's ``ColorJitter`` draws an order per image). On CUDA nothing
-synchronises with the device; on the CPU images are done one at a time, which keeps them in the cache, and
-operations that change nothing are left out.
+`PHOTOMETRIC_FIELDS` (torchvision's `ColorJitter` draws an order per image). Nothing synchronises with a CUDA
+device. On a CPU, images are processed one at a time, which keeps them in the cache, and operations with
+neutral parameters are skipped.
 """
 
 import math
@@ -18,17 +18,17 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow
 
 
 def apply_photometric(images: Tensor, params: Tensor, max_sigma: float = 2.0) -> Tensor:
-    """Applies brightness, contrast, saturation, hue, grayscale and Gaussian blur, in this order.
+    """Apply brightness, contrast, saturation, hue, grayscale and Gaussian blur, in this order.
 
     Args:
-        images: (B, 3, H, W) float32 RGB in [0, 1]; H and W above 3 ``max_sigma``.
-        params: (B, 6) float32 on the same device, in the order of ``PHOTOMETRIC_FIELDS``: three factors
+        images: (B, 3, H, W) float32 RGB in [0, 1]; H and W above 3 `max_sigma`.
+        params: (B, 6) float32 on the same device, in the order of `PHOTOMETRIC_FIELDS`: three factors
             (1 = neutral), the hue shift in turns within [-0.5, 0.5], 1 for grayscale, the blur's sigma in
             pixels (0 = none).
-        max_sigma: Largest sigma that can occur, in pixels; fixes the size of the blur kernel.
+        max_sigma: Largest possible sigma in pixels; determines the size of the blur kernel.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1]; an image with neutral values (1, 1, 1, 0, 0, 0) is unchanged exactly.
+        (B, 3, H, W) float32 in [0, 1]; an image with neutral values (1, 1, 1, 0, 0, 0) is bitwise unchanged.
     """
     parts = 1 if images.is_cuda else max(len(images), 1)
     pairs = zip(images.tensor_split(parts), params.tensor_split(parts), strict=True)
@@ -61,7 +61,7 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the luma by a factor per image (B,): 0 = grayscale, 1 = unchanged."""
+    """Blend with the luma by a factor per image (B,): 0 = grayscale, 1 = unchanged."""
     return _blend(images, luma(images), _column(factor))
 
 
@@ -72,12 +72,12 @@ def luma(images: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of the HSV model by a shift per image (B,) in turns; value and saturation stay.
+    """Shift the HSV hue by a shift per image (B,) in turns; value and saturation do not change.
 
-    HSV is piecewise linear, so the way there and back shortens to one formula without branches, which are
-    slow on a CPU. In sixths of a turn, the hue is 1 + (G + B - R - m) / C away from red, on the side of green
-    where G > B; M, m and C are the largest, the smallest and the range of the channels. A channel whose own
-    hue is d away from the new hue becomes M - C clip(d - 1, 0, 1).
+    HSV is piecewise linear, so the conversion and its inverse combine into one branch-free formula; branches
+    are slow on a CPU. In sixths of a turn, the distance of the hue from red is 1 + (G + B - R - m) / C,
+    towards green where G > B; M, m and C are the largest, the smallest and the range of the channels. A
+    channel whose own hue has distance d from the new hue becomes M - C clip(d - 1, 0, 1).
     """
     red, green, blue = images.split(1, 1)
     largest = torch.maximum(torch.maximum(red, green), blue)
@@ -92,7 +92,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, max_sigma: float = 2.0) -> Tensor:
-    """Blurs with a sigma per image (B,) in pixels; borders reflected, kernel cut at 3 ``max_sigma``."""
+    """Blur with a sigma per image (B,) in pixels; borders are reflected, the kernel ends at 3 `max_sigma`."""
     radius = math.ceil(3 * max_sigma)
     offset = torch.arange(radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, taps), centre first
@@ -115,7 +115,7 @@ def _filter(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtracts the mean and divides by the standard deviation of every channel.
+    """Subtract the mean and divide by the standard deviation of every channel.
 
     Args:
         images: (B, 3, H, W) uint8 in [0, 255] or floating in [0, 1].
@@ -132,7 +132,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _acts(values: Tensor, neutral: float) -> bool:
-    """Whether any image may change; on a device that would have to be waited for, always true."""
+    """Whether any image may change; always true on CUDA, where looking would synchronise with the device."""
     return values.is_cuda or bool((values != neutral).any())
 
 

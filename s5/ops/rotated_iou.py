@@ -12,10 +12,11 @@ bends at s0 and s1, the ends of |x| < a (both moved into [t0, t1]). The integral
 
     e_y (k(x(t0)) (s - t0) + k(x(t1)) (t1 - s))     with s = (s0 + s1) / 2.
 
-So an edge takes two divisions and some clamping; there are no cases, no sorting and no intersection points to
-lose where edges coincide. An error of t by rounding is multiplied by the edge's extent, so that nearly
-parallel edges are as exact as others. All of it is float64, in units of the pair's larger side and relative
-to A's centre, whatever the type of the boxes: in float32, boxes of 10000 : 1 were off by 2e-3.
+So an edge takes two divisions and some clamping, without case distinctions, sorting or intersection points
+that degenerate where edges coincide. A rounding error of t is multiplied by the edge's extent, so nearly
+parallel edges are as exact as others. Everything is computed in float64, in units of the pair's larger side
+and relative to A's centre, whatever the type of the boxes: in float32, boxes with an aspect ratio of 10000
+had errors of 2e-3.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,28 +27,28 @@ from torch import Tensor
 from s5.ops.boxes import columns_of, enclosing_boxes, overlapping_pairs
 
 MODES = ("iou", "iof")
-PAIRS = 1 << 14  # computed at once, on a CPU: few, for the reasons given for the tables in s5.ops.boxes
+PAIRS = 1 << 14  # pairs computed at once on a CPU: few, for the reasons given for the tables in s5.ops.boxes
 CUDA_PAIRS = 1 << 22
-SHORTEST = 1e-100  # extent of an edge, below which its inverse is not allowed to grow
-LEAST_AREA = 1e-150  # by whose square the gradient can still be divided
-NOISE = 2e-15  # shared area over the product of the sizes, five times what rounding gave of boxes apart
+SHORTEST = 1e-100  # lower bound for the extent of an edge, which limits its inverse
+LEAST_AREA = 1e-150  # the gradient can still be divided by its square
+NOISE = 2e-15  # relative shared area below which it is rounding error, five times the largest one seen
 
 
 def rotated_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False) -> Tensor:
     """Overlap of rotated boxes.
 
-    On a CPU only pairs whose enclosing upright boxes overlap are computed; on CUDA all are, in pieces of
-    one size and without waiting for the device. Memory is bounded beyond that of the result.
+    On a CPU only pairs whose upright bounding boxes overlap are computed; on CUDA all pairs are, in chunks of
+    equal size and without device synchronisation. Memory beyond that of the result is bounded.
 
     Args:
         boxes1: (..., N, 5) as x, y, w, h, theta in radians, any floating type.
         boxes2: (..., M, 5) with the same leading dimensions; (..., N, 5) if `aligned`, which broadcasts.
-        mode: ``iou``, or ``iof``: the shared area as a part of the first box.
-        aligned: Compare box by box, with a gradient. Otherwise each with each, without one.
+        mode: `iou`, or `iof`: the shared area divided by the area of the first box.
+        aligned: Compare corresponding boxes, with a gradient. Otherwise compare all pairs, without one.
 
     Returns:
-        (..., N, M), (..., N) if `aligned`, in [0, 1], of the type of `boxes1`. Boxes without area and boxes
-        with values that are not finite have an overlap of 0 with all.
+        (..., N, M), or (..., N) if `aligned`, in [0, 1], with the type of `boxes1`. Boxes without area and
+        boxes with non-finite values have overlap 0.
 
     Raises:
         ValueError: The mode is unknown.
@@ -63,12 +64,13 @@ def rotated_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool
 def overlaps_of_pairs(
     columns1: Tensor, columns2: Tensor, upright1: Tensor, upright2: Tensor, mode: str = "iou"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Overlaps of all pairs whose upright boxes overlap.
+    """Compute the overlaps of all pairs whose upright bounding boxes overlap.
 
     Args:
         columns1: (6, N) of `columns_of`.
         columns2: (6, M).
-        upright1: (N, 4) enclosing boxes, which may be moved to keep boxes apart that are not to meet.
+        upright1: (N, 4) upright bounding boxes; may be shifted so that boxes of different classes do not
+            overlap.
         upright2: (M, 4).
         mode: As for `rotated_iou`.
 
@@ -92,8 +94,8 @@ def _pairwise(boxes1: Tensor, boxes2: Tensor, mode: str) -> Tensor:
 def _fill_sparse(out: Tensor, first: Tensor, second: Tensor, mode: str) -> None:
     upright1, upright2 = enclosing_boxes(first), enclosing_boxes(second)
     for i, j, overlap in overlaps_of_pairs(first, second, upright1, upright2, mode):
-        place = i * out.shape[1] + j
-        out.view(-1).scatter_(0, place, overlap.to(out.dtype))  # faster than out[i, j] = ...
+        index = i * out.shape[1] + j
+        out.view(-1).scatter_(0, index, overlap.to(out.dtype))  # faster than out[i, j] = ...
 
 
 def _fill_dense(out: Tensor, first: Tensor, second: Tensor, mode: str) -> None:
@@ -117,10 +119,10 @@ def _shared_area(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Ten
     """Shared area, area of the first and of the second boxes, in units of the larger side squared."""
     x1, y1, w1, h1, cos1, sin1 = first
     x2, y2, w2, h2, cos2, sin2 = second
-    size = torch.maximum(torch.maximum(w1, h1), torch.maximum(w2, h2)).detach()  # the ratio is free of it
+    size = torch.maximum(torch.maximum(w1, h1), torch.maximum(w2, h2)).detach()  # cancels in the ratio
     unit = torch.where(size > 0, size, 1)
     w1, h1, w2, h2 = w1 / unit, h1 / unit, w2 / unit, h2 / unit
-    # Centres further apart than the two diagonals are as good as any: what is too far stays finite.
+    # Boxes further apart than both diagonals do not overlap anyway; clamping keeps the values finite.
     dx, dy = ((x2 - x1) / unit).clamp(-4, 4), ((y2 - y1) / unit).clamp(-4, 4)
     px, py = dx * cos1 + dy * sin1, dy * cos1 - dx * sin1
     cos, sin = cos1 * cos2 + sin1 * sin2, cos1 * sin2 - sin1 * cos2

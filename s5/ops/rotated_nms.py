@@ -1,13 +1,14 @@
 """Non-maximum suppression of rotated boxes.
 
-Greedy and exact: by falling score, a box is kept unless its IoU with a kept box of its class is **greater**
-than the threshold. (torchvision's NMS and mmcv's on CUDA compare the same way; mmcv's on a CPU suppresses at
-equality too. The two differ only where an IoU equals the threshold: at 0, where ours suppresses boxes that
-overlap at all, and at 1.) Among equal scores the box that comes first wins, so the result is deterministic.
+Greedy and exact: in order of decreasing score, a box is kept unless its IoU with a kept box of its class is
+**greater** than the threshold. (torchvision's NMS and mmcv's on CUDA compare the same way; mmcv's on a CPU
+also suppresses at equality. The two differ only where an IoU equals the threshold: at 0, where ours
+suppresses boxes that overlap at all, and at 1.) Among equal scores the first box wins, so the result is
+deterministic.
 
-Boxes are taken in blocks by falling score. What a block keeps suppresses among all later boxes, before the
-next block is looked at: memory is bounded whatever the number of boxes, and most boxes of a dense scene
-never meet each other.
+Boxes are processed in blocks by decreasing score. The boxes kept in a block suppress later boxes before the
+next block is processed, which bounds the memory for any number of boxes; most boxes of a dense scene
+do not overlap.
 """
 
 from collections.abc import Iterator
@@ -21,26 +22,26 @@ from s5.ops.boxes import Pairs, columns_of, enclosing_boxes
 from s5.ops.rotated_iou import overlaps_of_pairs, rotated_iou
 
 BLOCK = 4096
-CUDA_CELLS = 1 << 26  # of the table of conflicts between a block and later boxes
+CUDA_CELLS = 1 << 26  # cells of the table of conflicts between a block and later boxes
 ROUNDS = 16
 
 
 def rotated_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
-    """Choose the boxes that no better box of their class overlaps.
+    """Suppress boxes that overlap a box of their class with a higher score.
 
-    On a CPU only pairs whose enclosing boxes overlap are computed. On CUDA all are. There up to 4096 boxes
-    synchronise with the device once, for the number of boxes kept (and once more for every 16 boxes in a row
-    each of which decides about the next). More are taken in blocks of 4096, and each block synchronises once
-    more, for the number of boxes left.
+    On a CPU only pairs whose bounding boxes overlap are computed, on CUDA all pairs. On CUDA, up to 4096
+    boxes take one device synchronisation, for the number of kept boxes (and another for every 16 links of the
+    longest chain of boxes that depend on each other). More boxes are processed in blocks of 4096, each of
+    which takes another synchronisation, for the number of remaining boxes.
 
     Args:
         boxes: (N, 5) as x, y, w, h, theta in radians.
         scores: (N,).
-        threshold: IoU in [0, 1] above which the box of lower score goes.
+        threshold: IoU in [0, 1] above which the box with the lower score is removed.
         labels: (N,) integer classes; boxes of different classes do not suppress each other. None: one class.
 
     Returns:
-        (K,) int64 indices of the kept boxes by falling score.
+        (K,) int64 indices of the kept boxes, by decreasing score.
     """
     order = scores.argsort(descending=True, stable=True)
     return order[kept_in_order(boxes[order], threshold, None if labels is None else labels[order])]
@@ -48,7 +49,7 @@ def rotated_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor 
 
 @torch.no_grad()
 def kept_in_order(boxes: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
-    """Like `rotated_nms`, of boxes that are sorted by falling score.
+    """`rotated_nms` for boxes sorted by decreasing score.
 
     Args:
         boxes: (N, 5).
@@ -70,7 +71,7 @@ def kept_in_order(boxes: Tensor, threshold: float, labels: Tensor | None = None)
 
 
 class _Sparse:
-    """Conflicts between boxes, found through pairs of enclosing boxes."""
+    """Conflicts between boxes, found among the pairs whose bounding boxes overlap."""
 
     def __init__(self, boxes: Tensor, threshold: float, labels: Tensor | None) -> None:
         self.columns, self.threshold = columns_of(boxes), threshold
@@ -79,8 +80,8 @@ class _Sparse:
     def kept_among(self, block: Tensor) -> Tensor:
         none = block[:0]
         first, second = map(torch.cat, zip((none, none), *self._pairs(block, block), strict=True))
-        ahead = first < second
-        kept = _greedy(len(block), first[ahead].numpy(), second[ahead].numpy())
+        better = first < second
+        kept = _greedy(len(block), first[better].numpy(), second[better].numpy())
         return torch.from_numpy(kept.nonzero()[0])
 
     def suppressed(self, kept: Tensor, rest: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class _Sparse:
 
 
 class _Dense:
-    """Conflicts between boxes as tables, without waiting for the device but for the result."""
+    """Conflicts between boxes as dense tables; only the result synchronises with the device."""
 
     def __init__(self, boxes: Tensor, threshold: float, labels: Tensor | None) -> None:
         self.boxes, self.threshold, self.labels = boxes.double(), threshold, labels
@@ -118,12 +119,12 @@ class _Dense:
 
 
 def kept_by_rounds(conflicts: Tensor) -> Tensor:
-    """Solve greedy suppression for all boxes at once.
+    """Solve greedy suppression for all boxes in parallel, by fixed-point iteration.
 
-    Whether a box is kept depends on better boxes only. A round recomputes all boxes from a guess: from any
-    first guess, it makes the first box right, the next round those that depend on it, and so on. Rounds that
-    change nothing have reached the greedy result, after as many as the longest chain of boxes that decide
-    about each other.
+    Whether a box is kept depends only on better boxes. Each round recomputes all boxes from the previous
+    guess: the first round makes the first box correct, the next one those that depend on it, and so on. When
+    a round changes nothing, the greedy result is reached; the number of rounds is the length of the longest
+    chain of boxes that depend on each other.
 
     Args:
         conflicts: (N, N) bool, true where box i, the better one, would suppress box j; upper triangular, the
@@ -143,7 +144,7 @@ def kept_by_rounds(conflicts: Tensor) -> Tensor:
 
 
 def _greedy(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Suppress one box after the other; pairs (first, second) in conflict have the better box first."""
+    """Suppress boxes one by one; in each conflicting pair (first, second), `first` is the better box."""
     order = first.argsort(kind="stable")
     second = second[order]
     better, starts = np.unique(first[order], return_index=True)
@@ -156,38 +157,38 @@ def _greedy(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _apart_by_class(upright: Tensor, labels: Tensor | None) -> Tensor:
-    """Moves each class of enclosing boxes to a place of their own on the x axis, where they meet no others.
+    """Shift the bounding boxes of each class along the x axis so that different classes do not overlap.
 
-    Only the order of coordinates decides what overlaps. They are replaced by their ranks, so that one box far
-    out does not cost the others their precision.
+    Overlap depends only on the order of the coordinates, so they are replaced by their ranks: a single
+    distant box does not cost the others their precision.
     """
     if labels is None:
         return upright
     x = upright[:, ::2]
     ranks = x.unique(return_inverse=True)[1]
-    place = labels.unique(return_inverse=True)[1][:, None] * x.numel()
+    shift = labels.unique(return_inverse=True)[1][:, None] * x.numel()
     result = upright.clone()
-    result[:, ::2] = torch.where(x.isfinite(), (ranks + place).to(x.dtype), x)
+    result[:, ::2] = torch.where(x.isfinite(), (ranks + shift).to(x.dtype), x)
     return result
 
 
 @torch.no_grad()
 def upright_nms(boxes: Tensor, scores: Tensor, threshold: float, labels: Tensor) -> Tensor:
-    """Choose the boxes that no better box of their label overlaps.
+    """Suppress upright boxes that overlap a box with the same label and a higher score.
 
-    ``batched_nms`` of mmcv and torchvision moves the labels apart by an offset of the largest coordinate, so
-    that boxes far on the negative side still meet those of other labels, and boxes far out round the others.
-    Here the labels are processed one after the other, on the boxes as they are. A CUDA device is waited for
-    once, and once for every label.
+    `batched_nms` of mmcv and torchvision separates labels by an offset of the largest coordinate, so boxes
+    with large negative coordinates still overlap other labels, and distant boxes cost the others precision.
+    Here the labels are processed one by one, with unshifted boxes. On CUDA this takes one device
+    synchronisation and another for every label.
 
     Args:
         boxes: (N, 4) as x1, y1, x2, y2.
         scores: (N,).
-        threshold: IoU above which the box of lower score goes.
-        labels: (N,) integers; boxes of different labels do not suppress each other.
+        threshold: IoU above which the box with the lower score is removed.
+        labels: (N,) integers; boxes with different labels do not suppress each other.
 
     Returns:
-        (K,) int64 indices of the kept boxes by falling score, of equal scores the first one first.
+        (K,) int64 indices of the kept boxes by decreasing score; among equal scores in the original order.
     """
     if not len(boxes):
         return labels.new_zeros(0, dtype=torch.int64)

@@ -1,18 +1,18 @@
-"""RoIAlign of rotated regions, with the gradient for the features.
+"""RoIAlign of rotated regions, with a gradient for the features.
 
-A region is cut into bins along its own axes; a bin is the mean of samples on a regular grid inside it, and a
-sample is the bilinear mix of the four pixels around it. The output is thus a sparse matrix (bins x pixels)
-times the features (pixels x channels), and the gradient the transposed matrix times the gradient of the bins.
-Both products are `embedding_bag`: for each row, a weighted sum of a few rows of the other factor. Nothing is
-added up by several threads, so that both directions are deterministic, on CUDA as well.
+A region is divided into bins along its own axes; a bin is the mean of samples on a regular grid inside it,
+and a sample is bilinearly interpolated from the four surrounding pixels. So the output is a sparse matrix
+(bins x pixels) times the features (pixels x channels), and the gradient is the transposed matrix times the
+gradient of the bins. Both products are an `embedding_bag`: for each row, a weighted sum of a few rows of the
+other factor. There are no atomic additions, so both directions are deterministic, also on CUDA.
 
 Conventions, those of mmcv's RoIAlignRotated (and of torchvision's `roi_align` at angle 0):
 
-- ``aligned`` shifts by half a pixel, so that pixel 0 covers 0..1 and its value is at 0.5. Without it,
-  coordinates name pixels and a region is at least 1 x 1 pixel of the feature map.
-- A sample more than a pixel outside of the feature map is 0; a nearer one takes the border's value.
-- ``sampling_ratio`` 0 chooses the grid by region, ``ceil(size of a bin)`` samples along each axis; at most
-  128, which only a region whose bins are larger than 128 pixels of the feature map would exceed.
+- `aligned` shifts by half a pixel, so that pixel 0 covers 0..1 and its value is at 0.5. Without it,
+  integer coordinates are pixel centres and a region is at least 1 x 1 pixel of the feature map.
+- A sample more than a pixel outside the feature map is 0; a closer one takes the value of the border.
+- `sampling_ratio` 0 chooses the grid by region: `ceil(size of a bin)` samples along each axis, at most
+  128, which matters only for bins larger than 128 pixels of the feature map.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-SAMPLES = 1 << 20  # whose taps are held at once, which bounds the memory
-CPU_SAMPLES = 8000  # whose taps are computed at once on a CPU: few, for the reasons given in s5.ops.boxes
-MOST = 128  # samples along an axis of a bin, when chosen by the region's size
+SAMPLES = 1 << 20  # samples whose taps are held at once, which bounds the memory
+CPU_SAMPLES = 8000  # samples computed at once on a CPU: few, for the reasons given in s5.ops.boxes
+MOST = 128  # largest number of samples along an axis of a bin, when chosen by region
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Sampling:
         output_size: Bins (height, width).
         spatial_scale: Size of the feature map relative to the image that regions are measured in.
         sampling_ratio: Samples along each axis of a bin; 0 chooses them by the region's size.
-        aligned: Half-pixel shift, as described for the module.
-        clockwise: Whether a positive angle turns clockwise on the screen, where y points down.
+        aligned: Half-pixel shift, see the module.
+        clockwise: Whether positive angles turn clockwise on the screen, where y points down.
     """
 
     output_size: tuple[int, int]
@@ -51,16 +51,16 @@ class Sampling:
 def rotated_roi_align(features: Tensor, rois: Tensor, sampling: Sampling) -> Tensor:
     """Pool rotated regions of feature maps.
 
-    On CUDA nothing synchronises with the device if the sampling ratio is fixed; one chosen per region
-    synchronises for the number of samples, once forward and once backward.
+    With a fixed sampling ratio nothing synchronises with a CUDA device; a ratio chosen by region
+    synchronises once forward and once backward, for the number of samples.
 
     Args:
         features: (B, C, H, W), any floating type; half precision is computed in float32.
-        rois: (N, 6) as index of the image, x, y, w, h in its pixels, theta in radians. They get no gradient.
+        rois: (N, 6): image index, x, y, w, h in image pixels, theta in radians. They get no gradient.
         sampling: Size of the output and conventions.
 
     Returns:
-        (N, C, bins high, bins wide) of the type of `features`, in channels-last memory format.
+        (N, C, rows, columns of bins) with the type of `features`, in channels-last memory format.
     """
     return _RotatedRoiAlign.apply(features, rois, sampling)
 
@@ -97,7 +97,7 @@ def pool(features: Tensor, rois: Tensor, sampling: Sampling) -> Tensor:
 
 
 def unpool(grad: Tensor, rois: Tensor, shape: Sequence[int], sampling: Sampling) -> Tensor:
-    """Gradient for features of the given shape from that for the output of `pool`."""
+    """Gradient of the features, of the given shape, from the gradient of the output of `pool`."""
     batch, channels, height, width = shape
     rows = grad.to(_computed_in(grad)).permute(0, 2, 3, 1).contiguous().view(-1, channels)
     result = rows.new_zeros(batch * height * width, channels)
@@ -124,7 +124,7 @@ class _Regions(NamedTuple):
 
 
 class _Taps(NamedTuple):
-    """Some rows of the matrix (bins x pixels), sorted by bins; an entry adds weight * pixel to its bin."""
+    """Rows of the matrix (bins x pixels), sorted by bin; an entry adds weight * pixel to its bin."""
 
     begin: int  # first row
     starts: Tensor  # (rows,) first entry of each
@@ -137,7 +137,7 @@ class _Taps(NamedTuple):
         return self.pixels, self.starts, self.weights
 
     def by_pixel(self, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same matrix sorted by pixels: bins of the entries, first entry of each pixel, weights."""
+        """The same entries sorted by pixel: bins of the entries, first entry of each pixel, weights."""
         ordered, order = self.pixels.sort(stable=True)
         starts = torch.searchsorted(ordered, torch.arange(pixels, device=order.device))
         return self.bins.index_select(0, order), starts, self.weights.index_select(0, order)
@@ -152,7 +152,7 @@ def _weighted_sums(table: Tensor, index: Tensor, starts: Tensor, weights: Tensor
 
 
 def _all_taps(rois: Tensor, size: tuple[int, int], dtype: torch.dtype, sampling: Sampling) -> Iterator[_Taps]:
-    """The whole matrix, some regions after the other."""
+    """Yield the matrix in chunks of regions."""
     bins = sampling.output_size[0] * sampling.output_size[1]
     regions = _regions(rois, sampling)
     waiting: list[_Taps] = []
@@ -193,7 +193,7 @@ def _regions(rois: Tensor, sampling: Sampling) -> _Regions:
 
 
 def _pieces(regions: _Regions, bins: int, ratio: int) -> Iterator[tuple[int, int, int]]:
-    """Cuts regions into pieces of bounded memory: first, one after the last, number of samples."""
+    """Divide the regions into chunks of bounded memory: begin, end, number of samples."""
     count = len(regions.image)
     limit = SAMPLES if regions.image.is_cuda else CPU_SAMPLES
     if ratio > 0:
@@ -215,7 +215,7 @@ def _taps(regions: _Regions, samples: int, size: tuple[int, int], output_size: t
 
     Args:
         regions: The regions of one piece.
-        samples: Their number of samples, known so that nobody has to wait for it.
+        samples: Their number of samples, passed in to avoid a device synchronisation.
         size: Height and width of the feature map.
         output_size: Bins (height, width).
     """
@@ -229,7 +229,7 @@ def _taps(regions: _Regions, samples: int, size: tuple[int, int], output_size: t
     row, column = (
         part.to(sampled.x.dtype) + 0.5 for part in (number // sampled.columns, number % sampled.columns)
     )
-    # Along the region's own axes, from its centre, then turned into place.
+    # Coordinates along the region's own axes relative to its centre, then rotated and shifted.
     v = sampled.h * ((row / sampled.rows + bins // wide % high) / high - 0.5)
     u = sampled.w * ((column / sampled.columns + bins % wide) / wide - 0.5)
     x = sampled.x + u * sampled.cos - v * sampled.sin
@@ -240,7 +240,7 @@ def _taps(regions: _Regions, samples: int, size: tuple[int, int], output_size: t
 
 
 def _bilinear(image: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Flat indices (4, S) of the pixels around points (S,) and their shares, 0 far outside."""
+    """Flat indices (4, S) of the pixels around points (S,) and their weights, 0 far outside."""
     height, width = size
     inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
     x, y = torch.where(inside, x, 0).clamp(0, width - 1), torch.where(inside, y, 0).clamp(0, height - 1)

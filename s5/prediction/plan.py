@@ -13,8 +13,8 @@ import torch.distributed as dist
 import yaml
 
 from s5.data.errors import ImageError, is_utf8
+from s5.data.files import write_bytes
 from s5.data.folders import find_files
-from s5.data.image_io import write_bytes
 from s5.prediction.sources import Source, find_sources
 from s5.segmentation.submission import SETTINGS_FILE
 from s5.training import launch

@@ -1,6 +1,4 @@
-"""Write pictures a band after the other; they appear whole or not at all."""
-
-from __future__ import annotations
+"""Write images band by band, atomically."""
 
 from pathlib import Path
 from typing import Protocol
@@ -16,37 +14,37 @@ _MASK_ROWS = 256  # rows of a mask that are filled at a time
 
 
 class BandWriter(Protocol):
-    """Takes the bands of one picture, which together cover it."""
+    """Writer of the bands that together cover an image."""
 
     def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
-        """Take some pixels.
+        """Write a band.
 
         Args:
-            top: their first row.
-            left: their first column.
+            top: First row.
+            left: First column.
             band: uint8 (rows, columns) or (rows, columns, 3) RGB.
             valid: bool (rows, columns), false where the image has no data; None if it has data everywhere.
         """
         ...
 
     def finish(self) -> None:
-        """Put the whole picture into its place."""
+        """Complete the file."""
         ...
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove what was written."""
         ...
 
 
 class PngWriter:
-    """A PNG, which is encoded at the end: grey without change of values, or RGB.
+    """A PNG, encoded at the end: grey with unchanged values, or RGB.
 
-    RGB is transparent where there are no data, and has no alpha channel if there are data everywhere.
+    RGB is transparent where there is no data, and has no alpha channel if there is data everywhere.
 
     Args:
-        path: where to; missing folders are made.
-        height: rows of the picture.
-        width: columns of the picture.
+        path: The file; missing folders are created.
+        height: Rows of the image.
+        width: Columns of the image.
     """
 
     def __init__(self, path: Path, height: int, width: int) -> None:
@@ -56,7 +54,7 @@ class PngWriter:
         self._valid: np.ndarray | None = None
 
     def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
-        """Take some pixels."""
+        """Write a band."""
         if self._picture is None:
             self._picture = np.empty((*self._size, *band.shape[2:]), np.uint8)
         window = np.s_[top : top + band.shape[0], left : left + band.shape[1]]
@@ -76,23 +74,23 @@ class PngWriter:
         self.discard()
 
     def discard(self) -> None:
-        """Forget the pixels."""
+        """Drop the pixels."""
         self._picture = self._valid = None
 
 
 class TiffWriter:
     """A compressed TIFF, of which only some rows are in memory.
 
-    Where there are no data, RGB gets an internal mask, and a single channel the tag of its no-data value.
+    If pixels have no data, RGB gets an internal mask, and a single channel declares its no-data value.
 
     Args:
-        path: where to; missing folders are made.
-        height: rows of the picture.
-        width: columns of the picture.
+        path: The file; missing folders are created.
+        height: Rows of the image.
+        width: Columns of the image.
         channels: 1, or 3 for RGB.
-        place: where on the earth it is, if that is known.
-        nodata: value of a single channel where there are no data; None for RGB.
-        declared: tag the no-data value in any case, also if no pixel turns out to lack data.
+        georeference: Georeferencing of the image, if known.
+        nodata: Value of a single channel where there is no data; None for RGB.
+        declared: Always declare the no-data value, even if no pixel lacks data.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ class TiffWriter:
         height: int,
         width: int,
         channels: int,
-        place: Georeference | None,
+        georeference: Georeference | None,
         nodata: int | None = None,
         declared: bool = False,
     ) -> None:
@@ -122,11 +120,11 @@ class TiffWriter:
             photometric="rgb" if channels == 3 else "minisblack",
             interleave="pixel",
             nodata=nodata if declared else None,
-            **({} if place is None else place.profile()),
+            **({} if georeference is None else georeference.profile()),
         )
 
     def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
-        """Write some pixels."""
+        """Write a band."""
         planes = band[None] if band.ndim == 2 else band.transpose(2, 0, 1)
         self._file.write(planes, window=Window(left, top, band.shape[1], band.shape[0]))
         if valid is None:
@@ -137,10 +135,10 @@ class TiffWriter:
             self._file.nodata = self._nodata
 
     def _mask(self, top: int, left: int, valid: np.ndarray) -> None:
-        """Mark what has no data; the mask is made when the first such pixel comes."""
+        """Mark pixels without data; the mask is created at the first one."""
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             if not self._has_mask:
-                for row in range(0, self._file.height, _MASK_ROWS):  # it would begin as without data
+                for row in range(0, self._file.height, _MASK_ROWS):  # a new mask starts as all invalid
                     rows = min(_MASK_ROWS, self._file.height - row)
                     full = np.full((rows, self._file.width), 255, np.uint8)
                     self._file.write_mask(full, window=Window(0, row, self._file.width, rows))

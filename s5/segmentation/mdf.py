@@ -10,7 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from s5.data.draws import Photometric
+from s5.data.augmentation import Photometric
 from s5.data.folders import hold_out, pair_folders
 from s5.data.labels import LabelTable, get_table
 from s5.data.loaders import TrainingData, resolve_split, tasks_loader, validation_loader

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from s5.data.draws import StrongAugmentation
+from s5.data.augmentation import StrongAugmentation
 from s5.training.config import (
     InferenceConfig,
     ModelConfig,

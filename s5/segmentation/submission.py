@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 
 from s5.data.datasets import LoveDA
-from s5.data.errors import DataError, is_utf8
+from s5.data.errors import DataError, is_utf8, shorten
+from s5.data.files import atomic_path
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
 from s5.data.labels import TABLES, LabelTable, get_table
@@ -28,7 +29,6 @@ SERVER = "loveda_train_ids"
 VALUES = {"raw": "loveda", "ids": SERVER}
 """Label tables that predictions may be written in."""
 SETTINGS_FILE = "prediction.yaml"
-SHOWN = 5  # names in a message
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same file
 
 
@@ -82,13 +82,8 @@ def pack_loveda(
     for stem, path in masks.items():
         histogram += _histogram(path, tests[stem])
     table = _written_in(folder, histogram, values)
-    temporary = out.with_name(f".{out.name}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_path(out) as temporary:
         _write(temporary, masks, table)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(masks)
 
 
@@ -118,13 +113,13 @@ def _require_pairs(tests: Mapping[str, Path], masks: Mapping[str, Path], folder:
     missing = [stem for stem in tests if stem not in masks]
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(tests)} predictions are missing: {_names(missing)}. Predict "
+            f"{folder}: {len(missing)} of {len(tests)} predictions are missing: {shorten(missing)}. Predict "
             f"them first (predict.py --resume goes on)"
         )
     extra = [stem for stem in masks if stem not in tests]
     if extra:
         raise DataError(
-            f"{folder}: {len(extra)} predictions are of no test image: {_names(extra)}. Give the "
+            f"{folder}: {len(extra)} predictions are of no test image: {shorten(extra)}. Give the "
             f"folder of the test images' predictions alone"
         )
 
@@ -182,7 +177,3 @@ def _write(path: Path, masks: Mapping[str, Path], table: LabelTable) -> None:
             ids = table.encode(read_mask(mask), mask)
             png = cv2.imencode(".png", ids)[1]
             archive.writestr(zipfile.ZipInfo(f"{stem}.png", EPOCH), png.tobytes())
-
-
-def _names(stems: list[str]) -> str:
-    return ", ".join(stems[:SHOWN]) + (" ..." if len(stems) > SHOWN else "")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from s5.data.draws import Photometric
+from s5.data.augmentation import Photometric
 from s5.segmentation.windows import Inference
 
 

@@ -15,7 +15,7 @@ from mmengine.visualization import TensorboardVisBackend, Visualizer
 from mmengine.visualization.vis_backend import BaseVisBackend
 
 from s5.data.errors import printable
-from s5.data.image_io import write_bytes
+from s5.data.files import write_bytes
 
 SCORES_FILE = "scores.json"
 

@@ -90,9 +90,9 @@ def test_masks_that_are_ignored_everywhere(root, tmp_path):
     split, table = Split("s.txt", root), get_table("scenes")
     (problem,) = check_split(split, table).problems
     assert problem.kind == "ignored"
-    assert "s.txt: no pixel counts: all 60 pixels of its masks are ignored" in problem.message
+    assert "s.txt: no labeled pixel: all 60 pixels of its masks are ignored" in problem.message
     assert "(valid: 0..7; ignored 255)" in problem.message
-    with pytest.raises(DataError, match="no pixel counts"):
+    with pytest.raises(DataError, match="no labeled pixel"):
         require_clean(split, table, root / "cache")
 
 

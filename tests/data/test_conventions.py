@@ -176,7 +176,7 @@ def test_a_thin_first_class_is_a_warning(tmp_path, caplog, classes):
     (message,) = report.warnings
     assert f"{tmp_path / 'images'}: the masks hold 0, 1, 2, 3, 0 only between objects" in message
     assert f"Set values: [1, 2, 3, 4] and ignore: [0]. If 0 is {classes[0]!r}" in message
-    assert "'background: 0'" in message and "'check: false' ends this warning" in message
+    assert "'background: 0'" in message and "'check: false' silences this warning" in message
     summary = report.summary()
     assert "1 warnings:" in summary and message in summary and summary.endswith("no errors")
 
@@ -192,7 +192,7 @@ def test_the_same_masks_are_an_error_where_the_classes_are_known(tmp_path):
     """Also in a table of one's own, if a value is beyond it."""
     report = report_on(tmp_path / "a", parcels(), "potsdam")
     (message,) = conventions(report)
-    assert "Set labels: potsdam_mmseg" in message and message.endswith("'check: false' leaves this check out")
+    assert "Set labels: potsdam_mmseg" in message and message.endswith("'check: false' skips this check")
     assert not report.warnings
     own = {"classes": ["field", "forest", "water"]}
     (message,) = conventions(report_on(tmp_path / "b", parcels(), own))
@@ -228,7 +228,7 @@ def test_binary_masks_of_the_other_kind(tmp_path):
     low = [mask // 255 for mask in high]
     assert report_on(tmp_path / "c", low, {"classes": ["roof"]}).ok
     report = report_on(tmp_path / "d", low, {"classes": ["roof"], "values": [255], "ignore": []})
-    assert "Leave values and ignore out" in report.errors[0]
+    assert "Remove `values` and `ignore`" in report.errors[0]
 
 
 def test_padding_of_images_without_objects_is_a_warning(tmp_path):
@@ -240,7 +240,7 @@ def test_padding_of_images_without_objects_is_a_warning(tmp_path):
     report = report_on(tmp_path / "a", masks, {"classes": ["roof"]})
     assert report.ok
     (message,) = report.warnings
-    assert "255 goes to the sides of the images" in message and "values: [255]" in message
+    assert "255 touches the borders of the images" in message and "values: [255]" in message
     assert "check: false" in message
     masks[0][10:30, 10:20] = 1
     assert not report_on(tmp_path / "b", masks, {"classes": ["roof"]}).warnings
@@ -255,10 +255,10 @@ def test_colour_coded_masks(tmp_path):
     assert report.ok and (report.histogram > 0).all(), "they are read by the palette"
     report = report_on(tmp_path / "none", colors, {"classes": list("abcdef")})
     assert {problem.kind for problem in report.problems} == {"colours"}
-    assert "Give the label table a palette" in report.errors[0]
+    assert "Add a palette to the label table" in report.errors[0]
     grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in colors]
     message = report_on(tmp_path / "b", grey, "potsdam").errors[0]
-    assert "colours of label table 'potsdam' turned to grey" in message
+    assert "colours of label table 'potsdam' converted to grey" in message
 
 
 def test_good_masks_stay_good(shared, scenes_root):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from s5.data.augmentation import sample_rng
 from s5.data.crops import CropParams, crop_image, crop_mask, draw_crop, valid_mask
-from s5.data.draws import sample_rng
 
 
 def nearest_resize(mask: np.ndarray, height: int, width: int) -> np.ndarray:

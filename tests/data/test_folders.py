@@ -44,7 +44,7 @@ def below(folder, paths):
 def test_images_without_litter(pool, caplog):
     caplog.set_level("INFO")
     assert below(pool, find_images(pool)) == ["a/1.png", "a/b/2.png"]
-    assert f"{pool}: left out {len(LITTER)} files of thumbnails, recycle bins" in caplog.text
+    assert f"{pool}: skipped {len(LITTER)} thumbnails, recycled files" in caplog.text
     assert "2 @eaDir, " in caplog.text and "1 #recycle" in caplog.text
     assert below(pool, find_files(pool)) == ["a/1.png", "a/b/2.png"], "of all kinds"
     assert below(pool, find_images(pool, leave_out=pool / "a/b")) == ["a/1.png"]
@@ -85,7 +85,7 @@ def test_prediction_by_folder_and_by_pattern(pool, tmp_path, caplog, pattern):
     caplog.set_level("INFO")
     sources = find_sources([pattern.format(pool)], tmp_path / "out")
     assert below(pool, [source.path for source in sources]) == ["a/1.png", "a/b/2.png"]
-    assert "left out" in caplog.text and "#recycle" in caplog.text
+    assert "skipped" in caplog.text and "#recycle" in caplog.text
     thumbnail = pool / LITTER[0]
     assert [source.path for source in find_sources([str(thumbnail)], tmp_path / "out")] == [thumbnail]
 

@@ -121,9 +121,9 @@ def test_greys_that_are_no_colours_of_the_table(tmp_path):
         (np.full((3, H, W), 65535, np.uint16), "uint16 from 65535 to 65535"),
         (
             np.zeros((2, H, W), np.uint8),
-            "one channel of values or three of colours, and maybe alpha, this one 2",
+            "one channel of values or three of colours, plus alpha at most; it has 2",
         ),
-        (np.zeros((5, H, W), np.uint8), "this one 5"),
+        (np.zeros((5, H, W), np.uint8), "it has 5"),
     ],
 )
 def test_what_is_no_mask(tmp_path, bands, message):

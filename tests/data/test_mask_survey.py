@@ -145,7 +145,7 @@ def test_parts_of_a_dataset_are_judged_together(tmp_path, grey_part):
         splits.append((part, split, table))
     launch = Launch(torch.device("cpu"), 0, 1)
     for _ in range(2):  # from the files, and as it is remembered
-        with pytest.raises(DataError, match="(?s)2 masks cannot be read beside the others.*has one channel"):
+        with pytest.raises(DataError, match="(?s)2 masks are ambiguous among the others.*has one channel"):
             check_splits(splits, tmp_path / "work", 1, launch)
     check_splits(splits[:1], tmp_path / "work", 1, launch)
 
@@ -217,8 +217,8 @@ def test_three_equal_channels_without_a_palette(tmp_path, capsys):
     code, written = prepare(tmp_path / "b", labels)
     assert written.keys() == {"m4", "m5"}, "masks of one channel are values in any company"
     text = capsys.readouterr().out
-    assert "m0.png: a mask of values has one channel, this one 3 that differ" in text
-    assert "m3.png: its three channels are equal, but perhaps because it shows greys only" in text
+    assert "m0.png: a mask of values has one channel, this has 3 that differ" in text
+    assert "m3.png: its three channels are equal, but perhaps only because all its colours are grey" in text
     assert "4 source files could not be used" in text
     assert {problem.kind for problem in check(tmp_path / "b", labels).problems} == {"colours"}
 
@@ -240,7 +240,7 @@ def test_classes_that_are_declared_no_data(tmp_path, caplog):
         Image.new("RGB", (SIZE, SIZE)).save(tmp_path / f"images/{name}.png")
     code, written = prepare(tmp_path, labels)
     assert code == 0 and all(np.array_equal(written[name], mask) for name, mask in several(3, 2).items())
-    assert "3 masks declare 0, class 'land', to be no data. The table decides" in caplog.text
+    assert "3 masks declare 0, class 'land', as no-data. The table takes precedence" in caplog.text
 
 
 @pytest.mark.parametrize("labels", [ROOFS, {"classes": ["roof"], "values": [255], "ignore": []}])

@@ -155,7 +155,7 @@ def test_the_table_wins_over_a_declared_value(tmp_path):
     write_split(tmp_path / "s.txt", ["image.png m.tif", "image.png m.png"])
     report = check_split(Split("s.txt", tmp_path), PLAIN)
     (warning,) = report.warnings
-    assert report.ok and "2 masks declare 0, class 'land', to be no data. The table decides" in warning
+    assert report.ok and "2 masks declare 0, class 'land', as no-data. The table takes precedence" in warning
     rgb = np.repeat(values[..., None] * np.uint8(100), 3, 2)
     write_tiff(tmp_path / "c.tif", rgb.transpose(2, 0, 1), nodata=0)
     table = get_table(

@@ -179,7 +179,7 @@ def test_what_is_too_large_to_decode_says_so(tmp_path, monkeypatch):
     Image.new("L", (300, 200)).save(tmp_path / "a.png")
     monkeypatch.setattr("s5.data.image_io.MAX_PIXELS", 50_000)
     with pytest.raises(
-        ImageError, match="a.png: an image of 200x300 .*more than the 50000 pixels.*tiled TIFF"
+        ImageError, match="a.png: an image of 200x300 .*exceeds the limit of 50000 pixels.*tiled TIFF"
     ):
         read_image(tmp_path / "a.png")
 

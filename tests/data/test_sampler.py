@@ -50,7 +50,7 @@ def test_resume_with_other_number_of_processes_goes_on_in_the_order() -> None:
 
 
 def test_too_few_images_names_numbers_and_way_out() -> None:
-    with pytest.raises(DataError, match=r"labeled: 5 images.*3 per process x 2.*6.*[Ll]ower the batch size"):
+    with pytest.raises(DataError, match=r"labeled: 5 images.*3 per process x 2.*6.*Reduce the batch size"):
         MultiSourceSampler([5], [3], world_size=2, names=["labeled"])
 
 

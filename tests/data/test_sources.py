@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import torch
 
-from s5.data.draws import StrongAugmentation, sample_rng
+from s5.data.augmentation import StrongAugmentation, sample_rng
 from s5.data.errors import DataError, ImageError
 from s5.data.image_io import write_image
 from s5.data.labels import get_table
@@ -172,7 +172,7 @@ def test_twenty_unreadable_images_in_a_row_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0.png", r"0.png: the split line has no mask; labeled lines are `image mask`"),
+        ("0.png", r"0.png: the line of the split has no mask; labeled lines are `image mask`"),
         (
             "0.png small.png",
             r"small.png: mask of 5x6 pixels for an image of 90x120 \(height x width\), .*0.png",

@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_an_error_that_says_what_to_do(monkeypatch: pytest.
 def test_no_memory_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "memfd_works", lambda: True)
     monkeypatch.setattr(transport, "_memory_file", lambda: io.FileIO("/dev/full", "w"))
-    with pytest.raises(LoaderError, match=r"memory or open files .* used up; use fewer loader workers"):
+    with pytest.raises(LoaderError, match=r"out of memory or open files .*; use fewer loader workers"):
         load(various)
 
 

@@ -93,7 +93,7 @@ def test_object_of_zero_size_is_left_out_and_the_run_goes_on(root: Path) -> None
         file.write("5 5 5 5 5 5 5 5 box 0\n")
     assert script().main(arguments(root, schedule__epochs=1, schedule__milestones=[])) == 0
     log = (root / "run/train.log").read_text()
-    assert re.search(r"1 objects are left out[\s\S]*2\.txt, line 3: a box of 0 x 0 pixels has no area", log)
+    assert re.search(r"1 objects skipped[\s\S]*2\.txt, line 3: a box of 0 x 0 pixels has no area", log)
     assert np.isfinite(list(losses(root / "run").values())).all()
 
 
@@ -113,7 +113,7 @@ def test_all_images_empty(root: Path) -> None:
 def test_all_objects_difficult(root: Path) -> None:
     for path in (root / "a/labelTxt").iterdir():
         path.write_text(f"{LINE} box 1\n")
-    fails(root, r"^tasks\.a\.train: .*all objects are marked as difficult.*set train_difficult")
+    fails(root, r"^tasks\.a\.train: .*all objects are difficult.*set train_difficult")
     options = {"tasks__a__train_difficult": True, "schedule__epochs": 1, "schedule__milestones": []}
     assert script().main(arguments(root, **options)) == 0
 
@@ -129,7 +129,7 @@ def test_task_that_no_data_has(root: Path) -> None:
 
 def test_missing_labels_of_the_whole_images(root: Path) -> None:
     shutil.rmtree(root / "b/whole")
-    fails(root, rf"tasks\.b\.whole: no folder {root}/b/whole")
+    fails(root, rf"tasks\.b\.whole: {root}/b/whole: no such folder")
 
 
 def test_wrong_labels_of_the_whole_images(root: Path) -> None:
@@ -137,7 +137,7 @@ def test_wrong_labels_of_the_whole_images(root: Path) -> None:
     (root / "b/whole/big.txt").write_text(f"{LINE} kite 0\n")
     fails(root, rf"^tasks\.b\.whole: {root}/b/whole/big\.txt, line 1: unknown class 'kite'.*leave_out")
     (root / "b/whole/big.txt").unlink()
-    message = rf"^tasks\.b\.whole: labels of 1 of 1 whole images are missing: {root}/b/whole/big\.txt\. Add"
+    message = rf"^tasks\.b\.whole: labels of 1 of 1 full images are missing: {root}/b/whole/big\.txt\. Add"
     fails(root, message)
 
 
@@ -151,11 +151,11 @@ def test_empty_split(root: Path, part: str) -> None:
 def test_folder_without_images(root: Path) -> None:
     for path in (root / "a/images").iterdir():
         path.unlink()
-    fails(root, r"^tasks\.a\.train: \S*a/images: no images \(.*\.png.*\) there")
+    fails(root, r"^tasks\.a\.train: \S*a/images: no images \(.*\.png.*\); give the folder")
 
 
 def test_fewer_images_than_a_step_takes(root: Path) -> None:
-    message = r"b: 2 images, fewer .*\(3 per process x 1 processes = 3\)\. Lower the batch size"
+    message = r"b: 2 images, fewer .*\(3 per process x 1 processes = 3\)\. Reduce the batch size"
     fails(root, message, tasks__b__batch_size=3)
 
 

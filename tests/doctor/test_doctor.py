@@ -168,7 +168,11 @@ def test_limits_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
     finding = only(machine.check_processor, "cpu")
-    assert finding.level == "warning" and "0.5 only" in finding.text and "OMP_NUM_THREADS=1" in finding.advice
+    assert (
+        finding.level == "warning"
+        and "CPU quota is 0.5" in finding.text
+        and "OMP_NUM_THREADS=1" in finding.advice
+    )
     memory = by_subject(machine.check_memory)["memory"]
     assert memory.level == "warning" and "limited to 3.0 GiB" in memory.text
 

@@ -91,7 +91,7 @@ def test_scenes_are_kept_and_masks_follow_the_label_set(tasks_root: Path, tmp_pa
     before = read_mask(mask)
     cv2.imwrite(str(mask), before * 0 + 7)
     mdf_data.write_tasks(root, 64, 3, 2, workers=1)
-    assert "roads: 0 scenes written, 5 were there before" in capsys.readouterr().out
+    assert "roads: 0 scenes written, 5 existed already" in capsys.readouterr().out
     np.testing.assert_array_equal(read_mask(mask), before)
 
 

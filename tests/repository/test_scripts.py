@@ -135,7 +135,7 @@ def test_port_in_use_on_the_first_machine_only(bash, repository: Path, launcher)
         port = str(server.getsockname()[1])
         done = bash(repository / TRAIN, "0", port, "vit_t", "none")
         assert done.returncode == 1
-        assert re.search(rf"port {port} on \S+ is in use.* give another, for example \d+", done.stderr)
+        assert re.search(rf"port {port} on \S+ is in use.* choose another, for example \d+", done.stderr)
         told = [sys.executable, repository / "scripts" / "launch_check.py", "--gpus", "0"]
         assert subprocess.run(told, timeout=60).returncode == 0
 

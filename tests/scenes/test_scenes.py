@@ -13,13 +13,13 @@ from s5.data.labels import IGNORE, get_table
 from s5.data.splits import Split
 from scenes import BOX_CLASSES, CLASSES, LABEL_SETS, THEMES, generate_scene
 from scenes.__main__ import main
-from scenes.boxes import canonical, corners, dota_lines, visible_share
 from scenes.canvas import Canvas, Sun
 from scenes.classes import BUILDING, PLANE, SHIP, VEHICLE, WATER, Material
-from scenes.dataset import Request, write_dataset
+from scenes.dataset import Request, dota_lines, write_dataset
 from scenes.geometry import box
 from scenes.palette import Palette
 from scenes.render import cast_shadows
+from scenes.scene import polygons, visible_boxes, visible_share
 
 SMALL = Request(labeled=6, unlabeled=4, val=3, size=48)
 
@@ -114,16 +114,16 @@ def test_vehicles_stand_on_roads_and_ships_in_water(scenes):
         assert around[CLASSES.index(ground)] > 0.85 * around.sum()
 
 
-def test_canonical_boxes():
+def test_visible_boxes():
     rows = [(50, 50, 10, 30, 0.25, 5), (50, 50, 30, 10, 3.0, 5), (0, 50, 20, 8, 0, 5), (-9, 50, 20, 8, 0, 5)]
     boxes = np.array(rows)
-    out = canonical(boxes, 100)
+    out = visible_boxes(boxes, 100)
     assert len(out) == 3  # the last one is mostly out of the image
     assert (out[:, 2] >= out[:, 3]).all() and (np.abs(out[:, 4]) <= np.pi / 2).all()
     for before, after in zip(boxes[:2], out, strict=False):
-        a, b = corners(before[None])[0], corners(after[None])[0]
+        a, b = polygons(before[None])[0], polygons(after[None])[0]
         assert {tuple(p) for p in np.round(a, 3)} == {tuple(p) for p in np.round(b, 3)}
-    first = corners(np.array([(50.0, 50, 10, 4, np.pi / 2, 5)]))[0]
+    first = polygons(np.array([(50.0, 50, 10, 4, np.pi / 2, 5)]))[0]
     assert np.allclose(first, [(52, 45), (52, 55), (48, 55), (48, 45)])
     text = dota_lines(out[1:], 100).splitlines()[1]
     assert text == "-10.00 46.00 10.00 46.00 10.00 54.00 -10.00 54.00 vehicle 1"
@@ -228,7 +228,9 @@ def test_command_with_other_parameters_asks_before_replacing(world, tmp_path, ca
     command = _command(root, labeled=2, unlabeled=0, val=1, size=32)
     assert main(command) == 1
     message = capsys.readouterr().err
-    assert all(part in message for part in (str(root / "scenes.json"), "size=48 (asked: 32)", "--overwrite"))
+    assert all(
+        part in message for part in (str(root / "scenes.json"), "size=48 (requested: 32)", "--overwrite")
+    )
     assert main([*command, "--overwrite"]) == 0
     assert len(list((root / "labeled/scenes/train/images").iterdir())) == 2
     assert not (root / "splits/unlabeled/scenes.txt").exists()

@@ -93,7 +93,9 @@ def test_empty_dataset(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "roofs/train/images")
     (root / "roofs/train/images").mkdir()
     fails(
-        root, tmp_path, r"tasks.roofs.train: \S*roofs/train/images: no files that end in .*; put some there"
+        root,
+        tmp_path,
+        r"tasks.roofs.train: \S*roofs/train/images: no images \(.jpg.*; give the folder",
     )
 
 

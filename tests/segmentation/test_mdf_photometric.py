@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from s5.backbones.vit import Variant
-from s5.data.draws import NEUTRAL, Photometric, draw_photometric, sample_rng
+from s5.data.augmentation import NEUTRAL, Photometric, draw_photometric, sample_rng
 from s5.data.folders import pair_folders
 from s5.data.labels import get_table
 from s5.data.loaders import TasksCollate

@@ -7,15 +7,15 @@ _dota = dict(
         annotations=("dota/train/annotations", "dota/val/annotations"),
         names=("dota/splits/train.txt", "dota/splits/val.txt"),
     ),
-    val=dict(  # trained on, so that its scores say only that training works
+    val=dict(  # also trained on, so its scores only show that training works
         images="dota/val/images", annotations="dota/val/annotations", names="dota/splits/val.txt"
     ),
     test=dict(  # without labels; tools/test.py --split test --submit dota=FILE.zip
         images="dota/test-dev/images", names="dota/splits/test-dev.txt", windows=True
     ),
     batch_size=2,  # per GPU
-    skip_empty=True,  # as the field does
+    skip_empty=True,  # as is common
     train_difficult=True,
     ignore_below=2,  # pixels at the input
-    whole="dota/val/whole",  # labels of the whole images, of which the scores are
+    whole="dota/val/whole",  # labels of the full images, which are scored
 )

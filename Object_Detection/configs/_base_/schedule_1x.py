@@ -1,4 +1,4 @@
-"""The published schedule: 12 epochs, the learning rate falls tenfold at 8 and 11."""
+"""The published schedule: 12 epochs, learning rate divided by 10 after epochs 8 and 11."""
 
 optim = dict(
     lr=1e-4,
@@ -17,8 +17,8 @@ schedule = dict(
     checkpoint_interval=1,
     keep_checkpoints=2,
     log_interval=50,
-    # Steps skipped because their loss or gradients are not finite end the run if there are so many in a row,
-    # or more than this share of 1000 among the last 1000.
+    # The run stops after this many steps in a row with non-finite loss or gradients, which are skipped,
+    # or when they exceed this share of the last 1000 steps.
     max_skipped_in_a_row=10,
     max_skipped_share=0.01,
 )

@@ -24,8 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from s5.data.errors import DataError, ImageError, PrepareError
+from s5.data.files import write_bytes
 from s5.data.folders import find_files, is_system_name
-from s5.data.image_io import write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,17 @@
-"""An object as an annotation file has it, and the readers of the two kinds of files.
+"""Annotations of oriented objects: readers of DOTA text and DIOR-R XML, and a writer of DOTA text.
 
-DOTA's text: a line per object, ``x1 y1 x2 y2 x3 y3 x4 y4 class [flag]``, after optional lines
-``imagesource:...`` and ``gsd:...``. Flag 0 is an ordinary object, 1 (or any other number) a difficult one; 2
-is what cutting tools write for an object that a window truncates, which is an ordinary one.
+DOTA text has a line per object, `x1 y1 x2 y2 x3 y3 x4 y4 class [flag]`, after optional lines
+`imagesource:...` and `gsd:...`. Flag 0 is an ordinary object, 1 (or any other number) a difficult one; 2
+is written by cutting tools for an object truncated by a window, which is treated as an ordinary one.
 
-DIOR-R's XML: ``<object>`` with ``<name>``, ``<difficult>`` and a ``<robndbox>``, which has its corners
-(``<x_left_top>``, ``<y_left_top>`` ..., as in DIOR-R) or centre, sides and the angle in radians, clockwise
-(``<cx>``, ``<cy>``, ``<w>``, ``<h>``, ``<angle>``, as the tool roLabelImg writes). The ``<bndbox>`` that this
-tool writes for an upright box has the angle 0: it is recognised by ``<type>bndbox</type>``, or by a rotated
-object in the same file. Other upright boxes are refused, as they may be DIOR's horizontal annotations.
+DIOR-R XML has an `<object>` with `<name>`, `<difficult>` and a `<robndbox>`, which has either corners
+(`<x_left_top>`, `<y_left_top>` ..., as in DIOR-R) or centre, sides and the angle in radians, clockwise
+(`<cx>`, `<cy>`, `<w>`, `<h>`, `<angle>`, as written by roLabelImg). The `<bndbox>` that roLabelImg
+writes for an upright box is a box with angle 0: it is recognised by `<type>bndbox</type>`, or by a rotated
+object in the same file. Other upright boxes are refused, because they may be DIOR's horizontal annotations.
 
-YOLO's text (class numbers, shares of the image) is recognised and refused: names and sizes are not in it.
+YOLO text (class numbers, normalised coordinates) is recognised and refused: it has no class names or image
+size.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from s5.data.errors import DataError
-from s5.data.image_io import write_bytes
+from s5.data.files import write_bytes
 from s5.data.oriented.geometry import to_boxes, to_polygons
 
 logger = logging.getLogger(__name__)
@@ -43,17 +44,17 @@ _LINE = "x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]"
 
 
 class AnnotationError(DataError):
-    """An annotation file that cannot be read or holds an object that cannot be."""
+    """An annotation file that cannot be read or contains an invalid object."""
 
 
 class RawObject(NamedTuple):
-    """An object of a file.
+    """An object in an annotation file.
 
     Attributes:
-        where: its place, for messages.
-        name: of its class.
-        corners: eight coordinates in pixels.
-        difficult: whether scores leave it out.
+        where: Its line or number, for messages.
+        name: Name of its class.
+        corners: Eight coordinates in pixels.
+        difficult: Whether it is excluded from scores.
     """
 
     where: str
@@ -63,10 +64,10 @@ class RawObject(NamedTuple):
 
 
 def read_raw(path: Path) -> Iterator[RawObject]:
-    """The objects of a ``.txt`` or ``.xml`` in their order.
+    """Read the objects of a `.txt` or `.xml` file, in order.
 
     Raises:
-        AnnotationError: the file is missing or malformed.
+        AnnotationError: The file is missing or malformed.
     """
     return _read_xml(path) if path.suffix.lower() == ".xml" else _read_text(path)
 
@@ -86,11 +87,11 @@ def _parse(fields: list[str], where: str, path: Path) -> RawObject:
     if yolo := _yolo_kind(fields):
         raise AnnotationError(
             f"{path}, {where}: {yolo}: {' '.join(fields)!r}. Lines are {_LINE}, in pixels: multiply x by the "
-            "image's width and y by its height, and write the class's name (see data.yaml or classes.txt) "
-            "behind the corners"
+            "image's width and y by its height, and write the class name (see data.yaml or classes.txt) "
+            "after the corners"
         )
     if not 9 <= len(fields) <= 10:
-        hint = ". Names of classes have no white space" if len(fields) > 10 else ""
+        hint = ". Class names cannot contain white space" if len(fields) > 10 else ""
         raise AnnotationError(
             f"{path}, {where}: {len(fields)} fields instead of 9 or 10, {_LINE}: {' '.join(fields)!r}{hint}"
         )
@@ -103,12 +104,12 @@ def _parse(fields: list[str], where: str, path: Path) -> RawObject:
 
 
 def _yolo_kind(fields: Sequence[str]) -> str:
-    """What a line of YOLO's text is, a class number and then shares of the image; empty for other lines."""
+    """Describe a line of YOLO text, a class number and normalised coordinates; empty for other lines."""
     try:
         shares = [float(field) for field in fields[1:]]
     except ValueError:
         return ""
-    # A name in place of the last share would be a whole number at most.
+    # In DOTA text, the last field is a class name or an integer flag.
     if not (
         fields[0].isdecimal() and shares and "." in fields[-1] and all(-1 <= share <= 2 for share in shares)
     ):
@@ -137,7 +138,7 @@ def _read_xml(path: Path) -> Iterator[RawObject]:
 
 
 def _corners(node: ElementTree.Element, path: Path, where: str, rotated: bool) -> list[float]:
-    """Corners of an object; ``rotated`` says whether any object of the file is."""
+    """Corners of an object; `rotated` says whether the file has any rotated object."""
     box, upright = node.find("robndbox"), node.find("bndbox")
     if box is None and upright is not None and (rotated or (node.findtext("type") or "").strip() == "bndbox"):
         left, top, right, bottom = (_number(upright, tag, path, where) for tag in UPRIGHT_TAGS)
@@ -147,7 +148,7 @@ def _corners(node: ElementTree.Element, path: Path, where: str, rotated: bool) -
     if box is None:
         found = ", ".join(f"<{child.tag}>" for child in node)
         raise AnnotationError(
-            f"{path}, {where}: no <robndbox> (it has {found}). Give the oriented annotations, which DIOR-R "
+            f"{path}, {where}: no <robndbox> (it has {found}). Use the oriented annotations, which DIOR-R "
             "ships in 'Annotations/Oriented Bounding Boxes'"
         )
     if box.find("cx") is None:
@@ -156,11 +157,11 @@ def _corners(node: ElementTree.Element, path: Path, where: str, rotated: bool) -
 
 
 def _box_corners(values: Sequence[float], path: Path, where: str) -> list[float]:
-    """Corners of centre, sides and angle."""
+    """Corners of a box given by centre, sides and angle."""
     if min(values[2:4]) < 0:
         raise AnnotationError(
-            f"{path}, {where}: a box of {values[2]:g} x {values[3]:g} pixels; sides are not negative. "
-            "Correct the object or take it out"
+            f"{path}, {where}: a box of {values[2]:g} x {values[3]:g} pixels; sides cannot be negative. "
+            "Correct or remove the object"
         )
     return to_polygons(np.array([values])).ravel().tolist()
 
@@ -184,7 +185,7 @@ def _read_bytes(path: Path) -> bytes:
 
 ANNOTATION_EXTENSIONS = (".txt", ".xml")
 _CLASS_LISTS = ("classes.txt", "predefined_classes.txt")
-MIN_SIDE = 0.1  # pixels; what is thinner is a line or a point
+MIN_SIDE = 0.1  # pixels; thinner boxes are lines or points
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Objects:
     Attributes:
         polygons: float32 (n, 4, 2), corners x, y in pixels.
         labels: int64 (n,).
-        difficult: bool (n,), objects that scores leave out.
+        difficult: bool (n,), objects excluded from scores.
     """
 
     polygons: np.ndarray
@@ -210,14 +211,14 @@ class Objects:
         return to_boxes(self.polygons)
 
     def select(self, which: np.ndarray) -> Objects:
-        """Some of the objects, by a mask or indices."""
+        """Select objects by a mask or indices."""
         return Objects(self.polygons[which], self.labels[which], self.difficult[which])
 
 
 def make_objects(
     polygons: Sequence | np.ndarray = (), labels: Sequence[int] = (), difficult: Sequence[bool] = ()
 ) -> Objects:
-    """Objects of eight coordinates each; none by default."""
+    """Create objects from eight coordinates each; none by default."""
     return Objects(
         np.array(polygons, np.float32).reshape(-1, 4, 2),
         np.array(labels, np.int64),
@@ -246,11 +247,11 @@ class AnnotationReader:
     """Reads annotation files for a list of classes.
 
     Args:
-        classes: their names in the order of the labels; capitals do not count.
-        leave_out: classes that files may have, but of which no object is taken.
+        classes: Class names in the order of the labels; case is ignored.
+        leave_out: Classes in the files to skip.
 
     Raises:
-        DataError: names of classes that are empty, equal or have white space.
+        DataError: Class names are empty, equal or contain white space.
     """
 
     def __init__(self, classes: Sequence[str], leave_out: Sequence[str] = ()) -> None:
@@ -259,18 +260,18 @@ class AnnotationReader:
         self._left_out = {name.casefold() for name in leave_out}
 
     def read(self, path: Path, left_out: list[str] | None = None) -> Objects:
-        """The objects of one file, ``.txt`` (DOTA) or ``.xml`` (DIOR-R).
+        """Read the objects of a file, `.txt` (DOTA) or `.xml` (DIOR-R).
 
-        Objects without area, which DOTA has a few of, are left out: nothing can be learned from them, and no
-        detection can meet them.
+        Objects without area (DOTA has a few) are skipped: they cannot be learned, and no detection can match
+        them.
 
         Args:
-            path: the file.
-            left_out: takes a message for each of them.
+            path: The file.
+            left_out: List to which a message is appended for each of them.
 
         Raises:
-            AnnotationError: the file is missing or malformed, or has a class that is unknown or a coordinate
-                that is no finite number.
+            AnnotationError: The file is missing or malformed, or has an unknown class or a non-finite
+                coordinate.
         """
         raw = [item for item in read_raw(path) if item.name.casefold() not in self._left_out]
         labels = [self._label(path, item) for item in raw]
@@ -316,13 +317,13 @@ def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dic
 def write_objects(
     path: Path, objects: Objects, classes: Sequence[str], truncated: np.ndarray | None = None
 ) -> None:
-    """Write DOTA's text, whole or not at all.
+    """Write DOTA text atomically.
 
     Args:
-        path: the file.
-        objects: coordinates keep all their digits.
-        classes: names by label.
-        truncated: bool (n,), which objects a window truncates.
+        path: The file.
+        objects: The objects; coordinates are written with all digits.
+        classes: Class names by label.
+        truncated: bool (n,), objects truncated by a window.
     """
     flags = np.zeros(len(objects), int) if truncated is None else np.where(truncated, FLAG_TRUNCATED, 0)
     flags[objects.difficult] = FLAG_DIFFICULT

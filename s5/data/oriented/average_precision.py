@@ -1,8 +1,8 @@
 """Average precision of rotated boxes, as the VOC and DOTA development kits and mmrotate define it.
 
-A detection meets the object of its class with which it has the largest IoU, if this reaches the threshold. By
-falling score, the first to meet an object is right, further ones are wrong; one that meets a difficult object
-counts as neither, and one that meets nothing is wrong.
+A detection is matched to the object of its class with the largest IoU, if that reaches the threshold. In
+order of decreasing score, the first match of an object is a true positive, further ones are false positives;
+a match of a difficult object is not counted, and a detection without a match is a false positive.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from s5.ops.rotated_iou import rotated_iou
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 RIGHT, WRONG, NOT_COUNTED = 1, 0, -1
-CELLS = 1 << 20  # of the table of overlaps that is held at once
-_RECALLS = np.arange(0, 1.1, 0.1)  # with the rounding of 0.3, 0.6 and 0.7 that the development kits have
+CELLS = 1 << 20  # cells of the overlap table held at once
+_RECALLS = np.arange(0, 1.1, 0.1)  # with the rounding of 0.3, 0.6 and 0.7 in the development kits
 
 
 class Precision(NamedTuple):
     """Scores of all classes, 0 to 1; NaN for classes without objects.
 
     Attributes:
-        eleven_points: (K, T) by class and IoU threshold, mean of the precision at recalls 0, 0.1 ... 1 (VOC
-            2007), as DOTA and DIOR-R are scored.
+        eleven_points: (K, T) by class and IoU threshold, mean precision at recalls 0, 0.1 ... 1 (VOC
+            2007), used for DOTA and DIOR-R.
         area: (K, T), area under the precision-recall curve.
-        recall: (K, T), of all detections.
-        objects: int64 (K,), difficult ones not counted.
+        recall: (K, T), recall of all detections.
+        objects: int64 (K,), without difficult ones.
         detections: int64 (K,).
     """
 
@@ -41,13 +41,13 @@ class Precision(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The detections of one or more images, each right, wrong or not counted.
+    """Outcome of each detection of one or more images: true positive, false positive or not counted.
 
     Attributes:
         scores: float32 (n,).
         labels: int64 (n,).
-        outcomes: int8 (T, n), by IoU threshold.
-        objects: int64 (K,), objects of each class, difficult ones not counted.
+        outcomes: int8 (T, n), by IoU threshold: `RIGHT`, `WRONG` or `NOT_COUNTED`.
+        objects: int64 (K,), objects of each class without difficult ones.
     """
 
     scores: np.ndarray
@@ -59,12 +59,12 @@ class Matches(NamedTuple):
 def match(
     found: Detections, objects: Objects, classes: int, thresholds: Sequence[float] = THRESHOLDS
 ) -> Matches:
-    """Match the detections of an image with its objects.
+    """Match the detections of an image to its objects.
 
     Args:
-        found: detections; of equal scores, the earlier goes first.
-        objects: ground truth in the same pixels.
-        classes: number of classes.
+        found: Detections; among equal scores, the earlier one goes first.
+        objects: Ground truth, in pixels of the same image.
+        classes: Number of classes.
         thresholds: IoU thresholds above 0.
     """
     overlap, nearest = _best_overlaps(found, objects)
@@ -80,15 +80,15 @@ def match(
 
 
 def average_precision(parts: Sequence[Matches], classes: int, count: int = len(THRESHOLDS)) -> Precision:
-    """Average precision of the images together.
+    """Average precision over all images.
 
-    Of detections with equal scores, those of earlier images go first: for one result whatever the number of
-    processes, give the images in one order.
+    Among detections with equal scores, those of earlier images go first: keep the order of the images fixed
+    to get the same result with any number of processes.
 
     Args:
-        parts: matches of each image.
-        classes: number of classes.
-        count: number of IoU thresholds.
+        parts: Matches of each image.
+        classes: Number of classes.
+        count: Number of IoU thresholds.
     """
     none = Matches(np.zeros(0), np.zeros(0, int), np.zeros((count, 0)), np.zeros(classes, int))
     parts = [none, *parts]
@@ -111,7 +111,7 @@ def average_precision(parts: Sequence[Matches], classes: int, count: int = len(T
 
 
 def _best_overlaps(found: Detections, objects: Objects) -> tuple[np.ndarray, np.ndarray]:
-    """Largest IoU (n,) with an object of the same class, 0 for none, and the index of this object."""
+    """Largest IoU (n,) with an object of the same class, 0 for none, and the index of that object."""
     overlap, nearest = np.zeros(len(found.scores)), np.zeros(len(found.scores), np.int64)
     if not len(objects) or not len(overlap):
         return overlap, nearest
@@ -124,7 +124,7 @@ def _best_overlaps(found: Detections, objects: Objects) -> tuple[np.ndarray, np.
 
 
 def _apart_by_class(found: Detections, objects: Objects) -> list[torch.Tensor]:
-    """Boxes (n, 5) and (m, 5), float64, moved so that those of different classes never meet."""
+    """Boxes (n, 5) and (m, 5), float64, shifted so that different classes do not overlap."""
     boxes = [torch.from_numpy(part).double() for part in (found.boxes, objects.boxes)]
     together = torch.cat(boxes)
     finite = together[together.isfinite().all(1)].abs()
@@ -135,7 +135,7 @@ def _apart_by_class(found: Detections, objects: Objects) -> list[torch.Tensor]:
 
 
 def _curve(outcome: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision after each detection, by falling score."""
+    """Recall and precision after each detection, by decreasing score."""
     counted = outcome[outcome != NOT_COUNTED]
     right = np.cumsum(counted == RIGHT)
     return right / objects, right / np.arange(1, len(counted) + 1)
@@ -147,6 +147,6 @@ def _eleven_points(recalls: np.ndarray, precisions: np.ndarray) -> float:
 
 
 def _area(recalls: np.ndarray, precisions: np.ndarray) -> float:
-    """Area under the curve, the precision at a recall being the best one at this recall or a higher one."""
+    """Area under the curve of interpolated precision: the best precision at this or a higher recall."""
     best = np.maximum.accumulate(precisions[::-1])[::-1]
     return float((np.diff(recalls, prepend=0) * best).sum())

@@ -1,6 +1,4 @@
-"""What a detector finds in an image."""
-
-from __future__ import annotations
+"""Detections of an image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s5.data.image_io import write_bytes
+from s5.data.files import write_bytes
 from s5.data.oriented.geometry import to_polygons
 
 
@@ -25,13 +23,13 @@ class Detections(NamedTuple):
     scores: np.ndarray
     labels: np.ndarray
 
-    def select(self, which: np.ndarray) -> Detections:
-        """Some of them, by a mask or indices."""
+    def select(self, which: np.ndarray) -> "Detections":
+        """Select detections by a mask or indices."""
         return Detections(self.boxes[which], self.scores[which], self.labels[which])
 
 
 def make_detections(boxes: object = (), scores: object = (), labels: object = ()) -> Detections:
-    """Detections from arrays, lists or tensors on a CPU; none by default."""
+    """Create detections from arrays, lists or CPU tensors; none by default."""
     return Detections(
         np.asarray(boxes, np.float32).reshape(-1, 5),
         np.asarray(scores, np.float32).reshape(-1),
@@ -40,19 +38,19 @@ def make_detections(boxes: object = (), scores: object = (), labels: object = ()
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
-    """All detections of several parts, in their order."""
+    """Concatenate detections, in order."""
     return Detections(*map(np.concatenate, zip(*parts, strict=True))) if parts else make_detections()
 
 
 def write_detections(path: Path, found: Detections, classes: Sequence[str]) -> None:
-    """Write a line ``x1 y1 x2 y2 x3 y3 x4 y4 class 0 score`` for each detection, whole or not at all.
+    """Write a line `x1 y1 x2 y2 x3 y3 x4 y4 class 0 score` for each detection, atomically.
 
-    The first ten fields are those of a DOTA annotation of an object that is not difficult.
+    The first ten fields are a DOTA annotation of an object that is not difficult.
 
     Args:
-        path: the file; missing folders are made.
-        found: corners are written with two decimals, scores with all digits.
-        classes: names by label.
+        path: The file; missing folders are created.
+        found: The detections; corners are written with two decimals, scores with all digits.
+        classes: Class names by label.
     """
     rows = zip(to_polygons(found.boxes).reshape(-1, 8), found.labels, found.scores, strict=True)
     lines = [f"{corners_text(corners)} {classes[label]} 0 {score}\n" for corners, label, score in rows]
@@ -60,5 +58,5 @@ def write_detections(path: Path, found: Detections, classes: Sequence[str]) -> N
 
 
 def corners_text(corners: np.ndarray) -> str:
-    """Eight coordinates with two decimals."""
+    """Format eight coordinates with two decimals."""
     return " ".join(f"{value:.2f}" for value in corners)

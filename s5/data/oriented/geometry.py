@@ -1,8 +1,8 @@
 """Quadrilaterals and rotated boxes as numpy arrays.
 
-A box is (x, y, w, h, theta), le90: centre and sides in pixels, w >= h, and the angle in radians by which the
-x axis turns into the long side, in [-pi/2, pi/2). As y points down, positive angles turn clockwise on the
-screen. Coordinates are those of pixel edges: an image of W columns reaches from x = 0 to x = W.
+A box is (x, y, w, h, theta), le90: centre and sides in pixels, w >= h, and the angle in radians from the
+x axis to the long side, in [-pi/2, pi/2). As y points down, positive angles turn clockwise on the
+screen. Integer coordinates are pixel edges: an image with W columns extends from x = 0 to x = W.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ RELATIVE_TIE = 1e-6
 
 
 def to_boxes(polygons: np.ndarray) -> np.ndarray:
-    """Rectangle of the smallest area around each quadrilateral; a rectangle's own.
+    """Minimum-area rectangle of each quadrilateral.
 
-    One side of it lies along an edge of the convex hull (Freeman and Shapira, 1975), so on a line through two
-    of the four corners: these six are tried. Of rectangles equally small, as around a square, the one along
-    the earlier edge is taken.
+    One of its sides lies along an edge of the convex hull (Freeman and Shapira, 1975), so on a line through
+    two of the four corners: all six are tried. Among equally small rectangles, as around a square, the one
+    along the earlier edge is chosen.
 
     Args:
         polygons: (n, 4, 2) corners in any order.
@@ -30,7 +30,7 @@ def to_boxes(polygons: np.ndarray) -> np.ndarray:
     angles = np.arctan2(edges[..., 1], edges[..., 0])
     axes = np.stack([np.cos(angles), np.sin(angles)], -1)
     normals = np.stack([-axes[..., 1], axes[..., 0]], -1)
-    offsets = corners - corners[:, :1]  # far from the origin, products would lose digits
+    offsets = corners - corners[:, :1]  # products far from the origin would lose precision
     along, across = (np.einsum("nkc,npc->nkp", directions, offsets) for directions in (axes, normals))
     low = np.stack([along.min(-1), across.min(-1)], -1)  # (n, 6, 2)
     high = np.stack([along.max(-1), across.max(-1)], -1)
@@ -43,7 +43,7 @@ def to_boxes(polygons: np.ndarray) -> np.ndarray:
 
 
 def regular_boxes(boxes: np.ndarray) -> np.ndarray:
-    """The same rectangles with w >= h and theta in [-pi/2, pi/2), float32 (n, 5)."""
+    """Convert boxes to le90: w >= h and theta in [-pi/2, pi/2), float32 (n, 5)."""
     boxes = boxes.astype(np.float64)
     turned = boxes[:, 2] < boxes[:, 3]
     boxes[turned, 2:4] = boxes[turned, 3:1:-1]
@@ -51,12 +51,12 @@ def regular_boxes(boxes: np.ndarray) -> np.ndarray:
     boxes[:, 4] = (angles + np.pi / 2) % np.pi - np.pi / 2
     result = boxes.astype(np.float32)
     right_angle = np.float32(np.pi / 2)
-    result[result[:, 4] >= right_angle, 4] = -right_angle  # rounding may reach the open end
+    result[result[:, 4] >= right_angle, 4] = -right_angle  # rounding may reach pi/2
     return result
 
 
 def to_polygons(boxes: np.ndarray) -> np.ndarray:
-    """Corners (n, 4, 2) of boxes (n, 5), clockwise on the screen, in the type of ``boxes``."""
+    """Corners (n, 4, 2) of boxes (n, 5), clockwise on the screen, with the type of `boxes`."""
     wide = boxes.astype(np.float64)
     cos, sin = np.cos(wide[:, 4]), np.sin(wide[:, 4])
     turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], 1)  # rows: the box's own axes
@@ -65,14 +65,14 @@ def to_polygons(boxes: np.ndarray) -> np.ndarray:
 
 
 def enclosing_boxes(polygons: np.ndarray) -> np.ndarray:
-    """Upright boxes (n, 4), x1, y1, x2, y2, around quadrilaterals (n, 4, 2)."""
+    """Upright bounding boxes (n, 4), x1, y1, x2, y2, of quadrilaterals (n, 4, 2)."""
     return np.concatenate([polygons.min(1), polygons.max(1)], 1)
 
 
 def flip_polygons(
     polygons: np.ndarray, height: float, width: float, horizontal: bool, vertical: bool
 ) -> np.ndarray:
-    """Quadrilaterals (n, 4, 2) of an image of ``height`` x ``width`` pixels that is mirrored."""
+    """Flip quadrilaterals (n, 4, 2) with their image of `height` x `width` pixels."""
     flipped = polygons.copy()
     if horizontal:
         flipped[..., 0] = width - flipped[..., 0]
@@ -82,10 +82,10 @@ def flip_polygons(
 
 
 def share_inside(polygons: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:
-    """Share of the area of each quadrilateral that lies in an upright window.
+    """Share of the area of each quadrilateral inside an upright window.
 
-    By Green's theorem the shared area is the integral of k(x) dk(y) along the boundary, where k moves a
-    coordinate into the window: see :mod:`s5.ops.rotated_iou`.
+    By Green's theorem the shared area is the integral of k(x) dk(y) along the boundary, where k clamps a
+    coordinate to the window: see `s5.ops.rotated_iou`.
 
     Args:
         polygons: (n, 4, 2) corners in any order; sorted around their centre if they cross.
@@ -109,7 +109,7 @@ def _sorted_around(corners: np.ndarray) -> np.ndarray:
 
 
 def _boundary_integral(corners: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Signed area (n,) that polygons (n, 4, 2) share with the window from (0, 0) to (width, height)."""
+    """Signed area (n,) shared by polygons (n, 4, 2) and the window from (0, 0) to (width, height)."""
     start, edge = corners, np.roll(corners, -1, 1) - corners
     t0, t1 = _times(start[..., 1], edge[..., 1], height, 0.0, 1.0)
     s0, s1 = _times(start[..., 0], edge[..., 0], width, t0, t1)
@@ -121,7 +121,7 @@ def _boundary_integral(corners: np.ndarray, width: float, height: float) -> np.n
 def _times(
     start: np.ndarray, edge: np.ndarray, limit: float, first: np.ndarray | float, last: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """When start + t * edge is between 0 and ``limit``, within [first, last]."""
+    """Interval of t within [first, last] where start + t * edge is between 0 and `limit`."""
     safe = np.where(np.abs(edge) > 1e-12, edge, 1e-12)
     times = np.stack([-start / safe, (limit - start) / safe])
     return np.clip(times.min(0), first, last), np.clip(times.max(0), first, last)

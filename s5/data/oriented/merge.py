@@ -1,8 +1,8 @@
-"""Put windows of an image together again: their detections by rotated NMS, and their objects.
+"""Merge the windows of an image: their detections by rotated NMS, and their objects.
 
-The name of a window says where it lies: ``<image>__<size>__<x>___<y>``, the offsets in pixels of the image,
-as mmrotate's tool and ``python -m s5.data.prepare dota`` cut. In names of DOTA's own development kit, a rate
-(such as 1 or 0.5) stands in place of the size, by which the image was resized before it was cut: offsets
+The name of a window gives its position: `<image>__<size>__<x>___<y>`, with offsets in image pixels,
+as written by mmrotate's tool and `python -m s5.data.prepare dota`. DOTA's development kit writes a rate
+(such as 1 or 0.5) instead of the size, by which the image was resized before cutting: offsets
 and boxes are then in pixels of the resized image.
 """
 
@@ -21,19 +21,19 @@ from s5.data.oriented.detections import Detections, concatenate
 from s5.ops.rotated_nms import rotated_nms
 
 NMS_THRESHOLD = 0.1  # as published and usual for DOTA
-LARGEST_RATE = 16  # no window is as small, and no image is enlarged as much
-SAME = 0.25  # pixels, by which coordinates of one object may differ between windows
+LARGEST_RATE = 16  # smaller numbers are rates: no window is that small, and no image is enlarged that much
+SAME = 0.25  # largest difference in pixels between coordinates of the same object in different windows
 _WINDOW = re.compile(r"(?P<image>.+)__(?P<size>\d+(?:\.\d+)?)__(?P<x>\d+)___(?P<y>\d+)")
 
 
-class Place(NamedTuple):
-    """Where a window lies.
+class WindowPosition(NamedTuple):
+    """Position of a window in its image.
 
     Attributes:
-        image: name of the image.
-        x: offset in pixels of the window.
-        y: likewise.
-        rate: pixels of the window per pixel of the image.
+        image: Name of the image.
+        x: First column, in pixels of the window.
+        y: First row, in pixels of the window.
+        rate: Pixels of the window per pixel of the image.
     """
 
     image: str
@@ -43,63 +43,61 @@ class Place(NamedTuple):
 
 
 def window_name(image: str, size: int, x: int, y: int) -> str:
-    """Name of the window of ``size`` pixels at column ``x`` and row ``y`` of an image."""
+    """Name of the window of `size` pixels at column `x` and row `y` of an image."""
     return f"{image}__{size}__{x}___{y}"
 
 
-def place_of(name: str) -> Place:
-    """Where the window of a name lies; an image of another name is whole."""
+def parse_window_name(name: str) -> WindowPosition:
+    """Parse the name of a window; any other name is that of a full image."""
     parts = _WINDOW.fullmatch(name)
     if parts is None:
-        return Place(name)
+        return WindowPosition(name)
     size = float(parts["size"])
     rate = size if 0 < size < LARGEST_RATE else 1.0
-    return Place(parts["image"], int(parts["x"]), int(parts["y"]), rate)
+    return WindowPosition(parts["image"], int(parts["x"]), int(parts["y"]), rate)
 
 
 def merge_windows(
     windows: Iterable[tuple[str, Detections]], threshold: float = NMS_THRESHOLD
 ) -> dict[str, Detections]:
-    """Detections of whole images from those of windows.
-
-    Of boxes of one class that overlap, the one of the highest score stays. Memory is that of the detections.
+    """Merge the detections of windows to those of full images, by rotated NMS within each class.
 
     Args:
-        windows: name and detections of each, in pixels of the window, in any order.
-        threshold: IoU above which the box of lower score goes.
+        windows: Name and detections of each window, in pixels of the window, in any order.
+        threshold: IoU above which the box with the lower score is removed.
 
     Returns:
-        By name of the image, in the order of the names; detections by falling score.
+        Detections by image, sorted by name; those of an image by decreasing score.
     """
     parts: dict[str, list[tuple[str, Detections]]] = defaultdict(list)
     for name, found in windows:
-        place = place_of(name)
+        window = parse_window_name(name)
         boxes = found.boxes.copy()
-        boxes[:, :2] += np.array([place.x, place.y], np.float32)
-        boxes[:, :4] /= np.float32(place.rate)
-        parts[place.image].append((name, found._replace(boxes=boxes)))
+        boxes[:, :2] += np.array([window.x, window.y], np.float32)
+        boxes[:, :4] /= np.float32(window.rate)
+        parts[window.image].append((name, found._replace(boxes=boxes)))
     return {image: _suppress(parts[image], threshold) for image in sorted(parts)}
 
 
 def merge_objects(windows: Iterable[tuple[str, Objects]]) -> dict[str, Objects]:
-    """Objects of whole images from those of overlapping windows, which were not clipped.
+    """Merge the unclipped objects of overlapping windows to those of full images.
 
-    An object that no window has, as one much larger than the windows, is missing: where the annotations of
-    the whole images are at hand, use them.
+    Objects in no window, such as those much larger than the windows, are missing: use the annotations of
+    the full images if available.
 
     Returns:
-        By name of the image, in the order of the names.
+        Objects by image, sorted by name.
     """
     parts: dict[str, list[Objects]] = defaultdict(list)
     for name, objects in windows:
-        place = place_of(name)
-        polygons = (objects.polygons + np.array([place.x, place.y], np.float32)) / np.float32(place.rate)
-        parts[place.image].append(Objects(polygons, objects.labels, objects.difficult))
+        window = parse_window_name(name)
+        polygons = (objects.polygons + np.array([window.x, window.y], np.float32)) / np.float32(window.rate)
+        parts[window.image].append(Objects(polygons, objects.labels, objects.difficult))
     return {image: _without_repeats(parts[image]) for image in sorted(parts)}
 
 
 def _suppress(windows: list[tuple[str, Detections]], threshold: float) -> Detections:
-    windows.sort(key=lambda window: window[0])  # among equal scores, the result depends on the order
+    windows.sort(key=lambda window: window[0])  # the order matters among equal scores
     found = concatenate([part for _, part in windows])
     boxes, scores, labels = map(torch.from_numpy, found)
     return found.select(rotated_nms(boxes, scores, threshold, labels).numpy())

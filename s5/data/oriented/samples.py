@@ -1,4 +1,4 @@
-"""Images paired with their annotation files, and all their objects in a few arrays."""
+"""Images paired with their annotation files; all objects are held in a few arrays."""
 
 import logging
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s5.data.errors import DataError, SplitError
-from s5.data.folders import find_files
+from s5.data.errors import DataError, SplitError, shorten
+from s5.data.folders import files_by_name
 from s5.data.image_io import image_size
 from s5.data.oriented.annotations import (
     ANNOTATION_EXTENSIONS,
@@ -18,7 +18,7 @@ from s5.data.oriented.annotations import (
     make_objects,
     without_class_list,
 )
-from s5.data.oriented.merge import place_of
+from s5.data.oriented.merge import parse_window_name
 from s5.data.splits import IMAGE_EXTENSIONS, Split, explain_foreign, format_line
 
 logger = logging.getLogger(__name__)
@@ -32,25 +32,24 @@ _ENDING = re.compile(
 
 
 class AnnotatedImages:
-    """The images of a dataset in the order of their names, with their objects.
+    """The images of a dataset, sorted by name, with their objects.
 
-    An image and its annotation have the same path below their folders, extension aside: this path is the
-    image's name. Every annotation is read here, so that what is wrong is said before anything runs. Objects
-    without area are left out with a warning.
+    An image and its annotation have the same path below their folders, apart from the extension; this path is
+    the name of the image. All annotations are read here, so that errors are raised before training. Objects
+    without area are skipped with a warning.
 
     Args:
-        images: folder of the images, or several.
-        annotations: folder of the annotation files, or several; None for images without ground truth.
-        classes: names of the classes, in the order of the labels.
-        split: a file that lists the images to take, one a line, by name or by path, or several; all by
-            default.
-        leave_out: classes that the annotations may have, but of which no object is taken.
+        images: One or several folders of images.
+        annotations: One or several folders of annotation files; None for images without ground truth.
+        classes: Class names, in the order of the labels.
+        split: One or several files that list the images to use, one per line, by name or path; default: all.
+        leave_out: Classes in the annotations to skip.
 
     Raises:
-        SplitError: a folder or the split is missing or empty, two files have one name, or an image has no
-            annotation or the other way round.
-        AnnotationError: annotations cannot be read; names the first ones.
-        DataError: no image has an object, or the classes are no list of names.
+        SplitError: A folder or the split is missing or empty, two files have the same name, or an image has
+            no annotation or vice versa.
+        AnnotationError: Annotations cannot be read; names the first ones.
+        DataError: No image has an object, or the class names are invalid.
     """
 
     def __init__(
@@ -64,13 +63,13 @@ class AnnotatedImages:
         self.classes = tuple(classes)
         reader = AnnotationReader(classes, leave_out)
         folders = _listed(images)
-        found = _by_name(folders, IMAGE_EXTENSIONS, "images")
+        found = files_by_name(folders, IMAGE_EXTENSIONS, "images")
         names = sorted(found)
         if split is not None:
             names = sorted(set().union(*(_chosen(path, found) for path in _listed(split))))
         texts: dict[str, Path] = {}
         if annotations is not None:
-            texts = _by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
+            texts = files_by_name(_listed(annotations), ANNOTATION_EXTENSIONS, "annotations")
             texts = without_class_list(texts, found)
             _require_partners(names, found, texts, split)
         lines = [format_line(str(found[name]), str(texts[name]) if texts else None) for name in names]
@@ -81,7 +80,7 @@ class AnnotatedImages:
         if annotations is not None and not len(self._labels):
             raise DataError(
                 f"{self.folders}: none of the {len(names)} images has an object of the classes "
-                f"{', '.join(self.classes)}. Are these the right annotations?"
+                f"{', '.join(self.classes)}. Check the annotation folder and the classes"
             )
 
     def __len__(self) -> int:
@@ -89,7 +88,7 @@ class AnnotatedImages:
 
     @property
     def names(self) -> list[str]:
-        """Names of all images, see :meth:`name`."""
+        """Names of all images, see `name`."""
         return [self.name(index) for index in range(len(self))]
 
     def name(self, index: int) -> str:
@@ -114,7 +113,7 @@ class AnnotatedImages:
         return np.bincount(self._labels, minlength=len(self.classes))
 
     def _pack(self, objects: Sequence[Objects]) -> None:
-        # Plain arrays: forked workers share their pages as long as nobody writes to them.
+        # Plain arrays: forked workers share their pages as long as nothing writes to them.
         self._offsets = np.cumsum([0, *map(len, objects)])
         self._polygons, self._labels, self._difficult = (
             np.concatenate([getattr(part, name) for part in objects])
@@ -123,10 +122,10 @@ class AnnotatedImages:
 
 
 def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Objects]:
-    """The objects of annotation files; none for None. Warns of objects without area, which are left out.
+    """Read the objects of annotation files; None has none. Skips objects without area, with a warning.
 
     Raises:
-        AnnotationError: files cannot be read; names the first ones.
+        AnnotationError: Files cannot be read; names the first ones.
     """
     objects: list[Objects] = []
     errors: list[str] = []
@@ -139,7 +138,7 @@ def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Obj
         else:
             objects.append(read)
     if without_area:
-        logger.warning("%d objects are left out, the first:\n%s", len(without_area), _first(without_area))
+        logger.warning("%d objects skipped, the first:\n%s", len(without_area), _first(without_area))
     if errors:
         number = "" if len(errors) == 1 else f"{len(errors)} annotation files cannot be used, the first:\n"
         raise AnnotationError(number + _first(errors))
@@ -155,35 +154,20 @@ def _listed(folders: Folders) -> list[Path]:
     return [Path(path).absolute() for path in paths]
 
 
-def _by_name(folders: Sequence[Path], extensions: tuple[str, ...], what: str) -> dict[str, Path]:
-    """Files of some folders by their path below the folder, without extension."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise SplitError(f"{folder}: no such folder; give the folder of the {what}")
-        for path in find_files(folder, endings=extensions):
-            other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-            if other is not path:
-                raise SplitError(f"{other} and {path} have the same name; keep one of them")
-    if not found:
-        raise SplitError(f"{' and '.join(map(str, folders))}: no {what} ({', '.join(extensions)}) there")
-    return found
-
-
 def _chosen(split: Path, found: Mapping[str, Path]) -> set[str]:
-    """Names that a list file takes."""
+    """Names of the images listed in a file."""
     names = {sample.name: _name_of(sample.name, found) for sample in Split(split, split.parent)}
     if missing := [line for line, name in names.items() if name is None]:
         folder = next(iter(found.values())).parent
         reason = explain_foreign(missing[0])
         raise SplitError(
-            f"{split}: {_some(missing, 'images')} that it lists are not in {folder}{reason and f'; {reason}'}"
+            f"{split}: {_some(missing, 'listed images')} are not in {folder}{reason and f'; {reason}'}"
         )
     return {name for name in names.values() if name is not None}
 
 
 def _name_of(line: str, found: Mapping[str, Path]) -> str | None:
-    """The image that a line names: by its name, or by a path that ends in its name."""
+    """The image of a line, given by its name or a path that ends with its name."""
     parts = _ENDING.sub("", line).split("/")
     names = ("/".join(parts[first:]) for first in range(len(parts)))
     return next((name for name in names if name in found), None)
@@ -203,47 +187,45 @@ def _require_partners(
     if problems:
         folder = next(iter(images.values())).parent
         raise SplitError(
-            f"{folder}: {'; '.join(problems)}. Image and annotation have the same name; add what is missing, "
-            "take the others away, or give a split file that lists the images to take"
+            f"{folder}: {'; '.join(problems)}. Image and annotation must have the same name; add missing "
+            "files, remove the others, or give a split file that lists the images to use"
         )
 
 
 def _some(names: Sequence[str], what: str) -> str:
-    more = " ..." if len(names) > SHOWN else ""
-    return f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})"
+    return f"{len(names)} {what} ({shorten(names)})"
 
 
 def whole_names(names: Iterable[str]) -> list[str]:
-    """Names of the images that windows are of, sorted; an image that is no window stays itself."""
-    return sorted({place_of(name).image for name in names})
+    """Names of the full images of windows, sorted; the name of an image that is not a window is kept."""
+    return sorted({parse_window_name(name).image for name in names})
 
 
 def read_whole(
     folder: Path, windows: Iterable[str], classes: Sequence[str], leave_out: Sequence[str] = ()
 ) -> dict[str, Objects]:
-    """The objects of the whole images that windows are of, in pixels of the whole images.
+    """Read the objects of the full images of windows, in pixels of the full images.
 
     Args:
-        folder: has ``<image>.txt`` (DOTA) of each image, empty of one without objects.
-        windows: names of the windows.
-        classes: names of the classes, in the order of the labels.
-        leave_out: classes that the files may have, but of which no object is taken.
+        folder: Folder with `<image>.txt` (DOTA) for each image, empty for an image without objects.
+        windows: Names of the windows.
+        classes: Class names, in the order of the labels.
+        leave_out: Classes in the files to skip.
 
     Returns:
-        By name of the image.
+        Objects by image name.
 
     Raises:
-        SplitError: the folder or files are missing; names the first ones.
-        AnnotationError: files cannot be read; names the first ones.
+        SplitError: The folder or files are missing; names the first ones.
+        AnnotationError: Files cannot be read; names the first ones.
     """
     if not folder.is_dir():
-        raise SplitError(f"no folder {folder}; give that of the whole images' labels")
+        raise SplitError(f"{folder}: no such folder; give the folder of the full images' labels")
     files = {name: folder / f"{name}.txt" for name in whole_names(windows)}
     if missing := [str(file) for file in files.values() if not file.is_file()]:
-        shown = ", ".join(missing[:SHOWN]) + (" ..." if len(missing) > SHOWN else "")
         raise SplitError(
-            f"labels of {len(missing)} of {len(files)} whole images are missing: {shown}. Add them (an image "
-            f"without objects has an empty file), or leave whole out, to score windows as images of their own"
+            f"labels of {len(missing)} of {len(files)} full images are missing: {shorten(missing)}. Add them "
+            "(an image without objects has an empty file), or remove `whole` to score the windows separately"
         )
     objects = read_all(AnnotationReader(classes, leave_out), files.values())
     return dict(zip(files, objects, strict=True))

@@ -1,4 +1,4 @@
-"""Images of any shape as squares, which the network takes."""
+"""Training and validation images of oriented detection, letterboxed to a square."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from s5.data.oriented.annotations import Objects
 from s5.data.oriented.geometry import enclosing_boxes, flip_polygons, share_inside, to_boxes
 from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
 
-PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 once normalised, as the published padding is
+PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 when normalised, like the published padding
 
 
 def pad_image(image: np.ndarray, size: int) -> np.ndarray:
-    """An image (H, W, 3) with padding at the right and below, uint8 (size, size, 3)."""
+    """Pad an image (H, W, 3) at the right and bottom to uint8 (size, size, 3)."""
     height, width = image.shape[:2]
     square = np.empty((size, size, 3), np.uint8)
     square[:height, :width] = image
@@ -28,24 +28,24 @@ def pad_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def pad_valid(valid: np.ndarray, size: int) -> np.ndarray:
-    """Where a padded image has data, bool (size, size); padding counts as data, to keep its colour."""
+    """Pad a valid mask to bool (size, size); padding counts as data, to keep its colour."""
     padded = np.ones((size, size), bool)
     padded[: valid.shape[0], : valid.shape[1]] = valid
     return padded
 
 
 def fit_image(image: np.ndarray, size: int) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """Resize an image (H, W, 3) to fit a square, keeping its proportions, and pad it at the right and below.
+    """Letterbox an image (H, W, 3): resize it to fit a square, and pad it at the right and bottom.
 
     Returns:
-        uint8 (size, size, 3); the scale, exact for both axes; height and width of the image in the square.
+        Image uint8 (size, size, 3); scale, exact for both axes; height and width of the image in the square.
     """
     scale = size / max(image.shape[:2])
-    if min(image.shape[:2]) * scale < 1:  # a line of pixels, which stays one
+    if min(image.shape[:2]) * scale < 1:  # keep at least one pixel
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     elif scale != 1:
-        # By the factor: by the size, the rounded one, the axes would have slightly different scales.
+        # By factor: with a rounded target size the axes would have slightly different scales.
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     return pad_image(image, size), scale, image.shape[:2]
 
@@ -54,24 +54,23 @@ MIN_INSIDE = 0.5
 
 
 class OrientedImages:
-    """Training source: whole images resized to fit a square, mirrored at random.
+    """Training source: letterboxed images with random flips.
 
     Args:
-        images: folder of the images (png, jpg, tif, bmp, webp), or several.
-        annotations: folder of the ``.txt`` (DOTA) or ``.xml`` (DIOR-R) files of the same names, or several.
-        classes: names of the classes, in the order of the labels.
-        size: side of the square in pixels.
-        flip: mirror horizontally and vertically, each with probability 0.5.
-        split: a file that lists the images to take, by name or path, or several; all by default.
-        keep_empty: train on images without objects as well.
-        train_difficult: train on difficult objects as on others.
-        leave_out: classes that the annotations may have, but that are not trained on.
-        ignore_below: objects whose upright box has a side below this many pixels of the resized image are
-            neither objects nor background.
-        name: of the task, for messages.
+        images: Folder of the images (png, jpg, tif, bmp, webp), or several.
+        annotations: Folder of the `.txt` (DOTA) or `.xml` (DIOR-R) files of the same names, or several.
+        classes: Class names, in the order of the labels.
+        size: Side of the square in pixels.
+        flip: Flip horizontally and vertically, each with probability 0.5.
+        split: One or several files that list the images to use, by name or path; default: all.
+        keep_empty: Also train on images without objects.
+        train_difficult: Train on difficult objects; otherwise they are ignored.
+        leave_out: Classes in the annotations to skip.
+        ignore_below: Ignore objects whose upright box has a side below this many pixels of the resized image.
+        name: Name of the task, for messages.
 
     Raises:
-        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`; also if no image has an object to
+        DataError: See `s5.data.oriented.samples.AnnotatedImages`; also if no image has an object to
             train on.
     """
 
@@ -96,8 +95,8 @@ class OrientedImages:
         filled = [index for index in range(len(self.samples)) if self._has_objects(index)]
         if not filled:
             raise DataError(
-                f"{self.samples.folders}: all objects are marked as difficult, so that there is nothing to "
-                "train on; set train_difficult"
+                f"{self.samples.folders}: all objects are difficult, so there is nothing to train on; set "
+                "train_difficult"
             )
         self._kept = np.arange(len(self.samples)) if keep_empty else np.array(filled)
 
@@ -105,17 +104,17 @@ class OrientedImages:
         return len(self._kept)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Load an image with all random draws from ``rng``.
+        """Load an image; all random parameters come from `rng`.
 
         Returns:
-            ``image`` uint8 (S, S, 3), padded right and below; ``boxes`` float32 (n, 5), le90, in its pixels;
-            ``labels`` int64 (n,); ``ignored`` float32 (m, 5), neither objects nor background; ``name``;
-            ``shape`` (height, width) of the resized image; ``original`` (height, width) of the file;
-            ``scale``, pixels of the resized image per pixel of the file; ``valid`` bool tensor (H, W), false
+            `image` uint8 (S, S, 3), padded right and bottom; `boxes` float32 (n, 5), le90, in its pixels;
+            `labels` int64 (n,); `ignored` float32 (m, 5), boxes of ignored objects; `name`;
+            `shape` (height, width) of the resized image; `original` (height, width) of the file;
+            `scale`, pixels of the resized image per pixel of the file; `valid` bool tensor (H, W), false
             where the file has no data, None if it has data everywhere.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: The image cannot be read.
         """
         horizontal, vertical = (bool(value) for value in rng.random(2) < 0.5) if self.flip else (False, False)
         ignoring = self.train_difficult, self.ignore_below
@@ -131,19 +130,19 @@ class OrientedImages:
 
 
 class OrientedValidation(Dataset):
-    """Whole images of one task, resized to fit a square, with all their objects.
+    """Letterboxed validation images of a task with all their objects.
 
     Args:
-        images: as for :class:`OrientedImages`.
-        annotations: likewise; None for images without ground truth.
-        classes: names of the classes, in the order of the labels.
-        task: name of the task.
-        size: side of the square in pixels.
-        split: as for :class:`OrientedImages`.
-        leave_out: likewise.
+        images: See `OrientedImages`.
+        annotations: See `OrientedImages`; None for images without ground truth.
+        classes: Class names, in the order of the labels.
+        task: Name of the task.
+        size: Side of the square in pixels.
+        split: See `OrientedImages`.
+        leave_out: See `OrientedImages`.
 
     Raises:
-        DataError: see :class:`~s5.data.oriented.samples.AnnotatedImages`.
+        DataError: See `s5.data.oriented.samples.AnnotatedImages`.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class OrientedValidation(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """As :meth:`OrientedImages.load`, unmirrored; also ``objects``, in pixels of the file, ``task``."""
+        """Like `OrientedImages.load` without flips; also `objects`, in pixels of the file, and `task`."""
         item = _load(self.samples, index, self.size)
         return {**item, "objects": self.samples.objects(index), "task": self.task}
 
@@ -205,7 +204,7 @@ def _load(
 def _sorted_out(
     objects: Objects, shape: tuple[int, int], train_difficult: bool, ignore_below: float
 ) -> tuple[Objects, Objects]:
-    """Objects to train on, and those that are neither objects nor background; sizes in pixels of the file."""
+    """Objects to train on, and objects to ignore; `ignore_below` is in pixels of the file."""
     inside = share_inside(objects.polygons, (0, 0, shape[1], shape[0]))
     trained = inside >= MIN_INSIDE
     if not train_difficult:
@@ -216,24 +215,24 @@ def _sorted_out(
 
 
 class ObjectsCollate:
-    """Stacks images of several tasks, ordered by task; boxes stay lists, as their number differs.
+    """Stack images of several tasks, ordered by task; boxes stay in lists, because their numbers differ.
 
     Args:
-        tasks: names of the tasks, in the order of the model.
+        tasks: Names of the tasks, in the order of the model.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = list(tasks)
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch.
+        """Collate samples.
 
         Returns:
-            ``images`` (B, 3, S, S) uint8 in channels-last memory; ``counts``: images of each task by name, in
-            the order of the batch; lists ``boxes`` (n, 5), ``labels`` (n), ``ignored`` (m, 5), ``shapes``
-            (height, width without padding), ``scales``, ``names``; ``skipped``: an empty list. Of validation
-            images also ``name``, ``task``, ``objects``, in pixels of the files, and ``valid``, where there is
-            data.
+            `images` (B, 3, S, S) uint8 in channels-last memory; `counts`: images of each task by
+            name, in the order of the batch; lists
+            `boxes` (n, 5), `labels` (n), `ignored` (m, 5), `shapes` (height, width without padding),
+            `scales`, `names`; `skipped`: an empty list. For validation images also `name`, `task`,
+            `objects`, in pixels of the files, and `valid`, where the files have data.
         """
         images = np.stack([sample["image"] for sample in samples])
         batch = {
@@ -266,12 +265,12 @@ def objects_loader(
     Args:
         sources: training images of each task.
         batch_sizes: images of each per step and process.
-        seed: seed of order and mirroring.
+        seed: seed of order and flips.
         placement: this process's part.
         about: what checkpoints say of the run beside the classes of its tasks.
 
     Raises:
-        DataError: a task has fewer images than one global step takes.
+        DataError: A task has fewer images than one global step takes.
     """
     sampler = build_sampler(sources, batch_sizes, seed, placement)
     collate = ObjectsCollate([source.name for source in sources])
@@ -280,7 +279,7 @@ def objects_loader(
 
 
 def objects_validation_loader(parts: Sequence[OrientedValidation], placement: Placement) -> DataLoader:
-    """Loader of validation images of one or several tasks, one a batch."""
+    """Loader of validation images of one or several tasks, with batch size 1."""
     images = {part.task: part for part in parts}
     metainfo = {"tasks": {task: part.classes for task, part in images.items()}}
     return whole_images_loader(images, ObjectsCollate(list(images)), metainfo, placement)

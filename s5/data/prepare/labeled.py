@@ -9,12 +9,13 @@ from s5.data.datasets.base import TRAIN, VAL
 from s5.data.datasets.shipped import Source
 from s5.data.errors import ImageError, PrepareError
 from s5.data.folders import hold_out, pair_folders
+from s5.data.image_formats import is_tiff
 from s5.data.image_io import image_size
 from s5.data.label_table import LabelTable
 from s5.data.labels import HELP, parse_table
 from s5.data.mask_survey import refuse_together
 from s5.data.masks import open_mask
-from s5.data.prepare.patches import Window, is_tiff, unique_stems
+from s5.data.prepare.patches import Window, unique_stems
 from s5.data.prepare.pipeline import Plan, plan_parameters, require_name, require_sizes
 from s5.data.prepare.segmentation import MaskCutter, add_sizes, add_val_size, require_val_size
 from s5.data.splits import Sample, Split

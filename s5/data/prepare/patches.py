@@ -11,7 +11,7 @@ import numpy as np
 
 from s5.data.datasets.shipped import safe_name
 from s5.data.folders import tell_apart
-from s5.data.image_formats import detect_format, is_plain_rgb
+from s5.data.image_formats import is_plain_rgb, is_tiff
 from s5.data.image_io import read_file, read_image_with_valid
 from s5.data.rasters import open_raster
 
@@ -171,15 +171,6 @@ def open_image(path: Path) -> Iterator[Readable]:
     else:
         image, valid = read_image_with_valid(path)
         yield Decoded(image, valid=valid)
-
-
-def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF by its first bytes; a missing one is not."""
-    try:
-        with path.open("rb") as file:
-            return detect_format(file.read(16)) == "tiff"
-    except OSError:
-        return False  # read_image says what is wrong
 
 
 def unique_stems(keys: Sequence[str]) -> list[str]:

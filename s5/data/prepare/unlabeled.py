@@ -10,8 +10,9 @@ import numpy as np
 
 from s5.data.datasets.shipped import Source
 from s5.data.errors import PrepareError
+from s5.data.files import write_bytes
 from s5.data.folders import find_images
-from s5.data.image_io import write_bytes, write_image
+from s5.data.image_io import write_image
 from s5.data.prepare.journal import Patch
 from s5.data.prepare.patches import Readable, open_image, plain_file, unique_stems, windows
 from s5.data.prepare.pipeline import Cut, Plan, plan_parameters, require_name, require_sizes

@@ -128,7 +128,7 @@ def test_a_corner_on_the_pole_has_no_outline(tmp_path: Path, caplog: pytest.LogC
         tmp_path, [[90, 90, 20, 20, 0], [50, 50, 20, 20, 0]], north_up("EPSG:3413", -1000, 1000, 10)
     )
     assert [feature["geometry"] is None for feature in collection["features"]] == [True, False]
-    assert "1 boxes with an edge over a pole" in caplog.text
+    assert "1 boxes with an edge across a pole" in caplog.text
 
 
 def test_wide_boxes_of_coarse_images_go_the_long_way(tmp_path: Path) -> None:
@@ -205,12 +205,12 @@ def test_what_cannot_be_placed_is_in_pixels_and_said(
 ) -> None:
     line = [GroundControlPoint(r, r, 9 + r * 1e-4, 48 - r * 1e-4) for r in (0, 30, 60, 90)]
     places = {
-        "camera": ({"rpcs": camera()}, "camera model"),
+        "camera": ({"rpcs": camera()}, "only a camera model"),
         "no system": (
             {"transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)},
-            "does not name the reference",
+            "does not name its coordinate reference",
         ),
-        "on a line": ({"gcps": line, "crs": "EPSG:4326"}, "no way from its map"),
+        "on a line": ({"gcps": line, "crs": "EPSG:4326"}, "cannot be converted to WGS84"),
     }
     profile, said = places[what]
     place = read_georeference(write_tiff(tmp_path / "a.tif", **profile))
@@ -219,7 +219,7 @@ def test_what_cannot_be_placed_is_in_pixels_and_said(
         collection = written(tmp_path, [[20, 40, 20, 10, 0]], place)
     assert collection["reference"].startswith("pixels")
     assert collection["features"][0]["geometry"]["coordinates"][0][0] == [10, 35]
-    assert said in caplog.text and "a.geojson: in pixels" in caplog.text
+    assert said in caplog.text and "a.geojson: coordinates are in pixels" in caplog.text
 
 
 def test_a_camera_may_be_in_a_file_beside(tmp_path: Path) -> None:

@@ -6,18 +6,25 @@ import pytest
 from s5.data.oriented.annotations import Objects, make_objects
 from s5.data.oriented.detections import concatenate, make_detections
 from s5.data.oriented.geometry import share_inside
-from s5.data.oriented.merge import Place, merge_objects, merge_windows, place_of, window_name
+from s5.data.oriented.merge import (
+    WindowPosition,
+    merge_objects,
+    merge_windows,
+    parse_window_name,
+    window_name,
+)
 from s5.data.prepare.patches import windows
 from tests.helpers.oriented_data import rectangles
 
 
 def test_names():
-    assert place_of("P0861__1024__0___1648") == Place("P0861", 0, 1648)
-    assert place_of("P1478__1__853___962") == Place("P1478", 853, 962, 1.0), "of the development kit"
-    assert place_of("P1478__0.5__100___20") == Place("P1478", 100, 20, 0.5)
-    assert place_of("sub/a__b__512__10___20") == Place("sub/a__b", 10, 20)
-    assert place_of("P0003") == Place("P0003") and place_of("a__1__2") == Place("a__1__2")
-    assert place_of(window_name("x", 682, 3, 4)) == Place("x", 3, 4)
+    assert parse_window_name("P0861__1024__0___1648") == WindowPosition("P0861", 0, 1648)
+    assert parse_window_name("P1478__1__853___962") == WindowPosition("P1478", 853, 962, 1.0), "dev kit"
+    assert parse_window_name("P1478__0.5__100___20") == WindowPosition("P1478", 100, 20, 0.5)
+    assert parse_window_name("sub/a__b__512__10___20") == WindowPosition("sub/a__b", 10, 20)
+    assert parse_window_name("P0003") == WindowPosition("P0003")
+    assert parse_window_name("a__1__2") == WindowPosition("a__1__2")
+    assert parse_window_name(window_name("x", 682, 3, 4)) == WindowPosition("x", 3, 4)
 
 
 def cut(boxes, scores, labels, size=40, gap=16, length=100):

@@ -274,7 +274,7 @@ def test_objects_of_zero_size_are_left_out_with_a_warning(folder, caplog):
         file.write("5 5 5 5 5 9 5 9 ship 0\n")
     with caplog.at_level(logging.WARNING):
         images = source(folder)
-    assert "1 objects are left out" in caplog.text and "a2.txt, line 6" in caplog.text
+    assert "1 objects skipped" in caplog.text and "a2.txt, line 6" in caplog.text
     assert images.samples.counts().sum() == 20
 
 
@@ -290,7 +290,7 @@ def test_all_images_empty(folder):
 
 def test_all_objects_difficult(tmp_path):
     write_pair(tmp_path, "a", make_objects(INSIDE.polygons, [0, 1], [True, True]))
-    with pytest.raises(DataError, match=r"images: all objects are marked as difficult.*train_difficult"):
+    with pytest.raises(DataError, match=r"images: all objects are difficult.*train_difficult"):
         source(tmp_path)
     assert len(source(tmp_path, train_difficult=True)) == 1 and len(validation(tmp_path)) == 1
 

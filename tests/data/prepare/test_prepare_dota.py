@@ -10,7 +10,7 @@ from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.oriented.annotations import AnnotationReader, write_objects
 from s5.data.oriented.classes import DOTA_V1, DOTA_V2
 from s5.data.oriented.geometry import share_inside
-from s5.data.oriented.merge import merge_objects, place_of
+from s5.data.oriented.merge import merge_objects, parse_window_name
 from s5.data.oriented.sources import PADDING, OrientedImages, OrientedValidation
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
@@ -49,7 +49,7 @@ def test_windows_are_cut_and_named_as_the_field_does(dota, tmp_path, capsys):
     assert names == expected
     whole = paint(OBJECTS, HEIGHT, WIDTH)
     for name, image, _ in parts_of(tmp_path / "root"):
-        place = place_of(name)
+        place = parse_window_name(name)
         if place.image == "P0001":
             assert np.array_equal(image, whole[place.y : place.y + 64, place.x : place.x + 64])
 
@@ -59,7 +59,7 @@ def test_objects_of_windows(dota, tmp_path):
     run(dota, tmp_path / "root")
     seen = set()
     for name, _, objects in parts_of(tmp_path / "root"):
-        place = place_of(name)
+        place = parse_window_name(name)
         if place.image == "P0002":
             assert len(objects) == 0
             continue
@@ -87,7 +87,7 @@ def test_a_list_of_classes_among_the_labels(dota, tmp_path, capsys, caplog):
     (dota / "train/labelTxt-v2.0/DOTA-v2.0_train/classes.txt").write_text("plane\nship\n")
     assert run(dota, tmp_path / "root") == 0
     assert "could not be used" not in capsys.readouterr().out
-    assert "classes.txt: a list of classes, not an annotation; it is left out" in caplog.text
+    assert "classes.txt: a list of classes, not an annotation; skipped" in caplog.text
 
 
 def test_labels_of_whole_images_are_kept(dota, tmp_path):

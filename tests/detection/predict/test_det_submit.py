@@ -121,7 +121,7 @@ def test_a_submission_that_cannot_be_is_refused_before_the_work(
     options = unlabeled_options(unlabeled, names=str(listed))
     refused(
         DataError,
-        r"list.txt: 1 images \(t/images/P3__64__0___0.png\) that it lists",
+        r"list.txt: 1 listed images \(t/images/P3__64__0___0.png\)",
         *options,
         "--submit",
         "b=b.zip",

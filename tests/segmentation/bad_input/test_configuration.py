@@ -37,7 +37,7 @@ def test_half_precision_without_a_gpu(root: Path, work_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["labeled", "unlabeled", "val"])
 def test_missing_split(root: Path, work_dir: Path, kind: str) -> None:
-    message = rf"split file {root}/splits/no.txt not found; .*Set its path, .*s5.data.prepare"
+    message = rf"split file {root}/splits/no.txt not found; .*Correct its path, .*s5.data.prepare"
     with pytest.raises(SplitError, match=message):
         train(root, work_dir, **{f"data.{kind}.split": "splits/no.txt"})
     assert_nothing_trained(work_dir)
@@ -70,7 +70,7 @@ def test_windows_line_ends_and_spaces_in_names_train(root: Path, work_dir: Path)
 
 @pytest.mark.parametrize(("kind", "images"), [("labeled", 6), ("unlabeled", 8)])
 def test_fewer_images_than_a_step_takes(root: Path, work_dir: Path, kind: str, images: int) -> None:
-    message = rf"{kind}: {images} images, fewer .*9 per process x 1 processes = 9\)\. Lower the batch size"
+    message = rf"{kind}: {images} images, fewer .*9 per process x 1 processes = 9\)\. Reduce the batch size"
     with pytest.raises(DataError, match=message):
         train(root, work_dir, **{f"data.{kind}.batch_size": 9})
     assert_nothing_trained(work_dir)

@@ -11,12 +11,12 @@ with read_base():
     from ...._base_.schedule_1x import *
 
 data_root = "/path/to/detection_data"
-load_from = None  # weights of S4P, for example vit_b_s4p.pth
-init_bands = None  # channels of load_from that are red, green, blue: (4, 3, 2) of Sentinel-2
+load_from = None  # S4P weights, for example vit_b_s4p.pth
+init_bands = None  # channels of load_from that are red, green, blue: (4, 3, 2) for Sentinel-2
 
 backbone = "vit_b_moe"
 tasks = dict(dior=_dior, dota=_dota)
-size = 1024  # images are resized to fit this square
+size = 1024  # images are letterboxed to this size
 workers = 8  # loader processes per GPU
 
 model = dict(
@@ -25,8 +25,8 @@ model = dict(
     activation_checkpointing=False,  # less memory, about a third more time
     compile=False,  # torch.compile the transformer blocks (needs a C compiler, on a CPU a C++ compiler)
     norm_eps=1e-5,  # of the backbone's norms
-    enlarge=(1.4, 1.2),  # of RoIs, height and width; (1, 1) is mmrotate's way
+    enlarge=(1.4, 1.2),  # of RoIs, height and width; mmrotate has (1, 1)
 )
-precision = "auto"  # bf16 where the device has it, else fp16 on GPUs, else fp32
+precision = "auto"  # bf16 where the device supports it, else fp16 on GPUs, else fp32
 seed = 0
 find_unused_parameters = False  # every weight has a gradient in every step

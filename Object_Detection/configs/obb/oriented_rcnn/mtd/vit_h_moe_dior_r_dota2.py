@@ -1,4 +1,4 @@
-"""The same with ViT-H, whose blocks are recomputed in the backward pass to save memory."""
+"""The same with ViT-H and activation checkpointing to save memory."""
 
 from mmengine.config import read_base
 

@@ -1,11 +1,11 @@
 """ViT-T with experts on two small datasets of real images; experiments/real_images_det.py runs this.
 
-`dota14` is trained on and scored on the same images: whether all objects can be learned by heart shows
-whether data, boxes, losses and scores belong together. `ucas_aod` has images held out.
+`dota14` is an overfitting test, trained and scored on the same images: it shows that data, boxes, losses and
+scores are consistent. `ucas_aod` has held-out images.
 """
 
 data_root = "work_dirs/real_images_det/data"  # the script sets it
-load_from = None  # weights of S4P
+load_from = None  # S4P weights
 
 backbone = "vit_t_moe"
 _dota = dict(
@@ -29,7 +29,7 @@ tasks = dict(
         whole="dota14/train/whole",
         batch_size=3,
         skip_empty=True,
-        flip=False,  # it shall be learned by heart
+        flip=False,  # to overfit
     ),
 )
 size = 640
@@ -39,7 +39,7 @@ model = dict(
     expert_channels=48,  # a quarter of ViT-T's 192
     drop_path=0.0,
     channels=128,
-    fpn_norm=True,  # the weights of S4P are of a short run
+    fpn_norm=True,  # the S4P weights are from a short run
     fc_channels=512,
     proposals=1000,
     rois=256,

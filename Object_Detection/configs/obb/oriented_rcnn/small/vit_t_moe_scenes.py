@@ -35,7 +35,7 @@ tasks = dict(
         skip_empty=True,
     ),
 )
-size = 256  # scenes of 128 pixels are enlarged: their objects then have the size of the smallest anchors
+size = 256  # enlarges the scenes of 128 pixels, so that objects have the size of the smallest anchors
 workers = 1
 
 model = dict(
@@ -51,7 +51,7 @@ model = dict(
 )
 optim = dict(
     lr=1e-3,
-    layer_decay=1.0,  # S4P's weights are minutes old: nothing to keep
+    layer_decay=1.0,  # S4P was only minutes long: nothing to preserve
     warmup_iters=50,
     clip_grad=1.0,
 )
@@ -59,7 +59,7 @@ schedule = dict(
     epochs=26,
     milestones=(20, 24),
     steps_per_epoch=20,
-    val_interval=26,  # once, at the end: nothing is chosen on the validation scenes
+    val_interval=26,  # once, at the end: nothing is selected on the validation scenes
     checkpoint_interval=13,
     keep_checkpoints=1,
     log_interval=20,

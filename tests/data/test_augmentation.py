@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from s5.data.draws import StrongAugmentation, derangement, draw_cutmix_box, draw_photometric, sample_rng
+from s5.data.augmentation import (
+    StrongAugmentation,
+    derangement,
+    draw_cutmix_box,
+    draw_photometric,
+    sample_rng,
+)
 
 CFG = StrongAugmentation()
 NEUTRAL = np.array([1, 1, 1, 0, 0, 0], np.float32)

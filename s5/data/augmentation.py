@@ -1,7 +1,7 @@
-"""Random draws of one sample, keyed by what is drawn and not by who draws it.
+"""Random augmentation parameters of a sample.
 
-Every sample takes its numbers from ``sample_rng(seed, source, position)``. The result of a run therefore
-depends neither on the number of workers nor on where it was interrupted.
+Every sample has its own generator, `sample_rng(seed, source, position)`, so results depend neither on the
+number of workers nor on interruptions.
 """
 
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 NEUTRAL = np.array([1, 1, 1, 0, 0, 0], np.float32)
-"""Row of ``PHOTOMETRIC_FIELDS`` that changes nothing."""
+"""Parameters (`PHOTOMETRIC_FIELDS`) that leave an image unchanged."""
 
 
 @dataclass(frozen=True)
 class Photometric:
-    """Photometric augmentation of UniMatch: strong views of S4P, training images of MoE-MDF.
+    """Photometric augmentation of UniMatch, for strong views of S4P and training images of MoE-MDF.
 
     Attributes:
         jitter_p: Probability of the colour jitter.
         brightness: Brightness factor is drawn from [1 - b, 1 + b].
         contrast: Contrast factor is drawn from [1 - c, 1 + c].
         saturation: Saturation factor is drawn from [1 - s, 1 + s].
-        hue: Hue shift is drawn from [-h, h], in turns of the colour circle.
-        gray_p: Probability of a grayscale image.
-        blur_p: Probability of the Gaussian blur.
+        hue: Hue shift is drawn from [-h, h], in turns of the hue circle.
+        gray_p: Probability of grayscale.
+        blur_p: Probability of Gaussian blur.
         blur_sigma: Range of the blur's standard deviation, in pixels.
     """
 
@@ -39,7 +39,7 @@ class Photometric:
 
 @dataclass(frozen=True)
 class StrongAugmentation(Photometric):
-    """The strong view of UniMatch, which S4P uses (paper, Eq. 4): photometric changes, then CutMix.
+    """The strong view of UniMatch, used by S4P (paper, Eq. 4): photometric augmentation, then CutMix.
 
     Attributes:
         cutmix_p: Probability of pasting a box.
@@ -53,21 +53,22 @@ class StrongAugmentation(Photometric):
 
 
 def sample_rng(seed: int, source: int, position: int) -> np.random.Generator:
-    """Returns the generator of one sample.
+    """The random generator of one sample.
 
     Args:
-        seed: Seed of the run, not negative.
-        source: Number of the data source within the batch (labeled, unlabeled ...), not negative.
-        position: Position of the sample in the source's endless stream, not negative.
+        seed: Seed of the run, at least 0.
+        source: Index of the data source in the batch (labeled, unlabeled ...), at least 0.
+        position: Position of the sample in the endless stream of the source, at least 0.
     """
     return np.random.Generator(np.random.PCG64((seed, source, position)))
 
 
 def draw_photometric(rng: np.random.Generator, cfg: Photometric) -> np.ndarray:
-    """Draws one image's row for ``s5.ops.photometric.apply_photometric``.
+    """Draw the parameters of one image for `s5.ops.photometric.apply_photometric`.
 
     Returns:
-        (6,) float32 in the order of ``PHOTOMETRIC_FIELDS``; an operation not drawn has its neutral value.
+        (6,) float32 in the order of `PHOTOMETRIC_FIELDS`; operations that are not applied have neutral
+        values.
     """
     row = np.array(NEUTRAL)
     if rng.random() < cfg.jitter_p:
@@ -82,9 +83,9 @@ def draw_photometric(rng: np.random.Generator, cfg: Photometric) -> np.ndarray:
 
 
 def draw_cutmix_box(rng: np.random.Generator, size: int, cfg: StrongAugmentation) -> np.ndarray:
-    """Draws a CutMix box that lies wholly within a square image.
+    """Draw a CutMix box inside a square image.
 
-    Area first, then aspect and corner until the box fits, as UniMatch does.
+    As in UniMatch, draws the area first, then aspect ratio and corner until the box fits.
 
     Args:
         rng: Generator of the sample.
@@ -92,7 +93,7 @@ def draw_cutmix_box(rng: np.random.Generator, size: int, cfg: StrongAugmentation
         cfg: Probability and ranges.
 
     Returns:
-        (4,) int64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive; all 0 when nothing is pasted.
+        (4,) int64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive; all 0 if nothing is pasted.
     """
     if rng.random() >= cfg.cutmix_p:
         return np.zeros(4, np.int64)
@@ -106,11 +107,11 @@ def draw_cutmix_box(rng: np.random.Generator, size: int, cfg: StrongAugmentation
 
 
 def derangement(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draws a permutation without fixed points: a single cycle, uniform among all such cycles.
+    """Draw a permutation without fixed points: a single cycle, uniform among all cycles.
 
     Args:
         rng: Generator.
-        n: Number of elements. A lone element is its own partner.
+        n: Number of elements; n = 1 returns [0].
 
     Returns:
         (n,) int64 partner of every element.

@@ -11,16 +11,17 @@ import logging
 import sys
 from pathlib import Path
 
+from s5 import launch
 from s5.checkpoints.loading import load_weights
 from s5.checkpoints.reading import find_checkpoint
+from s5.command import run_command
 from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
 from s5.segmentation import s4p
 from s5.segmentation.evaluation import write_reports
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training import launch
-from s5.training.command import command_parser, run_command
+from s5.training.command import command_parser
 from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
+from s5 import launch
 from s5.checkpoints.initial import initialise
+from s5.command import run_command
 from s5.data.labels import get_table
 from s5.segmentation import s4p
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training import launch
-from s5.training.command import add_init_bands_option, add_resume_option, command_parser, run_command
+from s5.training.command import add_init_bands_option, add_resume_option, command_parser
 from s5.training.config import load_config
 from s5.training.experiment import run_training
 from s5.training.optim import cosine_schedule

@@ -15,13 +15,14 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from s5 import launch
+from s5.command import run_command
 from s5.compat.precision import resolve_precision
 from s5.segmentation import mdf, trained
 from s5.segmentation.evaluation import check_classes, summary, write_reports
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
-from s5.training import launch
-from s5.training.command import BACKBONES, command_parser, run_command
+from s5.training.command import BACKBONES, command_parser
 from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook

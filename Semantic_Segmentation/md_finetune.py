@@ -15,16 +15,16 @@ from pathlib import Path
 
 import torch
 
+from s5 import launch
 from s5.checkpoints.initial import start_from
+from s5.command import run_command
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
-from s5.training import launch
 from s5.training.command import (
     BACKBONES,
     add_init_bands_option,
     add_resume_option,
     command_parser,
-    run_command,
     true_or_false,
 )
 from s5.training.config import load_config

@@ -17,9 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from s5.command import run_command
 from s5.prediction.plan import report, start
 from s5.segmentation.predict import KINDS, Target, predict, prediction_parser
-from s5.training.command import run_command
 
 HERE = Path(__file__).resolve().parent
 

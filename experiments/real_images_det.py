@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.training_runs import REPO, run_command_line
+from s5.command import run_command
 from s5.data.folders import find_images
 from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geometry import to_boxes
 from s5.detection.trained import find_recipe
-from s5.training.command import run_command
 from s5.training.hooks.pictures import contact_sheet
 
 CONFIG = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_real_images.py"

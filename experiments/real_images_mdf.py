@@ -18,9 +18,9 @@ from experiments.real_images_mdf_runs import METHODS, Experiment
 from experiments.real_tiles import TASKS
 from experiments.report_tables import MEAN, majority_scores, markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser
+from s5.command import run_command
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
-from s5.training.command import run_command
 
 OURS = "MoE-MDF"
 AVERAGE = "average mIoU"

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.compat.precision import PRECISIONS, resolve_precision
 from s5.detection import trained
@@ -32,7 +33,7 @@ from s5.detection.predict import Cutting, predict_files
 from s5.detection.results import FORMATS, DetResults
 from s5.detection.trained import DetRecipe
 from s5.prediction.plan import Request, Settings, Work, carry_out, identify, report, start
-from s5.training.command import add_common_options, run_command
+from s5.training.command import add_common_options
 from s5.training.config import ConfigError
 
 logger = logging.getLogger("s5.predict")

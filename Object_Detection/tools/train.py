@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 
+from s5 import launch
 from s5.checkpoints.initial import start_from
+from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.metric import build_metrics
-from s5.training import launch
-from s5.training.command import add_common_options, add_init_bands_option, add_resume_option, run_command
+from s5.training.command import add_common_options, add_init_bands_option, add_resume_option
 from s5.training.config import load_python_config
 from s5.training.experiment import run_training
 from s5.training.work_dir import find_resume

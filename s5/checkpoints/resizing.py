@@ -9,13 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from s5.backbones.vit import resample_positions
+from s5.errors import CheckpointError
 
 StateDict = dict[str, torch.Tensor]
 MAX_SLOTS = 2
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, understood or loaded."""
 
 
 def drop_class_slot(table: torch.Tensor) -> torch.Tensor:

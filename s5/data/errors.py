@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from s5.errors import UserError
+
 ESCAPE = "s5.escape"
 r"""Name of an error handler for encoding: characters that a stream lacks are written as ``\u5f71``, and bytes
 of file names that are not UTF-8, which Python holds as surrogates, as ``\xcf``."""
@@ -36,7 +38,7 @@ def _escaped(character: str) -> str:
 codecs.register_error(ESCAPE, _escape)
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Something about the data on disk is wrong; the message says what and what to do.
 
     Args:

@@ -19,6 +19,7 @@ from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.sources import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
 from s5.data.splits import Split
 from s5.data.worker_pool import Loader
+from s5.launch import Launch
 
 PARTNER_STREAM = 1 << 20  # keeps the batch's own draws apart from those of any source
 
@@ -128,29 +129,14 @@ class TrainingData(NamedTuple):
     unlabeled: int  # number of unlabeled images, 0 when there are none
 
 
-class Placement(NamedTuple):
-    """Which part of the data this process loads, and how.
-
-    Attributes:
-        rank: this process.
-        world_size: number of processes.
-        workers: loader processes.
-        pin_memory: page-locked batches, for copies to a GPU.
-    """
-
-    rank: int
-    world_size: int
-    workers: int
-    pin_memory: bool
-
-
 def fixmatch_loader(
     labeled: LabeledImages,
     labeled_batch: int,
     unlabeled: UnlabeledImages | None,
     unlabeled_batch: int,
     seed: int,
-    placement: Placement,
+    launch: Launch,
+    workers: int,
 ) -> TrainingData:
     """Endless loader of FixMatch batches, labeled images first.
 
@@ -160,16 +146,17 @@ def fixmatch_loader(
         unlabeled: unlabeled source, or None to train on labeled images alone.
         unlabeled_batch: unlabeled images per step and process.
         seed: seed of order and augmentation.
-        placement: this process's part.
+        launch: this process among all.
+        workers: loader processes.
 
     Raises:
         DataError: a source has fewer images than one global step takes.
     """
     sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
     sizes = [labeled_batch, unlabeled_batch][: len(sources)]
-    sampler = build_sampler(sources, sizes, seed, placement)
+    sampler = build_sampler(sources, sizes, seed, launch)
     metainfo = {"classes": labeled.table.classes, "palette": labeled.table.palette}
-    loader = build_loader(sources, sampler, FixMatchCollate(seed), metainfo, placement)
+    loader = build_loader(sources, sampler, FixMatchCollate(seed), metainfo, launch, workers)
     return TrainingData(loader, sampler, 0 if unlabeled is None else len(unlabeled))
 
 
@@ -178,7 +165,8 @@ def tasks_loader(
     batch_sizes: Sequence[int],
     start_epochs: Sequence[int],
     seed: int,
-    placement: Placement,
+    launch: Launch,
+    workers: int,
     epoch_steps: int | None = None,
 ) -> TrainingData:
     """Endless loader of batches of several tasks, ordered by task.
@@ -188,35 +176,39 @@ def tasks_loader(
         batch_sizes: images of each per step and process.
         start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
         seed: seed of order and augmentation.
-        placement: this process's part.
+        launch: this process among all.
+        workers: loader processes.
         epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:
         DataError: a task has fewer images than one global step takes.
     """
-    sampler = build_sampler(sources, batch_sizes, seed, placement)
+    sampler = build_sampler(sources, batch_sizes, seed, launch)
     steps = epoch_steps or sampler.epoch_steps
     sampler.starts = [epoch * steps for epoch in start_epochs]
     metainfo = {"tasks": {source.name: source.table.classes for source in sources}}
     return TrainingData(
-        build_loader(sources, sampler, TasksCollate(len(sources)), metainfo, placement), sampler, 0
+        build_loader(sources, sampler, TasksCollate(len(sources)), metainfo, launch, workers), sampler, 0
     )
 
 
-def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
+def validation_loader(images: Sequence[ValidationImages], launch: Launch, workers: int) -> DataLoader:
     """Loader of whole validation images of one or several tasks, one a batch.
 
     Every image is in exactly one process. Its sampler is a :class:`~s5.data.sampler.ValidationSampler`.
     """
     metainfo = {"tasks": {part.task: part.table.classes for part in images}}
-    return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
+    return whole_images_loader(
+        {part.task: part for part in images}, collate_validation, metainfo, launch, workers
+    )
 
 
 def whole_images_loader(
     parts: Mapping[str, Dataset],
     collate: Callable[[list], dict[str, Any]],
     metainfo: dict[str, Any],
-    placement: Placement,
+    launch: Launch,
+    workers: int,
 ) -> DataLoader:
     """Loader of the images of several tasks, one a batch; every image is in exactly one process."""
     dataset: ConcatDataset = ConcatDataset(parts.values())
@@ -225,14 +217,14 @@ def whole_images_loader(
     return Loader(
         dataset,
         batch_size=1,
-        sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
+        sampler=ValidationSampler(lengths, launch.rank, launch.world_size),
         collate_fn=collate,
-        **_worker_options(placement.workers, PREFETCH_WHOLE),
+        **_worker_options(workers, PREFETCH_WHOLE),
     )
 
 
 def build_sampler(
-    sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
+    sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, launch: Launch
 ) -> MultiSourceSampler:
     """The sampler of a batch with a fixed number of images of each source.
 
@@ -241,7 +233,7 @@ def build_sampler(
     """
     lengths = [len(source) for source in sources]
     names = [source.name for source in sources]
-    return MultiSourceSampler(lengths, batch_sizes, seed, placement.rank, placement.world_size, names)
+    return MultiSourceSampler(lengths, batch_sizes, seed, launch.rank, launch.world_size, names)
 
 
 def build_loader(
@@ -249,7 +241,8 @@ def build_loader(
     sampler: MultiSourceSampler,
     collate: Callable[[list], dict[str, Any]],
     metainfo: dict[str, Any],
-    placement: Placement,
+    launch: Launch,
+    workers: int,
 ) -> DataLoader:
     """The endless loader of the sampler's batches; ``metainfo`` is kept in checkpoints."""
     return Loader(
@@ -258,8 +251,8 @@ def build_loader(
         sampler=sampler,
         collate_fn=collate,
         drop_last=True,
-        pin_memory=placement.pin_memory,
-        **_worker_options(placement.workers),
+        pin_memory=launch.device.type == "cuda",
+        **_worker_options(workers),
     )
 
 

@@ -15,7 +15,8 @@ from s5.data.crops import CropParams, crop_image, crop_mask, draw_crop, valid_ma
 from s5.data.draws import Photometric, StrongAugmentation, draw_cutmix_box, draw_photometric, sample_rng
 from s5.data.errors import DataError, ImageError
 from s5.data.image_io import read_image_with_valid
-from s5.data.labels import IGNORE, LabelTable
+from s5.data.label_table import LabelTable
+from s5.data.labels import IGNORE
 from s5.data.masks import read_ids
 from s5.data.sampler import Draw
 from s5.data.splits import Sample, Split

@@ -20,11 +20,11 @@ from s5.data.oriented.sources import (
 from s5.detection.config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.network import DetectionModel, Settings, build_detector
+from s5.launch import Launch
 from s5.training.command import BACKBONES, dense_name, expert_channels, naming
 from s5.training.config import ConfigError
-from s5.training.experiment import Steps, common_hooks, placement, training_dtype
+from s5.training.experiment import Steps, common_hooks, training_dtype
 from s5.training.hooks import CheckpointHook, DataStateHook, SafetyHook
-from s5.training.launch import Launch
 from s5.training.optim import step_schedule
 from s5.training.work_dir import det_files
 
@@ -81,7 +81,7 @@ def build_training_data(cfg: DetConfig, classes: Classes, launch: Launch) -> Tra
     sources = [_training_images(cfg, name, classes[name]) for name in cfg.tasks]
     batch_sizes = [task.batch_size for task in cfg.tasks.values()]
     about = {"settings": asdict(build_settings(cfg))}
-    return objects_loader(sources, batch_sizes, cfg.seed, placement(launch, cfg.workers), about)
+    return objects_loader(sources, batch_sizes, cfg.seed, launch, cfg.workers, about)
 
 
 def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch, part: str = "val") -> DataLoader:
@@ -91,7 +91,7 @@ def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch, part: str
         DataError: images or annotations are missing or wrong.
     """
     parts = [_whole_images(cfg, name, classes[name], part) for name in cfg.tasks]
-    return objects_validation_loader(parts, placement(launch, cfg.workers))
+    return objects_validation_loader(parts, launch, cfg.workers)
 
 
 def build_steps(cfg: DetConfig, data: TrainingData) -> Steps:

@@ -9,10 +9,11 @@ import torch
 
 from s5.backbones.variants import VARIANTS
 from s5.checkpoints.layouts.convert import Weights, convert
-from s5.checkpoints.loading import CheckpointError, load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights, read_checkpoint
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, Settings, build_detector
+from s5.errors import CheckpointError
 from s5.training.command import MOE, dense_name, expert_channels, known_tasks
 from s5.training.config import NORM_EPS, ConfigError, load_config, load_python_config
 

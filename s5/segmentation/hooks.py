@@ -10,7 +10,7 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from s5.data.labels import LabelTable
+from s5.data.label_table import LabelTable
 from s5.data.sampler import ValidationSampler
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.multi_dataset import MultiDataset

@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader
 
 from s5.data.draws import Photometric
 from s5.data.folders import hold_out, pair_folders
-from s5.data.labels import LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_table
 from s5.data.loaders import TrainingData, resolve_split, tasks_loader, validation_loader
 from s5.data.sources import LabeledImages, ValidationImages, WeakAugmentation
 from s5.data.splits import Split
+from s5.launch import Launch
 from s5.segmentation.hooks import TaskStartHook
 from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
 from s5.segmentation.metrics import SegmentationMetric
@@ -23,9 +25,8 @@ from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
 from s5.training.command import dense_name, expert_channels, naming
 from s5.training.config import ConfigError
-from s5.training.experiment import Steps, check_splits, common_hooks, placement, training_dtype
+from s5.training.experiment import Steps, check_splits, common_hooks, training_dtype
 from s5.training.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
-from s5.training.launch import Launch
 from s5.training.optim import cosine_schedule
 from s5.training.work_dir import mdf_files
 
@@ -204,7 +205,8 @@ def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -
         [task.cfg.batch_size for task in tasks],
         [starts[task.name] for task in tasks],
         cfg.seed,
-        placement(launch, cfg.workers),
+        launch,
+        cfg.workers,
         cfg.schedule.steps_per_epoch,
     )
 
@@ -214,7 +216,7 @@ def build_val_loader(
 ) -> DataLoader:
     """The validation images of this process, of all tasks in ``splits``."""
     images = [ValidationImages(split, tables[task], task) for task, split in splits.items()]
-    return validation_loader(images, placement(launch, cfg.workers))
+    return validation_loader(images, launch, cfg.workers)
 
 
 def build_metrics(tables: dict[str, LabelTable]) -> list[SegmentationMetric]:

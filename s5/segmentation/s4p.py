@@ -8,17 +8,17 @@ import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from s5.data.labels import LabelTable
+from s5.data.label_table import LabelTable
 from s5.data.loaders import TrainingData, fixmatch_loader, resolve_split, validation_loader
 from s5.data.sources import LabeledImages, UnlabeledImages, ValidationImages, WeakAugmentation
+from s5.launch import Launch
 from s5.segmentation.hooks import CollapseWatch, PseudoLabelHook, ViewsHook
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
 from s5.training.config import ConfigError
-from s5.training.experiment import Steps, check_splits, common_hooks, placement, training_dtype
+from s5.training.experiment import Steps, check_splits, common_hooks, training_dtype
 from s5.training.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
-from s5.training.launch import Launch
 from s5.training.work_dir import s4p_files
 
 TASK = "s4p"
@@ -84,14 +84,15 @@ def build_training_data(cfg: S4PConfig, table: LabelTable, launch: Launch) -> Tr
         unlabeled,
         data.unlabeled.batch_size,
         cfg.seed,
-        placement(launch, data.workers),
+        launch,
+        data.workers,
     )
 
 
 def build_val_loader(cfg: S4PConfig, table: LabelTable, launch: Launch) -> DataLoader:
     """The validation images of this process."""
     images = ValidationImages(resolve_split(cfg.data_root, cfg.data.val.split), table, TASK)
-    return validation_loader([images], placement(launch, cfg.data.workers))
+    return validation_loader([images], launch, cfg.data.workers)
 
 
 def build_steps(cfg: S4PConfig) -> Steps:

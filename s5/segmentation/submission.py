@@ -18,7 +18,8 @@ import yaml
 from s5.data.errors import DataError, is_utf8
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
-from s5.data.labels import TABLES, LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import TABLES, get_table
 from s5.data.prepare.loveda import COUNTS, TEST
 
 logger = logging.getLogger(__name__)

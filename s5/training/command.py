@@ -1,10 +1,8 @@
-"""The outermost layer of a command: its common options, and errors without a traceback."""
+"""Options that several commands share, and names on the command line: backbones and tasks."""
 
 import argparse
 import re
-import signal
-import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -12,28 +10,8 @@ from typing import TypeVar
 from torch import nn
 
 from s5.backbones.variants import VARIANTS, get_variant
-from s5.checkpoints.loading import CheckpointError
-from s5.compat.attention import BackendError
-from s5.compat.mmcv_ext import ExtensionError
-from s5.data.command import escape_console
 from s5.data.errors import DataError
-from s5.data.worker_pool import explain_death
 from s5.training.config import ConfigError
-from s5.training.hooks.safety import NonFiniteLossError, SignalInterrupt
-from s5.training.launch import LaunchError, finish
-
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    CheckpointError,
-    LaunchError,
-    NonFiniteLossError,
-    ExtensionError,
-    BackendError,
-)
-
-# What PyTorch puts before the message of an error in a loader worker.
-FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
 
 
 def command_parser(
@@ -104,30 +82,6 @@ def true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
     return text.lower() == "true"
-
-
-def run_command(main: Callable[[], int]) -> int:
-    """Run ``main`` and return its exit code.
-
-    It is 1 after an error that its message explains, 130 after Ctrl-C, 128 + n after another signal n.
-    """
-    escape_console()
-    try:
-        return main()
-    except USER_ERRORS as error:
-        print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        explanation = explain_death(error)
-        if explanation is None:
-            raise
-        print("error:", explanation, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
-    finally:
-        finish()
 
 
 T = TypeVar("T")

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from s5.compat.memory import keep_freed_memory
 from s5.compat.precision import resolve_precision
 from s5.data.check import require_clean
-from s5.data.labels import LabelTable
-from s5.data.loaders import Placement, TrainingData, stop_workers
+from s5.data.label_table import LabelTable
+from s5.data.loaders import TrainingData, stop_workers
 from s5.data.mask_survey import MaskSurvey, refuse_together, require_readable_together
 from s5.data.splits import Split
+from s5.launch import Launch, main_process_first
 from s5.training.config import ConfigError, OptimConfig, Section, SkipConfig
 from s5.training.guarded_step import SkippedSteps
 from s5.training.hooks import (
@@ -29,7 +30,6 @@ from s5.training.hooks import (
     SummaryHook,
     ThroughputHook,
 )
-from s5.training.launch import Launch, main_process_first
 from s5.training.model import TaskModel
 from s5.training.optim import build_optim_wrapper, param_groups
 from s5.training.reports import build_visualizer
@@ -46,11 +46,6 @@ class Steps:
     val_interval: int
     log_interval: int
     skips: SkipConfig
-
-
-def placement(launch: Launch, workers: int) -> Placement:
-    """The part of the data that this process loads."""
-    return Placement(launch.rank, launch.world_size, workers, pin_memory=launch.device.type == "cuda")
 
 
 def training_dtype(precision: str, device: torch.device) -> torch.dtype | None:

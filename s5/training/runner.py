@@ -18,10 +18,11 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 from torch import nn
 
-from s5.checkpoints.loading import CheckpointError, read_checkpoint
+from s5.checkpoints.loading import read_checkpoint
 from s5.compat import mmcv_ext
 from s5.compat.attention import allowed_backends
-from s5.training.launch import LOG_FILE, Launch
+from s5.errors import CheckpointError
+from s5.launch import LOG_FILE, Launch
 from s5.training.step_scalars import StepLogProcessor, StepScalarsHook
 
 RESUMABLE_PARTS = {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from s5.training.launch import Launch, LaunchError, same_everywhere
+from s5.launch import Launch, LaunchError, same_everywhere
 
 logger = logging.getLogger(__name__)
 

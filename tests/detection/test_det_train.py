@@ -13,8 +13,8 @@ from s5.data.prepare.dota import Dota
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.metric import build_metrics
+from s5.launch import Launch
 from s5.training.config import ConfigError, load_python_config
-from s5.training.launch import Launch
 from tests.helpers.det_runs import losses, script, write_config, write_datasets
 from tests.helpers.s4p_runs import REPO
 

@@ -20,12 +20,12 @@ from s5.detection import evaluation as reports
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.metric import build_metrics
+from s5.launch import Launch
 from s5.segmentation import mdf
 from s5.segmentation.evaluation import write_reports
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config, load_python_config, save_config
-from s5.training.launch import Launch
 from scenes import LABEL_SETS, det_data, mdf_data
 from tests.helpers.fake_python import FakePython, copy_scripts
 

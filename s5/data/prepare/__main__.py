@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from s5.data.command import run_command
+from s5.command import run_command
 from s5.data.prepare.dior_r import DiorR
 from s5.data.prepare.dota import Dota
 from s5.data.prepare.isaid import Isaid
@@ -71,7 +71,7 @@ def _prepare(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 error or an empty list, 130 interrupted."""
     args = _parser().parse_args(argv)
-    return run_command(lambda: _prepare(args))
+    return run_command(lambda: _prepare(args), repeatable=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s5.data.worker_pool import waiting_since
+from s5.errors import SignalInterrupt, UserError
 from s5.training.guarded_step import GuardedOptimWrapper, SkippedSteps, StepOutcome, StepReport
 from s5.training.runner import unwrap
 from s5.training.work_dir import latest_checkpoint
@@ -27,20 +28,8 @@ REPEAT_AFTER = 3.0  # seconds; torchrun forwards the signal that the terminal al
 BATCH_GRACE = 10.0  # seconds that a batch may take after a signal, before the run ends without it
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """Too many losses or gradients, or the weights, are not finite; names the last good checkpoint."""
-
-
-class SignalInterrupt(KeyboardInterrupt):
-    """A signal ends the run at once.
-
-    Attributes:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class _Step(NamedTuple):

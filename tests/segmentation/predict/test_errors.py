@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from s5.command import run_command
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask
-from s5.training.command import run_command
 from s5.training.config import ConfigError
 from tests.helpers.mdf_runs import REPO
 from tests.helpers.processes import start_ranks

@@ -57,6 +57,9 @@ class Launch:
         return "pytorch" if self.world_size > 1 else "none"
 
 
+ALONE = Launch(torch.device("cpu"), rank=0, world_size=1)
+
+
 def start(device: str = "auto") -> Launch:
     """Choose the device and join the process group that torchrun's environment variables describe, if any.
 

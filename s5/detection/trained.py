@@ -71,7 +71,7 @@ def recipe_of_config(cfg: DetConfig) -> DetRecipe:
         DataError: the name of a list of classes is unknown.
     """
     channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
-    classes, settings = det.build_classes(cfg), det.build_settings(cfg)
+    classes, settings = det.build_classes(cfg), cfg.model.settings()
     return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, True, cfg.model.norm_eps)
 
 

@@ -50,9 +50,20 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     )
 
 
-def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
-    """``--init-bands R,G,B``, short for ``--cfg-options init_bands=R,G,B``, for commands that train."""
-    parser.add_argument(
+def add_training_options(
+    parser: argparse.ArgumentParser, init: str, *aliases: str, default: str | None = None, work_dir: str
+) -> None:
+    """The options of all commands that train: initial weights, output folder, resuming.
+
+    Args:
+        parser: takes the options.
+        init: what `--init` takes.
+        aliases: further names of `--init`.
+        default: of `--init`.
+        work_dir: name of the default output folder, for the help.
+    """
+    parser.add_argument("--init", *aliases, default=default, metavar="WEIGHTS", help=f"start from {init}")
+    parser.add_argument(  # short for --cfg-options init_bands=R,G,B
         "--init-bands",
         dest="cfg_options",
         action="append",
@@ -60,10 +71,7 @@ def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
         metavar="R,G,B",
         help="channels of the initial weights' images that are red, green and blue, counted from 1: 3,2,1",
     )
-
-
-def add_resume_option(parser: argparse.ArgumentParser) -> None:
-    """``--resume [PATH]``, for commands that train."""
+    parser.add_argument("--work-dir", type=Path, help=f"output folder (default: work_dirs/{work_dir})")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -71,6 +79,11 @@ def add_resume_option(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="go on from the latest checkpoint of the work folder, or from PATH",
     )
+
+
+def initial_checkpoint(init: str | None) -> Path | None:
+    """The checkpoint that `--init` names; None for random weights."""
+    return None if init in (None, "none") else Path(init)
 
 
 def true_or_false(text: str) -> bool:

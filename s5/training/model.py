@@ -52,7 +52,8 @@ class TaskModel(BaseModel):
 
         mmengine would add up everything whose name contains "loss".
         """
-        return losses["loss"], {name: value.detach() for name, value in losses.items()}
+        values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in losses.items()}
+        return losses["loss"], values
 
     def _prepare(self, images: Tensor) -> Tensor:
         return normalize(images, IMAGENET_MEAN, IMAGENET_STD)

@@ -103,7 +103,9 @@ def sources(
 ) -> list[LabeledImages | UnlabeledImages]:
     cut = WeakAugmentation(size, **weak)
     labeled = LabeledImages(Split("splits/labeled/labeled.txt", root), TABLE, cut)
-    unlabeled = UnlabeledImages(Split("splits/unlabeled/pool.txt", root), cut, StrongAugmentation(), views)
+    unlabeled = UnlabeledImages(
+        Split("splits/unlabeled/pool.txt", root), cut, StrongAugmentation(views=views)
+    )
     return [labeled, unlabeled]
 
 

@@ -216,7 +216,7 @@ def test_missing_checkpoint(root: Path, tmp_path: Path) -> None:
 def test_true_without_a_checkpoint(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         script().main(arguments(root, tmp_path / "run", "--load-network", "True"))
-    assert "--load-network True needs --checkpoint PATH" in capsys.readouterr().err
+    assert "--load-network True needs --init CHECKPOINT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["yes", "1", ""])

@@ -109,7 +109,7 @@ class Experiment:
         for tasks in METHODS[method].models:
             command = ["Semantic_Segmentation/md_finetune.py", "--config", str(self.args.config)]
             command += ["--backbone", self.backbone(method), "--device", self.args.device, "--tasks", *tasks]
-            command += ["--checkpoint", str(self.initial_weights(seed)), "--cfg-options", *self.options(seed)]
+            command += ["--init", str(self.initial_weights(seed)), "--cfg-options", *self.options(seed)]
             scores |= train_once(command, self.run_folder(method, tasks, seed), self.steps)
         return scores
 

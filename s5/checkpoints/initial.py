@@ -87,7 +87,7 @@ def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int]
     if bands is not None:
         raise CheckpointError(
             f"init_bands {','.join(map(str, bands))} chooses channels of a checkpoint, but the initial "
-            f"weights are random: leave it out, or name a checkpoint (--init, --checkpoint, --load-from)"
+            f"weights are random: leave it out, or name a checkpoint with --init"
         )
     logger.info("initial weights: random")
 

@@ -154,7 +154,7 @@ def _report_left_out(file: Path, content: object, left_out: set[str], whole: boo
     if whole:
         raise CheckpointError(
             f"{file} holds objects that are not read ({names}): it was not written by this package, so it "
-            f"cannot be resumed; start a new run from its weights (--init, --checkpoint, --load-from)"
+            f"cannot be resumed; start a new run from its weights (--init)"
         )
     logger.info("%s: read without the objects beside its weights (%s)", file, names)
 

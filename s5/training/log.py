@@ -83,10 +83,13 @@ class StepLogProcessor(LogProcessor):
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
         """Scalars by name, and the log line."""
         self.scalars.flush(runner)
-        averaged = [".*time", *map(re.escape, self.scalars.names)]
-        self.mean_pattern = re.compile(rf"^({'|'.join(averaged)})$")
+        self._set_mean_pattern()
         with np.errstate(invalid="ignore"):  # a mean is NaN where every step of the window was skipped
             return super().get_log_after_iter(runner, batch_idx, mode)
+
+    def _set_mean_pattern(self) -> None:
+        averaged = [".*time", *map(re.escape, self.scalars.names)]
+        self.mean_pattern = re.compile(rf"^({'|'.join(averaged)})$")
 
 
 def log_options(interval: int) -> dict[str, Any]:

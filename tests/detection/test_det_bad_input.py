@@ -294,7 +294,7 @@ def test_missing_checkpoint(root: Path) -> None:
 
 def test_resume_from_weights_and_from_a_run_of_other_tasks(root: Path, tmp_path: Path) -> None:
     path = weights(tmp_path / "vit_t_moe_det.pth", {"a": 1, "b": 1})
-    fails(root, r"it has no .*optimizer.*iter_<number>\.pth; .*--load-from", "--resume", str(path))
+    fails(root, r"it has no .*optimizer.*iter_<number>\.pth; .*--init", "--resume", str(path))
     short = {"schedule__epochs": 1, "schedule__milestones": []}
     assert script().main(arguments(root, **short)) == 0
     moved = (root / "run/iter_1.pth").rename(tmp_path / "iter_1.pth")

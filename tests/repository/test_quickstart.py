@@ -165,9 +165,9 @@ def test_stages_in_order(quickstart) -> None:
     ]
     fine_tuning, detecting = commands[6], commands[9]
     assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
-    assert f"--load-network True --checkpoint {out}/s4p/vit_t_s4p_upernet" in fine_tuning
+    assert f"--load-network True --init {out}/s4p/vit_t_s4p_upernet" in fine_tuning
     assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
-    assert f"--work-dir {out}/det --load-from {out}/s4p/vit_t_s4p --device auto" in detecting
+    assert f"--work-dir {out}/det --init {out}/s4p/vit_t_s4p --device auto" in detecting
     assert f"backbone=vit_t_moe data_root={out}/data/det" in detecting
 
 

@@ -104,6 +104,11 @@ def test_an_override_does_not_reach_what_a_yaml_alias_shares(tmp_path: Path) -> 
     [
         ("optim.learning_rate=1", r"unknown key 'optim.learning_rate'.*lr"),
         ("fixmatch.conf_tresh=0.9", r"did you mean 'conf_thresh'\?"),
+        ("fixmatch.collapse.shar=1", r"unknown key 'fixmatch.collapse.shar' - did you mean 'share'\?"),
+        ("data.val.strid=1", r"unknown key 'data.val.strid' - did you mean 'stride'\? .*crop, mode, split"),
+        ("data.val.mode=whole", r"data.val.mode = 'whole'.*'slide_window'"),
+        ("fixmatch.strong=1", r"fixmatch.strong = 1: Input should be a dictionary"),
+        ("fixmatch.strong.blur_sigma=[3, 1]", r"fixmatch.strong: blur_sigma \(3.0, 1.0\): the first value"),
         ("fixmatch.strong.blur=1", r"unknown key 'fixmatch.strong.blur'.*blur_sigma"),
         ("fixmatch.conf_thresh=1.5", r"fixmatch.conf_thresh = 1.5.*less than or equal to 1"),
         ("schedule.total_iters=many", r"schedule.total_iters = 'many'.*integer"),

@@ -11,16 +11,15 @@ import logging
 import sys
 from pathlib import Path
 
+from s5 import launch
 from s5.checkpoints.loading import load_weights
 from s5.checkpoints.reading import find_checkpoint
-from s5.data.labels import get_table
+from s5.command import run_command
 from s5.data.loaders import resolve_split
 from s5.segmentation import s4p
 from s5.segmentation.evaluation import write_reports
-from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training import launch
-from s5.training.command import command_parser, run_command
+from s5.training.command import command_parser
 from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
@@ -49,12 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
 
-    table = get_table(cfg.data.labels)
-    model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
+    experiment = s4p.S4PExperiment(cfg, args.backbone, place, work_dir)
+    table = experiment.table
+    model = experiment.build_model()
     load_weights(model.segmentor, args.checkpoint).require_heads()
     check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], place)
-    loader = s4p.build_val_loader(cfg, table, place)
-    metrics = [SegmentationMetric(table, s4p.TASK)]
+    loader = experiment.build_val_loader()
+    metrics = experiment.build_metrics()
     hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]
     name = f"evaluate_{args.backbone}"
     run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)

@@ -15,13 +15,14 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from s5 import launch
+from s5.command import run_command
 from s5.compat.precision import resolve_precision
 from s5.segmentation import mdf, trained
 from s5.segmentation.evaluation import check_classes, summary, write_reports
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
-from s5.training import launch
-from s5.training.command import command_parser, run_command
+from s5.training.command import command_parser
 from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook
@@ -61,10 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     dtype, tta = resolve_precision(cfg.precision, place.device), chosen_tta(args)
     model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, tta)
 
-    metrics = mdf.build_metrics(tables)
-    splits = {task: mdf.validation_split(cfg, task) for task in tables}
-    check_codings([(split, tables[task]) for task, split in splits.items()], place)
-    loader = mdf.build_val_loader(cfg, splits, tables, place)
+    experiment = mdf.MDFExperiment(cfg, recipe.backbone, place, work_dir)
+    metrics = experiment.build_metrics()
+    check_codings([(mdf.validation_split(cfg, task), table) for task, table in tables.items()], place)
+    loader = experiment.build_val_loader()
     name, hooks = f"evaluate_{recipe.backbone}", [PicturesHook(tables, count=args.pictures)]
     run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
     if place.is_main:

@@ -1,8 +1,8 @@
 """Predicts images: index masks, colour masks and overlays for every task, from one pass of the encoder.
 
     python predict.py vit_b_moe_mdf_best.pth images/ --out predictions                      all tasks
-    python predict.py CKPT 'scenes/**/*.tif' --out predictions --task loveda --tta flip
-    python predict.py published.pth photo.jpg --out predictions --backbone vit_b_moe --task potsdam
+    python predict.py CKPT 'scenes/**/*.tif' --out predictions --tasks loveda --tta flip
+    python predict.py published.pth photo.jpg --out predictions --backbone vit_b_moe --tasks potsdam
     torchrun --nproc_per_node 8 predict.py CKPT images/ --out predictions       the images shared among 8 GPUs
 
 Writes <out>/<task>/{index,color,overlay}/<name>.png with the folders of the input. An index mask holds the
@@ -17,9 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from s5.command import run_command
 from s5.prediction.plan import report, start
 from s5.segmentation.predict import KINDS, Target, predict, prediction_parser
-from s5.training.command import run_command
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
     parser.add_argument("input", help="folder (with subfolders), file, or pattern in quotes")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
+    parser.add_argument("--tasks", "--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all three")
     parser.add_argument("--overlay-alpha", type=float, default=0.5, help="weight of the colours, 0 to 1")
     parser.add_argument("--resume", action="store_true", help="leave images alone whose results exist")
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Predict; returns 0, or 1 when images could not be read."""
     args = parse_args(argv)
-    tasks = [] if args.task == ["all"] else args.task
+    tasks = [] if args.tasks == ["all"] else args.tasks
     target = Target(args.out, {}, tuple(dict.fromkeys(args.kinds)), args.overlay_alpha)
     return report(predict(args, start(args.device), args.input, tasks, target))
 

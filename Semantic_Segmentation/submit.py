@@ -13,12 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from s5.command import run_command
 from s5.data.datasets import LoveDA
 from s5.data.errors import DataError
 from s5.prediction.plan import start
 from s5.segmentation.predict import Target, predict, prediction_parser
 from s5.segmentation.submission import VALUES, find_tests, pack_loveda
-from s5.training.command import run_command
 
 HERE = Path(__file__).resolve().parent
 

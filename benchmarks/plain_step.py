@@ -36,7 +36,7 @@ class PlainStep:
             logits = self.segmentor(torch.cat([batch["labeled"], strong]))
         logits_s, logits_u = logits.tensor_split([len(batch["labels"])])
         valid = torch.ones_like(pseudo, dtype=torch.bool)
-        loss_u = pseudo_label_loss(logits_u, pseudo, conf, valid, self.conf_thresh)
+        loss_u = pseudo_label_loss(logits_u, pseudo, conf >= self.conf_thresh, valid)
         loss = (pixel_cross_entropy(logits_s, batch["labels"]) + loss_u) / 2
         self.optimizer.zero_grad()
         loss.backward()

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.report_tables import MEAN, majority_scores, markdown_table, percent
-from s5.data.labels import LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
 from s5.data.splits import Split
 from s5.detection.config import DetConfig

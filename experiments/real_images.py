@@ -14,8 +14,8 @@ from pathlib import Path
 from experiments.real_tiles import is_validation, tiles
 from experiments.report_tables import markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser, train_once
+from s5.command import run_command
 from s5.data.splits import format_line, write_split
-from s5.training.command import run_command
 
 CONFIG = REPO / "experiments/configs/real_images.yaml"
 LABELED_TILES = ("003", "008")

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.training_runs import REPO, run_command_line
+from s5.command import run_command
 from s5.data.folders import find_images
 from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geometry import to_boxes
 from s5.detection.trained import find_recipe
-from s5.training.command import run_command
 from s5.training.hooks.pictures import contact_sheet
 
 CONFIG = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_real_images.py"
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     data, run = args.out.resolve() / "data", args.out.resolve() / "run"
     prepare(args.data, data)
     options = [f"data_root={data}", *args.cfg_options]
-    start = [] if args.checkpoint is None else ["--load-from", args.checkpoint]
+    start = [] if args.checkpoint is None else ["--init", args.checkpoint]
     place = ["--device", args.device, "--cfg-options", *options]
     tools = REPO / "Object_Detection/tools"
     run_command_line(
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = find_recipe(weights, None).classes
     predictions = args.out / "predictions"
     for task, images in (("ucas", data / "ucas_aod/val/images"), ("dota14", args.data / "rot/dota14/images")):
-        chosen = ["--task", task, "--out", predictions, "--device", args.device]
+        chosen = ["--tasks", task, "--out", predictions, "--device", args.device]
         chosen += ["--window", WINDOW, "--overlap", GAP]
         run_command_line([sys.executable, tools / "predict.py", weights, images, *chosen])
         found = find_images(images)

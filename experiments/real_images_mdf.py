@@ -18,9 +18,9 @@ from experiments.real_images_mdf_runs import METHODS, Experiment
 from experiments.real_tiles import TASKS
 from experiments.report_tables import MEAN, majority_scores, markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser
+from s5.command import run_command
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
-from s5.training.command import run_command
 
 OURS = "MoE-MDF"
 AVERAGE = "average mIoU"
@@ -70,10 +70,10 @@ def costs(experiment: Experiment) -> list[str]:
 def trivial_scores(cfg: MDFConfig) -> dict[str, float | None]:
     """Scores of giving every pixel the most frequent class."""
     scores: dict[str, float | None] = {}
-    for task in mdf.build_tasks(cfg):
-        _, by_class = majority_scores(task.val, task.table)
-        scores[f"{task.name}/{MEAN}"] = by_class.pop(MEAN)
-        scores |= {f"{task.name}/IoU.{name}": value for name, value in by_class.items()}
+    for task, table in mdf.build_tables(cfg).items():
+        _, by_class = majority_scores(mdf.validation_split(cfg, task), table)
+        scores[f"{task}/{MEAN}"] = by_class.pop(MEAN)
+        scores |= {f"{task}/IoU.{name}": value for name, value in by_class.items()}
     return with_average(scores)
 
 

@@ -18,9 +18,6 @@ from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
 from s5.training.command import MOE
 from s5.training.config import ConfigError, load_config
-from s5.training.work_dir import mdf_files
-
-CPU = torch.device("cpu")
 
 
 class Method(NamedTuple):
@@ -92,15 +89,15 @@ class Experiment:
     def weights(self, method: str, task: str, seed: int = 0) -> Path:
         """The file of the model that a method has for a dataset."""
         tasks = next(tasks for tasks in METHODS[method].models if task in tasks)
-        return self.run_folder(method, tasks, seed) / mdf_files(self.backbone(method)).whole
+        experiment = mdf.MDFExperiment(self.cfg, self.backbone(method))
+        return self.run_folder(method, tasks, seed) / experiment.weight_files().whole
 
     def initial_weights(self, seed: int) -> Path:
         """A dense model with a head for every dataset, which all models of a seed start from."""
         path = self.folder / f"initial_{seed}.pth"
         if not path.exists():
             torch.manual_seed(seed)
-            tables = mdf.build_tables(self.cfg)
-            segmentor = mdf.build_model(self.cfg, self.args.backbone, tables, CPU).segmentor
+            segmentor = mdf.MDFExperiment(self.cfg, self.args.backbone).new_model().segmentor
             if self.args.checkpoint is not None:
                 load_weights(segmentor, self.args.checkpoint)
             save_atomic({"state_dict": segmentor.state_dict(), "meta": {}}, path)
@@ -112,7 +109,7 @@ class Experiment:
         for tasks in METHODS[method].models:
             command = ["Semantic_Segmentation/md_finetune.py", "--config", str(self.args.config)]
             command += ["--backbone", self.backbone(method), "--device", self.args.device, "--tasks", *tasks]
-            command += ["--checkpoint", str(self.initial_weights(seed)), "--cfg-options", *self.options(seed)]
+            command += ["--init", str(self.initial_weights(seed)), "--cfg-options", *self.options(seed)]
             scores |= train_once(command, self.run_folder(method, tasks, seed), self.steps)
         return scores
 
@@ -122,7 +119,7 @@ class Experiment:
         for tasks in METHODS[method].models:
             cfg = mdf.select_tasks(self.cfg, tasks)
             with torch.device("meta"):
-                model = mdf.build_model(cfg, self.backbone(method), mdf.build_tables(cfg), CPU)
+                model = mdf.MDFExperiment(cfg, self.backbone(method)).new_model()
             total += count_parameters(model.segmentor)
         return total
 

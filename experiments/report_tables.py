@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from s5.data.labels import LabelTable
+from s5.data.label_table import LabelTable
 from s5.data.masks import read_ids
 from s5.data.splits import Split
 from s5.ops.confusion import confusion_matrix, scores

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from s5.data.command import run_command
+from s5.command import run_command
 from s5.data.prepare.parallel import default_workers
 from scenes.dataset import PARTS, Request, write_dataset
 
@@ -57,7 +57,7 @@ def _generate(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 error, 130 interrupted."""
     args = _parser().parse_args(argv)
-    return run_command(lambda: _generate(args))
+    return run_command(lambda: _generate(args), repeatable=True)
 
 
 if __name__ == "__main__":

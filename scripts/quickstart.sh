@@ -39,14 +39,14 @@ fine_tune() {
 apply() {
   "$S5_PYTHON" $TREE/evaluate.py "$OUT/mdf/${1}_moe_mdf.pth" --device "$2" &&
     "$S5_PYTHON" $TREE/predict.py "$OUT/mdf/${1}_moe_mdf.pth" "$OUT/data/labeled/scenes/val/images" \
-      --out "$OUT/mdf/predictions" --task all --device "$2"
+      --out "$OUT/mdf/predictions" --tasks all --device "$2"
 }
 
 # detect BACKBONE DEVICE: one detector for both sets of classes, from the S4P backbone.
 detect() {
   rm -rf "${OUT:?}/det"
   "$S5_PYTHON" $DETECTION/tools/train.py $DETECTION/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py \
-    --work-dir "$OUT/det" --load-from "$OUT/s4p/${1}_s4p" --device "$2" \
+    --work-dir "$OUT/det" --init "$OUT/s4p/${1}_s4p" --device "$2" \
     --cfg-options backbone="${1}_moe" data_root="$OUT/data/det"
 }
 

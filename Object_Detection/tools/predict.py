@@ -1,7 +1,7 @@
 """Detects objects in images: drawings, DOTA's text and GeoJSON for every task.
 
     python tools/predict.py vit_b_moe_det.pth images/ --out detections                         all tasks
-    python tools/predict.py CKPT 'scenes/**/*.tif' harbour.png --out detections --task dota --score-thr 0.5
+    python tools/predict.py CKPT 'scenes/**/*.tif' harbour.png --out detections --tasks dota --score-thr 0.5
     python tools/predict.py CKPT huge.tif --out detections --formats geojson --window 1024 --overlap 200
     torchrun --nproc_per_node 8 tools/predict.py CKPT images/ --out detections     the images shared by 8 GPUs
 
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.compat.precision import PRECISIONS, resolve_precision
 from s5.detection import trained
@@ -32,7 +33,7 @@ from s5.detection.predict import Cutting, predict_files
 from s5.detection.results import FORMATS, DetResults
 from s5.detection.trained import DetRecipe
 from s5.prediction.plan import Request, Settings, Work, carry_out, identify, report, start
-from s5.training.command import add_common_options, run_command
+from s5.training.command import add_common_options
 from s5.training.config import ConfigError
 
 logger = logging.getLogger("s5.predict")
@@ -49,7 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")
     parser.add_argument("input", nargs="+", help="folders (with subfolders), files, or patterns in quotes")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
+    parser.add_argument("--tasks", "--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="default: 0.3")
     parser.add_argument(
         "--window",
@@ -65,7 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="for checkpoints that do not say what network they hold")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    for name in ("task", "formats"):
+    for name in ("tasks", "formats"):
         given = [part for value in getattr(args, name) for part in value.split(",") if part]
         if not given:
             parser.error(f"--{name} {' '.join(getattr(args, name))}: names nothing")
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.checkpoint} says itself what it holds, no configuration is read: leave --config and "
             f"--cfg-options out"
         )
-    recipe = recipe.only([] if args.task == ["all"] else args.task)
+    recipe = recipe.only([] if args.tasks == ["all"] else args.tasks)
     recipe = replace(recipe, settings=replace(recipe.settings, score_thr=args.score_thr))
     how = find_cutting(args, recipe)
     dtype = resolve_precision(args.precision, place.device)

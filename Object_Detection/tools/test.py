@@ -16,20 +16,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from s5 import launch
 from s5.checkpoints.loading import read_checkpoint
+from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.compat.precision import resolve_precision
 from s5.detection import evaluation, submission, trained
 from s5.detection import evaluation as reports
-from s5.detection import experiment as det
 from s5.detection.evaluation import DetectionCollector
+from s5.detection.experiment import DetectionExperiment
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.metric import build_metrics, images_of, is_merged
-from s5.training import launch
-from s5.training.command import add_common_options, run_command
+from s5.launch import Launch
+from s5.training.command import add_common_options
 from s5.training.config import ConfigError
 from s5.training.experiment import run_validation
-from s5.training.launch import Launch
 
 logger = logging.getLogger("s5.test")
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("left out, as without images of --split %s: %s", args.split, ", ".join(lacking))
 
     classes = dict(recipe.classes)
-    loader = det.build_val_loader(cfg, classes, place, args.split)
+    loader = DetectionExperiment(cfg, place, work_dir).build_val_loader(args.split)
     images = images_of(loader)
     merged = {task: is_merged(cfg, task, args.split) for task in classes}
     names = {task: evaluation.image_names(images[task], merged[task]) for task in submissions}

@@ -27,7 +27,7 @@ shift 4
 case $LOAD in
   [Tt]rue | TRUE)
     [[ $# -ge 1 && $1 != --* ]] || s5_usage "LOAD is True: expected a CHECKPOINT after it"
-    LOADING=(--load-network True --checkpoint "$1")
+    LOADING=(--load-network True --init "$1")
     shift
     ;;
   [Ff]alse | FALSE)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict, WeightsError
+from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.timm_models import TIMM_MODELS
 from s5.backbones.vit import VARIANTS, form_of
 
@@ -17,7 +17,6 @@ __all__ = [
     "Backbone",
     "Counts",
     "StateDict",
-    "WeightsError",
     "create_backbone",
     "describe",
     "get_architecture",

@@ -11,15 +11,12 @@ import torch
 from torch import nn
 
 from s5.compat.attention import choose_backends
+from s5.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32)
 StateDict = dict[str, torch.Tensor]
 Counts = Mapping[str, int]
 """Images of each task, in the order in which the tasks follow each other in the batch."""
-
-
-class WeightsError(ValueError):
-    """Weights do not fit a backbone."""
 
 
 class Architecture(ABC):
@@ -63,7 +60,7 @@ class Architecture(ABC):
         """Download timm's weights, under names that `s5.checkpoints.layouts` knows.
 
         Raises:
-            WeightsError: There are none, or they cannot be downloaded.
+            CheckpointError: There are none, or they cannot be downloaded.
         """
 
     def check_size(self, height: int, width: int) -> None:
@@ -173,7 +170,7 @@ class Backbone(nn.Module, ABC):
             The tensors that fit, and what was changed, for a report.
 
         Raises:
-            WeightsError: They cannot be adapted.
+            CheckpointError: They cannot be adapted.
         """
         if bands is None:
             return tensors, []
@@ -210,11 +207,11 @@ def select_bands(weight: torch.Tensor, bands: Sequence[int]) -> torch.Tensor:
         bands: Channel numbers from 1, in the order red, green, blue.
 
     Raises:
-        WeightsError: The checkpoint has fewer channels.
+        CheckpointError: The checkpoint has fewer channels.
     """
     channels = weight.shape[1]
     if max(bands) > channels:
-        raise WeightsError(
+        raise CheckpointError(
             f"init_bands {','.join(map(str, bands))}: the checkpoint's patch embedding has "
             f"{f'{channels} channels, 1 to {channels}' if channels > 1 else 'one channel: 1,1,1 takes it'}"
         )

@@ -18,10 +18,11 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from s5.backbones.contract import Architecture, Backbone, Counts, StateDict, WeightsError
+from s5.backbones.contract import Architecture, Backbone, Counts, StateDict
 from s5.backbones.moe import MoeMlp, expert_names, split_experts
 from s5.backbones.pyramid import Pyramid
 from s5.compat.cpu_linear import checkpoint_contexts
+from s5.errors import CheckpointError
 
 INIT_STD = 0.02
 # Of the blocks of all models in a process, see `ViT.compile_blocks`. PyTorch's own limit is 8.
@@ -86,7 +87,7 @@ class Variant(Architecture):
         """See the base class."""
         if self.timm is None:
             known = ", ".join(row.name for row in VARIANTS.values() if row.timm)
-            raise WeightsError(f"timm has no weights for {self.name}; known: {known}")
+            raise CheckpointError(f"timm has no weights for {self.name}; known: {known}")
         import timm
 
         return timm.create_model(self.timm, pretrained=True, num_classes=0).state_dict()
@@ -359,17 +360,17 @@ def fit_positions(tensors: StateDict, grid: tuple[int, int]) -> StateDict:
     """Resample the positional embedding to `grid` (rows, columns); one of the right length is kept.
 
     Raises:
-        WeightsError: There is none, or its length is another one and its grid not square.
+        CheckpointError: There is none, or its length is another one and its grid not square.
     """
     if "pos_embed" not in tensors:
-        raise WeightsError("the checkpoint has no positional embedding (pos_embed)")
+        raise CheckpointError("the checkpoint has no positional embedding (pos_embed)")
     table = tensors["pos_embed"]
     length = table.shape[1]
     if length == grid[0] * grid[1]:
         return tensors
     side = math.isqrt(length)
     if side**2 != length:
-        raise WeightsError(
+        raise CheckpointError(
             f"positional embedding of {length} entries: not a square grid, cannot be resampled"
         )
     return tensors | {"pos_embed": resample_positions(table, (side, side), grid)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.serialization import MAGIC_NUMBER
 
 from s5.checkpoints import inert_pickle
-from s5.checkpoints.resizing import CheckpointError
+from s5.errors import CheckpointError
 
 
 class Kind(enum.Enum):

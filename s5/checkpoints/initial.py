@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from s5.backbones import StateDict, WeightsError, get_architecture
-from s5.checkpoints.loading import CheckpointError, load_weights
+from s5.backbones import StateDict, get_architecture
+from s5.checkpoints.loading import load_weights
+from s5.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int]
     if bands is not None:
         raise CheckpointError(
             f"init_bands {','.join(map(str, bands))} chooses channels of a checkpoint, but the initial "
-            f"weights are random: leave it out, or name a checkpoint (--init, --checkpoint, --load-from)"
+            f"weights are random: leave it out, or name a checkpoint with --init"
         )
     logger.info("initial weights: random")
 
@@ -91,8 +92,6 @@ def _timm_state(backbone: str) -> StateDict:
     logger.info("initial weights: timm %s", architecture.timm)
     try:
         return architecture.pretrained()
-    except WeightsError as error:
-        raise CheckpointError(str(error)) from None
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"timm could not fetch {architecture.timm} ({error}); without a network, put the file anywhere "

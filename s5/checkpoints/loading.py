@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
-from s5.backbones import Backbone, WeightsError, describe, identify, list_backbones, with_experts
+from s5.backbones import Backbone, StateDict, describe, identify, list_backbones, with_experts
 from s5.backbones.moe import EXPERT_KEY
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint, save_atomic, shorten
-from s5.checkpoints.resizing import CheckpointError, StateDict
+from s5.errors import CheckpointError
 
-__all__ = ["CheckpointError", "LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
+__all__ = ["LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def load_weights(
         tensors, notes = backbone.fit_weights(weights.backbone, bands)
         notes = [*weights.notes, *notes]
         _require_decisive(tensors, backbone, weights.layout)
-    except WeightsError as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
 
     if backbone is not model:

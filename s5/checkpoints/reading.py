@@ -19,9 +19,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
+from s5.backbones import StateDict
 from s5.checkpoints import inert_pickle
 from s5.checkpoints.file_kinds import Kind, check_kind, explain_failure
-from s5.checkpoints.resizing import CheckpointError, StateDict
+from s5.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def _report_left_out(file: Path, content: object, left_out: set[str], whole: boo
     if whole:
         raise CheckpointError(
             f"{file} holds objects that are not read ({names}): it was not written by this package, so it "
-            f"cannot be resumed; start a new run from its weights (--init, --checkpoint, --load-from)"
+            f"cannot be resumed; start a new run from its weights (--init)"
         )
     logger.info("%s: read without the objects beside its weights (%s)", file, names)
 

@@ -20,8 +20,10 @@ import os
 
 import torch
 
+from s5.errors import UserError
 
-class BackendError(ValueError):
+
+class BackendError(UserError, ValueError):
     """The environment variable that chooses attention kernels has an unknown value."""
 
 

@@ -19,6 +19,8 @@ from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
+from s5.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 EXTENSION = "mmcv._ext"
@@ -42,8 +44,8 @@ IMPLEMENTED: dict[str, str] = {
 }
 
 
-class ExtensionError(ImportError):
-    """The compiled extension has no kernels for the requested device."""
+class ExtensionError(UserError, ImportError):
+    """The compiled extension cannot do what is asked of it."""
 
 
 class PureExtension(ModuleType):

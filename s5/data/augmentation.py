@@ -5,11 +5,19 @@ number of workers nor on interruptions.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+
+from s5.ranges import Positive, PositiveFloat, Share, require_ordered
 
 NEUTRAL = np.array([1, 1, 1, 0, 0, 0], np.float32)
 """Parameters (`PHOTOMETRIC_FIELDS`) that leave an image unchanged."""
+
+
+CUTMIX_AREA = (0.02, 0.4)  # share of the image area
+CUTMIX_ASPECT = (0.3, 1 / 0.3)  # height / width
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,23 @@ class Photometric:
         gray_p: Probability of grayscale.
         blur_p: Probability of Gaussian blur.
         blur_sigma: Range of the blur's standard deviation, in pixels.
+
+    Raises:
+        ValueError: The first value of a range is larger than the second.
     """
 
-    jitter_p: float = 0.8
-    brightness: float = 0.5
-    contrast: float = 0.5
-    saturation: float = 0.5
-    hue: float = 0.25
-    gray_p: float = 0.2
-    blur_p: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    jitter_p: Share = 0.8
+    brightness: Share = 0.5
+    contrast: Share = 0.5
+    saturation: Share = 0.5
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.25
+    gray_p: Share = 0.2
+    blur_p: Share = 0.5
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        """Refuse a range of sigmas in the wrong order."""
+        require_ordered("blur_sigma", self.blur_sigma)
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,12 @@ class StrongAugmentation(Photometric):
     """The strong view of UniMatch, used by S4P (paper, Eq. 4): photometric augmentation, then CutMix.
 
     Attributes:
+        views: Number of strong views of an image.
         cutmix_p: Probability of pasting a box.
-        cutmix_area: Range of the box's share of the image area.
-        cutmix_aspect: Range of the box's height / width.
     """
 
-    cutmix_p: float = 0.5
-    cutmix_area: tuple[float, float] = (0.02, 0.4)
-    cutmix_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    views: Positive = 1
+    cutmix_p: Share = 0.5
 
 
 def sample_rng(seed: int, source: int, position: int) -> np.random.Generator:
@@ -90,16 +103,16 @@ def draw_cutmix_box(rng: np.random.Generator, size: int, cfg: StrongAugmentation
     Args:
         rng: Generator of the sample.
         size: Side of the image in pixels.
-        cfg: Probability and ranges.
+        cfg: Probability of a box.
 
     Returns:
         (4,) int64 x0, y0, x1, y1 in pixels, x1 and y1 exclusive; all 0 if nothing is pasted.
     """
     if rng.random() >= cfg.cutmix_p:
         return np.zeros(4, np.int64)
-    area = rng.uniform(*cfg.cutmix_area) * size * size
+    area = rng.uniform(*CUTMIX_AREA) * size * size
     while True:
-        aspect = rng.uniform(*cfg.cutmix_aspect)
+        aspect = rng.uniform(*CUTMIX_ASPECT)
         width, height = int((area / aspect) ** 0.5), int((area * aspect) ** 0.5)
         left, top = rng.integers(size, size=2).tolist()
         if left + width <= size and top + height <= size:

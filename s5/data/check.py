@@ -23,8 +23,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from s5.command import escape_console
 from s5.data.check_report import Problem, Report
-from s5.data.command import escape_console
 from s5.data.errors import DataError, ImageError, SplitError
 from s5.data.files import write_bytes
 from s5.data.folders import pair_folders

@@ -4,6 +4,8 @@ import codecs
 from collections.abc import Sequence
 from pathlib import Path
 
+from s5.errors import UserError
+
 ESCAPE = "s5.escape"
 r"""Name of an error handler for encoding: characters that a stream cannot encode are written as `\u5f71`, and
 bytes of file names that are not UTF-8, which Python represents as surrogates, as `\xcf`."""
@@ -40,8 +42,8 @@ def _escaped(character: str) -> str:
 codecs.register_error(ESCAPE, _escape)
 
 
-class DataError(ValueError):
-    """Invalid data on disk; the message says what is wrong and what to do.
+class DataError(UserError, ValueError):
+    """Something about the data on disk is wrong; the message says what and what to do.
 
     Args:
         message: The message; bytes of file names that are not UTF-8 are escaped.

@@ -19,6 +19,7 @@ from s5.data.sampler import MultiSourceSampler, ValidationSampler
 from s5.data.sources import LabeledImages, MultiSourceDataset, Source, UnlabeledImages, ValidationImages
 from s5.data.splits import Split
 from s5.data.worker_pool import Loader
+from s5.launch import Launch
 
 PARTNER_STREAM = 1 << 20  # source index for the random parameters of a batch, above that of any source
 
@@ -128,29 +129,14 @@ class TrainingData(NamedTuple):
     unlabeled: int  # number of unlabeled images, 0 when there are none
 
 
-class Placement(NamedTuple):
-    """Which part of the data this process loads, and how.
-
-    Attributes:
-        rank: this process.
-        world_size: number of processes.
-        workers: loader processes.
-        pin_memory: page-locked batches, for copies to a GPU.
-    """
-
-    rank: int
-    world_size: int
-    workers: int
-    pin_memory: bool
-
-
 def fixmatch_loader(
     labeled: LabeledImages,
     labeled_batch: int,
     unlabeled: UnlabeledImages | None,
     unlabeled_batch: int,
     seed: int,
-    placement: Placement,
+    launch: Launch,
+    workers: int,
 ) -> TrainingData:
     """Endless loader of FixMatch batches, labeled images first.
 
@@ -160,16 +146,17 @@ def fixmatch_loader(
         unlabeled: unlabeled source, or None to train on labeled images alone.
         unlabeled_batch: unlabeled images per step and process.
         seed: seed of order and augmentation.
-        placement: this process's part.
+        launch: this process among all.
+        workers: loader processes.
 
     Raises:
         DataError: A source has fewer images than one global step takes.
     """
     sources: list[Source] = [labeled] if unlabeled is None else [labeled, unlabeled]
     sizes = [labeled_batch, unlabeled_batch][: len(sources)]
-    sampler = build_sampler(sources, sizes, seed, placement)
+    sampler = build_sampler(sources, sizes, seed, launch)
     metainfo = {"classes": labeled.table.classes, "palette": labeled.table.palette}
-    loader = build_loader(sources, sampler, FixMatchCollate(seed), metainfo, placement)
+    loader = build_loader(sources, sampler, FixMatchCollate(seed), metainfo, launch, workers)
     return TrainingData(loader, sampler, 0 if unlabeled is None else len(unlabeled))
 
 
@@ -178,7 +165,8 @@ def tasks_loader(
     batch_sizes: Sequence[int],
     start_epochs: Sequence[int],
     seed: int,
-    placement: Placement,
+    launch: Launch,
+    workers: int,
     epoch_steps: int | None = None,
 ) -> TrainingData:
     """Endless loader of batches of several tasks, ordered by task.
@@ -188,34 +176,38 @@ def tasks_loader(
         batch_sizes: images of each per step and process.
         start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
         seed: seed of order and augmentation.
-        placement: this process's part.
+        launch: this process among all.
+        workers: loader processes.
         epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:
         DataError: A task has fewer images than one global step takes.
     """
-    sampler = build_sampler(sources, batch_sizes, seed, placement)
+    sampler = build_sampler(sources, batch_sizes, seed, launch)
     steps = epoch_steps or sampler.epoch_steps
     sampler.starts = [epoch * steps for epoch in start_epochs]
     metainfo = {"tasks": {source.name: source.table.classes for source in sources}}
     collate = TasksCollate([source.name for source in sources])
-    return TrainingData(build_loader(sources, sampler, collate, metainfo, placement), sampler, 0)
+    return TrainingData(build_loader(sources, sampler, collate, metainfo, launch, workers), sampler, 0)
 
 
-def validation_loader(images: Sequence[ValidationImages], placement: Placement) -> DataLoader:
+def validation_loader(images: Sequence[ValidationImages], launch: Launch, workers: int) -> DataLoader:
     """Loader of full validation images of one or several tasks, with batch size 1.
 
     Every image is in exactly one process. The sampler is a `s5.data.sampler.ValidationSampler`.
     """
     metainfo = {"tasks": {part.task: part.table.classes for part in images}}
-    return whole_images_loader({part.task: part for part in images}, collate_validation, metainfo, placement)
+    return whole_images_loader(
+        {part.task: part for part in images}, collate_validation, metainfo, launch, workers
+    )
 
 
 def whole_images_loader(
     parts: Mapping[str, Dataset],
     collate: Callable[[list], dict[str, Any]],
     metainfo: dict[str, Any],
-    placement: Placement,
+    launch: Launch,
+    workers: int,
 ) -> DataLoader:
     """Loader of the images of several tasks with batch size 1; every image is in exactly one process."""
     dataset: ConcatDataset = ConcatDataset(parts.values())
@@ -224,14 +216,14 @@ def whole_images_loader(
     return Loader(
         dataset,
         batch_size=1,
-        sampler=ValidationSampler(lengths, placement.rank, placement.world_size),
+        sampler=ValidationSampler(lengths, launch.rank, launch.world_size),
         collate_fn=collate,
-        **_worker_options(placement.workers, PREFETCH_WHOLE),
+        **_worker_options(workers, PREFETCH_WHOLE),
     )
 
 
 def build_sampler(
-    sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, placement: Placement
+    sources: Sequence[Source], batch_sizes: Sequence[int], seed: int, launch: Launch
 ) -> MultiSourceSampler:
     """Create the sampler of batches with a fixed number of images of each source.
 
@@ -240,7 +232,7 @@ def build_sampler(
     """
     lengths = [len(source) for source in sources]
     names = [source.name for source in sources]
-    return MultiSourceSampler(lengths, batch_sizes, seed, placement.rank, placement.world_size, names)
+    return MultiSourceSampler(lengths, batch_sizes, seed, launch.rank, launch.world_size, names)
 
 
 def build_loader(
@@ -248,7 +240,8 @@ def build_loader(
     sampler: MultiSourceSampler,
     collate: Callable[[list], dict[str, Any]],
     metainfo: dict[str, Any],
-    placement: Placement,
+    launch: Launch,
+    workers: int,
 ) -> DataLoader:
     """Create the endless loader of the sampler's batches; `metainfo` is saved in checkpoints."""
     return Loader(
@@ -257,8 +250,8 @@ def build_loader(
         sampler=sampler,
         collate_fn=collate,
         drop_last=True,
-        pin_memory=placement.pin_memory,
-        **_worker_options(placement.workers),
+        pin_memory=launch.device.type == "cuda",
+        **_worker_options(workers),
     )
 
 

@@ -146,11 +146,10 @@ class UnlabeledImages:
         split: Split,
         weak: WeakAugmentation,
         strong: StrongAugmentation,
-        views: int = 1,
         stored: LabelTable | None = None,
         name: str = "unlabeled",
     ) -> None:
-        self.split, self.weak, self.strong, self.views = split, weak, strong, views
+        self.split, self.weak, self.strong = split, weak, strong
         self.stored, self.name = stored, name
 
     def __len__(self) -> int:
@@ -170,11 +169,12 @@ class UnlabeledImages:
         image, stored, valid, sample, skipped = self._read(index, rng)
         crop = self.weak.draw(rng, image)
         empty = None if valid is None else np.where(valid, np.uint8(0), np.uint8(IGNORE))
+        views = range(self.strong.views)
         item = {
             "image": crop_image(image, crop),
             "padding": valid_mask(crop) if empty is None else crop_mask(empty, crop),
-            "photometric": np.stack([draw_photometric(rng, self.strong) for _ in range(self.views)]),
-            "boxes": np.stack([draw_cutmix_box(rng, self.weak.size, self.strong) for _ in range(self.views)]),
+            "photometric": np.stack([draw_photometric(rng, self.strong) for _ in views]),
+            "boxes": np.stack([draw_cutmix_box(rng, self.weak.size, self.strong) for _ in views]),
             "name": sample.name,
             "skipped": skipped,
         }

@@ -1,22 +1,16 @@
 """The configuration of oriented detection, the Python files below ``Object_Detection/configs``."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from s5.data.oriented.classes import CLASSES
+from s5.detection.network import Settings
+from s5.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat, ShareBelowOne
 from s5.training.command import check_task_names
-from s5.training.config import (
-    BackboneConfig,
-    OptimConfig,
-    Positive,
-    PositiveFloat,
-    RunConfig,
-    Section,
-    Share,
-    SkipConfig,
-)
+from s5.training.config import NORM_EPS, EpochScheduleConfig, OptimConfig, RunConfig, Section
 
 
 class ObjectsConfig(Section):
@@ -67,7 +61,7 @@ class DetTaskConfig(Section):
     flip: bool = True
     skip_empty: bool = False
     train_difficult: bool = False
-    ignore_below: Annotated[float, Field(ge=0)] = 0.0
+    ignore_below: NonNegativeFloat = 0.0
     leave_out: tuple[str, ...] = ()
     whole: Path | None = None
 
@@ -82,46 +76,38 @@ class DetTaskConfig(Section):
         return self
 
 
-class DetModelConfig(BackboneConfig):
-    """The detector; the values of Oriented R-CNN are those of the published model."""
+@dataclass(frozen=True)
+class DetModelConfig(Settings):
+    """The detector: settings of Oriented R-CNN, and of the backbone."""
 
-    expert_channels: Annotated[int, Field(ge=0)] = 256
-    enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
-    proposals: Positive = 2000
-    anchors: Positive = 256
-    rois: Positive = 512
-    channels: Positive = 256
-    fc_channels: Positive = 1024
-    fpn_norm: bool = False
-    score_thr: Share = 0.05
-    nms: Share = 0.1
-    max_per_img: Positive = 2000
+    expert_channels: NonNegative = 256
+    drop_path: ShareBelowOne = 0.1
+    norm_eps: PositiveFloat = NORM_EPS
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+    def settings(self) -> Settings:
+        """What is chosen of Oriented R-CNN."""
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
 
 class DetOptimConfig(OptimConfig):
     """AdamW with the published values of detection."""
 
     lr: PositiveFloat = 1e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    warmup_iters: Annotated[int, Field(ge=0)] = 500
+    warmup_iters: NonNegative = 500
     clip_grad: PositiveFloat | None = 35.0
 
 
-class DetScheduleConfig(SkipConfig):
-    """Length and intervals in epochs.
-
-    An epoch is as many whole steps as the images of the dataset that takes longest suffice for.
-    """
+class DetScheduleConfig(EpochScheduleConfig):
+    """Length and intervals in epochs; at the milestones the learning rate is multiplied by `gamma`."""
 
     epochs: Positive = 12
     milestones: tuple[Positive, ...] = (8, 11)
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    steps_per_epoch: Positive | None = None
     val_interval: Positive = 1
-    checkpoint_interval: Positive = 1
-    keep_checkpoints: Positive = 2
-    log_interval: Positive = 50  # steps
 
 
 class DetConfig(RunConfig):
@@ -132,7 +118,7 @@ class DetConfig(RunConfig):
     load_from: Path | None = None
     tasks: dict[str, DetTaskConfig]
     size: Positive = 1024
-    workers: Annotated[int, Field(ge=0)] = 8
+    workers: NonNegative = 8
     model: DetModelConfig = DetModelConfig()
     optim: DetOptimConfig = DetOptimConfig()
     schedule: DetScheduleConfig = DetScheduleConfig()

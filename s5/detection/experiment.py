@@ -1,11 +1,10 @@
-"""The pieces of a detection run, built from its configuration. The entry scripts put them together."""
+"""An oriented detection run: one detector with a head, and perhaps an expert, per dataset."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
@@ -19,17 +18,101 @@ from s5.data.oriented.sources import (
 )
 from s5.detection.config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.detection.hooks import BoxPicturesHook
-from s5.detection.network import DetectionModel, Settings, with_heads
+from s5.detection.metric import DetectionMetric, build_metrics
+from s5.detection.network import DetectionModel, with_heads
+from s5.launch import ALONE, Launch
 from s5.training.command import expert_channels, naming
-from s5.training.experiment import Steps, common_hooks, placement, training_dtype
-from s5.training.hooks import CheckpointHook, DataStateHook, SafetyHook
-from s5.training.launch import Launch
+from s5.training.experiment import Experiment, Steps, epoch_steps, steps_of_epochs
+from s5.training.hooks import WeightFiles
 from s5.training.model import configured_backbone
 from s5.training.optim import step_schedule
-from s5.training.work_dir import det_files
 
 BEST = "mAP50"
 Classes = dict[str, tuple[str, ...]]
+
+
+class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
+    """A run on all tasks of the configuration.
+
+    Attributes:
+        classes: names of the classes of each task.
+    """
+
+    def __init__(
+        self, cfg: DetConfig, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+    ) -> None:
+        super().__init__(cfg, cfg.backbone, launch, work_dir, name or f"det_{cfg.backbone}")
+        self.classes = build_classes(cfg)
+
+    def new_model(self) -> DetectionModel:
+        """The detector and what is around it."""
+        cfg = self.cfg
+        counts = {name: len(names) for name, names in self.classes.items()}
+        channels = expert_channels(self.backbone, cfg.model.expert_channels)
+        backbone = configured_backbone(self.backbone, tuple(counts), cfg.size, cfg.model, channels, "size")
+        detector = with_heads(backbone, counts, cfg.model.settings())
+        weights = {name: task.weight for name, task in cfg.tasks.items()}
+        return DetectionModel(detector, self.dtype(), weights)
+
+    def build_training_data(self) -> TrainingData:
+        """The training images of all tasks in one batch."""
+        cfg = self.cfg
+        sources = [_training_images(cfg, name, names) for name, names in self.classes.items()]
+        sizes = [task.batch_size for task in cfg.tasks.values()]
+        about = {"settings": asdict(cfg.model.settings())}
+        return objects_loader(sources, sizes, cfg.seed, self.launch, cfg.workers, about)
+
+    def build_val_loader(self, part: str = "val") -> DataLoader:
+        """The validation images of this process, of all tasks; with `part` "test", those to be submitted."""
+        parts = [_validation_images(self.cfg, name, names, part) for name, names in self.classes.items()]
+        return objects_validation_loader(parts, self.launch, self.cfg.workers)
+
+    def build_metrics(self) -> list[DetectionMetric]:
+        """Scores of every task, named `<task>/mAP50` ..."""
+        return build_metrics(self.cfg, self.classes, self.val_loader)
+
+    def steps(self) -> Steps:
+        """Length and intervals, which the configuration has in epochs."""
+        return steps_of_epochs(self.cfg.schedule, self.data)
+
+    def lr_schedule(self) -> list[dict[str, Any]]:
+        """The learning rate falls at the milestones."""
+        schedule = self.cfg.schedule
+        milestones = [epoch * epoch_steps(schedule, self.data) for epoch in schedule.milestones]
+        return step_schedule(milestones, schedule.gamma, self.cfg.optim.warmup_iters)
+
+    def weight_files(self) -> WeightFiles:
+        """`<name>_det.pth`."""
+        return WeightFiles(f"{self.backbone}_det.pth")
+
+    def weights_meta(self) -> dict[str, Any]:
+        """What a weights file says of its model; enough to predict with it."""
+        cfg = self.cfg
+        return {
+            "backbone": self.backbone,
+            "expert_channels": expert_channels(self.backbone, cfg.model.expert_channels),
+            "img_size": cfg.size,
+            "norm_eps": cfg.model.norm_eps,
+            "tasks": {name: list(names) for name, names in self.classes.items()},
+            "settings": asdict(cfg.model.settings()),
+        }
+
+    def best_scores(self) -> Mapping[str, list[str]]:
+        """On average, and of each of several tasks."""
+        scores = {task: [f"{task}/{BEST}"] for task in self.classes}
+        best = {"best": [score for part in scores.values() for score in part]}
+        if len(scores) > 1:
+            best |= {f"best_{task}": score for task, score in scores.items()}
+        return best
+
+    def pictures(self) -> Hook:
+        """Images with ground truth and detections."""
+        return BoxPicturesHook(self.classes)
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """As the configuration says."""
+        return self.cfg.find_unused_parameters
 
 
 def build_classes(cfg: DetConfig) -> Classes:
@@ -39,100 +122,6 @@ def build_classes(cfg: DetConfig) -> Classes:
         DataError: the name of a list of classes is unknown.
     """
     return {name: get_classes(task.classes) for name, task in cfg.tasks.items()}
-
-
-def build_model(cfg: DetConfig, classes: Classes, device: torch.device) -> DetectionModel:
-    """The detector, randomly initialised, and what is around it.
-
-    Raises:
-        ConfigError: unknown backbone, one that does not go with the configuration, or fp16 on a CPU.
-    """
-    counts = {name: len(names) for name, names in classes.items()}
-    channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
-    backbone = configured_backbone(cfg.backbone, tuple(counts), cfg.size, cfg.model, channels, "size")
-    detector = with_heads(backbone, counts, build_settings(cfg))
-    weights = {name: task.weight for name, task in cfg.tasks.items()}
-    return DetectionModel(detector, training_dtype(cfg.precision, device), weights)
-
-
-def build_settings(cfg: DetConfig) -> Settings:
-    """What the configuration chooses of Oriented R-CNN."""
-    names = Settings.__dataclass_fields__
-    return Settings(**{name: getattr(cfg.model, name) for name in names})
-
-
-def build_training_data(cfg: DetConfig, classes: Classes, launch: Launch) -> TrainingData:
-    """The training images of all tasks in one batch.
-
-    Raises:
-        DataError: images or annotations are missing or wrong, or fewer than one global step takes.
-    """
-    sources = [_training_images(cfg, name, classes[name]) for name in cfg.tasks]
-    batch_sizes = [task.batch_size for task in cfg.tasks.values()]
-    about = {"settings": asdict(build_settings(cfg))}
-    return objects_loader(sources, batch_sizes, cfg.seed, placement(launch, cfg.workers), about)
-
-
-def build_val_loader(cfg: DetConfig, classes: Classes, launch: Launch, part: str = "val") -> DataLoader:
-    """The validation images of this process, of all tasks; with ``part`` "test", those to be submitted.
-
-    Raises:
-        DataError: images or annotations are missing or wrong.
-    """
-    parts = [_whole_images(cfg, name, classes[name], part) for name in cfg.tasks]
-    return objects_validation_loader(parts, placement(launch, cfg.workers))
-
-
-def build_steps(cfg: DetConfig, data: TrainingData) -> Steps:
-    """Length and intervals of the run in steps."""
-    epoch = epoch_steps(cfg, data)
-    schedule = cfg.schedule
-    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval, schedule)
-
-
-def build_schedule(cfg: DetConfig, data: TrainingData) -> list[dict[str, Any]]:
-    """The learning rate, which falls at the milestones."""
-    epoch = epoch_steps(cfg, data)
-    milestones = [epoch * milestone for milestone in cfg.schedule.milestones]
-    return step_schedule(milestones, cfg.schedule.gamma, cfg.optim.warmup_iters)
-
-
-def epoch_steps(cfg: DetConfig, data: TrainingData) -> int:
-    """Steps of an epoch."""
-    return cfg.schedule.steps_per_epoch or data.sampler.epoch_steps
-
-
-def build_hooks(
-    cfg: DetConfig, classes: Classes, data: TrainingData, launch: Launch
-) -> tuple[SafetyHook, list[Hook]]:
-    """All hooks of the run; the first is the one that says whether a signal stopped it."""
-    schedule = cfg.schedule
-    scores = {task: [f"{task}/{BEST}"] for task in classes}
-    best = {"best": [score for part in scores.values() for score in part]}
-    if len(scores) > 1:
-        best |= {f"best_{task}": score for task, score in scores.items()}
-    checkpoints = CheckpointHook(
-        schedule.checkpoint_interval * epoch_steps(cfg, data),
-        schedule.keep_checkpoints,
-        det_files(cfg.backbone),
-        weights_meta(cfg, classes),
-        best,
-    )
-    pictures = BoxPicturesHook(classes)
-    safety, hooks = common_hooks(cfg, build_steps(cfg, data), checkpoints, pictures, launch)
-    return safety, [*hooks, DataStateHook(data.sampler)]
-
-
-def weights_meta(cfg: DetConfig, classes: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """What a weights file says of itself; enough to predict with it."""
-    return {
-        "backbone": cfg.backbone,
-        "expert_channels": expert_channels(cfg.backbone, cfg.model.expert_channels),
-        "img_size": cfg.size,
-        "norm_eps": cfg.model.norm_eps,
-        "tasks": {name: list(names) for name, names in classes.items()},
-        "settings": asdict(build_settings(cfg)),
-    }
 
 
 def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> OrientedImages:
@@ -151,7 +140,7 @@ def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> Ori
         )
 
 
-def _whole_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part: str) -> OrientedValidation:
+def _validation_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part: str) -> OrientedValidation:
     task = cfg.tasks[name]
     with naming(f"tasks.{name}.{part}"):
         return OrientedValidation(

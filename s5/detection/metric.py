@@ -16,8 +16,8 @@ from s5.data.oriented.merge import NMS_THRESHOLD, merge_objects, merge_windows
 from s5.data.oriented.samples import read_whole
 from s5.data.oriented.sources import OrientedValidation
 from s5.detection.config import DetConfig
+from s5.launch import host_group
 from s5.training.command import naming
-from s5.training.launch import host_group
 
 logger = logging.getLogger(__name__)
 

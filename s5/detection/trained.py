@@ -9,10 +9,11 @@ import torch
 
 from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.loading import CheckpointError, load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights, read_checkpoint
 from s5.detection import experiment as det
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, Settings, build_detector
+from s5.errors import CheckpointError
 from s5.training.command import expert_channels, known_tasks
 from s5.training.config import NORM_EPS, ConfigError, load_config, load_python_config
 
@@ -70,7 +71,7 @@ def recipe_of_config(cfg: DetConfig) -> DetRecipe:
         DataError: the name of a list of classes is unknown.
     """
     channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
-    classes, settings = det.build_classes(cfg), det.build_settings(cfg)
+    classes, settings = det.build_classes(cfg), cfg.model.settings()
     return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, True, cfg.model.norm_eps)
 
 

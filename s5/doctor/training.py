@@ -106,7 +106,7 @@ def check_step(chosen: str) -> Iterator[Finding]:
 
     from s5.compat.memory import peak_memory
     from s5.compat.precision import resolve_precision
-    from s5.segmentation.methods.fixmatch import FixMatch
+    from s5.segmentation.methods.fixmatch import FixMatch, FixMatchSettings
     from s5.segmentation.segmentor import build_segmentor
     from s5.segmentation.windows import Inference
     from s5.training.optim import build_optim_wrapper, param_groups
@@ -114,7 +114,7 @@ def check_step(chosen: str) -> Iterator[Finding]:
     device = choose(chosen)
     dtype = resolve_precision("auto", device)
     segmentor = build_segmentor("vit_t", {"doctor": CLASSES}, SIZE, channels=16)
-    model = FixMatch(segmentor, {"doctor": Inference()}, dtype, conf_thresh=0.0).train()
+    model = FixMatch(segmentor, {"doctor": Inference()}, dtype, FixMatchSettings(conf_thresh=0.0)).train()
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = build_optim_wrapper(param_groups(model.network, 1e-4, 0.01), 1e-4, (0.9, 0.999), dtype)
     batch = _fixmatch_batch(device)

@@ -24,9 +24,8 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255)
 def pseudo_label_loss(
     logits: Tensor,
     pseudo: Tensor,
-    conf: Tensor,
+    confident: Tensor,
     valid: Tensor,
-    conf_thresh: float,
 ) -> Tensor:
     """Cross-entropy against confident pseudo-labels, averaged over all valid pixels (L_us, paper Eq. 7).
 
@@ -36,15 +35,14 @@ def pseudo_label_loss(
     Args:
         logits: (B, K, H, W) of the strong view, any floating dtype.
         pseudo: (B, H, W) integer pseudo-labels in [0, K).
-        conf: (B, H, W) largest softmax probability of the weak view, in [0, 1].
+        confident: (B, H, W) bool, true where the pseudo-label is trained on.
         valid: (B, H, W) bool, false where there is no image.
-        conf_thresh: The threshold τ; a pixel at exactly τ is confident.
 
     Returns:
         Scalar float32; 0, still attached to the graph, without a confident or a valid pixel.
     """
     ignored = -1
-    target = torch.where(valid & (conf >= conf_thresh), pseudo.long(), ignored)
+    target = torch.where(valid & confident, pseudo.long(), ignored)
     total = F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="sum")
     return total / valid.sum().clamp(min=1)
 

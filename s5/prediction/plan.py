@@ -12,14 +12,14 @@ from typing import Any, Protocol, TypeVar
 import torch.distributed as dist
 import yaml
 
+from s5 import launch
 from s5.data.errors import ImageError, is_utf8
 from s5.data.files import write_bytes
 from s5.data.folders import find_files
+from s5.launch import Launch, host_group
 from s5.prediction.sources import Source, find_sources
 from s5.segmentation.submission import SETTINGS_FILE
-from s5.training import launch
 from s5.training.config import ConfigError
-from s5.training.launch import Launch, host_group
 
 Settings = Mapping[str, Mapping[str, Any]]
 """What the results of each task depend on, and what their values mean."""

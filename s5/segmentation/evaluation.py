@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from s5.data.image_io import write_image
-from s5.data.labels import LabelTable
+from s5.data.label_table import LabelTable
 from s5.ops.confusion import scores
 from s5.segmentation.metrics import SegmentationMetric
 from s5.training.config import ConfigError

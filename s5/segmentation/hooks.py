@@ -1,4 +1,4 @@
-"""Logs the classes of confident pseudo-labels, and warns when they collapse."""
+"""Hooks of the segmentation trees: pseudo-labels of S4P, and tasks that start late."""
 
 import logging
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from s5.data.labels import LabelTable
+from s5.data.label_table import LabelTable
 from s5.data.sampler import ValidationSampler
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.training.hooks.pictures import colored, write_sheet
+from s5.training.resume import ResumableHook
 from s5.training.runner import S5Runner, unwrap
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class CollapseWatch:
         return ", ".join(self.classes[i] for i in sorted(classes))
 
 
-class PseudoLabelHook(Hook):
+class PseudoLabelHook(ResumableHook):
     """Logs the class shares of confident pseudo-labels, and warns when they collapse.
 
     The model counts pixels on the device. They are summed over all processes and read every ``interval``
@@ -128,6 +129,7 @@ class PseudoLabelHook(Hook):
     """
 
     priority = "NORMAL"
+    key = "pseudo_labels"
 
     def __init__(self, watch: CollapseWatch, interval: int) -> None:
         self.watch = watch
@@ -156,20 +158,14 @@ class PseudoLabelHook(Hook):
         scalars["pseudo_collapse/missing_classes"] = len(self.watch.missing)
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the counts since the last log line and the state of the watch."""
-        checkpoint["pseudo_labels"] = {
-            "counts": self._counts(runner),
-            "steps": self._steps,
-            "watch": self.watch.state_dict(),
-        }
+    def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
+        """The counts since the last log line and the state of the watch."""
+        return {"counts": self._counts(runner), "steps": self._steps, "watch": self.watch.state_dict()}
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore them; checkpoints of earlier versions have none."""
-        state = checkpoint.get("pseudo_labels")
-        if state is not None:
-            self._resumed, self._steps = state["counts"], state["steps"]
-            self.watch.load_state_dict(state["watch"])
+    def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self._resumed, self._steps = state["counts"], state["steps"]
+        self.watch.load_state_dict(state["watch"])
 
     def _counts(self, runner: Runner) -> list[list[int]]:
         """Confident and labeled pixels by class since the last log line, summed over all processes."""

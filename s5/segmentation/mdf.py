@@ -1,54 +1,152 @@
-"""The pieces of a multi-dataset run, built from its configuration. The entry scripts put them together."""
+"""A multi-dataset fine-tuning run: one network with a head, and perhaps an expert, per dataset."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from s5.data.augmentation import Photometric
 from s5.data.folders import hold_out, pair_folders
-from s5.data.labels import LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_table
 from s5.data.loaders import TrainingData, resolve_split, tasks_loader, validation_loader
+from s5.data.sampler import ValidationSampler
 from s5.data.sources import LabeledImages, ValidationImages, WeakAugmentation
 from s5.data.splits import Split
+from s5.launch import ALONE, Launch
 from s5.segmentation.hooks import TaskStartHook
-from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig, TaskConfig
+from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
 from s5.training.command import expert_channels, naming
 from s5.training.config import ConfigError
-from s5.training.experiment import Steps, check_splits, common_hooks, placement, training_dtype
-from s5.training.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
-from s5.training.launch import Launch
+from s5.training.experiment import Experiment, Steps, check_splits, epoch_steps, steps_of_epochs
+from s5.training.hooks import PicturesHook, WeightFiles
 from s5.training.optim import cosine_schedule
-from s5.training.work_dir import mdf_files
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One dataset of a run.
+class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
+    """A run on all tasks of the configuration.
 
     Attributes:
-        name: its key in the configuration.
-        cfg: its section.
-        table: its classes.
-        train: training images.
-        val: validation images.
+        tables: classes of each task.
+        splits: training and validation images of each task, once the data is built.
     """
 
-    name: str
-    cfg: TaskConfig
-    table: LabelTable
-    train: Split
-    val: Split
+    splits: dict[str, tuple[Split, Split]]
+
+    def __init__(
+        self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+    ) -> None:
+        super().__init__(cfg, backbone, launch, work_dir, name or f"mdf_{backbone}")
+        self.tables = build_tables(cfg)
+
+    def new_model(self) -> MultiDataset:
+        """The network with a head, and under `<backbone>_moe` an expert, for every task."""
+        cfg = self.cfg
+        classes = {name: table.num_classes for name, table in self.tables.items()}
+        experts = expert_channels(self.backbone, cfg.model.expert_channels)
+        return MultiDataset(
+            build_network(self.backbone, classes, cfg.crop, cfg.model, experts),
+            {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
+            {name: task.loss for name, task in cfg.tasks.items()},
+            self.dtype(),
+            {name: task.photometric.blur_sigma[1] for name, task in cfg.tasks.items() if task.photometric},
+        )
+
+    def build_training_data(self) -> TrainingData:
+        """The training images of all tasks in one batch.
+
+        Raises:
+            ConfigError: a batch of one image, whose batch norm would have nothing to compare, or a task that
+                would start after the end.
+        """
+        cfg = self.cfg
+        self.splits = {name: find_images(cfg, name) for name in cfg.tasks}
+        starts = start_epochs(cfg)
+        for name, task in cfg.tasks.items():
+            if task.batch_size < 2 and not self.synchronises_batch_norm():
+                raise ConfigError(
+                    f"tasks.{name}.batch_size = 1: batch norm in the task's decoder needs at least two "
+                    f"images in a step"
+                )
+        sources = []
+        for name, task in cfg.tasks.items():
+            weak = WeakAugmentation(cfg.crop, task.scale, task.flip, task.rotate)
+            split, _ = self.splits[name]
+            sources.append(LabeledImages(split, self.tables[name], weak, name, task.photometric))
+        sizes = [task.batch_size for task in cfg.tasks.values()]
+        steps = cfg.schedule.steps_per_epoch
+        return tasks_loader(sources, sizes, [*starts.values()], cfg.seed, self.launch, cfg.workers, steps)
+
+    def build_val_loader(self) -> DataLoader:
+        """The validation images of this process, of all tasks."""
+        images = [
+            ValidationImages(validation_split(self.cfg, name), table, name)
+            for name, table in self.tables.items()
+        ]
+        return validation_loader(images, self.launch, self.cfg.workers)
+
+    def build_metrics(self) -> list[SegmentationMetric]:
+        """Scores of every task, named `<task>/mIoU` ..."""
+        return [SegmentationMetric(table, name, prefix=name) for name, table in self.tables.items()]
+
+    def check_data(self) -> None:
+        """Refuse splits with errors, unless the configuration says not to look."""
+        if self.cfg.check:
+            splits = [
+                (f"{name} {part}", split, self.tables[name])
+                for name, pair in self.splits.items()
+                for part, split in zip(("training", "validation"), pair, strict=True)
+            ]
+            check_splits(splits, self.work_dir, self.cfg.workers, self.launch)
+
+    def steps(self) -> Steps:
+        """Length and intervals, which the configuration has in epochs."""
+        return steps_of_epochs(self.cfg.schedule, self.data)
+
+    def lr_schedule(self) -> list[dict[str, Any]]:
+        """Cosine to zero, by step or by epoch."""
+        schedule = self.cfg.schedule
+        epoch = epoch_steps(schedule, self.data) if schedule.lr_per_epoch else None
+        return cosine_schedule(self.steps().total, self.cfg.optim.warmup_iters, epoch)
+
+    def weight_files(self) -> WeightFiles:
+        """`<name>_mdf.pth`."""
+        return WeightFiles(f"{self.backbone}_mdf.pth")
+
+    def weights_meta(self) -> dict[str, Any]:
+        """What a weights file says of its model; enough to predict with it."""
+        cfg = self.cfg
+        return {
+            "backbone": self.backbone,
+            "decoder_channels": cfg.model.decoder_channels,
+            "norm_eps": cfg.model.norm_eps,
+            "expert_channels": expert_channels(self.backbone, cfg.model.expert_channels),
+            "img_size": cfg.crop,
+            "tasks": {name: list(table.classes) for name, table in self.tables.items()},
+            "labels": {name: table.as_mapping() for name, table in self.tables.items()},
+            "inference": {name: asdict(task.evaluation.inference()) for name, task in cfg.tasks.items()},
+        }
+
+    def best_scores(self) -> dict[str, list[str]]:
+        """Scores by which the best weights are chosen."""
+        return best_scores(self.cfg, self.tables)
+
+    def pictures(self) -> Hook:
+        """Images, ground truth and predictions."""
+        return PicturesHook(self.tables)
+
+    def own_hooks(self) -> list[Hook]:
+        """The start of tasks that join late."""
+        starts = dict(zip(self.tables, self.data.sampler.starts, strict=True))
+        return [TaskStartHook(starts, cast(ValidationSampler, self.val_loader.sampler))]
 
 
 def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
@@ -104,31 +202,27 @@ def build_tables(cfg: MDFConfig) -> dict[str, LabelTable]:
     return {name: get_table(task.labels, default_name=name) for name, task in cfg.tasks.items()}
 
 
-def build_tasks(cfg: MDFConfig) -> list[Task]:
-    """Find the images of every task.
+def find_images(cfg: MDFConfig, name: str) -> tuple[Split, Split]:
+    """The training and validation images of a task.
 
     Raises:
         DataError: a split file or folder is missing, empty, or has images without masks.
     """
-    tables = build_tables(cfg)
-    tasks = []
-    for name, task in cfg.tasks.items():
-        train = _training_images(cfg, name)
-        if isinstance(task.val, HoldOutConfig):
-            with naming(f"tasks.{name}.val"):
-                train, _ = hold_out(train, task.val.hold_out)
-        val = validation_split(cfg, name)
-        if shared := len({s.image for s in train} & {s.image for s in val}):
-            logger.warning("%s: %d images are in training and validation", name, shared)
-        tasks.append(Task(name, task, tables[name], train, val))
-    return tasks
+    task, train = cfg.tasks[name], _training_images(cfg, name)
+    if isinstance(task.val, HoldOutConfig):
+        with naming(f"tasks.{name}.val"):
+            train, _ = hold_out(train, task.val.hold_out)
+    val = validation_split(cfg, name)
+    if shared := len({s.image for s in train} & {s.image for s in val}):
+        logger.warning("%s: %d images are in training and validation", name, shared)
+    return train, val
 
 
 def validation_split(cfg: MDFConfig, name: str) -> Split:
-    """The validation images of a task; those for training need not be there unless some of them are held out.
+    """The validation images of a task. Training images are not needed unless some of them are held out.
 
     Raises:
-        DataError: as :func:`build_tasks`.
+        DataError: as :func:`find_images`.
     """
     task = cfg.tasks[name]
     if isinstance(task.val, HoldOutConfig):
@@ -137,129 +231,6 @@ def validation_split(cfg: MDFConfig, name: str) -> Split:
             return hold_out(train, task.val.hold_out)[1]
     with naming(f"tasks.{name}.val"):
         return _images(cfg.data_root, task.val)
-
-
-def check_data(cfg: MDFConfig, tasks: Sequence[Task], work_dir: Path, launch: Launch) -> None:
-    """Refuse splits with errors, unless the configuration says not to look.
-
-    Raises:
-        DataError: naming the first problems.
-    """
-    if cfg.check:
-        splits = [
-            (f"{task.name} {part}", split, task.table)
-            for task in tasks
-            for part, split in (("training", task.train), ("validation", task.val))
-        ]
-        check_splits(splits, work_dir, cfg.workers, launch)
-
-
-def build_model(
-    cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable], device: torch.device
-) -> MultiDataset:
-    """The network with a head, and under ``<backbone>_moe`` an expert, for every task.
-
-    Raises:
-        ConfigError: fp16 was asked for and the device is a CPU, or the experts are too wide.
-    """
-    classes = {name: table.num_classes for name, table in tables.items()}
-    experts = expert_channels(backbone, cfg.model.expert_channels)
-    return MultiDataset(
-        build_network(backbone, classes, cfg.crop, cfg.model, experts),
-        {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
-        {name: task.loss.loss() for name, task in cfg.tasks.items()},
-        training_dtype(cfg.precision, device),
-        {name: task.photometric.blur_sigma[1] for name, task in cfg.tasks.items() if task.photometric},
-    )
-
-
-def build_training_data(cfg: MDFConfig, tasks: Sequence[Task], launch: Launch) -> TrainingData:
-    """The training images of all tasks in one batch.
-
-    Raises:
-        ConfigError: a batch of one image, whose batch norm would have nothing to compare, or a task that
-            would start after the end.
-        DataError: fewer images than one global step takes.
-    """
-    starts = start_epochs(cfg)
-    synchronised = cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
-    for task in tasks:
-        if task.cfg.batch_size < 2 and not synchronised:
-            raise ConfigError(
-                f"tasks.{task.name}.batch_size = 1: batch norm in the task's decoder needs at least two "
-                f"images in a step"
-            )
-    sources = [
-        LabeledImages(
-            task.train,
-            task.table,
-            WeakAugmentation(cfg.crop, task.cfg.scale, task.cfg.flip, task.cfg.rotate),
-            task.name,
-            None if task.cfg.photometric is None else Photometric(**task.cfg.photometric.model_dump()),
-        )
-        for task in tasks
-    ]
-    return tasks_loader(
-        sources,
-        [task.cfg.batch_size for task in tasks],
-        [starts[task.name] for task in tasks],
-        cfg.seed,
-        placement(launch, cfg.workers),
-        cfg.schedule.steps_per_epoch,
-    )
-
-
-def build_val_loader(
-    cfg: MDFConfig, splits: Mapping[str, Split], tables: Mapping[str, LabelTable], launch: Launch
-) -> DataLoader:
-    """The validation images of this process, of all tasks in ``splits``."""
-    images = [ValidationImages(split, tables[task], task) for task, split in splits.items()]
-    return validation_loader(images, placement(launch, cfg.workers))
-
-
-def build_metrics(tables: dict[str, LabelTable]) -> list[SegmentationMetric]:
-    """Scores of every task, named ``<task>/mIoU`` ..."""
-    return [SegmentationMetric(table, name, prefix=name) for name, table in tables.items()]
-
-
-def build_steps(cfg: MDFConfig, data: TrainingData) -> Steps:
-    """Length and intervals of the run in steps."""
-    epoch = cfg.schedule.steps_per_epoch or data.sampler.epoch_steps
-    schedule = cfg.schedule
-    return Steps(schedule.epochs * epoch, schedule.val_interval * epoch, schedule.log_interval, schedule)
-
-
-def build_schedule(cfg: MDFConfig, steps: Steps) -> list[dict[str, Any]]:
-    """The learning rate: cosine to zero, by step or by epoch.
-
-    Raises:
-        ConfigError: the warm-up takes the whole run.
-    """
-    epoch = steps.total // cfg.schedule.epochs if cfg.schedule.lr_per_epoch else None
-    return cosine_schedule(steps.total, cfg.optim.warmup_iters, epoch)
-
-
-def build_hooks(
-    cfg: MDFConfig,
-    backbone: str,
-    tables: dict[str, LabelTable],
-    data: TrainingData,
-    val_loader: DataLoader,
-    launch: Launch,
-) -> tuple[SafetyHook, list[Hook]]:
-    """All hooks of the run; the first is the one that says whether a signal stopped it."""
-    steps = build_steps(cfg, data)
-    checkpoints = CheckpointHook(
-        cfg.schedule.checkpoint_interval * steps.total // cfg.schedule.epochs,
-        cfg.schedule.keep_checkpoints,
-        mdf_files(backbone),
-        weights_meta(cfg, backbone, tables),
-        best_scores(cfg, tables),
-    )
-    safety, hooks = common_hooks(cfg, steps, checkpoints, PicturesHook(tables), launch)
-    starts = dict(zip(tables, data.sampler.starts, strict=True))
-    hooks += [DataStateHook(data.sampler), TaskStartHook(starts, val_loader.sampler)]  # type: ignore[arg-type]
-    return safety, hooks
 
 
 def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, list[str]]:
@@ -291,23 +262,6 @@ def _require_background(name: str, table: LabelTable, key: str, metric: str) -> 
             f"{key} {metric}: the labels of {name} name no background; set background in "
             f"tasks.{name}.labels, or choose another metric"
         )
-
-
-def weights_meta(cfg: MDFConfig, backbone: str, tables: dict[str, LabelTable]) -> dict[str, Any]:
-    """What a weights file says of itself; enough to predict with it."""
-    return {
-        "backbone": backbone,
-        "decoder_channels": cfg.model.decoder_channels,
-        "norm_eps": cfg.model.norm_eps,
-        "expert_channels": expert_channels(backbone, cfg.model.expert_channels),
-        "img_size": cfg.crop,
-        "tasks": {name: list(table.classes) for name, table in tables.items()},
-        "labels": {name: table.as_mapping() for name, table in tables.items()},
-        "inference": {
-            name: task.evaluation.model_dump(mode="json", exclude={"metric"})
-            for name, task in cfg.tasks.items()
-        },
-    }
 
 
 def _training_images(cfg: MDFConfig, name: str) -> Split:

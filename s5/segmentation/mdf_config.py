@@ -1,23 +1,23 @@
 """The configuration of multi-dataset fine-tuning, ``Semantic_Segmentation/configs/rsseg.yaml``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from s5.data.augmentation import Photometric
+from s5.ranges import NonNegative, NonNegativeFloat, Positive, Share
 from s5.segmentation.multi_dataset import TaskLoss
+from s5.segmentation.windows import Inference
 from s5.training.command import check_task_names
 from s5.training.config import (
-    InferenceConfig,
+    CropsConfig,
+    EpochScheduleConfig,
     ModelConfig,
     OptimConfig,
-    PhotometricConfig,
-    Positive,
-    RunConfig,
     ScaleRange,
     Section,
-    Share,
-    SkipConfig,
 )
 
 
@@ -47,21 +47,11 @@ Folders = Annotated[FoldersConfig, Tag("folders")]
 HoldOut = Annotated[HoldOutConfig, Tag("hold_out")]
 
 
-class EvaluationConfig(InferenceConfig):
+@dataclass(frozen=True)
+class EvaluationConfig(Inference):
     """How the validation images of a task are predicted, and by which score its best weights are chosen."""
 
     metric: Score = "mIoU"
-
-
-class LossConfig(Section):
-    """What a task adds to the loss."""
-
-    kind: Literal["ce", "ce_dice", "focal"] = "ce"
-    weight: Annotated[float, Field(gt=0)] = 1.0
-
-    def loss(self) -> TaskLoss:
-        """The same for the model."""
-        return TaskLoss(self.kind, self.weight)
 
 
 class TaskConfig(ScaleRange):
@@ -74,9 +64,9 @@ class TaskConfig(ScaleRange):
     train: Annotated[SplitFile | Folders, Discriminator(_kind)]
     val: Annotated[SplitFile | Folders | HoldOut, Discriminator(_kind)]
     batch_size: Positive = 12
-    photometric: PhotometricConfig | None = PhotometricConfig()
-    loss: LossConfig = LossConfig()
-    start_epoch: Annotated[int, Field(ge=0)] = 0
+    photometric: Photometric | None = Photometric()
+    loss: TaskLoss = TaskLoss()
+    start_epoch: NonNegative = 0
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("photometric", mode="before")
@@ -85,7 +75,7 @@ class TaskConfig(ScaleRange):
         """``false`` for none, ``true`` for the defaults, as of ``flip`` and ``rotate``."""
         if value is False:
             return None
-        return PhotometricConfig() if value is True else value
+        return Photometric() if value is True else value
 
     @model_validator(mode="before")
     @classmethod
@@ -101,43 +91,38 @@ class TaskConfig(ScaleRange):
 class MDFModelConfig(ModelConfig):
     """The network; a backbone named ``vit_b_moe`` has experts unless their channels are 0, ``vit_b`` none."""
 
-    expert_channels: Annotated[int, Field(ge=0)] = 256
+    expert_channels: NonNegative = 256
 
 
 class MDFOptimConfig(OptimConfig):
     """AdamW with the published values of fine-tuning."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
-class MDFScheduleConfig(SkipConfig):
+class MDFScheduleConfig(EpochScheduleConfig):
     """Length and intervals in epochs.
 
-    An epoch is as many whole steps as the images of the dataset that takes longest suffice for.
-    ``lr_per_epoch`` changes the learning rate once an epoch instead of every step. The best weights of
-    several tasks are chosen by the mean of ``best_metric`` (None: the metric of each task) over
-    ``best_tasks`` (None: all).
+    `lr_per_epoch` changes the learning rate once an epoch instead of every step. The best weights of
+    several tasks are chosen by the mean of `best_metric` (None: the metric of each task) over `best_tasks`
+    (None: all).
     """
 
     epochs: Positive = 100
-    steps_per_epoch: Positive | None = None
+    val_interval: Positive = 5
     lr_per_epoch: bool = False
     best_metric: Score | None = None
     best_tasks: tuple[str, ...] | None = None
-    val_interval: Positive = 5
-    checkpoint_interval: Positive = 1
-    keep_checkpoints: Positive = 2
-    log_interval: Positive = 50  # steps
 
 
-class MDFConfig(RunConfig):
+class MDFConfig(CropsConfig):
     """Everything one fine-tuning run depends on."""
 
     data_root: Path
     tasks: dict[str, TaskConfig]
     crop: Positive = 512
-    workers: Annotated[int, Field(ge=0)] = 8
+    workers: NonNegative = 8
     check: bool = True
     model: MDFModelConfig = MDFModelConfig()
     optim: MDFOptimConfig = MDFOptimConfig()
@@ -156,9 +141,7 @@ class MDFConfig(RunConfig):
             )
         return self
 
-    @model_validator(mode="after")
-    def _blur_fits(self) -> "MDFConfig":
-        for name, task in self.tasks.items():
-            if task.photometric is not None:
-                task.photometric.require_fit(self.crop, f"tasks.{name}.photometric", "crop")
-        return self
+    def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:
+        """Key of the side of the crops, and photometric augmentation by key."""
+        changes = {f"tasks.{name}.photometric": task.photometric for name, task in self.tasks.items()}
+        return "crop", {key: change for key, change in changes.items() if change is not None}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from s5.backbones import Counts
 from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy
 from s5.ops.photometric import apply_photometric
+from s5.ranges import PositiveFloat
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import Segmentor
 from s5.segmentation.windows import Inference, to_unit
@@ -25,7 +26,7 @@ class TaskLoss:
     """
 
     kind: Literal["ce", "ce_dice", "focal"] = "ce"
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of logits (B, K, H, W) against train ids (B, H, W), 255 ignored; without the weight."""

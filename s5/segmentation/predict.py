@@ -15,10 +15,12 @@ import torch
 
 from s5.compat.precision import PRECISIONS, resolve_precision
 from s5.data.errors import ImageError
-from s5.data.labels import IGNORE, LabelTable
+from s5.data.label_table import LabelTable
+from s5.data.labels import IGNORE
 from s5.data.prepare.patches import Readable
 from s5.data.progress import Progress
 from s5.data.rasters import Georeference, read_georeference
+from s5.launch import Launch
 from s5.prediction.pipeline import Lanes, Reading, columns, open_pixels, read_ahead
 from s5.prediction.plan import Request, Settings, Work, carry_out, identify
 from s5.prediction.sources import Source
@@ -30,7 +32,6 @@ from s5.segmentation.tta import add_inference_options, changed_inference, chosen
 from s5.segmentation.windows import Inference, Strip, column_strips
 from s5.training.command import command_parser
 from s5.training.config import ConfigError
-from s5.training.launch import Launch
 
 logger = logging.getLogger(__name__)
 

@@ -1,133 +1,135 @@
-"""The pieces of an S4P run, built from its configuration. ``S4_Pretrain/train.py`` puts them together."""
+"""An S4P pre-training run: a semi-supervised method on labeled and unlabeled images."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from s5.data.labels import LabelTable
+from s5.data.labels import get_table
 from s5.data.loaders import TrainingData, fixmatch_loader, resolve_split, validation_loader
 from s5.data.sources import LabeledImages, UnlabeledImages, ValidationImages, WeakAugmentation
+from s5.launch import ALONE, Launch
 from s5.segmentation.hooks import CollapseWatch, PseudoLabelHook, ViewsHook
+from s5.segmentation.methods import METHODS
 from s5.segmentation.methods.fixmatch import FixMatch
+from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
 from s5.training.config import ConfigError
-from s5.training.experiment import Steps, check_splits, common_hooks, placement, training_dtype
-from s5.training.hooks import CheckpointHook, DataStateHook, PicturesHook, SafetyHook
-from s5.training.launch import Launch
-from s5.training.work_dir import s4p_files
+from s5.training.experiment import Experiment, Steps, check_splits
+from s5.training.hooks import PicturesHook, WeightFiles
+from s5.training.optim import cosine_schedule
 
 TASK = "s4p"
 
 
-def check_data(cfg: S4PConfig, table: LabelTable, work_dir: Path, launch: Launch) -> None:
-    """Refuse labeled and validation splits with errors, unless the configuration says not to look.
+class S4PExperiment(Experiment[S4PConfig, FixMatch]):
+    """A run of the method that the configuration names.
 
-    Raises:
-        DataError: naming the first problems.
+    Attributes:
+        table: the classes.
     """
-    if cfg.data.check:
-        parts = {"labeled": cfg.data.labeled.split, "validation": cfg.data.val.split}
-        splits = [(name, resolve_split(cfg.data_root, path), table) for name, path in parts.items()]
-        check_splits(splits, work_dir, cfg.data.workers, launch)
 
+    def __init__(
+        self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+    ) -> None:
+        super().__init__(cfg, backbone, launch, work_dir, name or f"s4p_{backbone}")
+        self.table = get_table(cfg.data.labels)
 
-def build_model(cfg: S4PConfig, backbone: str, num_classes: int, device: torch.device) -> FixMatch:
-    """The network, and FixMatch around it.
+    def new_model(self) -> FixMatch:
+        """The network, and the method around it."""
+        cfg = self.cfg
+        classes = {TASK: self.table.num_classes}
+        network = build_network(self.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
+        return METHODS[cfg.method](network, {TASK: cfg.data.val.inference()}, self.dtype(), cfg.settings)
 
-    Raises:
-        ConfigError: fp16 was asked for and the device is a CPU.
-    """
-    return FixMatch(
-        build_network(backbone, {TASK: num_classes}, cfg.data.crop, cfg.model, crop_key="data.crop"),
-        {TASK: cfg.data.val.inference()},
-        training_dtype(cfg.precision, device),
-        cfg.fixmatch.conf_thresh,
-        cfg.fixmatch.lambda_u,
-        cfg.fixmatch.ema_decay if cfg.fixmatch.pseudo_labels == "ema" else None,
-        cfg.fixmatch.strong.blur_sigma[1],
-        cfg.fixmatch.float32_labels,
-    )
+    def build_training_data(self) -> TrainingData:
+        """Labeled and, unless their batch size is 0, unlabeled images in one batch.
 
-
-def build_training_data(cfg: S4PConfig, table: LabelTable, launch: Launch) -> TrainingData:
-    """Labeled and, unless their batch size is 0, unlabeled images in one batch.
-
-    Raises:
-        ConfigError: a batch of one image, whose batch norm would have nothing to compare.
-    """
-    data = cfg.data
-    synchronised = cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
-    if data.labeled.batch_size + data.unlabeled.batch_size < 2 and not synchronised:
-        raise ConfigError(
-            f"data.labeled.batch_size = {data.labeled.batch_size} without unlabeled images: batch norm needs "
-            f"at least two images in a step"
+        Raises:
+            ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+        """
+        data, settings = self.cfg.data, self.cfg.settings
+        sizes = data.labeled.batch_size, data.unlabeled.batch_size
+        if sum(sizes) < 2 and not self.synchronises_batch_norm():
+            raise ConfigError(
+                f"data.labeled.batch_size = {sizes[0]} without unlabeled images: batch norm needs at least "
+                f"two images in a step"
+            )
+        weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
+        labeled = LabeledImages(resolve_split(self.cfg.data_root, data.labeled.split), self.table, weak)
+        unlabeled = None
+        if sizes[1]:
+            split = resolve_split(self.cfg.data_root, data.unlabeled.split)
+            stored = self.table if settings.pseudo_labels == "stored" else None
+            unlabeled = UnlabeledImages(split, weak, settings.strong, stored)
+        return fixmatch_loader(
+            labeled, sizes[0], unlabeled, sizes[1], self.cfg.seed, self.launch, data.workers
         )
-    weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
-    labeled = LabeledImages(resolve_split(cfg.data_root, data.labeled.split), table, weak)
-    unlabeled = None
-    if data.unlabeled.batch_size:
-        unlabeled = UnlabeledImages(
-            resolve_split(cfg.data_root, data.unlabeled.split),
-            weak,
-            cfg.fixmatch.strong.augmentation(),
-            cfg.fixmatch.strong.views,
-            table if cfg.fixmatch.pseudo_labels == "stored" else None,
-        )
-    return fixmatch_loader(
-        labeled,
-        data.labeled.batch_size,
-        unlabeled,
-        data.unlabeled.batch_size,
-        cfg.seed,
-        placement(launch, data.workers),
-    )
 
+    def build_val_loader(self) -> DataLoader:
+        """The validation images of this process."""
+        split = resolve_split(self.cfg.data_root, self.cfg.data.val.split)
+        images = ValidationImages(split, self.table, TASK)
+        return validation_loader([images], self.launch, self.cfg.data.workers)
 
-def build_val_loader(cfg: S4PConfig, table: LabelTable, launch: Launch) -> DataLoader:
-    """The validation images of this process."""
-    images = ValidationImages(resolve_split(cfg.data_root, cfg.data.val.split), table, TASK)
-    return validation_loader([images], placement(launch, cfg.data.workers))
+    def build_metrics(self) -> list[SegmentationMetric]:
+        """Scores named `mIoU` ..."""
+        return [SegmentationMetric(self.table, TASK)]
 
+    def check_data(self) -> None:
+        """Refuse labeled and validation splits with errors, unless the configuration says not to look."""
+        data = self.cfg.data
+        if data.check:
+            parts = {"labeled": data.labeled.split, "validation": data.val.split}
+            root = self.cfg.data_root
+            splits = [(name, resolve_split(root, path), self.table) for name, path in parts.items()]
+            check_splits(splits, self.work_dir, data.workers, self.launch)
 
-def build_steps(cfg: S4PConfig) -> Steps:
-    """Length and intervals of the run."""
-    schedule = cfg.schedule
-    return Steps(schedule.total_iters, schedule.val_interval, schedule.log_interval, schedule)
+    def steps(self) -> Steps:
+        """Length and intervals, which the configuration has in steps."""
+        schedule = self.cfg.schedule
+        return Steps(schedule.total_iters, schedule.val_interval, schedule.checkpoint_interval)
 
+    def lr_schedule(self) -> list[dict[str, Any]]:
+        """Cosine to zero."""
+        return cosine_schedule(self.cfg.schedule.total_iters, self.cfg.optim.warmup_iters)
 
-def build_hooks(
-    cfg: S4PConfig, backbone: str, table: LabelTable, data: TrainingData, launch: Launch
-) -> tuple[SafetyHook, list[Hook]]:
-    """All hooks of the run; the first is the one that says whether a signal stopped it."""
-    checkpoints = CheckpointHook(
-        cfg.schedule.checkpoint_interval,
-        cfg.schedule.keep_checkpoints,
-        s4p_files(backbone),
-        weights_meta(cfg, backbone, table),
-        {"best": ["mIoU"]},
-    )
-    safety, hooks = common_hooks(cfg, build_steps(cfg), checkpoints, PicturesHook({TASK: table}), launch)
-    hooks.append(DataStateHook(data.sampler, data.unlabeled, cfg.data.unlabeled.max_unreadable))
-    if data.unlabeled:
-        collapse = cfg.fixmatch.collapse
-        watch = CollapseWatch(table.classes, collapse.share, collapse.missing_steps)
-        hooks += [ViewsHook(table), PseudoLabelHook(watch, cfg.schedule.log_interval)]
-    return safety, hooks
+    def weight_files(self) -> WeightFiles:
+        """`<name>_s4p_upernet.pth` and `<name>_s4p.pth`."""
+        return WeightFiles(f"{self.backbone}_s4p_upernet.pth", f"{self.backbone}_s4p.pth")
 
+    def weights_meta(self) -> dict[str, Any]:
+        """What a weights file says of its model."""
+        return {
+            "backbone": self.backbone,
+            "decoder_channels": self.cfg.model.decoder_channels,
+            "norm_eps": self.cfg.model.norm_eps,
+            "img_size": self.cfg.data.crop,
+            "tasks": {TASK: list(self.table.classes)},
+            "labels": {TASK: self.table.as_mapping()},
+            "inference": {TASK: asdict(self.cfg.data.val.inference())},
+        }
 
-def weights_meta(cfg: S4PConfig, backbone: str, table: LabelTable) -> dict[str, Any]:
-    """What a weights file says of itself."""
-    return {
-        "backbone": backbone,
-        "decoder_channels": cfg.model.decoder_channels,
-        "norm_eps": cfg.model.norm_eps,
-        "img_size": cfg.data.crop,
-        "tasks": {TASK: list(table.classes)},
-        "labels": {TASK: table.as_mapping()},
-        "inference": {TASK: asdict(cfg.data.val.inference())},
-    }
+    def best_scores(self) -> dict[str, list[str]]:
+        """The best weights are those of the best mIoU."""
+        return {"best": ["mIoU"]}
+
+    def pictures(self) -> Hook:
+        """Images, ground truth and predictions."""
+        return PicturesHook({TASK: self.table})
+
+    def own_hooks(self) -> list[Hook]:
+        """Pictures and statistics of the pseudo-labels."""
+        if not self.data.unlabeled:
+            return []
+        collapse = self.cfg.settings.collapse
+        watch = CollapseWatch(self.table.classes, collapse.share, collapse.missing_steps)
+        return [ViewsHook(self.table), PseudoLabelHook(watch, self.cfg.schedule.log_interval)]
+
+    @property
+    def max_unreadable(self) -> float:
+        """Share of unlabeled images that may be unreadable."""
+        return self.cfg.data.unlabeled.max_unreadable

@@ -1,22 +1,23 @@
 """The configuration of S4P pre-training, ``S4_Pretrain/configs/pretrain.yaml``."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import field_validator, model_validator
 
-from s5.data.augmentation import StrongAugmentation
+from s5.data.augmentation import Photometric
+from s5.ranges import NonNegative, Positive, Share
+from s5.segmentation.methods import METHODS
+from s5.segmentation.methods.fixmatch import FixMatchSettings
+from s5.segmentation.windows import Inference
 from s5.training.config import (
-    InferenceConfig,
+    CropsConfig,
     ModelConfig,
     OptimConfig,
-    PhotometricConfig,
-    Positive,
-    RunConfig,
     ScaleRange,
+    ScheduleConfig,
     Section,
-    Share,
-    SkipConfig,
 )
 
 
@@ -31,11 +32,12 @@ class UnlabeledConfig(Section):
     """Unlabeled training images; ``batch_size: 0`` trains on the labeled ones alone."""
 
     split: Path
-    batch_size: Annotated[int, Field(ge=0)]
+    batch_size: NonNegative
     max_unreadable: Share = 0.01
 
 
-class ValConfig(InferenceConfig):
+@dataclass(frozen=True, kw_only=True)
+class ValConfig(Inference):
     """Validation images and how they are predicted."""
 
     split: Path
@@ -49,60 +51,50 @@ class DataConfig(ScaleRange):
     unlabeled: UnlabeledConfig
     val: ValConfig
     crop: Positive = 512
-    workers: Annotated[int, Field(ge=0)] = 8
+    workers: NonNegative = 8
     check: bool = True
 
 
-class StrongConfig(PhotometricConfig):
-    """Ranges of the strong views."""
-
-    views: Positive = 1
-    cutmix_p: Share = StrongAugmentation.cutmix_p
-
-    def augmentation(self) -> StrongAugmentation:
-        """The ranges without the number of views."""
-        return StrongAugmentation(**self.model_dump(exclude={"views"}))
-
-
-class CollapseConfig(Section):
-    """When a warning says that the pseudo-labels have collapsed."""
-
-    share: Share = 0.95  # of the confident pixels between two log lines; one class with more is a collapse
-    missing_steps: Positive = 1_000  # without a confident pixel of a class that labels have
-
-
-class FixMatchConfig(Section):
-    """The semi-supervised objective; ``float32_labels`` predicts the pseudo-labels without autocast."""
-
-    conf_thresh: Share = 0.95
-    lambda_u: Annotated[float, Field(ge=0)] = 1.0
-    pseudo_labels: Literal["current", "ema", "stored"] = "current"
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.996
-    float32_labels: bool = False
-    strong: StrongConfig = StrongConfig()
-    collapse: CollapseConfig = CollapseConfig()
-
-
-class ScheduleConfig(SkipConfig):
-    """Lengths and intervals in iterations."""
+class S4PScheduleConfig(ScheduleConfig):
+    """Length and intervals in iterations."""
 
     total_iters: Positive = 120_000
     val_interval: Positive = 2_000
     checkpoint_interval: Positive = 1_000
-    keep_checkpoints: Positive = 2
     log_interval: Positive = 200
 
 
-class S4PConfig(RunConfig):
-    """Everything one pre-training run depends on."""
+class S4PConfig(CropsConfig):
+    """Everything one pre-training run depends on.
+
+    `method` chooses the semi-supervised method, whose settings are in the section that its class names.
+    """
 
     data_root: Path
     data: DataConfig
     init_paths: dict[str, dict[str, Path]] = {}
     model: ModelConfig = ModelConfig()
-    fixmatch: FixMatchConfig = FixMatchConfig()
+    method: str = "fixmatch"
+    fixmatch: FixMatchSettings = FixMatchSettings()
     optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: S4PScheduleConfig = S4PScheduleConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _method_known(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"must be one of {', '.join(METHODS)}")
+        return name
+
+    @property
+    def section(self) -> str:
+        """Name of the section with the settings of the method."""
+        return METHODS[self.method].section
+
+    @property
+    def settings(self) -> FixMatchSettings:
+        """The settings of the method."""
+        return getattr(self, self.section)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "S4PConfig":
@@ -113,7 +105,6 @@ class S4PConfig(RunConfig):
             )
         return self
 
-    @model_validator(mode="after")
-    def _blur_fits(self) -> "S4PConfig":
-        self.fixmatch.strong.require_fit(self.data.crop, "fixmatch.strong", "data.crop")
-        return self
+    def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:
+        """Key of the side of the crops, and photometric augmentation by key."""
+        return "data.crop", {f"{self.section}.strong": self.settings.strong}

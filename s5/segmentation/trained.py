@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from s5.checkpoints.loading import load_weights, read_checkpoint
-from s5.data.labels import LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_table
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.model import SegmentationModel

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s5.ranges import Positive
+
 Mode = Literal["original", "resize", "slide_window"]
 CHUNK_PIXELS = 1 << 22  # of which the most probable class is sought at a time
 Probabilities = Callable[[Tensor], Tensor]
@@ -35,15 +37,20 @@ class Inference:
     """
 
     mode: Mode = "original"
-    crop: int = 512
-    stride: int = 384
+    crop: Positive = 512
+    stride: Positive = 384
 
     def __post_init__(self) -> None:
         """Refuse windows with gaps between them."""
         if self.mode == "slide_window" and not 1 <= self.stride <= self.crop:
             raise ValueError(
-                f"stride must be between 1 and the crop of {self.crop} pixels, got {self.stride}"
+                f"stride must be between 1 and the crop of {self.crop} pixels, got {self.stride}: pixels "
+                "between windows would be lost"
             )
+
+    def inference(self) -> "Inference":
+        """These settings alone, without what a section of a configuration adds to them."""
+        return Inference(self.mode, self.crop, self.stride)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-"""The outermost layer of a command: its common options, and errors without a traceback."""
+"""Options that several commands share, and names on the command line: backbones and tasks."""
 
 import argparse
 import re
-import signal
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -12,28 +10,8 @@ from typing import TypeVar
 from torch import nn
 
 from s5.backbones import get_architecture, has_experts, list_backbones
-from s5.checkpoints.loading import CheckpointError
-from s5.compat.attention import BackendError
-from s5.compat.mmcv_ext import ExtensionError
-from s5.data.command import escape_console
 from s5.data.errors import DataError
-from s5.data.worker_pool import explain_death
 from s5.training.config import ConfigError
-from s5.training.hooks.safety import NonFiniteLossError, SignalInterrupt
-from s5.training.launch import LaunchError, finish
-
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    CheckpointError,
-    LaunchError,
-    NonFiniteLossError,
-    ExtensionError,
-    BackendError,
-)
-
-# What PyTorch puts before the message of an error in a loader worker.
-FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
 
 
 def command_parser(
@@ -72,9 +50,20 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     )
 
 
-def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
-    """``--init-bands R,G,B``, short for ``--cfg-options init_bands=R,G,B``, for commands that train."""
-    parser.add_argument(
+def add_training_options(
+    parser: argparse.ArgumentParser, init: str, *aliases: str, default: str | None = None, work_dir: str
+) -> None:
+    """The options of all commands that train: initial weights, output folder, resuming.
+
+    Args:
+        parser: takes the options.
+        init: what `--init` takes.
+        aliases: further names of `--init`.
+        default: of `--init`.
+        work_dir: name of the default output folder, for the help.
+    """
+    parser.add_argument("--init", *aliases, default=default, metavar="WEIGHTS", help=f"start from {init}")
+    parser.add_argument(  # short for --cfg-options init_bands=R,G,B
         "--init-bands",
         dest="cfg_options",
         action="append",
@@ -82,10 +71,7 @@ def add_init_bands_option(parser: argparse.ArgumentParser) -> None:
         metavar="R,G,B",
         help="channels of the initial weights' images that are red, green and blue, counted from 1: 3,2,1",
     )
-
-
-def add_resume_option(parser: argparse.ArgumentParser) -> None:
-    """``--resume [PATH]``, for commands that train."""
+    parser.add_argument("--work-dir", type=Path, help=f"output folder (default: work_dirs/{work_dir})")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -93,6 +79,11 @@ def add_resume_option(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="go on from the latest checkpoint of the work folder, or from PATH",
     )
+
+
+def initial_checkpoint(init: str | None) -> Path | None:
+    """The checkpoint that `--init` names; None for random weights."""
+    return None if init in (None, "none") else Path(init)
 
 
 def true_or_false(text: str) -> bool:
@@ -104,30 +95,6 @@ def true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
     return text.lower() == "true"
-
-
-def run_command(main: Callable[[], int]) -> int:
-    """Run ``main`` and return its exit code.
-
-    It is 1 after an error that its message explains, 130 after Ctrl-C, 128 + n after another signal n.
-    """
-    escape_console()
-    try:
-        return main()
-    except USER_ERRORS as error:
-        print("error:", FROM_WORKER.sub("", str(error)).rstrip(), file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        explanation = explain_death(error)
-        if explanation is None:
-            raise
-        print("error:", explanation, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
-    finally:
-        finish()
 
 
 T = TypeVar("T")

@@ -1,24 +1,37 @@
 """Configurations, YAML or Python, read into validated objects.
 
-A configuration is a pydantic model, so an unknown key or a bad value is an error that names the key and lists
-what is valid. Values can be overridden from the command line as ``section.key=value``.
+A configuration is a pydantic model. Its sections are models too, or the dataclasses that the code takes. An
+unknown key or a bad value is an error that names the key and lists what is valid. Values can be overridden
+from the command line as `section.key=value`.
 """
 
 import difflib
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from s5.data.augmentation import Photometric
-from s5.segmentation.windows import Inference
+from s5.errors import UserError
+from s5.ranges import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Share,
+    ShareBelowOne,
+    require_ordered,
+)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names file, key and value."""
 
 
@@ -124,7 +137,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: 
 def _describe(schema: type[BaseModel], values: dict[str, Any], problem: Any) -> str:  # noqa: ANN401 - pydantic's
     location = [part for part in problem["loc"] if isinstance(part, str)]
     name = _key(values, problem["loc"], problem["type"] == "missing")
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
         valid = sorted(_fields_at(schema, location[:-1]))
         close = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f" - did you mean {close[0]!r}?" if close else ""
@@ -132,7 +145,7 @@ def _describe(schema: type[BaseModel], values: dict[str, Any], problem: Any) -> 
     if problem["type"] == "missing":
         return f"{name}: required key is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], dict | BaseModel):  # a rule about a whole section
+    if isinstance(problem["input"], dict | BaseModel) or is_dataclass(problem["input"]):  # a section's rule
         return f"{name}: {message}" if name else message
     return f"{name} = {problem['input']!r}: {message}"
 
@@ -151,26 +164,31 @@ def _key(values: Any, location: Sequence[str | int], missing: bool) -> str:  # n
     return ".".join(parts)
 
 
-def _fields_at(schema: type[BaseModel], location: list[str]) -> set[str]:
-    """Valid keys of the section at ``location``, whose names of entries and alternatives are passed over."""
+def _fields_at(schema: type, location: list[str]) -> set[str]:
+    """Valid keys of the section at `location`; names of entries and alternatives in it are passed over."""
     schemas = [schema]
     for key in location:
-        fields = [s.model_fields[key] for s in schemas if key in s.model_fields]
-        if fields:
-            schemas = [section for field in fields for section in _sections(field.annotation)]
-    return {field for s in schemas for field in s.model_fields}
+        annotations = [fields[key] for fields in map(_fields, schemas) if key in fields]
+        if annotations:
+            schemas = [section for annotation in annotations for section in _sections(annotation)]
+    return {name for section in schemas for name in _fields(section)}
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
-    """The sections in a type such as ``dict[str, Section]`` or ``Path | Section``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _fields(section: type) -> dict[str, Any]:
+    """Types by key of a section, which is a model or a dataclass."""
+    if issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in fields(cast(Any, section))}
+
+
+def _sections(annotation: Any) -> list[type]:  # noqa: ANN401 - any type expression
+    """The sections in a type such as `dict[str, Section]` or `Path | Section`."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 NORM_EPS = 1e-5  # of published weights, and of the published code also where it starts from MAE (1e-6)
 RGB = ("red", "green", "blue")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -185,110 +203,70 @@ class ScaleRange(Section):
 
     @model_validator(mode="after")
     def _scale_ordered(self) -> "ScaleRange":
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale {self.scale}: the first value must not be larger than the second")
+        require_ordered("scale", self.scale)
         return self
 
 
-class PhotometricConfig(Section):
-    """Photometric augmentation; each ``*_p`` is the probability that the change is applied."""
+class ModelConfig(Section):
+    """The network around the backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
 
-    jitter_p: Share = Photometric.jitter_p
-    brightness: Share = Photometric.brightness
-    contrast: Share = Photometric.contrast
-    saturation: Share = Photometric.saturation
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Photometric.hue
-    gray_p: Share = Photometric.gray_p
-    blur_p: Share = Photometric.blur_p
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = Photometric.blur_sigma
-
-    @model_validator(mode="after")
-    def _sigma_ordered(self) -> "PhotometricConfig":
-        if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError(
-                f"blur_sigma {self.blur_sigma}: the first value must not be larger than the second"
-            )
-        return self
-
-    def require_fit(self, crop: int, key: str, crop_key: str) -> None:
-        """Refuse a blur whose kernel is wider than the crops.
-
-        Raises:
-            ValueError: names ``key`` and ``crop_key``, where the section and the crop are configured.
-        """
-        reach = math.ceil(3 * self.blur_sigma[1])
-        if reach >= crop:
-            raise ValueError(
-                f"{key}.blur_sigma {self.blur_sigma[1]} reaches {reach} pixels, more than {crop_key} {crop} "
-                "has; set a smaller sigma or larger crops"
-            )
-
-
-class InferenceConfig(Section):
-    """How validation images are predicted."""
-
-    mode: Literal["original", "resize", "slide_window"] = "slide_window"
-    crop: Positive = 512
-    stride: Positive = 384
-
-    @model_validator(mode="after")
-    def _stride_covers(self) -> "InferenceConfig":
-        if self.stride > self.crop:
-            raise ValueError(
-                f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost"
-            )
-        return self
-
-    def inference(self) -> Inference:
-        """The same for the model."""
-        return Inference(self.mode, self.crop, self.stride)
-
-
-class BackboneConfig(Section):
-    """The backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
-
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    decoder_channels: Positive = 256
+    drop_path: ShareBelowOne = 0.1
     norm_eps: PositiveFloat = NORM_EPS
     activation_checkpointing: bool = False
     compile: bool = False
-
-
-class ModelConfig(BackboneConfig):
-    """The segmentation network."""
-
-    decoder_channels: Positive = 256
 
 
 class OptimConfig(Section):
     """AdamW; ``exempt_norms`` leaves norms and the positional embedding without weight decay."""
 
     lr: PositiveFloat = 5e-5
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.01
     exempt_norms: bool = True
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    warmup_iters: NonNegative = 0
     clip_grad: PositiveFloat | None = None
 
 
-class SkipConfig(Section):
-    """How many steps may be skipped because their loss or gradients are not finite, before the run ends."""
+class ScheduleConfig(Section):
+    """Intervals, in iterations or epochs, and how many steps may be skipped before the run ends.
 
+    Steps are skipped whose loss or gradients are not finite.
+    """
+
+    val_interval: Positive
+    checkpoint_interval: Positive = 1
+    keep_checkpoints: Positive = 2
+    log_interval: Positive = 50  # steps
     max_skipped_in_a_row: Positive = 10
     max_skipped_share: Share = 0.01  # of the last 1000 steps
 
 
+class EpochScheduleConfig(ScheduleConfig):
+    """Length and intervals in epochs.
+
+    An epoch is as many whole steps as the images of the dataset that takes longest suffice for, or
+    `steps_per_epoch`.
+    """
+
+    epochs: Positive
+    steps_per_epoch: Positive | None = None
+
+
 class RunConfig(Section):
-    """What every training run has besides its own sections.
+    """What every training run has besides its own sections, among them `optim` and `schedule`.
 
     ``init_bands`` are the channels that are red, green and blue in the images of the initial weights, counted
     from 1.
     """
 
+    optim: OptimConfig
+    schedule: ScheduleConfig
     init_bands: tuple[int, int, int] | None = None
     precision: Precision = "auto"
     sync_bn: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegative = 0
 
     @field_validator("init_bands", mode="before")
     @classmethod
@@ -304,3 +282,25 @@ class RunConfig(Section):
                 "expected three channel numbers, counted from 1: red, green, blue, such as 3,2,1"
             )
         return numbers
+
+
+class CropsConfig(RunConfig):
+    """A run on crops with photometric augmentation."""
+
+    @abstractmethod
+    def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:
+        """Key of the side of the crops in pixels, and photometric augmentation by key."""
+
+    @model_validator(mode="after")
+    def _blur_fits(self) -> "CropsConfig":
+        """Refuse a blur whose kernel is wider than the crops."""
+        crop_key, changes = self.crop_and_changes()
+        crop = reduce(getattr, crop_key.split("."), cast(Any, self))
+        for key, change in changes.items():
+            reach = math.ceil(3 * change.blur_sigma[1])
+            if reach >= crop:
+                raise ValueError(
+                    f"{key}.blur_sigma {change.blur_sigma[1]} reaches {reach} pixels, more than {crop_key} "
+                    f"{crop} has; set a smaller sigma or larger crops"
+                )
+        return self

@@ -1,10 +1,11 @@
-"""One training run on mmengine's Runner, the same for all trees."""
+"""One training run, the same for all trees: an experiment says what differs, :func:`run` trains it."""
 
 import logging
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
@@ -14,55 +15,260 @@ from torch.utils.data import DataLoader
 from s5.compat.memory import keep_freed_memory
 from s5.compat.precision import resolve_precision
 from s5.data.check import require_clean
-from s5.data.labels import LabelTable
-from s5.data.loaders import Placement, TrainingData, stop_workers
+from s5.data.label_table import LabelTable
+from s5.data.loaders import TrainingData, stop_workers
 from s5.data.mask_survey import MaskSurvey, refuse_together, require_readable_together
 from s5.data.splits import Split
-from s5.training.config import ConfigError, OptimConfig, Section, SkipConfig
+from s5.launch import ALONE, Launch, main_process_first
+from s5.training.config import ConfigError, EpochScheduleConfig, RunConfig
 from s5.training.guarded_step import SkippedSteps
 from s5.training.hooks import (
     CheckpointHook,
     ConfigFileHook,
+    DataStateHook,
     ProgressHook,
     SafetyHook,
     SharedBuffersHook,
     SummaryHook,
     ThroughputHook,
+    WeightFiles,
 )
-from s5.training.launch import Launch, main_process_first
+from s5.training.log import build_visualizer, log_options
 from s5.training.model import TaskModel
 from s5.training.optim import build_optim_wrapper, param_groups
-from s5.training.reports import build_visualizer
-from s5.training.runner import S5Runner, log_options
+from s5.training.runner import S5Runner
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=RunConfig)
+Model = TypeVar("Model", bound=TaskModel)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Length and intervals of a run in iterations, and how many may be skipped."""
+    """Length and intervals of a run in steps."""
 
     total: int
     val_interval: int
-    log_interval: int
-    skips: SkipConfig
+    checkpoint_interval: int
 
 
-def placement(launch: Launch, workers: int) -> Placement:
-    """The part of the data that this process loads."""
-    return Placement(launch.rank, launch.world_size, workers, pin_memory=launch.device.type == "cuda")
+class Experiment(ABC, Generic[Config, Model]):
+    """What :func:`run` has to know of a run; each tree subclasses it.
+
+    :meth:`build_data` and :meth:`build_model` are called before, in this order: problems with the data show
+    before a model is built, and initial weights are loaded in between.
+
+    Args:
+        cfg: the configuration.
+        backbone: name of the backbone.
+        launch: device and processes.
+        work_dir: output folder.
+        name: of the run, in the log and TensorBoard.
+
+    Attributes:
+        data: training images.
+        val_loader: validation images.
+        metrics: of the validation.
+        model: the model.
+    """
+
+    data: TrainingData
+    val_loader: DataLoader
+    metrics: Sequence[BaseMetric]
+    model: Model
+
+    def __init__(
+        self, cfg: Config, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+    ) -> None:
+        self.cfg, self.backbone, self.launch, self.work_dir = cfg, backbone, launch, work_dir
+        self.name = name or backbone
+
+    def build_data(self) -> None:
+        """Find the images of the run.
+
+        Raises:
+            DataError: images or labels are missing or wrong, or fewer than one global step takes.
+            ConfigError: the configuration does not fit the data.
+        """
+        self.data = self.build_training_data()
+        self.val_loader = self.build_val_loader()
+        self.metrics = self.build_metrics()
+
+    def build_model(self) -> Model:
+        """The model, with random weights that only the seed decides.
+
+        Raises:
+            ConfigError: unknown backbone, too wide experts, or fp16 on a CPU.
+        """
+        torch.manual_seed(self.cfg.seed)
+        self.model = self.new_model()
+        return self.model
+
+    @abstractmethod
+    def new_model(self) -> Model:
+        """A new model, see :meth:`build_model`."""
+
+    @abstractmethod
+    def build_training_data(self) -> TrainingData:
+        """The training images of this process, see :meth:`build_data`."""
+
+    @abstractmethod
+    def build_val_loader(self) -> DataLoader:
+        """The validation images of this process, see :meth:`build_data`."""
+
+    @abstractmethod
+    def build_metrics(self) -> Sequence[BaseMetric]:
+        """Metrics of the validation."""
+
+    def check_data(self) -> None:  # noqa: B027 - nothing by default
+        """Read the labels of all images and refuse those with errors, where the tree can.
+
+        Raises:
+            DataError: naming the first problems.
+        """
+
+    @abstractmethod
+    def steps(self) -> Steps:
+        """Length and intervals."""
+
+    @abstractmethod
+    def lr_schedule(self) -> list[dict[str, Any]]:
+        """The learning rate, see :mod:`s5.training.optim`.
+
+        Raises:
+            ConfigError: it does not fit the length of the run.
+        """
+
+    @abstractmethod
+    def weight_files(self) -> WeightFiles:
+        """Names of the weight files."""
+
+    @abstractmethod
+    def weights_meta(self) -> dict[str, Any]:
+        """What a weights file says of its model; enough to rebuild it and to predict with it."""
+
+    @abstractmethod
+    def best_scores(self) -> Mapping[str, Sequence[str]]:
+        """Scores by which the best weights are chosen, see :class:`~s5.training.hooks.CheckpointHook`."""
+
+    @abstractmethod
+    def pictures(self) -> Hook:
+        """The hook that draws validation images."""
+
+    def own_hooks(self) -> list[Hook]:
+        """Hooks that only this tree has."""
+        return []
+
+    @property
+    def max_unreadable(self) -> float:
+        """Share of unlabeled images that may be unreadable."""
+        return 0.0
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """Whether DistributedDataParallel has to look for parameters without gradient."""
+        return False
+
+    def dtype(self) -> torch.dtype | None:
+        """Autocast type of training, None = float32.
+
+        Raises:
+            ConfigError: fp16 was asked for and the device is a CPU.
+        """
+        dtype = resolve_precision(self.cfg.precision, self.launch.device)
+        if dtype is torch.float16 and self.launch.device.type == "cpu":
+            raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
+        return dtype
+
+    def synchronises_batch_norm(self) -> bool:
+        """Whether batch norm sees the images of all processes, and so may have one of each."""
+        launch = self.launch
+        return self.cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
+
+    def hooks(self, safety: SafetyHook) -> list[Hook]:
+        """All hooks of the run; :mod:`s5.training.hooks` lists them in the order in which they act."""
+        schedule, launch = self.cfg.schedule, self.launch
+        checkpoints = CheckpointHook(
+            self.steps().checkpoint_interval,
+            schedule.keep_checkpoints,
+            self.weight_files(),
+            self.weights_meta(),
+            self.best_scores(),
+        )
+        return [
+            safety,
+            SharedBuffersHook(),
+            DataStateHook(self.data.sampler, self.data.unlabeled, self.max_unreadable),
+            ConfigFileHook(self.cfg),
+            ThroughputHook(launch.world_size, schedule.log_interval, launch.device),
+            SummaryHook(),
+            self.pictures(),
+            checkpoints,
+            ProgressHook(safety),
+            *self.own_hooks(),
+        ]
 
 
-def training_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Autocast type of a training run, None = float32.
+def epoch_steps(schedule: EpochScheduleConfig, data: TrainingData) -> int:
+    """Steps of an epoch."""
+    return schedule.steps_per_epoch or data.sampler.epoch_steps
+
+
+def steps_of_epochs(schedule: EpochScheduleConfig, data: TrainingData) -> Steps:
+    """Length and intervals of a run whose schedule counts epochs."""
+    counts = (schedule.epochs, schedule.val_interval, schedule.checkpoint_interval)
+    return Steps(*(epochs * epoch_steps(schedule, data) for epochs in counts))
+
+
+def run(experiment: Experiment, resume_from: Path | None = None) -> int:
+    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it.
+
+    Args:
+        experiment: with its data and its model, which has its initial weights.
+        resume_from: checkpoint to go on from, see :mod:`s5.training.resume`.
 
     Raises:
-        ConfigError: fp16 was asked for and the device is a CPU.
+        UserError: the data has errors, the checkpoint does not fit, or too many steps were not finite.
     """
-    dtype = resolve_precision(precision, device)
-    if dtype is torch.float16 and device.type == "cpu":
-        raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
-    return dtype
+    experiment.check_data()
+    cfg, launch, model = experiment.cfg, experiment.launch, experiment.model
+    optim, schedule, steps = cfg.optim, cfg.schedule, experiment.steps()
+    batch = experiment.data.sampler.batch_size * launch.world_size
+    logger.info("%s on %s, precision %s", experiment.name, launch.device, model.dtype or "float32")
+    logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)
+    if launch.device.type == "cpu":
+        keep_freed_memory()
+    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay, optim.exempt_norms)
+    skipped = SkippedSteps(schedule.max_skipped_in_a_row, schedule.max_skipped_share)
+    safety = SafetyHook(skipped, delay=0 if launch.device.type == "cpu" else 1)
+    runner = S5Runner(
+        launch=launch,
+        model=model,
+        work_dir=str(experiment.work_dir),
+        train_dataloader=experiment.data.loader,
+        val_dataloader=experiment.val_loader,
+        train_cfg={"max_iters": steps.total, "val_interval": steps.val_interval},
+        val_cfg={},
+        val_evaluator=Evaluator(experiment.metrics),
+        optim_wrapper=build_optim_wrapper(groups, optim.lr, optim.betas, model.dtype, optim.clip_grad),
+        param_scheduler=experiment.lr_schedule(),
+        custom_hooks=experiment.hooks(safety),
+        **log_options(schedule.log_interval),
+        visualizer=build_visualizer(experiment.work_dir, experiment.name),
+        load_from=None if resume_from is None else str(resume_from),
+        resume=resume_from is not None,
+        randomness={"seed": cfg.seed},
+        cfg={"sync_bn": cfg.sync_bn, "find_unused_parameters": experiment.find_unused_parameters},
+    )
+    with safety:
+        runner.train()
+    stop_workers(experiment.data.loader, experiment.val_loader)
+    if safety.stopped_by is not None:
+        logger.info("stopped by %s at iteration %d; go on with --resume", safety.stopped_by.name, runner.iter)
+        return 128 + safety.stopped_by
+    logger.info("done; weights, log and pictures are in %s", experiment.work_dir)
+    return 0
 
 
 def check_splits(
@@ -84,95 +290,6 @@ def check_splits(
                 datasets.setdefault(table, MaskSurvey()).update(survey)
             for survey in datasets.values():
                 require_readable_together(survey.refused())
-
-
-def common_hooks(
-    cfg: Section, steps: Steps, checkpoints: CheckpointHook, pictures: Hook, launch: Launch
-) -> tuple[SafetyHook, list[Hook]]:
-    """The hooks of every run; the first is the one that says whether a signal stopped it."""
-    skipped = SkippedSteps(steps.skips.max_skipped_in_a_row, steps.skips.max_skipped_share)
-    safety = SafetyHook(skipped, delay=0 if launch.device.type == "cpu" else 1)
-    return safety, [
-        safety,
-        ConfigFileHook(cfg),
-        ThroughputHook(launch.world_size, steps.log_interval, launch.device),
-        checkpoints,
-        SharedBuffersHook(),
-        SummaryHook(),
-        pictures,
-        ProgressHook(safety),
-    ]
-
-
-def run_training(
-    launch: Launch,
-    work_dir: Path,
-    name: str,
-    model: TaskModel,
-    data: TrainingData,
-    val_loader: DataLoader,
-    metrics: Sequence[BaseMetric],
-    optim: OptimConfig,
-    schedule: list[dict[str, Any]],
-    steps: Steps,
-    hooks: tuple[SafetyHook, list[Hook]],
-    *,
-    seed: int,
-    resume_from: Path | None,
-    **distributed: bool,
-) -> int:
-    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it.
-
-    Args:
-        launch: device and processes.
-        work_dir: output folder.
-        name: of the run, for TensorBoard.
-        model: with its initial weights.
-        data: training images.
-        val_loader: validation images.
-        metrics: of the validation.
-        optim: settings of AdamW.
-        schedule: of the learning rate, see :mod:`s5.training.optim`.
-        steps: length and intervals.
-        hooks: as of :func:`common_hooks`, with more.
-        seed: of everything random.
-        resume_from: checkpoint to go on from.
-        distributed: ``sync_bn`` and ``find_unused_parameters``, see :class:`~s5.training.runner.S5Runner`.
-    """
-    groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay, optim.exempt_norms)
-    batch = data.sampler.batch_size * launch.world_size
-    logger.info("%s on %s, precision %s", name, launch.device, model.dtype or "float32")
-    logger.info("learning rate %g, %d images a step (%d processes)", optim.lr, batch, launch.world_size)
-    safety, custom_hooks = hooks
-    if launch.device.type == "cpu":
-        keep_freed_memory()
-    runner = S5Runner(
-        launch=launch,
-        model=model,
-        work_dir=str(work_dir),
-        train_dataloader=data.loader,
-        val_dataloader=val_loader,
-        train_cfg={"by_epoch": False, "max_iters": steps.total, "val_interval": steps.val_interval},
-        val_cfg={},
-        val_evaluator=Evaluator(metrics),
-        optim_wrapper=build_optim_wrapper(groups, optim.lr, optim.betas, model.dtype, optim.clip_grad),
-        param_scheduler=schedule,
-        custom_hooks=custom_hooks,
-        **log_options(steps.log_interval),
-        visualizer=build_visualizer(work_dir, name),
-        load_from=None if resume_from is None else str(resume_from),
-        resume=resume_from is not None,
-        randomness={"seed": seed},
-        cfg=distributed,
-    )
-    with safety:
-        runner.train()
-    stop_workers(data.loader, val_loader)
-    if safety.stopped_by is not None:
-        logger.info("stopped by %s at iteration %d; go on with --resume", safety.stopped_by.name, runner.iter)
-        return 128 + safety.stopped_by
-    logger.info("done; weights, log and pictures are in %s", work_dir)
-    return 0
 
 
 def check_codings(splits: Sequence[tuple[Split, LabelTable]], launch: Launch) -> None:

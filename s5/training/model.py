@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from s5.backbones import Backbone, Counts, create_backbone, get_architecture
 from s5.compat.precision import autocast
 from s5.ops.photometric import normalize
-from s5.training.config import BackboneConfig, ConfigError
+from s5.training.config import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -121,8 +122,21 @@ class MultiTaskNetwork(nn.Module):
         return task
 
 
+class BackboneSettings(Protocol):
+    """What a configuration's `model` says of the backbone."""
+
+    @property
+    def drop_path(self) -> float: ...  # noqa: D102
+    @property
+    def norm_eps(self) -> float: ...  # noqa: D102
+    @property
+    def activation_checkpointing(self) -> bool: ...  # noqa: D102
+    @property
+    def compile(self) -> bool: ...  # noqa: D102
+
+
 def configured_backbone(
-    name: str, tasks: Sequence[str], size: int, cfg: BackboneConfig, expert_channels: int, size_key: str
+    name: str, tasks: Sequence[str], size: int, cfg: BackboneSettings, expert_channels: int, size_key: str
 ) -> Backbone:
     """The backbone of a configuration.
 
@@ -199,7 +213,8 @@ class TaskModel(BaseModel):
 
         mmengine would add up everything whose name contains "loss".
         """
-        return losses["loss"], {name: value.detach() for name, value in losses.items()}
+        values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in losses.items()}
+        return losses["loss"], values
 
     def _prepare(self, images: Tensor) -> Tensor:
         return normalize(images, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,11 +1,10 @@
-"""mmengine's Runner with safe checkpoint reading, atomic writing and the device that was asked for."""
+"""mmengine's Runner and training loop: the device that was asked for, safe and exact resuming."""
 
 import gc
 import logging
 import os
 import platform
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,17 +13,16 @@ import timm
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.utils import apply_to
 from torch import nn
 
-from s5.checkpoints.loading import CheckpointError, read_checkpoint
+from s5.checkpoints.loading import read_checkpoint
 from s5.compat import mmcv_ext
 from s5.compat.attention import allowed_backends
-from s5.training.launch import LOG_FILE, Launch
-from s5.training.step_scalars import StepLogProcessor, StepScalarsHook
-
-RESUMABLE_PARTS = {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers"}
+from s5.errors import CheckpointError
+from s5.launch import LOG_FILE, Launch
+from s5.training.resume import ResumableHook, why_not
 
 
 class S5Runner(Runner):
@@ -97,10 +95,10 @@ class S5Runner(Runner):
             self.model = self.wrap_model(None, self.model)
 
     def resumable_state(self, iteration: int) -> dict[str, Any] | None:
-        """Everything that ``resume`` needs to go on after ``iteration`` steps, as the hooks complete it.
+        """Everything that a run needs to resume after ``iteration`` steps, see :mod:`s5.training.resume`.
 
-        All processes have to call it: hooks agree here on refusing weights that are not finite. But only the
-        main one gets the result; copies of it in the memory of the host take several times the weights.
+        All processes have to call it, because hooks agree here on refusing weights that are not finite. Only
+        the main one gets the result: copies of it in host memory take several times the weights.
         """
         checkpoint: dict[str, Any] = {
             "meta": {
@@ -112,6 +110,7 @@ class S5Runner(Runner):
             }
         }
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        checkpoint |= {hook.key: hook.state_dict(self, iteration) for hook in self._resumable_hooks()}
         if not self.launch.is_main:
             return None
         return {
@@ -122,6 +121,10 @@ class S5Runner(Runner):
             "param_schedulers": [scheduler.state_dict() for scheduler in self.param_schedulers],
         }
 
+    def build_train_loop(self, loop: dict[str, Any]) -> "TrainLoop":
+        """The loop of all trees."""
+        return TrainLoop(self, self._train_dataloader, **loop)
+
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a resumable checkpoint of this very model, without executing anything in it.
 
@@ -129,42 +132,20 @@ class S5Runner(Runner):
             CheckpointError: missing, truncated, not resumable, of another model or learning-rate schedule.
         """
         checkpoint = read_checkpoint(filename, whole=True)
-        problem = self._why_not(checkpoint)
+        schedulers = [scheduler.state_dict() for scheduler in self.param_schedulers]
+        problem = why_not(checkpoint, unwrap(self.model).state_dict(), schedulers, self.max_iters)
         if problem is not None:
             raise CheckpointError(f"cannot resume from {filename}: {problem}")
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        for hook in self._resumable_hooks():
+            if hook.key in checkpoint:  # checkpoints of earlier versions lack some
+                hook.load_state_dict(self, checkpoint["meta"]["iter"], checkpoint[hook.key])
         unwrap(self.model).load_state_dict(checkpoint["state_dict"], strict=True)
         self._has_loaded = True
         logging.getLogger(__name__).info("resumed from %s", filename)
         return checkpoint
 
-    def _why_not(self, checkpoint: dict[str, Any]) -> str | None:
-        """What speaks against resuming from a checkpoint."""
-        lacking = RESUMABLE_PARTS - checkpoint.keys()
-        if lacking:
-            return (
-                f"it has no {', '.join(sorted(lacking))}. Checkpoints to resume from are named "
-                "iter_<number>.pth; from weights alone, start a new run (--init, --checkpoint, --load-from)"
-            )
-        ours, theirs = unwrap(self.model).state_dict(), checkpoint["state_dict"]
-        shapes = {
-            name: tuple(
-                tuple(tensors[name].shape) if name in tensors else "absent" for tensors in (theirs, ours)
-            )
-            for name in {**ours, **theirs}
-        }
-        different = [name for name, (there, here) in shapes.items() if there != here]
-        if different:
-            there, here = shapes[different[0]]
-            return (
-                f"it is of another model: {len(different)} tensors differ, the first {different[0]} "
-                f"({there}, here {here}). Use the backbone, classes and options that it was written with"
-            )
-        if _schedules(checkpoint["param_schedulers"]) != _schedules(
-            s.state_dict() for s in self.param_schedulers
-        ):
-            return _other_schedule(checkpoint["meta"].get("max_iters"), self.max_iters)
-        return None
+    def _resumable_hooks(self) -> list[ResumableHook]:
+        return [hook for hook in self.hooks if isinstance(hook, ResumableHook)]
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume through host memory, so that a checkpoint never takes the device's."""
@@ -176,35 +157,47 @@ def unwrap(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
-def log_options(interval: int) -> dict[str, Any]:
-    """Runner arguments: log every ``interval`` iterations the means over them; no mmengine checkpoints."""
-    log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
-    scalars = StepScalarsHook()
-    return {
-        "default_hooks": {"runtime_info": scalars, "logger": log, "checkpoint": None},
-        "log_processor": StepLogProcessor(scalars, interval),
-    }
-
-
-def _other_schedule(theirs: int | None, ours: int) -> str:
-    """What to say of a checkpoint with another learning-rate schedule."""
-    if theirs not in (None, ours):
-        return (
-            f"its run was to end at iteration {theirs}, this one at {ours}. Set the length as it was; where "
-            f"it is counted in epochs, their length depends on the images and the number of processes, and "
-            f"schedule.steps_per_epoch fixes it. For another length, start a new run from its weights"
-        )
-    return (
-        "it has another learning-rate schedule. To go on, set learning rate, layer decay and warm-up as they "
-        "were; for another one, start a new run from its weights"
-    )
-
-
-def _schedules(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The settings of learning-rate schedulers, without how far they have come."""
-    progress = ("last_step", "_global_step", "_last_value")
-    return [{key: value for key, value in state.items() if key not in progress} for state in states]
-
-
 def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
     return apply_to(state, lambda value: isinstance(value, torch.Tensor), lambda tensor: tensor.cpu())
+
+
+class TrainLoop(IterBasedTrainLoop):
+    """The loop over the steps of a run.
+
+    A resumed run validates first where the checkpoint was written just before a validation: whether the run
+    was killed in it or later, its scores and the choice of the best weights are not in the checkpoint.
+    """
+
+    runner: S5Runner
+
+    def run(self) -> nn.Module:
+        """Train to the end, or until a hook sets `stop_training`."""
+        runner = self.runner
+        runner.call_hook("before_train")
+        if self._iter:
+            self._validate_if_due()
+        runner.call_hook("before_train_epoch")
+        if self._iter:
+            self.dataloader_iterator.skip_iter(self._iter)  # by the sampler, which reads nothing
+        while self._iter < self._max_iters and not self.stop_training:
+            runner.model.train()
+            batch = next(self.dataloader_iterator)
+            self._seed_step()
+            self.run_iter(batch)
+            self._validate_if_due()
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+    def _validate_if_due(self) -> None:
+        if self._iter % self.val_interval == 0 or self._iter == self._max_iters:
+            self.runner.val_loop.run()
+
+    def _seed_step(self) -> None:
+        """Key the random numbers of the step (dropout, drop path) by seed, step and process.
+
+        So nothing random has to be stored in checkpoints, and a resumed run draws what the uninterrupted one
+        would.
+        """
+        key = (self.runner.seed * 1_000_003 + self._iter) * 65_537 + self.runner.rank
+        torch.manual_seed(key % 2**63)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from s5.backbones import create_backbone, describe, get_architecture, identify, list_backbones
-from s5.checkpoints.loading import CheckpointError, load_weights
+from s5.checkpoints.loading import load_weights
+from s5.errors import CheckpointError
 
 
 def test_names_and_names_with_experts() -> None:

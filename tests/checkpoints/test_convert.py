@@ -11,7 +11,8 @@ from s5.backbones.moe import split_experts
 from s5.backbones.vit import Variant, ViT, fit_positions
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.published import SEGMENTATION_TASKS
-from s5.checkpoints.resizing import CheckpointError, drop_class_slot
+from s5.checkpoints.layouts.vit import drop_class_slot
+from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.trained_models import to_published
 

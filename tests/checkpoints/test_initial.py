@@ -7,7 +7,8 @@ import timm
 import torch
 
 from s5.checkpoints.initial import initialise
-from s5.checkpoints.loading import CheckpointError, save_atomic
+from s5.checkpoints.loading import save_atomic
+from s5.errors import CheckpointError
 from s5.segmentation.segmentor import Segmentor, build_segmentor
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from s5.backbones.vit import Variant, ViT
 from s5.checkpoints.layouts import LAYOUTS, convert, get_layout
-from s5.checkpoints.loading import CheckpointError, load_weights
+from s5.checkpoints.loading import load_weights
+from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.vit_checkpoints import (
     drawn,

@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from s5.backbones.vit import Variant, ViT
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.foreign import guess
-from s5.checkpoints.loading import CheckpointError, load_weights
+from s5.checkpoints.loading import load_weights
+from s5.errors import CheckpointError
 from tests.helpers.vit_checkpoints import (
     drawn,
     renamed,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from s5.backbones.vit import Variant, ViT
 from s5.compat.attention import allowed_backends, choose_backends
 from s5.detection.network import build_detector
+from s5.launch import Launch
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.launch import Launch
 from s5.training.runner import S5Runner
 
 HEAD = 64  # channels of a head, as in all backbones up to ViT-L

@@ -19,8 +19,8 @@ from s5.data.labels import IGNORE, get_table
 from s5.data.masks import open_mask
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
+from s5.launch import Launch
 from s5.training.experiment import check_codings, check_splits
-from s5.training.launch import Launch
 
 SIZE = 32
 MAP = {

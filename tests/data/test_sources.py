@@ -1,5 +1,6 @@
 """Samples and batches of training: image and label are cut alike, draws keyed, broken files replaced."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,6 @@ from s5.data.image_io import write_image
 from s5.data.labels import get_table
 from s5.data.loaders import (
     FixMatchCollate,
-    Placement,
     fixmatch_loader,
     resolve_split,
     tasks_loader,
@@ -31,6 +31,7 @@ from s5.data.sources import (
     read_labeled,
 )
 from s5.data.splits import Split
+from s5.launch import Launch
 from tests.helpers.s4p_runs import write_dataset
 
 TABLE = get_table({"name": "test", "classes": ["ground", "water", "roof"], "ignore": [255]})
@@ -102,7 +103,9 @@ def sources(
 ) -> list[LabeledImages | UnlabeledImages]:
     cut = WeakAugmentation(size, **weak)
     labeled = LabeledImages(Split("splits/labeled/labeled.txt", root), TABLE, cut)
-    unlabeled = UnlabeledImages(Split("splits/unlabeled/pool.txt", root), cut, StrongAugmentation(), views)
+    unlabeled = UnlabeledImages(
+        Split("splits/unlabeled/pool.txt", root), cut, StrongAugmentation(views=views)
+    )
     return [labeled, unlabeled]
 
 
@@ -189,14 +192,14 @@ def test_labeled_line_without_a_fitting_mask(tmp_path: Path, line: str, message:
 
 # -- batches
 
-ALONE = Placement(rank=0, world_size=1, workers=0, pin_memory=False)
+ALONE = Launch(torch.device("cpu"), rank=0, world_size=1)
 
 
 def loader(
     root: Path, labeled: int = 2, unlabeled: int = 3, **options: object
 ) -> torch.utils.data.DataLoader:
     one, other = sources(root, **options)
-    return fixmatch_loader(one, labeled, other if unlabeled else None, unlabeled, 3, ALONE).loader
+    return fixmatch_loader(one, labeled, other if unlabeled else None, unlabeled, 3, ALONE, 0).loader
 
 
 def test_batch_is_labeled_first(root: Path) -> None:
@@ -259,7 +262,7 @@ def test_stored_labels_are_in_the_batch(tmp_path: Path) -> None:
 
 def test_validation_gives_whole_images_in_order(root: Path) -> None:
     split = resolve_split(root, Path("splits/val.txt"))
-    batches = list(validation_loader([ValidationImages(split, TABLE, "mine")], ALONE))
+    batches = list(validation_loader([ValidationImages(split, TABLE, "mine")], ALONE, 0))
     assert {task for batch in batches for task in batch["tasks"]} == {"mine"}
     assert [name for batch in batches for name in batch["names"]] == [split.name(i) for i in range(3)]
     for i, batch in enumerate(batches):
@@ -273,7 +276,7 @@ def test_batch_of_several_tasks_is_ordered_by_task(root: Path) -> None:
     one, _ = sources(root)
     (root / "splits/broken.txt").write_text("gone/a.png gone/a_mask.png\n" * 3)
     broken = LabeledImages(Split("splits/broken.txt", root), TABLE, WeakAugmentation(64), "broken")
-    data = tasks_loader([broken, one], [1, 2], [1, 0], seed=0, placement=ALONE, epoch_steps=2)
+    data = tasks_loader([broken, one], [1, 2], [1, 0], seed=0, launch=ALONE, workers=0, epoch_steps=2)
     batches = iter(data.loader)
     for _ in range(2):
         batch = next(batches)
@@ -282,14 +285,14 @@ def test_batch_of_several_tasks_is_ordered_by_task(root: Path) -> None:
     with pytest.raises(ImageError, match=r"gone/a.png"):
         next(batches)
     two = LabeledImages(one.split, TABLE, WeakAugmentation(64), "two")
-    both = tasks_loader([one, two], [1, 2], [0, 0], seed=0, placement=ALONE)
+    both = tasks_loader([one, two], [1, 2], [0, 0], seed=0, launch=ALONE, workers=0)
     assert next(iter(both.loader))["counts"] == {"labeled": 1, "two": 2}
     assert both.sampler.epoch_steps == len(one)
 
 
 def test_validation_of_several_tasks_skips_inactive_ones(root: Path) -> None:
     images = [ValidationImages(Split("splits/val.txt", root), TABLE, task) for task in ("a", "b")]
-    parts = [validation_loader(images, ALONE._replace(rank=rank, world_size=2)) for rank in range(2)]
+    parts = [validation_loader(images, replace(ALONE, rank=rank, world_size=2), 0) for rank in range(2)]
     seen = [(batch["tasks"][0], batch["names"][0]) for part in parts for batch in part]
     assert len(seen) == len(set(seen)) == 6
     parts[0].sampler.active = {"b"}

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from s5.checkpoints.loading import load_weights
+from s5.command import run_command
 from s5.detection.network import build_detector
+from s5.errors import UserError
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.command import USER_ERRORS, run_command
 from tests.helpers.det_runs import SIZE, losses, script, write_config, write_datasets
 from tests.helpers.oriented_data import xml
 
@@ -37,7 +38,7 @@ def arguments(root: Path, *extra: str, **changes: object) -> list[str]:
 
 def fails(root: Path, message: str, *extra: str, **changes: object) -> str:
     """The run stops before its first step with an error of the kind that is told without a traceback."""
-    with pytest.raises(USER_ERRORS, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         script().main(arguments(root, *extra, **changes))
     assert not list((root / "run").glob("*.pth")) and not (root / "run/log.jsonl").exists()
     return str(error.value)
@@ -293,7 +294,7 @@ def test_missing_checkpoint(root: Path) -> None:
 
 def test_resume_from_weights_and_from_a_run_of_other_tasks(root: Path, tmp_path: Path) -> None:
     path = weights(tmp_path / "vit_t_moe_det.pth", {"a": 1, "b": 1})
-    fails(root, r"it has no .*optimizer.*iter_<number>\.pth; .*--load-from", "--resume", str(path))
+    fails(root, r"it has no .*optimizer.*iter_<number>\.pth; .*--init", "--resume", str(path))
     short = {"schedule__epochs": 1, "schedule__milestones": []}
     assert script().main(arguments(root, **short)) == 0
     moved = (root / "run/iter_1.pth").rename(tmp_path / "iter_1.pth")

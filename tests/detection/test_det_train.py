@@ -9,11 +9,10 @@ import torch
 from s5.checkpoints.loading import read_checkpoint
 from s5.data.datasets import DiorR, Dota
 from s5.data.oriented.classes import get_classes
-from s5.detection import experiment as det
 from s5.detection.config import DetConfig
+from s5.detection.experiment import DetectionExperiment
 from s5.detection.metric import build_metrics
 from s5.training.config import ConfigError, load_python_config
-from s5.training.launch import Launch
 from tests.helpers.det_runs import losses, script, write_config, write_datasets
 from tests.helpers.s4p_runs import REPO
 
@@ -93,9 +92,8 @@ def test_python_configuration_that_does_not_run(tmp_path: Path) -> None:
 
 def test_every_task_is_built_with_its_whole_labels(config: Path) -> None:
     cfg = load_python_config(DetConfig, config, ["model.nms=0.25"])
-    classes = det.build_classes(cfg)
-    loader = det.build_val_loader(cfg, classes, Launch(torch.device("cpu"), 0, 1))
-    one, other = build_metrics(cfg, classes, loader)
+    experiment = DetectionExperiment(cfg)
+    one, other = build_metrics(cfg, experiment.classes, experiment.build_val_loader())
     assert (one.merge, other.merge) == (False, True)
     assert (one.whole, {name: len(objects) for name, objects in other.whole.items()}) == (None, {"big": 2})
     assert other.nms == 0.25

@@ -33,9 +33,8 @@ def test_labeled_loss_is_the_published_one(golden: dict[str, torch.Tensor]) -> N
 @pytest.mark.parametrize("conf_thresh", [0.5, 0.8, 0.95])
 def test_pseudo_label_loss_is_the_published_one(golden: dict[str, torch.Tensor], conf_thresh: float) -> None:
     valid = golden["ignore_cutmixed"] != 255
-    loss = pseudo_label_loss(
-        golden["logits_s"], golden["mask_cutmixed"], golden["conf_cutmixed"], valid, conf_thresh
-    )
+    confident = golden["conf_cutmixed"] >= conf_thresh
+    loss = pseudo_label_loss(golden["logits_s"], golden["mask_cutmixed"], confident, valid)
     assert loss.item() == pytest.approx(golden[f"loss_pixelwise_{conf_thresh}"].item(), abs=1e-5)
 
 
@@ -45,7 +44,7 @@ def test_cross_entropy_map_is_the_published_one(golden: dict[str, torch.Tensor])
     for index in [(0, 0, 0), (1, 7, 11), (2, 23, 23)]:
         valid = torch.zeros_like(pseudo, dtype=torch.bool)
         valid[index] = True
-        loss = pseudo_label_loss(logits, pseudo, torch.ones(pseudo.shape), valid, 0.95)
+        loss = pseudo_label_loss(logits, pseudo, torch.ones(pseudo.shape, dtype=torch.bool), valid)
         assert loss.item() == pytest.approx(golden["ce"][index].item(), abs=1e-5)
 
 
@@ -53,13 +52,7 @@ def test_pixels_below_the_threshold_count_as_zero() -> None:
     logits, labels, conf, valid = random_case()
     ce = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (ce * ((conf >= 0.6) & valid)).sum() / valid.sum()
-    torch.testing.assert_close(pseudo_label_loss(logits, labels, conf, valid, 0.6), expected)
-
-
-def test_a_pixel_at_the_threshold_is_confident() -> None:
-    logits, labels, _, _ = random_case()
-    conf, valid = torch.full(labels.shape, 0.75), torch.ones(labels.shape, dtype=torch.bool)
-    assert pseudo_label_loss(logits, labels, conf, valid, 0.75) > 0
+    torch.testing.assert_close(pseudo_label_loss(logits, labels, conf >= 0.6, valid), expected)
 
 
 @pytest.mark.parametrize("case", ["no confident pixel", "no valid pixel"])
@@ -67,7 +60,7 @@ def test_nothing_to_learn_gives_zero_with_graph(case: str) -> None:
     logits, labels, conf, valid = random_case()
     conf_thresh = 1.1 if case == "no confident pixel" else 0.1
     valid = valid & (case != "no valid pixel")
-    loss = pseudo_label_loss(logits, labels, conf, valid, conf_thresh)
+    loss = pseudo_label_loss(logits, labels, conf >= conf_thresh, valid)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -83,7 +76,7 @@ def test_labeled_loss_without_labeled_pixel_is_zero_with_graph() -> None:
 
 def test_ignored_pixels_get_no_gradient() -> None:
     logits, labels, conf, valid = random_case()
-    pseudo_label_loss(logits, labels, conf, valid, 0.5).backward()
+    pseudo_label_loss(logits, labels, conf >= 0.5, valid).backward()
     counted = valid & (conf >= 0.5)
     assert torch.equal(logits.grad.abs().sum(1) > 0, counted)
 
@@ -92,10 +85,10 @@ def test_float32_under_autocast() -> None:
     logits, labels, conf, valid = random_case()
     half = logits.detach().bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = pixel_cross_entropy(half, labels), pseudo_label_loss(half, labels, conf, valid, 0.5)
+        losses = pixel_cross_entropy(half, labels), pseudo_label_loss(half, labels, conf >= 0.5, valid)
     expected = (
         pixel_cross_entropy(half.float(), labels),
-        pseudo_label_loss(half.float(), labels, conf, valid, 0.5),
+        pseudo_label_loss(half.float(), labels, conf >= 0.5, valid),
     )
     for loss, value in zip(losses, expected, strict=True):
         assert loss.dtype == torch.float32

@@ -115,7 +115,7 @@ def test_whole_steps_do_not_wait_and_faults_leave_no_trace(
     dtype: torch.dtype, clip_grad: float | None
 ) -> None:
     """With a teacher; a skipped step does not wait either."""
-    model = make_model(conf_thresh=0.3, ema_decay=0.9, dtype=dtype).train().cuda()
+    model = make_model(conf_thresh=0.3, pseudo_labels="ema", ema_decay=0.9, dtype=dtype).train().cuda()
     groups = param_groups(model.segmentor, 1e-3, 0.01)
     wrapper, batch = build_optim_wrapper(groups, 1e-3, (0.9, 0.999), dtype, clip_grad), on_gpu(make_batch())
 

@@ -17,15 +17,14 @@ from s5.data.image_io import read_mask
 from s5.data.labels import get_table
 from s5.data.splits import Split
 from s5.detection import evaluation as reports
-from s5.detection import experiment as det
 from s5.detection.config import DetConfig
+from s5.detection.experiment import DetectionExperiment
 from s5.detection.metric import build_metrics
 from s5.segmentation import mdf
 from s5.segmentation.evaluation import write_reports
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config, load_python_config, save_config
-from s5.training.launch import Launch
 from scenes import LABEL_SETS, det_data, mdf_data
 from tests.helpers.fake_python import FakePython, copy_scripts
 
@@ -67,13 +66,15 @@ def configuration(tasks_root: Path) -> MDFConfig:
 
 
 def test_every_task_has_masks_of_its_label_set(tasks_root: Path) -> None:
-    for task in mdf.build_tasks(configuration(tasks_root)):
-        labels = LABEL_SETS[task.name]
-        assert task.table.classes == labels.classes
-        assert (len(task.train), len(task.val)) == (3, 2)
-        for sample in (*task.train, *task.val):
+    cfg = configuration(tasks_root)
+    for task, table in mdf.build_tables(cfg).items():
+        labels = LABEL_SETS[task]
+        assert table.classes == labels.classes
+        train, val = mdf.find_images(cfg, task)
+        assert (len(train), len(val)) == (3, 2)
+        for sample in (*train, *val):
             own = read_mask(sample.mask)
-            task.table.encode(own, sample.mask)  # values that the table knows
+            table.encode(own, sample.mask)  # values that the table knows
             scene = read_mask(sample.mask.parents[1] / "masks" / sample.mask.name)
             np.testing.assert_array_equal(own, labels.apply(scene))
 
@@ -96,16 +97,14 @@ def test_scenes_are_kept_and_masks_follow_the_label_set(tasks_root: Path, tmp_pa
 
 
 def test_detection_reads_the_objects_of_each_task(objects_root: Path) -> None:
-    cfg = detection(objects_root)
-    classes = det.build_classes(cfg)
-    launch = Launch(torch.device("cpu"), 0, 1)
-    parts = det.build_training_data(cfg, classes, launch).loader.dataset.sources
+    experiment = DetectionExperiment(detection(objects_root))
+    parts = experiment.build_training_data().loader.dataset.sources
     assert {part.name: part.classes for part in parts} == {
         "craft": ("ship", "plane"),
         "buildings": ("building",),
     }
     assert all((part.samples.counts() > 0).all() and len(part) < 12 for part in parts)
-    batch = next(iter(det.build_val_loader(cfg, classes, launch)))
+    batch = next(iter(experiment.build_val_loader()))
     assert batch["images"].shape[2:] == (256, 256) and batch["scales"] == [2.0]
 
 
@@ -166,9 +165,9 @@ def test_stages_in_order(quickstart) -> None:
     ]
     fine_tuning, detecting = commands[6], commands[9]
     assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
-    assert f"--load-network True --checkpoint {out}/s4p/vit_t_s4p_upernet" in fine_tuning
+    assert f"--load-network True --init {out}/s4p/vit_t_s4p_upernet" in fine_tuning
     assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
-    assert f"--work-dir {out}/det --load-from {out}/s4p/vit_t_s4p --device auto" in detecting
+    assert f"--work-dir {out}/det --init {out}/s4p/vit_t_s4p --device auto" in detecting
     assert f"backbone=vit_t_moe data_root={out}/data/det" in detecting
 
 
@@ -232,7 +231,7 @@ def runs(scenes_root: Path, tasks_root: Path, objects_root: Path, tmp_path: Path
     (tmp_path / "mdf").mkdir()
     save_config(mdf_config, tmp_path / "mdf/config.yaml")
     (tmp_path / "mdf/final_metrics.json").write_text('{"iteration": 120}')
-    metrics = mdf.build_metrics(mdf.build_tables(mdf_config))
+    metrics = mdf.MDFExperiment(mdf_config, "vit_t").build_metrics()
     for metric in metrics:
         metric.matrix = torch.eye(metric.table.num_classes, dtype=torch.int64) * 10
         metric.matrix[0, 1] = 10
@@ -243,8 +242,8 @@ def runs(scenes_root: Path, tasks_root: Path, objects_root: Path, tmp_path: Path
 
 def write_detection(cfg: DetConfig, folder: Path) -> None:
     """A run that finds all planes and buildings, and no ships."""
-    classes = det.build_classes(cfg)
-    loader = det.build_val_loader(cfg, classes, Launch(torch.device("cpu"), 0, 1))
+    experiment = DetectionExperiment(cfg)
+    classes, loader = experiment.classes, experiment.build_val_loader()
     metrics = build_metrics(cfg, classes, loader)
     for batch in loader:
         (objects,), (task,) = batch["objects"], batch["task"]

@@ -5,7 +5,7 @@ import torch
 
 from s5.backbones.vit import Variant
 from s5.data.loaders import FixMatchCollate
-from s5.segmentation.methods.fixmatch import FixMatch
+from s5.segmentation.methods.fixmatch import FixMatch, FixMatchSettings
 from s5.segmentation.segmentor import build_segmentor
 from s5.segmentation.windows import Inference
 
@@ -14,10 +14,10 @@ NOT_SKIPPED = torch.tensor(False)
 TINY = Variant("tiny", width=32, depth=4, heads=2, out_blocks=(0, 1, 2, 3))
 
 
-def make_model(**options) -> FixMatch:
+def make_model(dtype: torch.dtype | None = None, **settings) -> FixMatch:
     torch.manual_seed(0)
     segmentor = build_segmentor(TINY, {"s4p": CLASSES}, SIZE, channels=16)
-    return FixMatch(segmentor, {"s4p": Inference()}, **options)
+    return FixMatch(segmentor, {"s4p": Inference()}, dtype, FixMatchSettings(**settings))
 
 
 def make_batch(labeled: int = 2, unlabeled: int = 3, views: int = 1, padding: bool = False) -> dict:
@@ -107,6 +107,12 @@ def test_pixels_without_data_count_nowhere_also_when_they_are_pasted() -> None:
     assert model.class_counts is not None and model.class_counts[0].sum() == valid.sum()
 
 
+def test_a_pixel_at_the_threshold_is_confident() -> None:
+    confidence = torch.tensor([[[0.25, 0.75, 1.0]]])
+    confident = make_model(conf_thresh=0.75).confident(torch.zeros(1, 1, 3), confidence)
+    assert confident.tolist() == [[[False, True, True]]]
+
+
 def test_no_confident_and_no_valid_pixel_give_zero_not_nan() -> None:
     for batch, tau in ((make_batch(), 1.0), (make_batch(padding=True), 0.0)):
         model = make_model(conf_thresh=tau).train()
@@ -134,8 +140,8 @@ def test_pseudo_labels_do_not_touch_normalisation_statistics() -> None:
     model = make_model().train()
     before = {n: b.clone() for n, b in model.segmentor.named_buffers()}
     weak = make_batch()["images"][2:].float() / 255
-    first = model.pseudo_labels(weak, None)
-    second = model.pseudo_labels(weak, None)
+    first = model.pseudo_labels(model.weak_logits(weak))
+    second = model.pseudo_labels(model.weak_logits(weak))
     assert torch.equal(first[0], second[0])  # evaluation mode: no dropout
     assert all(torch.equal(before[n], b) for n, b in model.segmentor.named_buffers())
     assert all(module.training for module in model.segmentor.heads.modules())
@@ -143,7 +149,7 @@ def test_pseudo_labels_do_not_touch_normalisation_statistics() -> None:
 
 def test_weak_pass_stores_nothing_for_backward() -> None:
     model = make_model()
-    pseudo, conf = model.pseudo_labels(make_batch()["images"][2:].float() / 255, None)
+    pseudo, conf = model.pseudo_labels(model.weak_logits(make_batch()["images"][2:].float() / 255))
     assert not conf.requires_grad and not pseudo.requires_grad
     assert conf.min() >= 1 / CLASSES - 1e-6 and conf.max() <= 1
 
@@ -175,7 +181,7 @@ def test_stored_pseudo_labels_replace_predictions() -> None:
 
 
 def test_ema_teacher_labels_and_follows() -> None:
-    model = make_model(ema_decay=0.9).train()
+    model = make_model(pseudo_labels="ema", ema_decay=0.9).train()
     weight = model.segmentor.heads["s4p"].classifier.weight
     before = model.teacher.network.heads["s4p"].classifier.weight.clone()
     with torch.no_grad():
@@ -223,10 +229,11 @@ def test_single_unlabeled_image_is_not_pasted_into_itself() -> None:
 def test_pseudo_labels_in_float32_beside_bf16() -> None:
     """Those of a model in float32 to the bit, while the trained pass stays in bf16."""
     weak = make_batch()["images"][2:].float() / 255
-    exact = make_model().pseudo_labels(weak, None)
+    model = make_model()
+    exact = model.pseudo_labels(model.weak_logits(weak))
     for option, equal in ((True, True), (False, False)):
         model = make_model(dtype=torch.bfloat16, float32_labels=option)
-        pseudo, conf = model.pseudo_labels(weak, None)
+        pseudo, conf = model.pseudo_labels(model.weak_logits(weak))
         assert torch.equal(conf, exact[1]) == equal
         assert not equal or torch.equal(pseudo, exact[0])
     strong = make_model(conf_thresh=0.0, dtype=torch.bfloat16, float32_labels=True).eval()

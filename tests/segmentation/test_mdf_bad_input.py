@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 
-from s5.checkpoints.loading import CheckpointError
 from s5.data.errors import DataError
+from s5.errors import CheckpointError, UserError
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.command import USER_ERRORS
 from s5.training.config import ConfigError, load_config
 from tests.helpers.mdf_runs import SIZE, TASKS, arguments, configuration, script, write_datasets
 
@@ -28,7 +27,7 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fails(root: Path, tmp_path: Path, message: str, *extra: str, **changes: object) -> None:
     """The run stops with an error of the kind that is told without a traceback."""
     backbone = str(changes.pop("backbone", "vit_t_moe"))
-    with pytest.raises(USER_ERRORS, match=message):
+    with pytest.raises(UserError, match=message):
         script().main(arguments(root, tmp_path / "run", *extra, backbone=backbone, **ONE_EPOCH, **changes))
 
 
@@ -219,7 +218,7 @@ def test_missing_checkpoint(root: Path, tmp_path: Path) -> None:
 def test_true_without_a_checkpoint(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         script().main(arguments(root, tmp_path / "run", "--load-network", "True"))
-    assert "--load-network True needs --checkpoint PATH" in capsys.readouterr().err
+    assert "--load-network True needs --init CHECKPOINT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["yes", "1", ""])

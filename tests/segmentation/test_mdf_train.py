@@ -111,7 +111,7 @@ def test_starts_from_a_dense_checkpoint_with_or_without_pth(root: Path, tmp_path
     dense = build_segmentor("vit_t", {"s4p": 5}, mdf_runs.SIZE, channels=8)
     torch.save({"state_dict": dense.state_dict()}, tmp_path / "vit_t_s4p_upernet.pth")
     args = arguments(root, tmp_path / "run", "--load-network", "True", **{"optim.lr": 1e-30})
-    assert script().main([*args, "--checkpoint", str(tmp_path / "vit_t_s4p_upernet")]) == 0
+    assert script().main([*args, "--init", str(tmp_path / "vit_t_s4p_upernet")]) == 0
     log = (tmp_path / "run/train.log").read_text()
     assert "dense FFNs split: last 48 channels copied to every expert" in log
     moe = build_segmentor("vit_t", {t: len(c) for t, c in TASKS.items()}, 32, channels=8, expert_channels=48)

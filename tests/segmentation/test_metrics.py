@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from s5.data.labels import LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_table
 from s5.segmentation.metrics import SegmentationMetric
 
 NAMES = ["sea", "sand", "reef", "wood"]

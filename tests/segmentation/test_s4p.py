@@ -7,7 +7,8 @@ import cv2
 import pytest
 import torch
 
-from s5.checkpoints.loading import CheckpointError, load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights, read_checkpoint
+from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from s5.training.hooks import checkpoints
 from tests.helpers.s4p_runs import arguments, losses, options, script, validations, write_dataset

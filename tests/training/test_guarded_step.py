@@ -20,7 +20,7 @@ Break = Callable[[FixMatch, Tensor], Tensor]
 
 
 def parts(clip_grad: float | None = None, scaler: bool = False) -> tuple[FixMatch, GuardedOptimWrapper]:
-    model = make_model(conf_thresh=0.3, ema_decay=0.6).train()
+    model = make_model(conf_thresh=0.3, pseudo_labels="ema", ema_decay=0.6).train()
     wrapper = build_optim_wrapper(param_groups(model.segmentor, LR, DECAY), LR, BETAS, None, clip_grad)
     if scaler:
         wrapper.loss_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
@@ -249,7 +249,8 @@ def test_a_step_on_a_gpu_reads_nothing_back(clip_grad: float | None, monkeypatch
     """
     monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None))
     monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
-    model, batch = make_model(conf_thresh=0.3, ema_decay=0.6, dtype=torch.bfloat16).train(), make_batch()
+    model = make_model(torch.bfloat16, conf_thresh=0.3, pseudo_labels="ema", ema_decay=0.6).train()
+    batch = make_batch()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to("cuda")
         wrapper = build_optim_wrapper(param_groups(model.segmentor, LR, DECAY), LR, BETAS, None, clip_grad)

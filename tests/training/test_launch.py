@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.training import launch
-from s5.training.launch import Launch, LaunchError
+from s5 import launch
+from s5.launch import Launch, LaunchError
 from tests.helpers.processes import Process, start_ranks, wait_until
 
 MAIN = Launch(torch.device("cpu"), rank=0, world_size=1)
@@ -91,8 +91,8 @@ def start_turn(folder: Path, block: str, timeout: float = 60) -> list[Process]:
     path.write_text(
         "import time, torch\n"
         "from datetime import timedelta\n"
-        "from s5.training import launch\n"
-        "from s5.training.command import run_command\n"
+        "from s5 import launch\n"
+        "from s5.command import run_command\n"
         "def main():\n"
         f"    launch.COLLECTIVE_TIMEOUT = timedelta(seconds={timeout})\n"
         "    place = launch.start('cpu')\n"

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from s5.backbones import StateDict
 from s5.checkpoints.layouts.base import (
     PATCH_EMBEDDING,
     Layout,
@@ -23,7 +24,7 @@ from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
 from s5.checkpoints.layouts.openmmlab import MMPretrain, MMSegmentation
 from s5.checkpoints.layouts.published import PublishedS5
 from s5.checkpoints.layouts.s5 import S5
-from s5.checkpoints.resizing import CheckpointError, StateDict
+from s5.errors import CheckpointError
 
 __all__ = ["LAYOUTS", "Layout", "Weights", "Written", "convert", "get_layout", "known_layouts"]
 

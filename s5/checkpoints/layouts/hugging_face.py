@@ -1,8 +1,8 @@
 """Checkpoints of Hugging Face's transformers."""
 
+from s5.backbones import StateDict
 from s5.checkpoints.layouts.base import Parts
 from s5.checkpoints.layouts.vit import VitLayout, join, same_names
-from s5.checkpoints.resizing import StateDict
 
 
 class HuggingFace(VitLayout):

@@ -2,9 +2,9 @@
 
 import torch
 
+from s5.backbones import StateDict
 from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Parts
 from s5.checkpoints.layouts.vit import VitLayout, join, same_names
-from s5.checkpoints.resizing import StateDict
 
 PRETRAINING_PIXELS = 224  # image side of the published weights of the layout that stores no positions
 LAYERS = same_names("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

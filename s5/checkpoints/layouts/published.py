@@ -10,17 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from s5.backbones import StateDict
 from s5.backbones.moe import EXPERT_KEY, expert_names
-from s5.checkpoints.layouts.base import (
-    CheckpointError,
-    Parts,
-    Weights,
-    Written,
-    has_name,
-)
+from s5.checkpoints.layouts.base import Parts, Weights, Written, has_name
 from s5.checkpoints.layouts.openmmlab import MMSEG_BLOCK_NAMES
 from s5.checkpoints.layouts.vit import VitLayout, inverse, replace_start, require_complete
-from s5.checkpoints.resizing import StateDict
+from s5.errors import CheckpointError
 
 # Tasks of the released models, in the order of their experts.
 SEGMENTATION_TASKS = ("vaihingen", "potsdam", "openearthmap", "loveda")

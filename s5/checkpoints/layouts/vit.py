@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from s5.backbones import StateDict
 from s5.checkpoints.layouts.base import (
     BLOCK_KEY,
     PATCH_EMBEDDING,
@@ -21,9 +22,10 @@ from s5.checkpoints.layouts.base import (
 )
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.reading import shorten
-from s5.checkpoints.resizing import CheckpointError, StateDict, drop_class_slot
+from s5.errors import CheckpointError
 
 # Layers before the blocks that a plain ViT does not have; without them the blocks would see other tokens.
+MAX_CLASS_SLOTS = 2  # class token, and DeiT's distillation token
 BEFORE_BLOCKS = (
     "patch_embed.norm",
     "norm_pre",
@@ -263,3 +265,20 @@ def _with_zero_biases(backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
     }
     notes = (f"no biases of {', '.join(without)} in the checkpoint: zero",) if zeros else ()
     return backbone | zeros, notes
+
+
+def drop_class_slot(table: torch.Tensor) -> torch.Tensor:
+    """Drop the leading slots of a positional embedding (1, slots + n * n, C) that belong to no patch.
+
+    These are the class token's and, in DeiT, the distillation token's.
+
+    Raises:
+        CheckpointError: With none, one or two slots left out, the grid is not square.
+    """
+    length = table.shape[1]
+    for slots in range(MAX_CLASS_SLOTS + 1):
+        if math.isqrt(length - slots) ** 2 == length - slots:
+            return table[:, slots:] if slots else table
+    raise CheckpointError(
+        f"positional embedding of {length} entries: not a square grid, with or without a class slot"
+    )

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from s5.data.errors import DataError
 from s5.data.image_io import read_image_with_valid
-from s5.data.loaders import Placement, TrainingData, build_loader, build_sampler, whole_images_loader
+from s5.data.loaders import TrainingData, build_loader, build_sampler, whole_images_loader
 from s5.data.oriented.annotations import Objects
 from s5.data.oriented.geometry import enclosing_boxes, flip_polygons, share_inside, to_boxes
 from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
+from s5.launch import Launch
 
 PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 when normalised, like the published padding
 
@@ -257,7 +258,8 @@ def objects_loader(
     sources: Sequence[OrientedImages],
     batch_sizes: Sequence[int],
     seed: int,
-    placement: Placement,
+    launch: Launch,
+    workers: int,
     about: Mapping[str, Any] | None = None,
 ) -> TrainingData:
     """Endless loader of batches of several tasks, ordered by task.
@@ -265,21 +267,24 @@ def objects_loader(
     Args:
         sources: training images of each task.
         batch_sizes: images of each per step and process.
-        seed: seed of order and flips.
-        placement: this process's part.
+        seed: seed of order and mirroring.
+        launch: this process among all.
+        workers: loader processes.
         about: what checkpoints say of the run beside the classes of its tasks.
 
     Raises:
         DataError: A task has fewer images than one global step takes.
     """
-    sampler = build_sampler(sources, batch_sizes, seed, placement)
+    sampler = build_sampler(sources, batch_sizes, seed, launch)
     collate = ObjectsCollate([source.name for source in sources])
     metainfo = {"tasks": {source.name: source.classes for source in sources}, **(about or {})}
-    return TrainingData(build_loader(sources, sampler, collate, metainfo, placement), sampler, 0)
+    return TrainingData(build_loader(sources, sampler, collate, metainfo, launch, workers), sampler, 0)
 
 
-def objects_validation_loader(parts: Sequence[OrientedValidation], placement: Placement) -> DataLoader:
-    """Loader of validation images of one or several tasks, with batch size 1."""
+def objects_validation_loader(
+    parts: Sequence[OrientedValidation], launch: Launch, workers: int
+) -> DataLoader:
+    """Loader of validation images of one or several tasks, one a batch."""
     images = {part.task: part for part in parts}
     metainfo = {"tasks": {task: part.classes for task, part in images.items()}}
-    return whole_images_loader(images, ObjectsCollate(list(images)), metainfo, placement)
+    return whole_images_loader(images, ObjectsCollate(list(images)), metainfo, launch, workers)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from s5.data.command import run_command
+from s5.command import run_command
 from s5.data.datasets import DATASETS
 from s5.data.prepare import labeled, unlabeled
 from s5.data.prepare.detection import add_objects_arguments, plan_objects
@@ -76,7 +76,7 @@ def _prepare(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 error or an empty list, 130 interrupted."""
     args = parse_args(argv)
-    return run_command(lambda: _prepare(args))
+    return run_command(lambda: _prepare(args), repeatable=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import s5.detection.network.parts  # noqa: F401 - registers the parts
 from s5.backbones import STRIDES
+from s5.ranges import Positive, PositiveFloat, Share
 
 ANGLE = "le90"
 NORM_GROUPS = 32
@@ -38,16 +39,16 @@ class Settings:
         max_per_img: detections kept per image.
     """
 
-    enlarge: tuple[float, float] = (1.4, 1.2)
-    proposals: int = 2000
-    anchors: int = 256
-    rois: int = 512
-    channels: int = 256
-    fc_channels: int = 1024
+    enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
+    proposals: Positive = 2000
+    anchors: Positive = 256
+    rois: Positive = 512
+    channels: Positive = 256
+    fc_channels: Positive = 1024
     fpn_norm: bool = False
-    score_thr: float = 0.05
-    nms: float = 0.1
-    max_per_img: int = 2000
+    score_thr: Share = 0.05
+    nms: Share = 0.1
+    max_per_img: Positive = 2000
 
 
 def oriented_rcnn(in_channels: Sequence[int], num_classes: int, settings: Settings) -> dict[str, Any]:

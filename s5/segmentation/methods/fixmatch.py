@@ -1,16 +1,18 @@
 """FixMatch for semantic segmentation: the S4P pre-training objective (paper, Eq. 4-7)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from s5.data.augmentation import StrongAugmentation
 from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
 from s5.ops.photometric import apply_photometric
+from s5.ranges import NonNegativeFloat, Positive, Share, ShareBelowOne
 from s5.segmentation.methods.ema import EmaTeacher
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import SegHead, Segmentor
@@ -20,19 +22,54 @@ IGNORE = 255
 
 
 @dataclass(frozen=True)
-class StrongView:
-    """One strong view of the unlabeled images and what it is trained on.
+class Collapse:
+    """When a warning says that the pseudo-labels have collapsed.
+
+    Attributes:
+        share: of the confident pixels between two log lines; one class with more is a collapse.
+        missing_steps: steps without a confident pixel of a class that the labels have.
+    """
+
+    share: Share = 0.95
+    missing_steps: Positive = 1_000
+
+
+@dataclass(frozen=True)
+class FixMatchSettings:
+    """The section `fixmatch` of the configuration.
+
+    Attributes:
+        conf_thresh: confidence from which pseudo-labels are trained on (τ).
+        lambda_u: weight of the unlabeled loss; the sum is divided by `1 + lambda_u`.
+        pseudo_labels: predicted with the current weights or by an EMA teacher, or stored masks.
+        ema_decay: final decay of the EMA teacher.
+        float32_labels: predict the pseudo-labels in float32, whatever the precision of the rest.
+        strong: number and ranges of the strong views.
+        collapse: when to warn.
+    """
+
+    conf_thresh: Share = 0.95
+    lambda_u: NonNegativeFloat = 1.0
+    pseudo_labels: Literal["current", "ema", "stored"] = "current"
+    ema_decay: ShareBelowOne = 0.996
+    float32_labels: bool = False
+    strong: StrongAugmentation = StrongAugmentation()
+    collapse: Collapse = Collapse()
+
+
+class View(NamedTuple):
+    """One view of the unlabeled images and what it is trained on.
 
     Attributes:
         images: (U, 3, H, W) in [0, 1].
         pseudo: pseudo-labels (U, H, W) int64.
-        conf: their confidence (U, H, W) in [0, 1].
-        valid: False where the image is padding (U, H, W).
+        confident: true where the pseudo-label is trained on (U, H, W).
+        valid: false where the image is padding (U, H, W).
     """
 
     images: Tensor
     pseudo: Tensor
-    conf: Tensor
+    confident: Tensor
     valid: Tensor
 
 
@@ -40,44 +77,37 @@ class FixMatch(SegmentationModel):
     """Supervised loss on labeled images plus consistency between weak and strong views of unlabeled ones.
 
     A step runs the network twice: once on the weak unlabeled images without gradient, once on the labeled
-    images and all strong views together with gradient. A method with other strong views (UniMatch) overrides
-    :meth:`strong_views`; everything else stays.
+    images and all strong views together with gradient. Its parts are methods of their own, each of which
+    another method may override: :meth:`pseudo_labels` from the logits of the weak views,
+    :meth:`confident` for the pixels that are trained on, :meth:`strong_views`, :meth:`unlabeled_loss`.
 
     Args:
         segmentor: the network.
         inference: how validation images are predicted, by the one task.
         dtype: autocast type, None = float32.
-        conf_thresh: pseudo-labels below this confidence are not trained on (τ).
-        lambda_u: weight of the unlabeled loss; the sum is divided by ``1 + lambda_u``.
-        ema_decay: decay of an EMA teacher that makes the pseudo-labels; None takes the current weights.
-        max_blur_sigma: largest sigma of the blur in pixels; sets the width of its kernel.
-        float32_labels: predict the pseudo-labels in float32, whatever ``dtype`` is.
+        settings: of the method.
 
     Attributes:
+        section: name of the section of the configuration with the settings.
         class_counts: (2, K) int64, pixels of each class in confident pseudo-labels and in labels. Summed over
-            all steps on unlabeled images since it was None; set it to None to begin again.
+            all steps on unlabeled images since it was None; set it to None to start over.
     """
+
+    section = "fixmatch"
 
     def __init__(
         self,
         segmentor: Segmentor,
         inference: Mapping[str, Inference],
         dtype: torch.dtype | None = None,
-        conf_thresh: float = 0.95,
-        lambda_u: float = 1.0,
-        ema_decay: float | None = None,
-        max_blur_sigma: float = 2.0,
-        float32_labels: bool = False,
+        settings: FixMatchSettings = FixMatchSettings(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(segmentor, inference, dtype)
-        self.conf_thresh = conf_thresh
-        self.lambda_u = lambda_u
-        self.max_blur_sigma = max_blur_sigma
-        self.float32_labels = float32_labels
-        self.teacher = None if ema_decay is None else EmaTeacher(segmentor, ema_decay)
+        self.settings = settings
+        ema = settings.pseudo_labels == "ema"
+        self.teacher = EmaTeacher(segmentor, settings.ema_decay) if ema else None
         (head,) = segmentor.heads.values()
-        num_classes = cast(SegHead, head).num_classes
-        self.num_classes = num_classes
+        self.num_classes = cast(SegHead, head).num_classes
         # Not buffers: DistributedDataParallel would overwrite them with the main process's.
         self.class_counts: Tensor | None = None
         self._counts_of_step: Tensor | None = None
@@ -122,69 +152,91 @@ class FixMatch(SegmentationModel):
         if padding is None or views is None:
             loss_s = pixel_cross_entropy(self.logits(labeled), labels.long())
             return {"loss": loss_s, "loss_s": loss_s}
-        pseudo, conf = self.pseudo_labels(weak, stored)
-        self._counts_of_step = torch.stack(
-            [
-                self._pixels_by_class(pseudo, (conf >= self.conf_thresh) & ~padding),
-                self._pixels_by_class(labels.long(), labels != IGNORE),
-            ]
-        )
-        strong = self.strong_views(StrongView(weak, pseudo, conf, ~padding), views)
+        view = self.weak_view(weak, ~padding, stored)
+        self._count_classes(view, labels)
+        strong = self.strong_views(view, views)
         logits = self.logits(torch.cat([labeled, *(view.images for view in strong)]))
         logits_s, logits_u = logits.tensor_split([len(labels)])
         loss_s = pixel_cross_entropy(logits_s, labels.long())
-        loss_u = torch.stack(
-            [
-                pseudo_label_loss(part, view.pseudo, view.conf, view.valid, self.conf_thresh)
-                for part, view in zip(logits_u.split(len(weak)), strong, strict=True)
-            ]
-        ).mean()
+        loss_u = self.unlabeled_loss(logits_u, strong)
+        lambda_u = self.settings.lambda_u
         return {
-            "loss": (loss_s + self.lambda_u * loss_u) / (1 + self.lambda_u),
+            "loss": (loss_s + lambda_u * loss_u) / (1 + lambda_u),
             "loss_s": loss_s,
             "loss_u": loss_u,
-            "confident": ((conf >= self.conf_thresh) & ~padding).sum() / (~padding).sum().clamp(min=1),
+            "confident": (view.confident & view.valid).sum() / view.valid.sum().clamp(min=1),
         }
 
     @torch.no_grad()
-    def pseudo_labels(self, weak: Tensor, stored: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Labels and confidences (U, H, W) of the weak views, stored or predicted in evaluation mode."""
-        if stored is not None:
+    def weak_view(self, images: Tensor, valid: Tensor, stored: Tensor | None) -> View:
+        """The weak views (U, 3, H, W) with their pseudo-labels, predicted unless they are stored."""
+        if stored is None:
+            pseudo, confidence = self.pseudo_labels(self.weak_logits(images))
+        else:
             known = stored != IGNORE
-            return torch.where(known, stored, 0).long(), known.float()
+            pseudo, confidence = torch.where(known, stored, 0).long(), known.float()
+        return View(images, pseudo, self.confident(pseudo, confidence), valid)
+
+    @torch.no_grad()
+    def weak_logits(self, images: Tensor) -> Tensor:
+        """Logits (U, K, H, W) of the weak views, in evaluation mode, by the teacher if there is one."""
         network = self.segmentor if self.teacher is None else cast(Segmentor, self.teacher.network)
         with evaluating(network):
-            logits = self.logits(weak, network, self.float32_labels)
+            return self.logits(images, network, self.settings.float32_labels)
+
+    def pseudo_labels(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and confidences in [0, 1] (U, H, W) from the logits (U, K, H, W) of the weak views."""
         best, pseudo = logits.max(1)
         return pseudo, torch.exp(best - logits.logsumexp(1))  # the largest softmax probability
 
+    def confident(self, pseudo: Tensor, confidence: Tensor) -> Tensor:
+        """Whether pixels are trained on (U, H, W), by their pseudo-labels and confidences (U, H, W)."""
+        return confidence >= self.settings.conf_thresh
+
     @torch.no_grad()
-    def strong_views(self, weak: StrongView, views: dict[str, Tensor]) -> list[StrongView]:
-        """The strong views: photometric change, then CutMix of images, labels, confidences and validity."""
+    def strong_views(self, weak: View, views: dict[str, Tensor]) -> list[View]:
+        """The strong views: photometric change, then CutMix of images and of what they are trained on."""
         result = []
         for photometric, boxes, partner in zip(
             views["photometric"], views["boxes"], views["partner"], strict=True
         ):
-            changed = apply_photometric(weak.images, photometric, self.max_blur_sigma)
-            mixed = (cutmix(x, boxes, partner) for x in (changed, weak.pseudo, weak.conf, weak.valid))
-            result.append(StrongView(*mixed))
+            changed = apply_photometric(weak.images, photometric, self.settings.strong.blur_sigma[1])
+            parts = weak._replace(images=changed)
+            result.append(View(*(cutmix(part, boxes, partner) for part in parts)))
         return result
+
+    def unlabeled_loss(self, logits: Tensor, strong: Sequence[View]) -> Tensor:
+        """Mean loss of the strong views, of their logits (V * U, K, H, W)."""
+        parts = logits.split(len(logits) // len(strong))
+        losses = [
+            pseudo_label_loss(part, view.pseudo, view.confident, view.valid)
+            for part, view in zip(parts, strong, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Any], count: int = 3) -> dict[str, Tensor]:
         """Weak and strong view, confident pseudo-label and prediction of the first unlabeled images."""
         batch = self.data_preprocessor(batch, False)
         _, weak = to_unit(batch["images"]).tensor_split([len(batch["labels"])])
-        pseudo, conf = self.pseudo_labels(weak, batch.get("stored"))
-        view = self.strong_views(StrongView(weak, pseudo, conf, ~batch["padding"]), batch["views"])[0]
+        view = self.weak_view(weak, ~batch["padding"], batch.get("stored"))
+        view = self.strong_views(view, batch["views"])[0]
         with evaluating(self.segmentor):
             prediction = self.logits(view.images[:count]).argmax(1)
         return {
             "weak": weak[:count],
             "strong": view.images[:count],
-            "pseudo": torch.where((view.conf >= self.conf_thresh) & view.valid, view.pseudo, IGNORE)[:count],
+            "pseudo": torch.where(view.confident & view.valid, view.pseudo, IGNORE)[:count],
             "prediction": prediction,
         }
+
+    def _count_classes(self, weak: View, labels: Tensor) -> None:
+        self._counts_of_step = torch.stack(
+            [
+                self._pixels_by_class(weak.pseudo, weak.confident & weak.valid),
+                self._pixels_by_class(labels.long(), labels != IGNORE),
+            ]
+        )
 
     def _pixels_by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
         # scatter_add, unlike bincount, does not synchronise with the device

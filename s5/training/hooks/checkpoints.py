@@ -1,8 +1,9 @@
-"""Saves resumable checkpoints and plain weights, each written whole or not at all."""
+"""What a run leaves and resumes from: checkpoints, configuration, positions in the data."""
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +13,31 @@ from mmengine.runner import Runner
 from torch import nn
 
 from s5.checkpoints.loading import save_atomic
+from s5.data.errors import DataError
+from s5.data.sampler import MultiSourceSampler
 from s5.training.config import Section, save_config
 from s5.training.model import TaskModel
+from s5.training.resume import RESUMABLE, ResumableHook, resumable_checkpoints
 from s5.training.runner import S5Runner, unwrap
-from s5.training.work_dir import RESUMABLE, WeightFiles, resumable_checkpoints
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Names of the weight files of a run, without folder.
+
+    Attributes:
+        whole: the whole model, newest; the best ones have ``_best`` or ``_best_<task>`` after it.
+        backbone: the backbone alone, where other runs start from it.
+    """
+
+    whole: str
+    backbone: str | None = None
+
+    def best(self, which: str) -> str:
+        """The file of the best weights: ``which`` is ``best`` or ``best_<task>``."""
+        return f"{self.whole.removesuffix('.pth')}_{which}.pth"
 
 
 class CheckpointHook(Hook):
@@ -142,3 +162,71 @@ class SharedBuffersHook(Hook):
         if dist.is_initialized():
             for buffer in unwrap(runner.model).buffers():
                 dist.broadcast(buffer, src=0)
+
+
+UNREADABLE_FILE = "unreadable.txt"
+
+
+class DataStateHook(ResumableHook):
+    """Stores how many images were drawn, restores it on resume, and enforces the share of unreadable images.
+
+    Args:
+        sampler: the sampler of the training data.
+        unlabeled: number of unlabeled images; unreadable labeled ones are an error of the loader.
+        max_unreadable: share of them that may be unreadable before training stops.
+    """
+
+    priority = "HIGH"
+    key = "data"
+
+    def __init__(self, sampler: MultiSourceSampler, unlabeled: int = 0, max_unreadable: float = 0.0) -> None:
+        self.sampler = sampler
+        self.unlabeled = unlabeled
+        self.max_unreadable = max_unreadable
+        self._known: set[str] = set()
+
+    def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
+        """The position in every source."""
+        return {"consumed": self.sampler.consumed(iteration), "world_size": runner.world_size}
+
+    def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
+        """Go on where the checkpoint's run was, also with another number of processes."""
+        if state["world_size"] != runner.world_size:
+            logger.warning(
+                "resuming with %d processes a run of %d: the data goes on at image %s of its sources, "
+                "the batch of one step is now %d images",
+                runner.world_size,
+                state["world_size"],
+                state["consumed"],
+                self.sampler.batch_size * runner.world_size,
+            )
+        self.sampler.resume_at(iteration, state["consumed"])
+
+    def before_train(self, runner: Runner) -> None:
+        """Forget the list of an earlier attempt, whose files may have been repaired."""
+        if runner.rank == 0 and runner.iter == 0:
+            (Path(runner.work_dir) / UNREADABLE_FILE).unlink(missing_ok=True)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Log newly found unreadable files and count them."""
+        skipped = dict((data_batch or {})["skipped"])
+        if skipped.keys() <= self._known:
+            return
+        path = Path(runner.work_dir) / UNREADABLE_FILE
+        # All processes write it, and before a resume others did; names that are not UTF-8 stay as they are.
+        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
+            file.seek(0)
+            self._known |= {line.split("\t")[0] for line in file}
+            new = {name: reason for name, reason in skipped.items() if name not in self._known}
+            file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+        self._known |= new.keys()
+        for name, reason in new.items():
+            logger.warning("skipped unreadable image %s: %s", name, reason)
+        share = len(self._known) / self.unlabeled
+        if share > self.max_unreadable:
+            raise DataError(
+                f"{len(self._known)} of {self.unlabeled} unlabeled images ({share:.2%}) cannot be read, more "
+                f"than data.unlabeled.max_unreadable = {self.max_unreadable:.2%}; they are listed in {path}"
+            )

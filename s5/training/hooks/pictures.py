@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s5.data.image_io import write_image
-from s5.data.labels import LabelTable
+from s5.data.label_table import LabelTable
 
 CELL = 320  # largest side of one picture of a sheet, pixels
 GAP = 4

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; elsewhere the plain log lines suffice."""
+"""Progress of a run: a bar on a terminal, throughput in the log, the newest scores in a file."""
 
 import json
 import logging
@@ -99,13 +99,3 @@ class SummaryHook(Hook):
             known = {k: None if math.isnan(v) else v for k, v in (metrics or {}).items()}  # JSON has no NaN
             text = json.dumps({"iteration": runner.iter, **known}, indent=1)
             path.write_text(text + "\n", encoding="utf-8")
-
-    def before_train(self, runner: Runner) -> None:
-        """Validate first where the checkpoint to go on from was written just before a validation.
-
-        Whether the run was killed in that validation or later, its scores and the choice of the best weights
-        are not in the checkpoint.
-        """
-        loop = runner.train_loop
-        if loop.iter and (loop.iter % loop.val_interval == 0 or loop.iter == loop.max_iters):
-            runner.val_loop.run()

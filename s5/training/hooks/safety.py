@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.distributed as dist
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s5.data.worker_pool import waiting_since
+from s5.errors import SignalInterrupt, UserError
 from s5.training.guarded_step import GuardedOptimWrapper, SkippedSteps, StepOutcome, StepReport
+from s5.training.resume import ResumableHook, latest_checkpoint
 from s5.training.runner import unwrap
-from s5.training.work_dir import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +27,8 @@ REPEAT_AFTER = 3.0  # seconds; torchrun forwards the signal that the terminal al
 BATCH_GRACE = 10.0  # seconds that a batch may take after a signal, before the run ends without it
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """Too many losses or gradients, or the weights, are not finite; names the last good checkpoint."""
-
-
-class SignalInterrupt(KeyboardInterrupt):
-    """A signal ends the run at once.
-
-    Attributes:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 class _Step(NamedTuple):
@@ -49,7 +37,7 @@ class _Step(NamedTuple):
     report: StepReport
 
 
-class SafetyHook(Hook):
+class SafetyHook(ResumableHook):
     """Checks every step, in agreement of all processes, whether to go on.
 
     SIGINT and SIGTERM let the step finish, save a checkpoint and leave the loop; a second signal more than
@@ -73,6 +61,7 @@ class SafetyHook(Hook):
     """
 
     priority = "VERY_HIGH"
+    key = "skipped_steps"
 
     def __init__(self, skipped: SkippedSteps | None = None, delay: int = 0) -> None:
         self.skipped = skipped or SkippedSteps()
@@ -106,17 +95,6 @@ class SafetyHook(Hook):
         cast(GuardedOptimWrapper, runner.optim_wrapper).stop_request = lambda: self.received or 0
         self._log_count(runner)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
-    ) -> None:
-        """Key the random numbers of the step (dropout, drop path) by seed, step and process.
-
-        So nothing random has to be stored in checkpoints, and a resumed run draws what the uninterrupted one
-        would.
-        """
-        key = (runner.seed * 1_000_003 + runner.iter) * 65_537 + runner.rank
-        torch.manual_seed(key % 2**63)
-
     def after_train_iter(
         self,
         runner: Runner,
@@ -137,15 +115,17 @@ class SafetyHook(Hook):
         self._review(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the counts of skipped steps, and refuse weights that are not finite."""
+        """Refuse weights that are not finite."""
         self._review(runner)
         self._check_weights(runner, checkpoint["meta"]["iter"])
-        checkpoint["skipped_steps"] = self.skipped.state_dict()
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore the counts; checkpoints of earlier versions have none."""
-        if "skipped_steps" in checkpoint:
-            self.skipped.load_state_dict(checkpoint["skipped_steps"])
+    def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
+        """Counts of skipped steps."""
+        return self.skipped.state_dict()
+
+    def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
+        """Restore the counts."""
+        self.skipped.load_state_dict(state)
 
     def before_val(self, runner: Runner) -> None:
         """Refuse such weights here too: the best weights of all validations are saved."""

@@ -111,7 +111,7 @@ def test_some_tasks_and_formats_and_a_threshold(predicted: Path, checkpoint: Pat
     whole = rows(predicted / "out/roads/dota/a.txt")
     threshold = float(np.median(whole[:, 8]))
     given = [predicted / "images/a.png", f"{predicted}/images/deep/*.png"]
-    options = ("--task", "roads", "--formats", "dota,geojson", "--score-thr", threshold)
+    options = ("--tasks", "roads", "--formats", "dota,geojson", "--score-thr", threshold)
     assert predict(checkpoint, given, tmp_path, *options) == 0
     assert files(tmp_path) == [
         *(f"roads/dota/{name}.txt" for name in ("a", "d")),
@@ -144,7 +144,7 @@ def test_windows_are_those_of_the_prepared_images_and_merged_alike(
     options = ("--split", "test", "--out", tmp_path / "texts", "--cfg-options", *changes)
     assert evaluate(config, checkpoint, tmp_path / "work", *options) == 0
     assert files(tmp_path / "texts") == ["roads/b.c.txt", "roads/d.txt"]
-    assert predict(checkpoint, predicted / "images/deep", tmp_path / "alone", "--task", "roads") == 0
+    assert predict(checkpoint, predicted / "images/deep", tmp_path / "alone", "--tasks", "roads") == 0
     for name in ("b.c", "d"):
         ours, theirs = tmp_path / f"alone/roads/dota/{name}.txt", tmp_path / f"texts/roads/{name}.txt"
         assert len(rows(ours)) > 3
@@ -238,7 +238,7 @@ def test_a_killed_prediction_goes_on_where_it_stopped(
 
 def test_results_below_the_input_are_no_input(checkpoint: Path, images: Path) -> None:
     for _ in range(2):
-        assert predict(checkpoint, images, images / "out", "--task", "roads", "--formats", "drawings") == 0
+        assert predict(checkpoint, images, images / "out", "--tasks", "roads", "--formats", "drawings") == 0
     assert len(files(images / "out")) == 4
 
 
@@ -270,7 +270,9 @@ def test_many_images_of_one_window(checkpoint: Path, model: DetectionModel, tmp_
     """More than wait to be written, be cut and be read in advance."""
     for i in range(20):
         write_image(tmp_path / f"in/{i:02d}.png", picture(32, 32, i))
-    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--task", "roads", "--formats", "dota") == 0
+    assert (
+        predict(checkpoint, tmp_path / "in", tmp_path / "out", "--tasks", "roads", "--formats", "dota") == 0
+    )
     texts = [(tmp_path / f"out/roads/dota/{i:02d}.txt").read_text() for i in range(20)]
     assert len(set(texts)) == 20
 

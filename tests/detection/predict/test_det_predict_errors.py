@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from s5.checkpoints.loading import CheckpointError
+from s5.command import run_command
 from s5.data.errors import DataError
 from s5.detection.trained import load_det_config
-from s5.training.command import run_command
+from s5.errors import CheckpointError
 from s5.training.config import ConfigError, save_config
 from tests.detection.predict.det_models import TASKS, files, predict, write_detector
 from tests.helpers.det_runs import script, write_config, write_datasets
@@ -24,7 +24,7 @@ def test_unreadable_images_are_named_and_the_others_done(
     (images / "text.jpg").write_text("no image")
     (images / "empty.tif").write_bytes(b"II*\0")
     out = tmp_path / "out"
-    assert predict(checkpoint, images, out, "--task", "roads", "--formats", "dota") == 1
+    assert predict(checkpoint, images, out, "--tasks", "roads", "--formats", "dota") == 1
     said = capsys.readouterr().err
     for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
@@ -34,7 +34,7 @@ def test_unreadable_images_are_named_and_the_others_done(
 
 def test_unknown_task_lists_the_known(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown task 'lakes'; this model's tasks: harbour, roads"):
-        predict(checkpoint, images, tmp_path / "out", "--task", "roads,lakes")
+        predict(checkpoint, images, tmp_path / "out", "--tasks", "roads,lakes")
     assert not (tmp_path / "out").exists()
 
 
@@ -80,7 +80,7 @@ def test_settings_that_make_no_sense_are_an_error(
     [
         (("--formats", "dota,shp"), "--formats shp: must be of drawings, dota, geojson"),
         (("--formats", ","), "--formats ,: names nothing"),
-        (("--task", ","), "--task ,: names nothing"),
+        (("--tasks", ","), "--tasks ,: names nothing"),
         (("--score-thr", "2"), "--score-thr 2.0: from 0 to 1"),
     ],
 )

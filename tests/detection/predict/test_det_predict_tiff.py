@@ -52,7 +52,7 @@ def test_a_large_tiff_is_never_whole_in_memory(
     (tmp_path / "tiff").mkdir()
     write_geotiff(tmp_path / "tiff/large.tif", pixels)
     write_image(tmp_path / "png/large.png", pixels)
-    options = ("--window", WINDOW, "--overlap", 200, "--task", "roads")
+    options = ("--window", WINDOW, "--overlap", 200, "--tasks", "roads")
     assert predict(checkpoint, tmp_path / "png", tmp_path / "memory", *options) == 0
     assert predict(checkpoint, tmp_path / "tiff", tmp_path / "bands", *options) == 0
     assert max(height * width for height, width in reads) < HEIGHT * WIDTH * 0.94
@@ -107,7 +107,7 @@ def test_the_place_may_be_in_a_file_beside(
     place = read_georeference(tmp_path / "scene.tif")
     assert place is not None and place.transform.almost_equals(UTM.transform)
     assert place.crs == (None if kind == "scene.tfw" else UTM.crs)
-    assert predict(checkpoint, tmp_path / "scene.tif", tmp_path / "out", "--task", "roads") == 0
+    assert predict(checkpoint, tmp_path / "scene.tif", tmp_path / "out", "--tasks", "roads") == 0
     collection = json.loads((tmp_path / "out/roads/geojson/scene.geojson").read_text())
     assert collection["reference"].startswith("pixels" if place.crs is None else "WGS84")
 
@@ -130,7 +130,7 @@ def test_a_tiff_that_is_gone_when_it_is_drawn_is_named(
         write(image, *args)
 
     monkeypatch.setattr(det_predict, "_write", removed)
-    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--task", "roads") == 1
+    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--tasks", "roads") == 1
     said = capsys.readouterr().err
     assert "in/b.tif: damaged or unsupported" in said
     assert "1 images could not be read; all others are done" in said
@@ -192,7 +192,7 @@ def test_a_tiff_that_breaks_off_leaves_nothing(
     rest = b"" if damage == "cut off" else bytes(100_000) + data[part + 100_000 :]
     (tmp_path / "in/scene.tif").write_bytes(data[:part] + rest)
     write_image(tmp_path / "in/after.png", picture(40, 40))
-    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--window", 300, "--task", "roads") == 1
+    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--window", 300, "--tasks", "roads") == 1
     assert "scene.tif: damaged or unsupported" in capsys.readouterr().err
     assert [name for name in files(tmp_path / "out") if "scene" in name] == []
     assert "roads/dota/after.txt" in files(tmp_path / "out")

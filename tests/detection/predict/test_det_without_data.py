@@ -89,7 +89,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
 
     monkeypatch.setattr(det_predict, "_detect", beyond)
     monkeypatch.setattr(det_predict, "BLOCK", 50)
-    options = ("--overlap", 0, "--window", SIZE, "--task", "roads")
+    options = ("--overlap", 0, "--window", SIZE, "--tasks", "roads")
     predict(checkpoint, tmp_path / "in", tmp_path / "out", *options)
     assert np.concatenate(moved).any(), "some are moved over the edge"
     for path in given:
@@ -148,7 +148,7 @@ def test_windows_of_prepared_images_are_scored_alike(
     tasks = {"roads": {"classes": ["car"], "train": one, "val": one, "test": section}}
     options = ("--split", "test", "--out", tmp_path / "texts", "--cfg-options", f"tasks={json.dumps(tasks)}")
     assert evaluate(write_config(tmp_path), checkpoint, tmp_path / "work", *options, "precision=fp32") == 0
-    predict(checkpoint, path, tmp_path / "alone", "--task", "roads", "--overlap", 12)
+    predict(checkpoint, path, tmp_path / "alone", "--tasks", "roads", "--overlap", 12)
     ours, theirs = tmp_path / "alone/roads/dota/scene.txt", tmp_path / "texts/roads/scene.txt"
     assert len(rows(ours)) > 5 and has_data(centers(ours), valid).all()
     # Of a centre outside its window, only the whole image can tell.

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from s5.command import run_command
 from s5.data.errors import DataError
-from s5.training.command import run_command
 from tests.helpers.s4p_runs import losses
 from tests.segmentation.bad_input.training import LABELED, UNLABELED, assert_nothing_trained, train, truncate
 

@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from s5 import launch
 from s5.checkpoints.loading import read_checkpoint
-from s5.training import launch
-from s5.training.command import USER_ERRORS, run_command
-from s5.training.launch import LaunchError
+from s5.command import run_command
+from s5.compat.attention import BackendError
+from s5.compat.mmcv_ext import ExtensionError
+from s5.data.errors import DataError
+from s5.errors import CheckpointError
+from s5.launch import LaunchError
+from s5.training.config import ConfigError
+from s5.training.hooks import NonFiniteLossError
 from tests.helpers.processes import start, wait_until
 from tests.helpers.s4p_runs import arguments, losses, options
 from tests.segmentation.bad_input.training import VAL, train, write_weights
@@ -55,8 +61,18 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- how errors are told
 
+EXPLAINED = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    LaunchError,
+    NonFiniteLossError,
+    ExtensionError,
+    BackendError,
+)
 
-@pytest.mark.parametrize("error", USER_ERRORS, ids=lambda error: error.__name__)
+
+@pytest.mark.parametrize("error", EXPLAINED, ids=lambda error: error.__name__)
 def test_user_errors_are_printed_without_traceback(
     error: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from tests.segmentation.predict.predicting import files, predict
 
 def test_results_below_the_input_are_no_input(checkpoint, model, images):
     for _ in range(2):
-        assert predict(checkpoint, images, images / "out", "--task", "ponds", "--kinds", "color") == 0
+        assert predict(checkpoint, images, images / "out", "--tasks", "ponds", "--kinds", "color") == 0
     assert len(files(images / "out")) == 4
 
 
@@ -33,7 +33,7 @@ def test_resume_leaves_finished_images_alone(checkpoint, model, images, tmp_path
 def test_resume_knows_the_checkpoint_by_its_file(checkpoint, model, images, tmp_path):
     copy, out = tmp_path / "copy.pth", tmp_path / "out"
     copy.write_bytes(checkpoint.read_bytes())
-    options = ("--task", "ponds", "--kinds", "index")
+    options = ("--tasks", "ponds", "--kinds", "index")
     predict(copy, images, out, *options)
     before = (out / "ponds/index/a.png").stat().st_mtime_ns
     (tmp_path / "link.pth").symlink_to("copy.pth")
@@ -62,7 +62,7 @@ def test_no_result_of_another_checkpoint_outlives_an_interruption(
 
     monkeypatch.setattr(command, "predict_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict(checkpoint, images, out, "--stride", "16", "--task", "roofs", "--kinds", "index")
+        predict(checkpoint, images, out, "--stride", "16", "--tasks", "roofs", "--kinds", "index")
     left = [name for name in files(out) if "prediction.yaml" not in name]
     assert len(left) == 9 and all(name.startswith("ponds/") for name in left)
 
@@ -91,7 +91,7 @@ def test_a_folder_keeps_to_one_way(checkpoint, model, images, tmp_path):
 def test_a_pattern_leaves_earlier_results_out(checkpoint, model, images, pattern, out, found):
     before = len(files(images))
     for _ in range(2):
-        options = ("--task", "ponds", "--kinds", "index")
+        options = ("--tasks", "ponds", "--kinds", "index")
         assert predict(checkpoint, f"{images}/{pattern}", images / out, *options) == 0
     assert [Path(source.name).name for source in find_sources([f"{images}/{pattern}"], images / out)] == [
         Path(name).name for name in found

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from s5.command import run_command
 from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask
-from s5.training.command import run_command
 from s5.training.config import ConfigError
 from tests.helpers.mdf_runs import REPO
 from tests.helpers.processes import start_ranks
@@ -40,7 +40,7 @@ def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, imag
     (images / "text.jpg").write_text("no image")
     (images / "empty.tif").write_bytes(b"II*\0")
     out = tmp_path / "out"
-    assert predict(checkpoint, images, out, "--task", "ponds", "--kinds", "index") == 1
+    assert predict(checkpoint, images, out, "--tasks", "ponds", "--kinds", "index") == 1
     said = capsys.readouterr().err
     for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
@@ -57,7 +57,7 @@ def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, m
     write_geotiff(images / "b.tif", np.zeros((20, 20, 3), np.uint8))
     (images / "b.tif").rename(images / f"{odd} 2.tif")
     out = tmp_path / "out"
-    options = ("--task", "ponds", "--kinds", "index")
+    options = ("--tasks", "ponds", "--kinds", "index")
     assert run_command(lambda: predict(checkpoint, images, out, *options)) == 1
     assert files(out / "ponds/index") == [f"{odd}.png", "deep/b.c.png", "deep/er/d.png"]
     stream.flush()
@@ -71,7 +71,7 @@ def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, m
 
 def test_unknown_task_lists_the_known(checkpoint, model, images, tmp_path):
     with pytest.raises(ConfigError, match="unknown task 'pools'; this model's tasks: ponds, roofs"):
-        predict(checkpoint, images, tmp_path / "out", "--task", "pools")
+        predict(checkpoint, images, tmp_path / "out", "--tasks", "pools")
     assert not (tmp_path / "out").exists()
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is(images, tmp_path, capsys):
         "model": {"decoder_channels": 8, "expert_channels": 48},
     }
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    options = ("--config", str(tmp_path / "tasks.yaml"), "--kinds", "index", "--task", "loveda")
+    options = ("--config", str(tmp_path / "tasks.yaml"), "--kinds", "index", "--tasks", "loveda")
     given = (tmp_path / "model/published.pth", images / "a.png", tmp_path / "out", *options)
     with pytest.raises(ConfigError, match=r"published.pth does not say what network it holds.*--backbone"):
         predict(*given)

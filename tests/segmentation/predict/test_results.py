@@ -51,7 +51,7 @@ def test_settings_tell_the_meaning_of_the_values(checkpoint, model, images, tmp_
 
 
 def test_one_task_one_kind_and_another_mode(checkpoint, model, images, tmp_path):
-    options = ("--task", "roofs", "--kinds", "index", "--mode", "original")
+    options = ("--tasks", "roofs", "--kinds", "index", "--mode", "original")
     assert predict(checkpoint, images / "a.png", tmp_path / "out", *options) == 0
     assert files(tmp_path / "out") == ["roofs/index/a.png", "roofs/prediction.yaml"]
 
@@ -109,7 +109,7 @@ def test_processes_share_the_images(checkpoint, model, images, tmp_path):
 
 def test_results_of_images_of_one_name_are_told_apart(checkpoint, model, images, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    one_kind = ("--task", "ponds", "--kinds", "index")
+    one_kind = ("--tasks", "ponds", "--kinds", "index")
     predict(checkpoint, images, tmp_path / "before", *one_kind)
     (images / "a.jpg").write_bytes((images / "deep/b.c.jpg").read_bytes())
     (images / "deep/b.c.png").write_text("not readable")

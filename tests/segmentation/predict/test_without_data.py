@@ -204,7 +204,7 @@ def test_ground_control_points_and_camera_models_are_kept(checkpoint, model, tmp
     write(tmp_path / "in/camera.tif", pixels, rpcs=rpcs)
     place = {"crs": CRS.from_epsg(32632), "transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000)}
     write(tmp_path / "in/both.tif", pixels, rpcs=rpcs, **place)
-    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--task", "ponds") == 0
+    assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--tasks", "ponds") == 0
     for kind in ("index", "color", "overlay"):
         results = tmp_path / f"out/ponds/{kind}"
         assert sorted(path.name for path in results.iterdir()) == ["both.tif", "camera.tif", "points.tif"]

@@ -4,7 +4,7 @@ scripts/quickstart.sh writes the scenes and trains on them, from the weights of 
 the repository's root:
 
     python -m scenes.det_data work_dirs/quickstart/data/det
-    python Object_Detection/tools/train.py THIS_FILE --load-from work_dirs/quickstart/s4p/vit_t_s4p
+    python Object_Detection/tools/train.py THIS_FILE --init work_dirs/quickstart/s4p/vit_t_s4p
 """
 
 data_root = "work_dirs/quickstart/data/det"

@@ -1,5 +1,6 @@
 """Starting a process: device, process group, logging. Works under torchrun, alone, on GPUs and on CPUs."""
 
+import atexit
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from s5.data.errors import ESCAPE, is_utf8
+from s5.errors import UserError
 
 LOG_FILE = "train.log"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -26,7 +28,7 @@ _host_groups: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
 _turns = count()  # numbers the uses of main_process_first, the same in all processes
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError, RuntimeError):
     """The run cannot start as asked for."""
 
 
@@ -53,6 +55,9 @@ class Launch:
     def launcher(self) -> str:
         """Name of the launcher in mmengine."""
         return "pytorch" if self.world_size > 1 else "none"
+
+
+ALONE = Launch(torch.device("cpu"), rank=0, world_size=1)
 
 
 def start(device: str = "auto") -> Launch:
@@ -93,13 +98,6 @@ def host_group() -> dist.ProcessGroup:
     if world not in _host_groups:
         _host_groups[world] = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
     return _host_groups[world]
-
-
-def finish() -> None:
-    """Leave the process group."""
-    _host_groups.clear()
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def setup_logging(work_dir: Path, launch: Launch) -> None:
@@ -143,10 +141,17 @@ def make_work_dir(path: Path, launch: Launch, option: str = "--work-dir") -> Pat
 def _join_group(backend: str) -> None:
     try:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        atexit.register(_leave_group)
         host_group()  # what keeps the processes from it shows now, not at the first validation
     except dist.DistNetworkError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LaunchError(f"cannot listen on or reach {address} ({error}); choose another port") from None
+
+
+def _leave_group() -> None:
+    _host_groups.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -1,0 +1,22 @@
+"""Types of settings with a range, which pydantic checks where settings are read from a configuration."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def require_ordered(name: str, pair: tuple[float, float]) -> None:
+    """Refuse a range whose ends are in the wrong order.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if pair[0] > pair[1]:
+        raise ValueError(f"{name} {pair}: the first value must not be larger than the second")

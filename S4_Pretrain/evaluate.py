@@ -9,19 +9,20 @@ Prints the scores of every class and writes them, with a confusion matrix and pi
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from s5.checkpoints.loading import load_weights
-from s5.checkpoints.reading import find_checkpoint
+from s5.compat.precision import resolve_precision
 from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
-from s5.segmentation import s4p
-from s5.segmentation.evaluation import write_reports
+from s5.segmentation import s4p, trained
+from s5.segmentation.evaluation import check_classes, write_reports
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
+from s5.segmentation.trained import SegmentationSpec
 from s5.training import launch
 from s5.training.command import command_parser, run_command
-from s5.training.config import load_config
+from s5.training.config import ConfigError, load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
 
@@ -33,6 +34,7 @@ logger = logging.getLogger("s5.evaluate")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
+    parser.set_defaults(backbone=None)  # the checkpoint knows
     parser.add_argument("checkpoint", type=Path, help="whole model: <backbone>_s4p_upernet.pth")
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
@@ -40,23 +42,44 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig, config: Path) -> SegmentationSpec:
+    """The model of a checkpoint: from its metadata, else from the configuration; predicted as configured.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ConfigError: it has several tasks or other classes, or its backbone is not known.
+    """
+    spec = trained.spec_of_checkpoint(checkpoint, backbone)
+    if spec is None:
+        name = trained.require_backbone(checkpoint, backbone, config, "vit_b, vit_l")
+        return SegmentationSpec.from_s4p_config(cfg, name, s4p.TASK)
+    if len(spec.tables) > 1:
+        raise ConfigError(
+            f"{checkpoint} has the tasks {', '.join(spec.tables)}; evaluate it with "
+            f"Semantic_Segmentation/evaluate.py"
+        )
+    (trained_table,) = spec.tables.values()
+    tables = {s4p.TASK: trained_table}
+    check_classes(tables, {s4p.TASK: get_table(cfg.data.labels)})
+    return replace(spec, tables=tables, inference={s4p.TASK: cfg.data.val.inference()})
+
+
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns 0."""
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
     place = launch.start(args.device)
-    find_checkpoint(args.checkpoint)  # a folder beside it is made next
+    spec = find_spec(args.checkpoint, args.backbone, cfg, args.config)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
 
     table = get_table(cfg.data.labels)
-    model = s4p.build_model(cfg, args.backbone, table.num_classes, place.device)
-    load_weights(model.segmentor, args.checkpoint).require_heads()
+    model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
     check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], place)
     loader = s4p.build_val_loader(cfg, table, place)
     metrics = [SegmentationMetric(table, s4p.TASK)]
     hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]
-    name = f"evaluate_{args.backbone}"
+    name = f"evaluate_{spec.backbone}"
     run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
     if place.is_main:
         write_reports(work_dir, metrics, {s4p.TASK: {"checkpoint": str(args.checkpoint)}})

@@ -25,6 +25,7 @@ from s5.detection import experiment as det
 from s5.detection.evaluation import DetectionCollector
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.metric import build_metrics, images_of, is_merged
+from s5.detection.trained import DetectionSpec
 from s5.training import launch
 from s5.training.command import add_common_options, run_command
 from s5.training.config import ConfigError
@@ -42,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("config", help="Python configuration, or config.yaml of a run")
     parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")
     add_common_options(parser, "--options")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--tasks", "--task", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--split", choices=evaluation.PARTS, default="val", help="default: val")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the detections as text")
@@ -96,15 +97,15 @@ def main(argv: list[str] | None = None) -> int:
     submissions = find_submissions(args.submit, list(cfg.tasks))
     place = launch.start(args.device)
     mmcv_ext.require_device(place.device.type)
-    recipe = trained.recipe_of_config(cfg)
-    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint), recipe, args.config)
+    spec = DetectionSpec.from_config(cfg)
+    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint), spec, args.config)
     folder = "evaluation" if args.split == "val" else "evaluation_test"
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
     launch.setup_logging(work_dir, place)
     if not args.tasks and (lacking := [task for task in whole_cfg.tasks if task not in cfg.tasks]):
         logger.info("left out, as without images of --split %s: %s", args.split, ", ".join(lacking))
 
-    classes = dict(recipe.classes)
+    classes = dict(spec.classes)
     loader = det.build_val_loader(cfg, classes, place, args.split)
     images = images_of(loader)
     merged = {task: is_merged(cfg, task, args.split) for task in classes}
@@ -122,8 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     if not metrics and not collectors:
         raise ConfigError("nothing to do: the images have no annotations; give --out or --submit")
     make_folders(args.out, submissions, list(classes), place)
-    dtype = resolve_precision(cfg.precision, place.device)
-    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype)
+    model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
     if place.is_main:
         with reports.writing(work_dir):
             reports.remove_reports(work_dir, evaluation.PARTS)

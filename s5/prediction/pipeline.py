@@ -1,4 +1,4 @@
-"""Items of a generator that a thread makes while the others are worked on."""
+"""Threads around a network: images are read in advance, and results written in the background."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from s5.data.errors import ImageError
 from s5.data.image_io import image_size, read_image_with_valid
 from s5.data.prepare.patches import Decoded, Readable
 from s5.data.rasters import open_raster
 from s5.prediction.sources import Source
-from s5.segmentation.windows import Rows
 
 T = TypeVar("T")
 
+AHEAD = 2  # images read in advance
+AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
 
-def ahead(items: Generator[T], count: int) -> Generator[T]:
+
+def prefetch(items: Generator[T], count: int) -> Generator[T]:
     """The items of a generator, ``count`` of them made in advance.
 
     Everything in the generator runs in one thread, its end included: it may hold open what belongs to a
@@ -79,20 +79,6 @@ class Lanes:
         """
         while self._pending:
             self._pending.popleft().result()
-
-
-AHEAD = 2  # images read in advance
-AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
-
-
-def columns(image: Readable, left: int, right: int) -> Rows:
-    """The columns [left, right) of an image as the image to predict."""
-
-    def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        pixels, valid = image.read_with_valid(top, left, bottom - top, right - left)
-        return torch.from_numpy(pixels).permute(2, 0, 1), None if valid is None else torch.from_numpy(valid)
-
-    return Rows(image.height, right - left, read)
 
 
 class Reading:

@@ -1,13 +1,12 @@
-"""How the results in a folder of predictions were made: the file that says so, and what has changed since."""
+"""Plan and run a prediction to files: pending images, outdated results, work shared by processes."""
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 import yaml
@@ -15,14 +14,20 @@ import yaml
 from s5.data.errors import ImageError, is_utf8
 from s5.data.folders import find_files
 from s5.data.image_io import write_bytes
-from s5.prediction.sources import Source, find_sources
-from s5.segmentation.submission import SETTINGS_FILE
+from s5.prediction.sources import SETTINGS_FILE, Source, find_sources
 from s5.training import launch
 from s5.training.config import ConfigError
 from s5.training.launch import Launch, host_group
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Settings = Mapping[str, Mapping[str, Any]]
 """What the results of each task depend on, and what their values mean."""
+Work = Callable[[Sequence[Source]], list[ImageError]]
+"""Predicts images to files; returns the errors of those that could not be read."""
+
+_NAME_BYTES = 255 - len("..tmp")  # of a file name; a file being written has this beside its name
 
 
 def identify(checkpoint: Path) -> dict[str, str | int]:
@@ -65,12 +70,6 @@ def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> s
     if key in ("checkpoint_bytes", "checkpoint_modified_ns"):
         return f"before {now['checkpoint']} was overwritten"
     return f"with {key} {there.get(key)}, now it is {now[key]}"
-
-
-T = TypeVar("T")
-
-Work = Callable[[Sequence[Source]], list[ImageError]]
-"""Predicts images to files; returns the errors of those that could not be read."""
 
 
 def from_main(make: Callable[[], T], place: Launch) -> T:
@@ -129,36 +128,33 @@ def cannot_write(folder: Path, error: OSError) -> ConfigError:
     )
 
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True)
+class Target:
+    """Where results go and which.
 
-_NAME_BYTES = 255 - len("..tmp")  # of a file name; what is being written has this beside its name
+    Attributes:
+        folder: results are `<folder>/<task>/<format>/<name>` and the extension of the format.
+        tasks: names of the tasks to predict.
+        formats: of `known`.
+        known: all formats of the product: the extension, and that for a TIFF.
+    """
 
+    folder: Path
+    tasks: tuple[str, ...]
+    formats: tuple[str, ...]
+    known: Mapping[str, tuple[str, str]]
 
-class Results(Protocol):
-    """Where results go and which."""
+    def all_of(self, tasks: Sequence[str]) -> "Target":
+        """The same with every format for some of the tasks."""
+        return replace(self, tasks=tuple(tasks), formats=tuple(self.known))
 
-    @property
-    def folder(self) -> Path:
-        """Results are ``<folder>/<task>/<kind>/<name>`` and an extension."""
-        ...
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """Names of the tasks to predict."""
-        ...
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """Kinds of results."""
-        ...
+    def path(self, task: str, kind: str, source: Source) -> Path:
+        """One result of an image."""
+        return self.folder / task / kind / f"{source.name}{self.known[kind][source.is_tiff]}"
 
     def paths(self, source: Source) -> list[Path]:
         """All results of an image."""
-        ...
-
-    def all_of(self, tasks: Sequence[str]) -> "Results":
-        """All that may be in the folder for some of the tasks, also what is not asked for now."""
-        ...
+        return [self.path(task, kind, source) for task in self.tasks for kind in self.formats]
 
 
 @dataclass(frozen=True)
@@ -167,14 +163,14 @@ class Request:
 
     Attributes:
         given: folders, files or patterns.
-        results: where to.
+        target: where results go.
         settings: what the results depend on.
         resume: leave images alone whose results exist.
         renew: with ``resume``, overwrite results that were made with other settings, instead of an error.
     """
 
     given: Sequence[str]
-    results: Results
+    target: Target
     settings: Settings
     resume: bool
     renew: bool = False
@@ -193,14 +189,6 @@ class _Plan:
     sources: list[Source]
     outdated: list[str]
     problems: list[ImageError]
-
-
-def start(device: str) -> Launch:
-    """Join the other processes, if any, and log to the console from the main one."""
-    place = launch.start(device)
-    level = logging.INFO if place.is_main else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    return place
 
 
 def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> list[ImageError]:
@@ -227,50 +215,41 @@ def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> lis
     work = build()
     from_main(lambda: _prepare(request, plan), place)
     begin = time.monotonic()
-    problems = predict_share(work, plan.sources, request.results.folder, place)
+    problems = predict_share(work, plan.sources, request.target.folder, place)
     seconds = time.monotonic() - begin
-    done, tasks = len(plan.sources) - len(problems), len(request.results.tasks)
+    done, tasks = len(plan.sources) - len(problems), len(request.target.tasks)
     logger.info("%d images, %d tasks, %.1f s, %.2f images/s", done, tasks, seconds, done / seconds)
     return plan.problems + problems if place.is_main else problems
 
 
-def report(problems: Sequence[ImageError]) -> int:
-    """Name the images that could not be read; returns the exit code."""
-    for problem in problems:
-        print("error:", problem, file=sys.stderr)
-    if problems:
-        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
-    return 1 if problems else 0
-
-
 def _plan(request: Request) -> _Plan:
-    results = request.results
-    sources, problems = _nameable(find_sources(request.given, results.folder), results)
-    changed = changes(results.folder, request.settings)
+    target = request.target
+    sources, problems = _nameable(find_sources(request.given, target.folder), target)
+    changed = changes(target.folder, request.settings)
     if changed and request.resume and not request.renew:
         what = next(iter(changed.values()))
         raise ConfigError(f"{what}; choose another folder, or leave out --resume to overwrite them")
     for task, what in changed.items():
-        _require_no_others(results.all_of([task]), sources, what)
+        _require_no_others(target.all_of([task]), sources, what)
         logger.warning("%s; they are predicted again", what)
     if changed or not request.resume:
         return _Plan(sources, list(changed), problems)
-    left = [source for source in sources if not all(path.exists() for path in results.paths(source))]
+    left = [source for source in sources if not all(path.exists() for path in target.paths(source))]
     logger.info("%d of %d images are finished already", len(sources) - len(left), len(sources))
     return _Plan(left, [], problems)
 
 
-def _nameable(sources: Sequence[Source], results: Results) -> tuple[list[Source], list[ImageError]]:
+def _nameable(sources: Sequence[Source], target: Target) -> tuple[list[Source], list[ImageError]]:
     """The images whose results can have their names, and errors of the others.
 
     Raises:
         ConfigError: there are TIFFs, whose results cannot be written to a folder of this name.
     """
-    if not is_utf8(results.folder) and any(source.is_tiff for source in sources):
-        raise ConfigError(f"--out {results.folder}: a path that is not UTF-8, where GDAL cannot write TIFFs")
+    if not is_utf8(target.folder) and any(source.is_tiff for source in sources):
+        raise ConfigError(f"--out {target.folder}: a path that is not UTF-8, where GDAL cannot write TIFFs")
     named, problems = [], []
     for source in sources:
-        length = max(len(os.fsencode(path.name)) for path in results.paths(source))
+        length = max(len(os.fsencode(path.name)) for path in target.paths(source))
         if length > _NAME_BYTES:
             reason = f"names of its results would have {length} bytes, more than {_NAME_BYTES}"
             problems.append(ImageError(source.path, reason, "Rename it"))
@@ -279,25 +258,25 @@ def _nameable(sources: Sequence[Source], results: Results) -> tuple[list[Source]
     return named, problems
 
 
-def _require_no_others(results: Results, sources: Sequence[Source], what: str) -> None:
+def _require_no_others(target: Target, sources: Sequence[Source], what: str) -> None:
     """Refuse a folder where results would be left that were made in another way than it then says."""
-    ours = {path for source in sources for path in results.paths(source)}
-    folders = (results.folder / task / kind for task in results.tasks for kind in results.kinds)
+    ours = {path for source in sources for path in target.paths(source)}
+    folders = (target.folder / task / kind for task in target.tasks for kind in target.formats)
     others = [path for folder in folders for path in find_files(folder) if path not in ours]
     if others:
         raise ConfigError(
             f"{what}, and {len(others)} are of other images ({others[0]}); choose another folder, or remove "
-            f"{results.folder}"
+            f"{target.folder}"
         )
 
 
 def _prepare(request: Request, plan: _Plan) -> None:
     """Remove results that would not be told from new ones, and say how the new ones are made."""
-    results = request.results
+    target = request.target
     try:
         for source in plan.sources:
-            for path in results.all_of(plan.outdated).paths(source):
+            for path in target.all_of(plan.outdated).paths(source):
                 path.unlink(missing_ok=True)
-        write_settings(results.folder, request.settings)
+        write_settings(target.folder, request.settings)
     except OSError as error:
-        raise cannot_write(results.folder, error) from None
+        raise cannot_write(target.folder, error) from None

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from s5.data.errors import DataError
 from s5.data.folders import find_images, tell_apart, without_system_files
-from s5.data.image_formats import detect_format
+from s5.data.prepare.patches import is_tiff
 from s5.data.splits import IMAGE_EXTENSIONS
-from s5.segmentation.submission import SETTINGS_FILE
 
 logger = logging.getLogger(__name__)
 
 MAGIC = "*?["
+SETTINGS_FILE = "prediction.yaml"  # beside the results of a task: how they were made
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _sources(given: str, out: Path) -> list[Source]:
         raise DataError(
             f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are images{hint}"
         )
-    return [Source(file, file.relative_to(root).with_suffix(""), _is_tiff(file)) for file in files]
+    return [Source(file, file.relative_to(root).with_suffix(""), is_tiff(file)) for file in files]
 
 
 def _result_folders(out: Path, root: Path) -> set[Path]:
@@ -120,14 +120,6 @@ def _result_folders(out: Path, root: Path) -> set[Path]:
 
 def _folders_of(path: Path) -> Sequence[Path]:
     return (Path(os.path.realpath(path.parent)) / path.name).parents
-
-
-def _is_tiff(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return detect_format(file.read(16)) == "tiff"
-    except OSError:  # it is reported when it is read
-        return False
 
 
 def _divided(pattern: Path) -> tuple[Path, str]:

@@ -20,6 +20,7 @@ from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
 from s5.data.labels import TABLES, LabelTable, get_table
 from s5.data.prepare.loveda import COUNTS, TEST
+from s5.prediction.sources import SETTINGS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ SERVER = "loveda_train_ids"
 """Label table of the masks that the server takes."""
 VALUES = {"raw": "loveda", "ids": SERVER}
 """Label tables that predictions may be written in."""
-SETTINGS_FILE = "prediction.yaml"
 SHOWN = 5  # names in a message
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same file
 

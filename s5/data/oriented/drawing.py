@@ -71,7 +71,7 @@ def draw_detections(image: np.ndarray, factor: int, found: Detections, classes: 
         for i, (name, count) in enumerate(zip(classes, counts, strict=True))
         if count
     ]
-    return np.concatenate([drawn, _legend(entries, image.shape[1], max(1, max(image.shape[:2]) // 1000))])
+    return np.concatenate([drawn, draw_legend(entries, image.shape[1], max(1, max(image.shape[:2]) // 1000))])
 
 
 def draw_truth(image: np.ndarray, polygons: np.ndarray) -> np.ndarray:
@@ -82,8 +82,12 @@ def draw_truth(image: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def _legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int) -> np.ndarray:
-    """Texts beside squares of their colours, ``size`` times the usual, in as many lines as it takes."""
+def draw_legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, size: int) -> np.ndarray:
+    """Texts beside squares of their colours, ``size`` times the usual, in as many lines as it takes.
+
+    Returns:
+        uint8 (h, width, 3).
+    """
     line, letters, gap = size * LINE, size * LEGEND, size * 5
     places, left, top = [], 0, 0
     for text, _ in entries:

@@ -27,6 +27,7 @@ from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
 
 HERE = Path(__file__).resolve().parent
+BACKBONE = "vit_b"  # of a checkpoint without metadata
 
 logger = logging.getLogger("s5.evaluate")
 
@@ -42,17 +43,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig, config: Path) -> SegmentationSpec:
+def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> SegmentationSpec:
     """The model of a checkpoint: from its metadata, else from the configuration; predicted as configured.
 
     Raises:
         CheckpointError: the file cannot be read.
-        ConfigError: it has several tasks or other classes, or its backbone is not known.
+        ConfigError: it has several tasks, or another backbone or other classes than asked for.
     """
     spec = trained.spec_of_checkpoint(checkpoint, backbone)
     if spec is None:
-        name = trained.require_backbone(checkpoint, backbone, config, "vit_b, vit_l")
-        return SegmentationSpec.from_s4p_config(cfg, name, s4p.TASK)
+        return SegmentationSpec.from_s4p_config(cfg, backbone or BACKBONE, s4p.TASK)
     if len(spec.tables) > 1:
         raise ConfigError(
             f"{checkpoint} has the tasks {', '.join(spec.tables)}; evaluate it with "
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
     place = launch.start(args.device)
-    spec = find_spec(args.checkpoint, args.backbone, cfg, args.config)
+    spec = find_spec(args.checkpoint, args.backbone, cfg)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
 

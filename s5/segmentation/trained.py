@@ -170,20 +170,6 @@ def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSp
     return spec
 
 
-def require_backbone(checkpoint: Path, backbone: str | None, config: Path, examples: str) -> str:
-    """The name of the backbone, which the command line must give for a checkpoint without metadata.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if backbone is None:
-        raise ConfigError(
-            f"{checkpoint} does not say what network it holds: name it with --backbone ({examples} ...), and "
-            f"the configuration of its tasks with --config (now {config})"
-        )
-    return backbone
-
-
 def find_spec(
     checkpoint: Path, backbone: str | None, config: Path, overrides: Sequence[str] = ()
 ) -> SegmentationSpec:
@@ -202,5 +188,9 @@ def find_spec(
     spec = spec_of_checkpoint(checkpoint, backbone)
     if spec is not None:
         return spec
-    backbone = require_backbone(checkpoint, backbone, config, "vit_b_moe, vit_b")
+    if backbone is None:
+        raise ConfigError(
+            f"{checkpoint} does not say what network it holds: name it with --backbone (vit_b_moe, vit_b "
+            f"...), and the configuration of its tasks with --config (now {config})"
+        )
     return SegmentationSpec.from_mdf_config(load_config(MDFConfig, config, [*overrides]), backbone)

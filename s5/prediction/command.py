@@ -13,8 +13,8 @@ from s5.compat.precision import PRECISIONS
 from s5.data.errors import ImageError
 from s5.prediction.plan import Request, Target, Work, carry_out, identify
 from s5.prediction.predictor import Predictor
-from s5.training import launch
 from s5.training.launch import Launch
+from s5.training.launch import start as start_launch
 
 
 def add_prediction_options(parser: argparse.ArgumentParser, formats: Sequence[str]) -> None:
@@ -55,10 +55,10 @@ def chosen(names: Sequence[Sequence[str]]) -> list[str]:
 
 def start(device: str) -> Launch:
     """Join the other processes, if any, and log to the console from the main one."""
-    place = launch.start(device)
-    level = logging.INFO if place.is_main else logging.ERROR
+    launch = start_launch(device)
+    level = logging.INFO if launch.is_main else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    return place
+    return launch
 
 
 def predict_to_files(

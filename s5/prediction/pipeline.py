@@ -20,10 +20,14 @@ AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alo
 
 
 def prefetch(items: Generator[T], count: int) -> Generator[T]:
-    """The items of a generator, ``count`` of them made in advance.
+    """Prefetch items of a generator in a background thread.
 
-    Everything in the generator runs in one thread, its end included: it may hold open what belongs to a
-    thread, as rasterio's files do.
+    The whole generator, including its end, runs in that one thread, so it may hold objects that are bound to
+    a thread, such as rasterio's files.
+
+    Args:
+        items: the generator.
+        count: items made in advance.
 
     Raises:
         Exception: what the generator raises.
@@ -40,7 +44,7 @@ def prefetch(items: Generator[T], count: int) -> Generator[T]:
 
 
 class Lanes:
-    """Runs jobs that release Python's lock (coding of images) while the main thread goes on.
+    """Threads for jobs that release the GIL, such as encoding images.
 
     Args:
         count: threads.
@@ -56,12 +60,12 @@ class Lanes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let the jobs end that have been handed over."""
+        """Wait until all submitted jobs have ended."""
         for lane in self._lanes:
             lane.shutdown()
 
     def submit(self, lane: int, job: Callable[..., object], *args: object) -> Future:
-        """Hand over a job; jobs of the same lane (modulo their number) run one after the other.
+        """Submit a job; jobs of one lane (modulo their number) run one after the other.
 
         Raises:
             Exception: what an earlier job raised.
@@ -82,7 +86,7 @@ class Lanes:
 
 
 class Reading:
-    """An image that is being read, and given up when it is taken: large ones must not stay in memory."""
+    """A pending read; `take` drops the reference, as large images must not stay in memory."""
 
     def __init__(self, future: Future) -> None:
         self._futures = [future]
@@ -98,7 +102,7 @@ class Reading:
 
 
 def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | None]]:
-    """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
+    """Read images in threads, a few in advance; TIFFs come without pixels (None), to be read by bands."""
     with ThreadPoolExecutor(AHEAD) as pool:
         ahead: deque[tuple[int, tuple[Source, Reading | None]]] = deque()
         for source in sources:
@@ -114,7 +118,7 @@ def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | N
 
 
 def _bytes(path: Path) -> int:
-    """Of an image in memory, by its header; 0 of one without, of which reading says what is wrong."""
+    """Size of an image in memory, from its header; 0 if that is damaged, which is reported on reading."""
     try:
         height, width = image_size(path)
     except ImageError:

@@ -15,9 +15,8 @@ from s5.data.errors import ImageError, is_utf8
 from s5.data.folders import find_files
 from s5.data.image_io import write_bytes
 from s5.prediction.sources import SETTINGS_FILE, Source, find_sources
-from s5.training import launch
 from s5.training.config import ConfigError
-from s5.training.launch import Launch, host_group
+from s5.training.launch import Launch, host_group, main_process_first
 
 logger = logging.getLogger(__name__)
 
@@ -28,104 +27,6 @@ Work = Callable[[Sequence[Source]], list[ImageError]]
 """Predicts images to files; returns the errors of those that could not be read."""
 
 _NAME_BYTES = 255 - len("..tmp")  # of a file name; a file being written has this beside its name
-
-
-def identify(checkpoint: Path) -> dict[str, str | int]:
-    """What distinguishes a readable checkpoint from others, and from itself before it was overwritten."""
-    file = checkpoint.expanduser()
-    file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
-    stat = file.stat()
-    return {
-        "checkpoint": str(file),
-        "checkpoint_bytes": stat.st_size,
-        "checkpoint_modified_ns": stat.st_mtime_ns,
-    }
-
-
-def changes(folder: Path, settings: Settings) -> dict[str, str]:
-    """In what the results in a folder differ from what would be made now, by task; not of equal ones."""
-    found = {}
-    for task, values in settings.items():
-        path = folder / task / SETTINGS_FILE
-        if path.exists():
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))
-            changed = [key for key, value in values.items() if there.get(key) != value]
-            if changed:
-                found[task] = f"{path}: the results there were made {_difference(changed[0], there, values)}"
-    return found
-
-
-def write_settings(folder: Path, settings: Settings) -> None:
-    """Write the file of each task.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    for task, values in settings.items():
-        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
-        write_bytes(folder / task / SETTINGS_FILE, text.encode())
-
-
-def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    if key in ("checkpoint_bytes", "checkpoint_modified_ns"):
-        return f"before {now['checkpoint']} was overwritten"
-    return f"with {key} {there.get(key)}, now it is {now[key]}"
-
-
-def from_main(make: Callable[[], T], place: Launch) -> T:
-    """What the main process makes, in all processes.
-
-    Raises:
-        LaunchError: in the other processes, when the main process raised.
-    """
-    made: list = [None]
-    with launch.main_process_first(place) as is_main:
-        if is_main:
-            made = [make()]
-    if place.world_size > 1:
-        dist.broadcast_object_list(made, src=0, device=place.device)
-    return made[0]
-
-
-def predict_share(work: Work, sources: Sequence[Source], folder: Path, place: Launch) -> list[ImageError]:
-    """Predict the images of this process; the main process waits for the others.
-
-    Args:
-        work: predicts images and writes the results.
-        sources: the images of all processes.
-        folder: of the results, for messages.
-        place: this process.
-
-    Returns:
-        Errors of images that could not be read: in the main process those of all, in the others none.
-
-    Raises:
-        ConfigError: a result cannot be written; in the main process.
-    """
-    group: Any = host_group() if place.world_size > 1 else None
-    problems: list[ImageError] = []
-    failure: ConfigError | None = None
-    try:
-        problems = work(sources[place.rank :: place.world_size])
-    except OSError as error:
-        failure = cannot_write(folder, error)
-    shares = [(problems, failure)]
-    if place.world_size > 1:
-        # Nobody leaves before all are done: torchrun ends the others of a process that ended with an error.
-        shares = [([], None)] * place.world_size if place.is_main else []
-        dist.gather_object((problems, failure), shares if place.is_main else None, group=group)
-    for _, failure in shares:
-        if failure is not None:
-            raise failure
-    return [problem for problems, _ in shares for problem in problems]
-
-
-def cannot_write(folder: Path, error: OSError) -> ConfigError:
-    """The error of a folder of results, with the way out."""
-    return ConfigError(
-        f"{folder}: cannot be written ({error.strerror or error}); what is finished is kept, go on with "
-        f"--resume"
-    )
 
 
 @dataclass(frozen=True)
@@ -159,14 +60,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A prediction to files, as asked for.
 
     Attributes:
         given: folders, files or patterns.
         target: where results go.
         settings: what the results depend on.
         resume: leave images alone whose results exist.
-        renew: with ``resume``, overwrite results that were made with other settings, instead of an error.
+        renew: with `resume`, overwrite results that were made with other settings, instead of an error.
     """
 
     given: Sequence[str]
@@ -178,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be done, for all processes together.
+    """The work of all processes together.
 
     Attributes:
         sources: images to predict.
@@ -191,35 +92,35 @@ class _Plan:
     problems: list[ImageError]
 
 
-def carry_out(request: Request, build: Callable[[], Work], place: Launch) -> list[ImageError]:
+def carry_out(request: Request, build: Callable[[], Work], launch: Launch) -> list[ImageError]:
     """Predict images to files; several processes share them.
 
-    Results that were made in another way (checkpoint, windows ...) are removed before the first is written:
-    after an interruption none is left to be taken for a new one.
+    Results that were made in another way (checkpoint, windows ...) are removed before the first new one is
+    written, so that after an interruption none of them can be mistaken for a new one.
 
     Args:
         request: what is asked for.
-        build: makes what predicts images; not called if nothing is left to do.
-        place: this process.
+        build: returns the function that predicts images; not called if nothing is left to do.
+        launch: this process.
 
     Returns:
         Errors of images that could not be read; of all processes, in the main one.
 
     Raises:
-        ConfigError: the results that are there were made with other settings, or cannot be written.
+        ConfigError: existing results were made with other settings, or results cannot be written.
         DataError: no images.
     """
-    plan = from_main(lambda: _plan(request), place)
+    plan = from_main(lambda: _plan(request), launch)
     if not plan.sources:
-        return plan.problems if place.is_main else []
+        return plan.problems if launch.is_main else []
     work = build()
-    from_main(lambda: _prepare(request, plan), place)
+    from_main(lambda: _prepare(request, plan), launch)
     begin = time.monotonic()
-    problems = predict_share(work, plan.sources, request.target.folder, place)
+    problems = predict_share(work, plan.sources, request.target.folder, launch)
     seconds = time.monotonic() - begin
     done, tasks = len(plan.sources) - len(problems), len(request.target.tasks)
     logger.info("%d images, %d tasks, %.1f s, %.2f images/s", done, tasks, seconds, done / seconds)
-    return plan.problems + problems if place.is_main else problems
+    return plan.problems + problems if launch.is_main else problems
 
 
 def _plan(request: Request) -> _Plan:
@@ -259,7 +160,7 @@ def _nameable(sources: Sequence[Source], target: Target) -> tuple[list[Source], 
 
 
 def _require_no_others(target: Target, sources: Sequence[Source], what: str) -> None:
-    """Refuse a folder where results would be left that were made in another way than it then says."""
+    """Refuse a folder in which results of other images would no longer match `prediction.yaml`."""
     ours = {path for source in sources for path in target.paths(source)}
     folders = (target.folder / task / kind for task in target.tasks for kind in target.formats)
     others = [path for folder in folders for path in find_files(folder) if path not in ours]
@@ -271,7 +172,7 @@ def _require_no_others(target: Target, sources: Sequence[Source], what: str) -> 
 
 
 def _prepare(request: Request, plan: _Plan) -> None:
-    """Remove results that would not be told from new ones, and say how the new ones are made."""
+    """Remove outdated results and write how the new ones are made."""
     target = request.target
     try:
         for source in plan.sources:
@@ -280,3 +181,101 @@ def _prepare(request: Request, plan: _Plan) -> None:
         write_settings(target.folder, request.settings)
     except OSError as error:
         raise cannot_write(target.folder, error) from None
+
+
+def from_main(make: Callable[[], T], launch: Launch) -> T:
+    """Call a function in the main process and return its result in all processes.
+
+    Raises:
+        LaunchError: in the other processes, when the main process raised.
+    """
+    made: list = [None]
+    with main_process_first(launch) as is_main:
+        if is_main:
+            made = [make()]
+    if launch.world_size > 1:
+        dist.broadcast_object_list(made, src=0, device=launch.device)
+    return made[0]
+
+
+def predict_share(work: Work, sources: Sequence[Source], folder: Path, launch: Launch) -> list[ImageError]:
+    """Predict the images of this process; the main process waits for the others.
+
+    Args:
+        work: predicts images and writes the results.
+        sources: the images of all processes.
+        folder: of the results, for messages.
+        launch: this process.
+
+    Returns:
+        Errors of images that could not be read: in the main process those of all, in the others none.
+
+    Raises:
+        ConfigError: a result cannot be written; in the main process.
+    """
+    group: Any = host_group() if launch.world_size > 1 else None
+    problems: list[ImageError] = []
+    failure: ConfigError | None = None
+    try:
+        problems = work(sources[launch.rank :: launch.world_size])
+    except OSError as error:
+        failure = cannot_write(folder, error)
+    shares = [(problems, failure)]
+    if launch.world_size > 1:
+        # Nobody leaves before all are done: torchrun ends the others of a process that ended with an error.
+        shares = [([], None)] * launch.world_size if launch.is_main else []
+        dist.gather_object((problems, failure), shares if launch.is_main else None, group=group)
+    for _, failure in shares:
+        if failure is not None:
+            raise failure
+    return [problem for problems, _ in shares for problem in problems]
+
+
+def cannot_write(folder: Path, error: OSError) -> ConfigError:
+    """The error of a folder of results, with the way out."""
+    return ConfigError(
+        f"{folder}: cannot be written ({error.strerror or error}); what is finished is kept, go on with "
+        f"--resume"
+    )
+
+
+def identify(checkpoint: Path) -> dict[str, str | int]:
+    """Path, size and time of a readable checkpoint, which tell when another one or a newer file is used."""
+    file = checkpoint.expanduser()
+    file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
+    stat = file.stat()
+    return {
+        "checkpoint": str(file),
+        "checkpoint_bytes": stat.st_size,
+        "checkpoint_modified_ns": stat.st_mtime_ns,
+    }
+
+
+def changes(folder: Path, settings: Settings) -> dict[str, str]:
+    """What has changed since the results in a folder were made, by task; empty if nothing."""
+    found = {}
+    for task, values in settings.items():
+        path = folder / task / SETTINGS_FILE
+        if path.exists():
+            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+            changed = [key for key, value in values.items() if there.get(key) != value]
+            if changed:
+                found[task] = f"{path}: the results there were made {_difference(changed[0], there, values)}"
+    return found
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Write `prediction.yaml` of each task.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for task, values in settings.items():
+        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
+        write_bytes(folder / task / SETTINGS_FILE, text.encode())
+
+
+def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if key in ("checkpoint_bytes", "checkpoint_modified_ns"):
+        return f"before {now['checkpoint']} was overwritten"
+    return f"with {key} {there.get(key)}, now it is {now[key]}"

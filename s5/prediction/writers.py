@@ -1,4 +1,4 @@
-"""Write pictures a band after the other; they appear whole or not at all."""
+"""Write images band by band; a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MASK_ROWS = 256  # rows of a mask that are filled at a time
 
 
 class BandWriter(Protocol):
-    """Takes the bands of one picture, which together cover it."""
+    """Takes the bands that together cover an image."""
 
     def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
         """Take some pixels.
@@ -30,7 +30,7 @@ class BandWriter(Protocol):
         ...
 
     def finish(self) -> None:
-        """Put the whole picture into its place."""
+        """Complete the file under its final name."""
         ...
 
     def discard(self) -> None:
@@ -41,7 +41,7 @@ class BandWriter(Protocol):
 class PngWriter:
     """A PNG, which is encoded at the end: grey without change of values, or RGB.
 
-    RGB is transparent where there are no data, and has no alpha channel if there are data everywhere.
+    RGB is transparent where the image has no data, and has no alpha channel if it has data everywhere.
 
     Args:
         path: where to; missing folders are made.
@@ -81,18 +81,19 @@ class PngWriter:
 
 
 class TiffWriter:
-    """A compressed TIFF, of which only some rows are in memory.
+    """A compressed TIFF, only some rows of which are in memory.
 
-    Where there are no data, RGB gets an internal mask, and a single channel the tag of its no-data value.
+    Where the image has no data, RGB gets an internal mask, and a single channel has its no-data value, which
+    is tagged.
 
     Args:
         path: where to; missing folders are made.
         height: rows of the picture.
         width: columns of the picture.
         channels: 1, or 3 for RGB.
-        place: where on the earth it is, if that is known.
-        nodata: value of a single channel where there are no data; None for RGB.
-        declared: tag the no-data value in any case, also if no pixel turns out to lack data.
+        georeference: location of the image; None if it is not known.
+        nodata: value of a single channel where the image has no data; None for RGB.
+        declared: tag the no-data value even if no pixel lacks data.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class TiffWriter:
         height: int,
         width: int,
         channels: int,
-        place: Georeference | None,
+        georeference: Georeference | None,
         nodata: int | None = None,
         declared: bool = False,
     ) -> None:
@@ -122,7 +123,7 @@ class TiffWriter:
             photometric="rgb" if channels == 3 else "minisblack",
             interleave="pixel",
             nodata=nodata if declared else None,
-            **({} if place is None else place.profile()),
+            **({} if georeference is None else georeference.profile()),
         )
 
     def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:

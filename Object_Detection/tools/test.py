@@ -20,7 +20,6 @@ from s5.checkpoints.loading import read_checkpoint
 from s5.compat import mmcv_ext
 from s5.compat.precision import resolve_precision
 from s5.detection import evaluation, submission, trained
-from s5.detection import evaluation as reports
 from s5.detection import experiment as det
 from s5.detection.evaluation import DetectionCollector
 from s5.detection.hooks import BoxPicturesHook
@@ -78,10 +77,10 @@ def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Pa
 def make_folders(
     out: Path | None, submissions: Mapping[str, Path], tasks: Sequence[str], place: Launch
 ) -> None:
-    """Make the folders of what is written beside the work folder, and prove that they can be written.
+    """Create the folders of detections and submissions, and prove that they can be written.
 
     Raises:
-        LaunchError: one cannot be.
+        LaunchError: one of them cannot be written.
     """
     for task in tasks if out else ():
         launch.make_work_dir(out / task, place, "--out")
@@ -125,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     make_folders(args.out, submissions, list(classes), place)
     model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
     if place.is_main:
-        with reports.writing(work_dir):
-            reports.remove_reports(work_dir, evaluation.PARTS)
+        with evaluation.writing(work_dir):
+            evaluation.remove_reports(work_dir, evaluation.PARTS)
     scores = run_validation(
         place,
         work_dir,
@@ -139,13 +138,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     if not place.is_main:
         return 0
-    with reports.writing(work_dir):
+    with evaluation.writing(work_dir):
         if metrics:
             settings = {"checkpoint": str(args.checkpoint), "split": args.split}
-            reports.write_reports(work_dir, metrics, scores, settings)
+            evaluation.write_reports(work_dir, metrics, scores, settings)
             logger.info("scores and pictures are in %s", work_dir)
         for task, collector in collectors.items() if args.out else ():
-            reports.write_texts(args.out, collector)
+            evaluation.write_texts(args.out, collector)
             logger.info("%d files in %s", len(collector.detections), args.out / task)
         submission.submit(submissions, collectors, names, None if args.out else work_dir / "detections")
     return 0

@@ -77,9 +77,9 @@ class SegmentationResult(Result):
         ids = self.mask[::factor, ::factor][:height, :width]
         drawn = paint("overlay", ids, self.table, photo, self.alpha)
         entries = [
-            (f"{name} {self.shares[name]:.0%}", color)
-            for name, color in zip(self.classes, self.palette, strict=True)
-            if self.shares[name]
+            (f"{name} {share:.0%}", color)
+            for (name, share), color in zip(self.shares.items(), self.palette, strict=True)
+            if share
         ]
         size = max(1, max(height, width) // 1000)
         return np.concatenate([drawn, draw_legend(entries, width, size)]) if entries else drawn

@@ -9,22 +9,25 @@ Prints the scores of every class and writes them, with a confusion matrix and pi
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from s5 import launch
-from s5.checkpoints.loading import load_weights
-from s5.checkpoints.reading import find_checkpoint
 from s5.command import run_command
+from s5.compat.precision import resolve_precision
+from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
-from s5.segmentation import s4p
-from s5.segmentation.evaluation import write_reports
+from s5.segmentation import s4p, trained
+from s5.segmentation.evaluation import check_classes, write_reports
 from s5.segmentation.s4p_config import S4PConfig
+from s5.segmentation.trained import SegmentationSpec
 from s5.training.command import command_parser
-from s5.training.config import load_config
+from s5.training.config import ConfigError, load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
 
 HERE = Path(__file__).resolve().parent
+BACKBONE = "vit_b"  # of a checkpoint without metadata
 
 logger = logging.getLogger("s5.evaluate")
 
@@ -32,6 +35,7 @@ logger = logging.getLogger("s5.evaluate")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
+    parser.set_defaults(backbone=None)  # the checkpoint knows
     parser.add_argument("checkpoint", type=Path, help="whole model: <backbone>_s4p_upernet.pth")
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
@@ -39,24 +43,44 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> SegmentationSpec:
+    """The model of a checkpoint: from its metadata, else from the configuration; predicted as configured.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ConfigError: it has several tasks, or another backbone or other classes than asked for.
+    """
+    spec = trained.spec_of_checkpoint(checkpoint, backbone)
+    if spec is None:
+        return SegmentationSpec.from_s4p_config(cfg, backbone or BACKBONE, s4p.TASK)
+    if len(spec.tables) > 1:
+        raise ConfigError(
+            f"{checkpoint} has the tasks {', '.join(spec.tables)}; evaluate it with "
+            f"Semantic_Segmentation/evaluate.py"
+        )
+    (trained_table,) = spec.tables.values()
+    tables = {s4p.TASK: trained_table}
+    check_classes(tables, {s4p.TASK: get_table(cfg.data.labels)})
+    return replace(spec, tables=tables, inference={s4p.TASK: cfg.data.val.inference()})
+
+
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns 0."""
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
     place = launch.start(args.device)
-    find_checkpoint(args.checkpoint)  # a folder beside it is made next
+    spec = find_spec(args.checkpoint, args.backbone, cfg)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
 
-    experiment = s4p.S4PExperiment(cfg, args.backbone, place, work_dir)
+    experiment = s4p.S4PExperiment(cfg, spec.backbone, place, work_dir)
     table = experiment.table
-    model = experiment.build_model()
-    load_weights(model.segmentor, args.checkpoint).require_heads()
+    model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
     check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], place)
     loader = experiment.build_val_loader()
     metrics = experiment.build_metrics()
     hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]
-    name = f"evaluate_{args.backbone}"
+    name = f"evaluate_{spec.backbone}"
     run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
     if place.is_main:
         write_reports(work_dir, metrics, {s4p.TASK: {"checkpoint": str(args.checkpoint)}})

@@ -21,7 +21,7 @@ from s5.compat.precision import resolve_precision
 from s5.segmentation import mdf, trained
 from s5.segmentation.evaluation import check_classes, summary, write_reports
 from s5.segmentation.mdf_config import MDFConfig
-from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
+from s5.segmentation.tta import add_inference_options, changed_inference, make_tta
 from s5.training.command import command_parser
 from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", experts=True)
     parser.set_defaults(config=None, backbone=None)  # the checkpoint knows
     parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--tasks", "--task", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")
     parser.add_argument("--pictures", type=int, default=16, metavar="N", help="images on a task's sheet")
     add_inference_options(parser)
@@ -50,29 +50,28 @@ def main(argv: list[str] | None = None) -> int:
     path = trained.find_config(args.config, args.checkpoint, HERE / "configs/rsseg.yaml")
     cfg = mdf.select_tasks(load_config(MDFConfig, path, args.cfg_options), args.tasks)
     place = launch.start(args.device)
-    recipe = trained.find_recipe(args.checkpoint, args.backbone, path, args.cfg_options)
+    spec = trained.find_spec(args.checkpoint, args.backbone, path, args.cfg_options)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
     launch.setup_logging(work_dir, place)
     logger.info("configuration: %s", path)
 
     tables = mdf.build_tables(cfg)
-    check_classes(recipe.tables, tables)
+    check_classes(spec.tables, tables)
     validated = {task: section.evaluation.inference() for task, section in cfg.tasks.items()}
-    recipe = replace(recipe.only(list(tables)), inference=changed_inference(validated, args))
-    dtype, tta = resolve_precision(cfg.precision, place.device), chosen_tta(args)
-    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, tta)
+    inference = changed_inference(validated, args.mode, args.crop, args.stride)
+    tta = make_tta(args.tta == "flip", args.scales)
+    spec = replace(spec.only(list(tables)), inference=inference, tta=tta)
+    model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
 
-    experiment = mdf.MDFExperiment(cfg, recipe.backbone, place, work_dir)
+    experiment = mdf.MDFExperiment(cfg, spec.backbone, place, work_dir)
     metrics = experiment.build_metrics()
     check_codings([(mdf.validation_split(cfg, task), table) for task, table in tables.items()], place)
     loader = experiment.build_val_loader()
-    name, hooks = f"evaluate_{recipe.backbone}", [PicturesHook(tables, count=args.pictures)]
+    name, hooks = f"evaluate_{spec.backbone}", [PicturesHook(tables, count=args.pictures)]
     run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
     if place.is_main:
         common = {"checkpoint": str(args.checkpoint), "tta": None if tta is None else asdict(tta)}
-        write_reports(
-            work_dir, metrics, {t: {**common, **asdict(how)} for t, how in recipe.inference.items()}
-        )
+        write_reports(work_dir, metrics, {t: {**common, **asdict(how)} for t, how in spec.inference.items()})
         logger.info("\n%s", summary(metrics))
         logger.info("scores, confusion matrices and pictures are in %s", work_dir)
     return 0

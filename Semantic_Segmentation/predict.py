@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 
 from s5.command import run_command
-from s5.prediction.plan import report, start
-from s5.segmentation.predict import KINDS, Target, predict, prediction_parser
+from s5.prediction.command import add_prediction_options, chosen, predict_to_files, report, start
+from s5.segmentation.predict import make_predictor, prediction_parser
+from s5.segmentation.results import ALPHA, FORMATS
 
 HERE = Path(__file__).resolve().parent
 
@@ -27,13 +28,8 @@ HERE = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = prediction_parser(__doc__, HERE / "configs/rsseg.yaml")
-    parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
-    parser.add_argument("input", help="folder (with subfolders), file, or pattern in quotes")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--tasks", "--task", nargs="+", default=["all"], metavar="NAME", help="default: all")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all three")
-    parser.add_argument("--overlay-alpha", type=float, default=0.5, help="weight of the colours, 0 to 1")
-    parser.add_argument("--resume", action="store_true", help="leave images alone whose results exist")
+    add_prediction_options(parser, [*FORMATS])
+    parser.add_argument("--overlay-alpha", type=float, default=ALPHA, help="weight of the colours, 0 to 1")
     args = parser.parse_args(argv)
     if not 0 <= args.overlay_alpha <= 1:
         parser.error(f"--overlay-alpha {args.overlay_alpha}: from 0 to 1")
@@ -43,9 +39,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Predict; returns 0, or 1 when images could not be read."""
     args = parse_args(argv)
-    tasks = [] if args.tasks == ["all"] else args.tasks
-    target = Target(args.out, {}, tuple(dict.fromkeys(args.kinds)), args.overlay_alpha)
-    return report(predict(args, start(args.device), args.input, tasks, target))
+    launch = start(args.device)
+    predictor = make_predictor(args, args.checkpoint, chosen(args.tasks), launch, args.overlay_alpha)
+    formats = chosen(args.formats)
+    return report(predict_to_files(predictor, args.input, args.out, formats, launch, resume=args.resume))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from pathlib import Path
 from s5.command import run_command
 from s5.data.datasets import LoveDA
 from s5.data.errors import DataError
-from s5.prediction.plan import start
-from s5.segmentation.predict import Target, predict, prediction_parser
+from s5.prediction.command import add_precision_option, predict_to_files, start
+from s5.segmentation.predict import make_predictor, prediction_parser
 from s5.segmentation.submission import VALUES, find_tests, pack_loveda
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = prediction_parser(__doc__, HERE / "configs/rsseg.yaml")
+    add_precision_option(parser)
     parser.add_argument("server", choices=["loveda"])
     parser.add_argument("predictions", type=Path, help="folder of predictions, or checkpoint to predict with")
     parser.add_argument("--images", type=Path, required=True, help="folder of the test images")
@@ -44,17 +45,17 @@ def main(argv: list[str] | None = None) -> int:
     """Write the submission; returns 0."""
     args = parse_args(argv)
     find_tests(args.images, args.partial)  # before hours of prediction
-    place = start(args.device)
+    launch = start(args.device)
     folder = args.predictions
     if not folder.is_dir():
         folder = args.out.with_name(f"{args.out.stem}_predictions")
-        args.checkpoint, args.resume = args.predictions, True
-        target = Target(folder, {}, ("index",))
-        problems = predict(args, place, str(args.images), [args.task], target, renew=True)
+        predictor = make_predictor(args, args.predictions, [args.task], launch)
+        given = [str(args.images)]
+        problems = predict_to_files(predictor, given, folder, ["index"], launch, resume=True, renew=True)
         if problems:
             raise DataError("\n".join(map(str, problems)))
         folder /= args.task
-    if place.is_main:
+    if launch.is_main:
         count = pack_loveda(folder, args.images, args.out, args.values, args.partial)
         whole = count == LoveDA.counts["test"]
         refused = f"the server will refuse the file, as it takes all {LoveDA.counts['test']} of the test part"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+import s5
 from s5.data.image_io import write_image
 from s5.data.sources import ValidationImages
 from s5.data.splits import Split
-from s5.segmentation.trained import build_trained, find_recipe
 from s5.training.hooks.pictures import colored, contact_sheet
 
 ROWS = 4
@@ -28,17 +28,15 @@ def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, 
         split: labeled images.
         root: data root of the split.
     """
-    device = torch.device("cpu")
-    recipes = {file: find_recipe(file, None, file, []) for file in models.values()}
-    table = next(iter(recipes.values())).tables[task]
-    networks = [build_trained(recipe, file, device, None) for file, recipe in recipes.items()]
+    predictors = [s5.load(file, "cpu", "fp32", tasks=[task]) for file in models.values()]
+    table = predictors[0].spec.tables[task]
     images = ValidationImages(Split(split, root), table, task)
     tiles, predictions = [], []
     for index in torch.linspace(0, len(images) - 1, min(ROWS, len(images))).long().tolist():
         item = images[index]
         photo = item["images"]
         tiles.append([photo.permute(1, 2, 0).numpy(), colored(item["labels"], table)])
-        predictions.append([colored(network.predict(photo, task), table) for network in networks])
+        predictions.append([colored(predictor.model.predict(photo, task), table) for predictor in predictors])
     rows = [[*tile, *row] for tile, row in zip(tiles, predictions, strict=True)]
     write_image(path, contact_sheet(rows))
     write_image(path.with_stem(f"{path.stem}_predictions"), contact_sheet(predictions))

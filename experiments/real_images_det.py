@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+import s5
 from experiments.training_runs import REPO, run_command_line
 from s5.command import run_command
 from s5.data.folders import find_images
@@ -27,7 +28,6 @@ from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geometry import to_boxes
-from s5.detection.trained import find_recipe
 from s5.training.hooks.pictures import contact_sheet
 
 CONFIG = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_real_images.py"
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     run_command_line(
         [sys.executable, tools / "test.py", REPO / CONFIG, weights, "--work-dir", evaluation, *place]
     )
-    classes = find_recipe(weights, None).classes
+    classes = s5.load(weights, "cpu").classes
     predictions = args.out / "predictions"
     for task, images in (("ucas", data / "ucas_aod/val/images"), ("dota14", args.data / "rot/dota14/images")):
         chosen = ["--tasks", task, "--out", predictions, "--device", args.device]

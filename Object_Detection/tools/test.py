@@ -22,11 +22,11 @@ from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.compat.precision import resolve_precision
 from s5.detection import evaluation, submission, trained
-from s5.detection import evaluation as reports
 from s5.detection.evaluation import DetectionCollector
 from s5.detection.experiment import DetectionExperiment
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.metric import build_metrics, images_of, is_merged
+from s5.detection.trained import DetectionSpec
 from s5.launch import Launch
 from s5.training.command import add_common_options
 from s5.training.config import ConfigError
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("config", help="Python configuration, or config.yaml of a run")
     parser.add_argument("checkpoint", type=Path, help="whole detector, with or without .pth")
     add_common_options(parser, "--options")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--tasks", "--task", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--split", choices=evaluation.PARTS, default="val", help="default: val")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the detections as text")
@@ -78,10 +78,10 @@ def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Pa
 def make_folders(
     out: Path | None, submissions: Mapping[str, Path], tasks: Sequence[str], place: Launch
 ) -> None:
-    """Make the folders of what is written beside the work folder, and prove that they can be written.
+    """Create the folders of detections and submissions, and prove that they can be written.
 
     Raises:
-        LaunchError: one cannot be.
+        LaunchError: one of them cannot be written.
     """
     for task in tasks if out else ():
         launch.make_work_dir(out / task, place, "--out")
@@ -97,15 +97,15 @@ def main(argv: list[str] | None = None) -> int:
     submissions = find_submissions(args.submit, list(cfg.tasks))
     place = launch.start(args.device)
     mmcv_ext.require_device(place.device.type)
-    recipe = trained.recipe_of_config(cfg)
-    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint), recipe, args.config)
+    spec = DetectionSpec.from_config(cfg)
+    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint), spec, args.config)
     folder = "evaluation" if args.split == "val" else "evaluation_test"
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
     launch.setup_logging(work_dir, place)
     if not args.tasks and (lacking := [task for task in whole_cfg.tasks if task not in cfg.tasks]):
         logger.info("left out, as without images of --split %s: %s", args.split, ", ".join(lacking))
 
-    classes = dict(recipe.classes)
+    classes = dict(spec.classes)
     loader = DetectionExperiment(cfg, place, work_dir).build_val_loader(args.split)
     images = images_of(loader)
     merged = {task: is_merged(cfg, task, args.split) for task in classes}
@@ -123,11 +123,10 @@ def main(argv: list[str] | None = None) -> int:
     if not metrics and not collectors:
         raise ConfigError("nothing to do: the images have no annotations; give --out or --submit")
     make_folders(args.out, submissions, list(classes), place)
-    dtype = resolve_precision(cfg.precision, place.device)
-    model = trained.build_trained(recipe, args.checkpoint, place.device, dtype)
+    model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
     if place.is_main:
-        with reports.writing(work_dir):
-            reports.remove_reports(work_dir, evaluation.PARTS)
+        with evaluation.writing(work_dir):
+            evaluation.remove_reports(work_dir, evaluation.PARTS)
     scores = run_validation(
         place,
         work_dir,
@@ -140,13 +139,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     if not place.is_main:
         return 0
-    with reports.writing(work_dir):
+    with evaluation.writing(work_dir):
         if metrics:
             settings = {"checkpoint": str(args.checkpoint), "split": args.split}
-            reports.write_reports(work_dir, metrics, scores, settings)
+            evaluation.write_reports(work_dir, metrics, scores, settings)
             logger.info("scores and pictures are in %s", work_dir)
         for task, collector in collectors.items() if args.out else ():
-            reports.write_texts(args.out, collector)
+            evaluation.write_texts(args.out, collector)
             logger.info("%d files in %s", len(collector.detections), args.out / task)
         submission.submit(submissions, collectors, names, None if args.out else work_dir / "detections")
     return 0

@@ -18,6 +18,7 @@ __all__ = [
     "Counts",
     "StateDict",
     "create_backbone",
+    "dense_name",
     "describe",
     "get_architecture",
     "has_experts",
@@ -41,6 +42,11 @@ def has_experts(name: str) -> bool:
     return name.endswith(MOE)
 
 
+def dense_name(name: str) -> str:
+    """Name of a dense backbone, by that with experts or its own."""
+    return name.removesuffix(MOE)
+
+
 def with_experts(name: str) -> str:
     """Name of a backbone with experts, by that of the dense one."""
     return f"{name}{MOE}"
@@ -56,7 +62,7 @@ def get_architecture(name: str | Architecture) -> Architecture:
         return name
     if name not in (known := list_backbones(experts=True)):
         raise ValueError(f"unknown backbone {name!r}; known backbones: {', '.join(known)}")
-    return ARCHITECTURES[name.removesuffix(MOE)]
+    return ARCHITECTURES[dense_name(name)]
 
 
 def create_backbone(

@@ -55,6 +55,10 @@ class Architecture(ABC):
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Whether weights under the names of the backbone are of this architecture, complete or not."""
 
+    def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
+        """Side of the training images in pixels, where weights tell it; by default they do not."""
+        return None
+
     @abstractmethod
     def pretrained(self) -> StateDict:
         """Download timm's weights, under names that `s5.checkpoints.layouts` knows.

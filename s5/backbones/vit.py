@@ -83,6 +83,10 @@ class Variant(Architecture):
         """Width, depth and patch decide."""
         return form_of(tensors) == self.form
 
+    def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
+        """The positional embedding tells it."""
+        return math.isqrt(tensors["pos_embed"].shape[1]) * self.patch if "pos_embed" in tensors else None
+
     def pretrained(self) -> StateDict:
         """See the base class."""
         if self.timm is None:

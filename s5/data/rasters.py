@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -69,9 +69,10 @@ class Georeference(NamedTuple):
 class Raster:
     """An open raster, read by windows as uint8 RGB.
 
-    Reads the first three bands, or repeats the first of one or two. Sample types other than uint8 are
-    stretched to 0..255 (complex numbers by their magnitude); the limits are measured once, on a subsampled
-    read of the full image, so that neighbouring windows match and memory is bounded.
+    The first three bands are taken, of one or two bands the first, repeated, unless `bands` names others.
+    Sample types other than uint8 are stretched to 0..255 (complex numbers by their magnitude); the limits are
+    measured once, on a reduced read of the whole image, so that neighbouring windows look alike and memory
+    stays bounded.
 
     A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the
     no-data value or NaN. Such pixels are set to 0, and so are single bands without data.
@@ -84,10 +85,19 @@ class Raster:
         note: Remark on how it is read, for the user; may be empty.
     """
 
-    def __init__(self, dataset: DatasetReader, path: str | Path, note: str = "") -> None:
+    def __init__(
+        self,
+        dataset: DatasetReader,
+        path: str | Path,
+        note: str = "",
+        bands: Sequence[int] | None = None,
+    ) -> None:
         self._dataset, self._path, self.note = dataset, path, note
         self.height, self.width = int(dataset.height), int(dataset.width)
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
+        if bands is not None:
+            require_bands(bands, dataset.count, path)
+            self._bands = [*bands]
         dtype = dataset.dtypes[0]
         self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
         self._colors = _color_map(dataset)
@@ -208,23 +218,37 @@ class Raster:
         return band if (empty == empty[:, :1]).all() else None
 
 
+def require_bands(bands: Sequence[int], count: int, path: str | Path) -> None:
+    """Refuse bands that an image does not have; they are counted from 1.
+
+    Raises:
+        ImageError: not one or three bands, or one that does not exist.
+    """
+    if len(bands) not in (1, 3) or not all(1 <= band <= count for band in bands):
+        hint = "Name the red, green and blue band, counted from 1, such as (3, 2, 1), or a single band"
+        raise ImageError(path, f"bands {tuple(bands)}: the image has {count}", hint)
+
+
 @contextmanager
-def open_raster(source: str | Path | bytes, path: str | Path | None = None) -> Iterator[Raster]:
+def open_raster(
+    source: str | Path | bytes, path: str | Path | None = None, bands: Sequence[int] | None = None
+) -> Iterator[Raster]:
     """Open a raster for reading by windows.
 
     Args:
-        source: A TIFF, or the bytes of a PNG.
-        path: The file that the bytes come from, for messages.
+        source: a TIFF, or the bytes of a PNG.
+        path: the file that the bytes are of, for messages.
+        bands: red, green and blue band, or a single one, counted from 1; by default the first three.
 
     Raises:
-        ImageError: The file is missing or damaged.
+        ImageError: the file is missing or damaged, or lacks a band.
     """
     path = path or str(source)
     with _open_noted(source, path) as (dataset, note):
         with decoding(path):
             if not isinstance(source, bytes):
                 _read_last_pixel(dataset)
-            raster = Raster(dataset, path, note)
+            raster = Raster(dataset, path, note, bands)
         yield raster
 
 

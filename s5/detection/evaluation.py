@@ -1,4 +1,4 @@
-"""Collects what a detector finds, to be written."""
+"""Evaluation of a detector: which images, collecting detections, and reports of scores."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,57 +18,16 @@ from s5.launch import LaunchError
 from s5.training.config import ConfigError
 from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 
-
-class DetectionCollector(BaseMetric):
-    """Collects the detections of one task's images in the main process; gives no scores.
-
-    Args:
-        classes: names of the classes, by label.
-        task: whose images are taken.
-        merge: put windows of larger images together.
-        nms: IoU above which detections of overlapping windows are one, for ``merge``.
-
-    Attributes:
-        detections: of the last evaluation, by name of the image; empty in other processes.
-    """
-
-    default_prefix = ""  # mmengine asks for one
-
-    def __init__(self, classes: Sequence[str], task: str, merge: bool, nms: float = NMS_THRESHOLD) -> None:
-        super().__init__()
-        self.classes, self.task, self.merge, self.nms = tuple(classes), task, merge, nms
-        self.detections: dict[str, Detections] = {}
-        self._found: dict[str, Detections] = {}
-
-    def process(self, data_batch: Mapping[str, Sequence], data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take the detections of the task's images in a batch, see :class:`DetectionMetric`."""
-        for name, task, sample in zip(data_batch["name"], data_batch["task"], data_samples, strict=True):
-            if task == self.task:
-                self._found[name] = detections_of(sample["pred_instances"])
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """Bring the detections of all processes together; there are no scores."""
-        found = gather(self._found) or {}
-        self._found = {}
-        return self.compute_metrics(found)
-
-    def compute_metrics(self, results: dict[str, Detections]) -> dict[str, float]:
-        """Keep the detections, merged or as they are, in the order of the names."""
-        self.detections = (
-            merge_windows(results.items(), self.nms)
-            if self.merge
-            else {name: results[name] for name in sorted(results)}
-        )
-        return {}
-
-
 logger = logging.getLogger(__name__)
 
 PARTS = ("val", "test")
+SUMMARY = ("mAP50", "mAP75", "mAP50:95", "mAP50_area", "windows.mAP50")
+TABLE = "{}_classes.csv"
+PICTURES = "pictures/{}_*_000000.jpg"  # of no step: those of a training in the same folder stay
 
 
 def select_part(cfg: DetConfig, part: str, tasks: Sequence[str]) -> DetConfig:
-    """The configuration with the named tasks alone; without names with those that have the part.
+    """The configuration with the named tasks only; without names, with those that have images of the part.
 
     Args:
         cfg: the configuration.
@@ -98,7 +57,7 @@ def image_names(images: OrientedValidation, merged: bool) -> list[str]:
     """Names of the whole images of a task.
 
     Raises:
-        ConfigError: some of them are windows, which are not put together.
+        ConfigError: some of them are windows that are not merged.
     """
     if problem := _lone_windows(images, merged):
         raise ConfigError(problem)
@@ -106,13 +65,13 @@ def image_names(images: OrientedValidation, merged: bool) -> list[str]:
 
 
 def warn_of_windows(images: OrientedValidation, merged: bool) -> None:
-    """Say that images of a task are windows, whose detections are not put together, if so."""
+    """Warn if images of a task are windows whose detections are not merged."""
     if problem := _lone_windows(images, merged):
         logger.warning("%s. Without it, the detections written are of single windows", problem)
 
 
 def _lone_windows(images: OrientedValidation, merged: bool) -> str | None:
-    """What is to be done about windows that are not put together; None without any."""
+    """What to do about windows that are not merged; None if there are none."""
     names = images.samples.names
     windows = [name for name in names if parse_window_name(name).image != name]
     if merged or not windows:
@@ -123,24 +82,62 @@ def _lone_windows(images: OrientedValidation, merged: bool) -> str | None:
     )
 
 
-SUMMARY = ("mAP50", "mAP75", "mAP50:95", "mAP50_area", "windows.mAP50")
-TABLE = "{}_classes.csv"
-PICTURES = "pictures/{}_*_000000.jpg"  # of no step: those of a training in the same folder stay
+class DetectionCollector(BaseMetric):
+    """Collects the detections of one task's images in the main process; gives no scores.
+
+    Args:
+        classes: names of the classes, by label.
+        task: whose images are taken.
+        merge: merge windows of larger images.
+        nms: IoU above which detections of overlapping windows are one, for ``merge``.
+
+    Attributes:
+        detections: of the last evaluation, by name of the image; empty in other processes.
+    """
+
+    default_prefix = ""  # mmengine asks for one
+
+    def __init__(self, classes: Sequence[str], task: str, merge: bool, nms: float = NMS_THRESHOLD) -> None:
+        super().__init__()
+        self.classes, self.task, self.merge, self.nms = tuple(classes), task, merge, nms
+        self.detections: dict[str, Detections] = {}
+        self._found: dict[str, Detections] = {}
+
+    def process(self, data_batch: Mapping[str, Sequence], data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Take the detections of the task's images in a batch, see :class:`DetectionMetric`."""
+        for name, task, sample in zip(data_batch["name"], data_batch["task"], data_samples, strict=True):
+            if task == self.task:
+                self._found[name] = detections_of(sample["pred_instances"])
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Gather the detections of all processes; there are no scores."""
+        found = gather(self._found) or {}
+        self._found = {}
+        return self.compute_metrics(found)
+
+    def compute_metrics(self, results: dict[str, Detections]) -> dict[str, float]:
+        """Keep the detections, merged or as they are, in the order of the names."""
+        self.detections = (
+            merge_windows(results.items(), self.nms)
+            if self.merge
+            else {name: results[name] for name in sorted(results)}
+        )
+        return {}
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Say of a file that cannot be written which one it is, and what to do.
+    """Turn an OSError into an error that names the file and the way out.
 
     Raises:
-        LaunchError: in place of an OSError.
+        LaunchError: a file cannot be written.
     """
     try:
         yield
     except OSError as error:
         raise LaunchError(
             f"{error.filename or folder}: cannot be written ({error.strerror or error}). Make room or choose "
-            f"another place, and run again"
+            f"another folder, and run again"
         ) from None
 
 
@@ -148,8 +145,8 @@ def remove_reports(folder: Path, parts: Sequence[str]) -> None:
     """Remove scores, tables and pictures of an earlier evaluation, perhaps of other tasks or weights.
 
     Args:
-        folder: where they are.
-        parts: that pictures may be of, such as ``val``.
+        folder: of the evaluation.
+        parts: parts of the data that may have pictures, such as `val`.
     """
     for pattern in (SCORES_FILE, TABLE.format("*"), *map(PICTURES.format, parts)):
         for path in folder.glob(pattern):
@@ -173,8 +170,8 @@ def write_reports(
     Args:
         folder: where to.
         metrics: after their evaluation.
-        scores: what they gave, with prefixes.
-        settings: what was evaluated and how; goes into ``scores.json``.
+        scores: their results, with prefixes.
+        settings: what was evaluated and how, for `scores.json`.
     """
     means = {metric.task: _means(metric.task, scores) for metric in metrics}
     report = {

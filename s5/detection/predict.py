@@ -1,14 +1,17 @@
-"""Prediction of image files by a detector: cut into windows, in batches through the network, merged again."""
+"""Prediction with a trained detector: images are cut into windows, and what is found in them is merged."""
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from s5.compat import mmcv_ext
 from s5.data.errors import ImageError
 from s5.data.oriented.detections import Detections, make_detections
 from s5.data.oriented.merge import merge_windows, window_name
@@ -18,18 +21,26 @@ from s5.data.progress import Progress
 from s5.data.rasters import Georeference, read_georeference
 from s5.detection.metric import detections_of
 from s5.detection.network import DetectionModel, on_data
-from s5.detection.results import DetResults, reduced, write_results
-from s5.prediction.pipeline import Lanes, Reading, ahead, open_pixels, read_ahead
+from s5.detection.results import FORMATS, DetectionResult, write_results
+from s5.detection.trained import DetectionSpec
+from s5.prediction.images import Picture, reduced
+from s5.prediction.pipeline import Lanes, Reading, open_pixels, prefetch, read_ahead
+from s5.prediction.plan import Target
+from s5.prediction.predictor import Predictor
 from s5.prediction.sources import Source
+from s5.training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
+OVERLAP = 200 / 1024  # of the window, as DOTA is cut
+SCORE_THR = 0.3
+SMALLEST = 32  # pixels of a window
 WRITERS = 4  # threads
 WAITING = 6  # images that wait to be written
 WHOLE = "image"  # in the names of windows
 READY = 2  # batches that are cut in advance
 GPU_BATCH = 4  # windows in one pass; on a CPU more than one take memory and no less time
-MANY = 100  # windows of an image, from which on their progress is told
+MANY = 100  # windows of an image, from which on their progress is shown
 BAND_BYTES = 128 << 20  # pixels of a large image that are in memory at a time
 BLOCK = 1024  # pixels, side of the parts of a TIFF that are looked at again for missing data
 
@@ -53,25 +64,120 @@ class Cutting:
     nms: float
 
 
+class DetectionPredictor(Predictor[DetectionModel]):
+    """Predicts the oriented objects of an image for each task.
+
+    An image whose sides fit the window goes through the network at once, resized as in training; a larger one
+    in overlapping windows, which are merged. Detections whose centre has no data are dropped.
+
+    Args:
+        spec: how to rebuild the model.
+        checkpoint: its weights.
+        device: where it runs.
+        precision: see :func:`s5.compat.precision.resolve_precision`.
+        score_thr: detections below this score are dropped.
+        window: side of the windows in pixels, to which smaller images are padded; by default that of
+            training, to which they are enlarged.
+        overlap: pixels that neighbouring windows share; by default 200 of 1024.
+
+    Raises:
+        ConfigError: a threshold outside 0 to 1, or windows that are too small or leave gaps.
+        ExtensionError: mmcv's compiled operators do not run on the device.
+    """
+
+    formats = FORMATS
+    spec: DetectionSpec
+
+    def __init__(
+        self,
+        spec: DetectionSpec,
+        checkpoint: Path,
+        device: torch.device,
+        precision: str = "auto",
+        *,
+        score_thr: float = SCORE_THR,
+        window: int | None = None,
+        overlap: int | None = None,
+    ) -> None:
+        if not 0 <= score_thr <= 1:
+            raise ConfigError(f"score_thr {score_thr}: from 0 to 1")
+        mmcv_ext.require_device(device.type)
+        spec = replace(spec, settings=replace(spec.settings, score_thr=score_thr))
+        super().__init__(spec, checkpoint, device, precision)
+        self.cutting = make_cutting(spec, window, overlap)
+
+    def _predict(
+        self, picture: Picture, tasks: Sequence[str], probabilities: bool
+    ) -> dict[str, DetectionResult]:
+        """See :meth:`Predictor._predict`."""
+        if probabilities:
+            raise ValueError("probabilities are those of segmentation; the objects of a detector have scores")
+        georeference = picture.read_georeference()
+        with picture.open() as pixels:
+            size = pixels.height, pixels.width
+            places = windows(*size, self.cutting.window, self.cutting.overlap)
+            image = _Image(len(places), str(picture.source))
+            items = _windows(image, pixels, places, self.cutting)
+            for _ in _finished(self.model, items, [*self.spec.classes]):
+                pass
+            found = image.merged(self.cutting.nms)
+            if image.lacks_data:
+                found = {task: _on_data(part, pixels) for task, part in found.items()}
+        return {
+            task: DetectionResult(task, *self.tasks[task], *size, georeference, picture, found[task])
+            for task in tasks
+        }
+
+    def predict_files(self, sources: Sequence[Source], target: Target) -> list[ImageError]:
+        """See :meth:`Predictor.predict_files`.
+
+        Images are held whole, TIFFs by bands of rows. Every result appears whole or not at all.
+        """
+        return predict_files(self, sources, target)
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """Settings of Oriented R-CNN, windows and classes."""
+        chosen = asdict(self.spec.settings)
+        chosen["enlarge"] = list(self.spec.settings.enlarge)  # YAML has no tuples
+        how = self.cutting
+        return {
+            **chosen,
+            "size": how.size,
+            "window": how.window,
+            "pad": how.pad,
+            "overlap": how.overlap,
+            "classes": list(self.spec.classes[task]),
+        }
+
+
+def make_cutting(spec: DetectionSpec, window: int | None, overlap: int | None) -> Cutting:
+    """The windows of a detector; see :class:`DetectionPredictor`.
+
+    Raises:
+        ConfigError: they would be too small, or leave gaps.
+    """
+    side = spec.img_size if window is None else window
+    if side < SMALLEST:
+        raise ConfigError(f"window {side}: at least {SMALLEST} pixels")
+    shared = round(OVERLAP * side) if overlap is None else overlap
+    if not 0 <= shared < side:
+        raise ConfigError(f"overlap {shared}: from 0 to less than the window of {side} pixels")
+    return Cutting(spec.img_size, side, window is not None, shared, spec.settings.nms)
+
+
 @dataclass
 class _Image:
-    """An image on its way.
+    """An image on its way through the network.
 
     Attributes:
-        source: the file.
-        georeference: where on the earth it is; read for GeoJSON alone.
         total: its windows.
-        drawing: what to draw on, see :func:`reduced`; of a TIFF it is read at the end.
-        valid: bool (H, W), false where an image that is not a TIFF has no data; None if there is none.
+        name: for the log.
         lacks_data: whether some window lacks data somewhere.
         found: by task, name and detections of the windows that are done.
     """
 
-    source: Source
-    georeference: Georeference | None
     total: int
-    drawing: tuple[np.ndarray, int] | None
-    valid: np.ndarray | None
+    name: str
     lacks_data: bool = False
     found: dict[str, list[tuple[str, Detections]]] = field(default_factory=dict)
 
@@ -82,15 +188,32 @@ class _Image:
         return all(len(parts) == self.total for parts in self.found.values())
 
     def merged(self, nms: float) -> dict[str, Detections]:
-        """Detections of the whole image by task; windows merged with the threshold ``nms``."""
+        """Detections of the whole image by task; windows merged with the threshold `nms`."""
         if self.total == 1:
             return {task: parts[0][1] for task, parts in self.found.items()}
         return {task: merge_windows(parts, nms)[WHOLE] for task, parts in self.found.items()}
 
 
+@dataclass
+class _File(_Image):
+    """An image file on its way to its results.
+
+    Attributes:
+        source: the file.
+        georeference: its location; read for GeoJSON alone.
+        drawing: what to draw on, see :func:`reduced`; that of a TIFF is read at the end.
+        valid: bool (H, W), false where an image that is not a TIFF has no data; None if there is none.
+    """
+
+    source: Source = field(kw_only=True)
+    georeference: Georeference | None = None
+    drawing: tuple[np.ndarray, int] | None = None
+    valid: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class _Item:
-    """A window as the network takes it: padded square, shape without padding, scale.
+    """A window as the network takes it: letterboxed square, shape without padding, scale.
 
     ``valid`` is bool (H, W) in pixels of the image, false where the window has no data, None if it has data
     everywhere. A window wholly without data has no square and does not go through the network.
@@ -105,41 +228,23 @@ class _Item:
 
 
 def predict_files(
-    model: DetectionModel, sources: Sequence[Source], results: DetResults, how: Cutting
+    predictor: DetectionPredictor, sources: Sequence[Source], target: Target
 ) -> list[ImageError]:
-    """Predict images and write the results; reading, the network and writing overlap.
-
-    Images are held whole, TIFFs by bands of rows. Every result appears whole or not at all. Detections whose
-    centre lies where the image has no data are dropped.
-
-    Args:
-        model: in evaluation mode, with the tasks of ``results``.
-        sources: the images.
-        results: where to.
-        how: windows and size.
-
-    Returns:
-        Errors of images that could not be read; the others are done.
-
-    Raises:
-        OSError: a result cannot be written.
-    """
+    """Predict images and write the results, see :meth:`DetectionPredictor.predict_files`."""
     problems: list[ImageError] = []
     undrawn: list[ImageError] = []  # apart, as they count as progress already
-    batch = GPU_BATCH if model.device.type == "cuda" else 1
+    model, how = predictor.model, predictor.cutting
     written = dropped = 0
     with (
         Lanes(WRITERS, WAITING) as lanes,
         Progress(len(sources), "predicting", "images", logger) as progress,
-        closing(ahead(_items(sources, results, how, problems), READY * batch)) as items,
+        closing(prefetch(_items(sources, target, how, problems), READY * _batch(model))) as items,
     ):
-        while group := list(islice(items, batch)):
-            detected, without_data = _detect(model, group, results.tasks)
+        for images, without_data in _finished(model, items, target.tasks):
             dropped += without_data
-            for item, found in zip(group, detected, strict=True):
-                if item.image.add(item.name, found):
-                    lanes.submit(written, _write, item.image, results, how.nms, undrawn)
-                    written += 1
+            for image in images:
+                lanes.submit(written, _write, image, target, predictor.spec.classes, how.nms, undrawn)
+                written += 1
             if done := written + len(problems) - progress.done:
                 progress.update(done)
         lanes.wait()
@@ -149,37 +254,35 @@ def predict_files(
 
 
 def _items(
-    sources: Sequence[Source], results: DetResults, how: Cutting, problems: list[ImageError]
+    sources: Sequence[Source], target: Target, how: Cutting, problems: list[ImageError]
 ) -> Generator[_Item]:
-    """The windows of all images, one image after the other."""
+    """The windows of all image files, one image after the other."""
     with closing(read_ahead(sources)) as images:
         for source, image in images:
             try:
-                yield from _items_of(source, image, results, how)
+                yield from _items_of(source, image, target, how)
             except ImageError as error:
                 problems.append(error)
 
 
-def _items_of(source: Source, image: Reading | None, results: DetResults, how: Cutting) -> Iterator[_Item]:
-    """The windows of one image, which is in memory no longer than this."""
+def _items_of(source: Source, image: Reading | None, target: Target, how: Cutting) -> Iterator[_Item]:
+    """The windows of one image file, which is in memory no longer than this."""
     with open_pixels(source, image) as pixels:
-        yield from _windows(source, pixels, results, how)
+        places = windows(pixels.height, pixels.width, how.window, how.overlap)
+        file = _File(len(places), str(source.name), source=source)
+        if source.is_tiff:
+            file.georeference = read_georeference(source.path) if "geojson" in target.formats else None
+        else:
+            file.drawing = reduced(pixels) if "drawings" in target.formats else None
+            file.valid = pixels.read_with_valid(0, 0, pixels.height, pixels.width)[1]
+        yield from _windows(file, pixels, places, how)
 
 
-def _windows(source: Source, pixels: Readable, results: DetResults, how: Cutting) -> Iterator[_Item]:
-    places = windows(pixels.height, pixels.width, how.window, how.overlap)
-    in_memory = "drawings" in results.kinds and not source.is_tiff
-    on_earth = "geojson" in results.kinds and source.is_tiff
-    image = _Image(
-        source,
-        read_georeference(source.path) if on_earth else None,
-        len(places),
-        reduced(pixels) if in_memory else None,
-        None if source.is_tiff else pixels.read_with_valid(0, 0, pixels.height, pixels.width)[1],
-    )
+def _windows(image: _Image, pixels: Readable, places: Sequence[Window], how: Cutting) -> Iterator[_Item]:
+    """The windows of an image as the network takes them."""
     with ExitStack() as stack:
         if len(places) >= MANY:
-            progress = stack.enter_context(Progress(len(places), str(source.name), "windows", logger))
+            progress = stack.enter_context(Progress(len(places), image.name, "windows", logger))
         for window, part, valid in _parts(pixels, places):
             name = window_name(WHOLE, how.window, window.left, window.top)
             image.lacks_data |= valid is not None
@@ -212,6 +315,27 @@ def _parts(
             windows_of_row = windows_of_row[len(group) :]
 
 
+def _batch(model: DetectionModel) -> int:
+    """Windows in one pass."""
+    return GPU_BATCH if model.device.type == "cuda" else 1
+
+
+def _finished(
+    model: DetectionModel, items: Iterable[_Item], tasks: Sequence[str]
+) -> Iterator[tuple[list[Any], int]]:
+    """Put windows through the network, in batches.
+
+    Yields:
+        After each batch, the images that are complete with it, and the number of detections that were dropped
+        because their centre has no data.
+    """
+    items = iter(items)
+    while group := list(islice(items, _batch(model))):
+        detected, dropped = _detect(model, group, tasks)
+        pairs = zip(group, detected, strict=True)
+        yield [item.image for item, found in pairs if item.image.add(item.name, found)], dropped
+
+
 @torch.inference_mode()
 def _detect(
     model: DetectionModel, group: Sequence[_Item], tasks: Sequence[str]
@@ -236,24 +360,29 @@ def _detect(
     return detected, dropped
 
 
-def _write(image: _Image, results: DetResults, nms: float, problems: list[ImageError]) -> None:
-    """Write the results of an image, none of one that can no longer be read for its drawing."""
-    drawing = image.drawing
-    found = image.merged(nms)
+def _write(
+    image: _File,
+    target: Target,
+    classes: Mapping[str, tuple[str, ...]],
+    nms: float,
+    problems: list[ImageError],
+) -> None:
+    """Write the results of an image file, none of one that can no longer be read for its drawing."""
+    found, drawing = image.merged(nms), image.drawing
     try:
-        if image.source.is_tiff and (image.lacks_data or "drawings" in results.kinds):
+        if image.source.is_tiff and (image.lacks_data or "drawings" in target.formats):
             with open_pixels(image.source, None) as pixels:
                 if image.lacks_data:
                     found = {task: _on_data(part, pixels) for task, part in found.items()}
-                if "drawings" in results.kinds:
+                if "drawings" in target.formats:
                     drawing = reduced(pixels)
         elif image.valid is not None:
-            known = Decoded(image.valid, valid=image.valid)  # the pixels themselves are given up
+            known = Decoded(image.valid, valid=image.valid)  # the pixels themselves are no longer in memory
             found = {task: _on_data(part, known) for task, part in found.items()}
     except ImageError as error:
         problems.append(error)
         return
-    write_results(results, image.source, found, image.georeference, drawing)
+    write_results(target, image.source, classes, found, image.georeference, drawing)
 
 
 def _on_data(found: Detections, image: Readable) -> Detections:

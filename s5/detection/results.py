@@ -1,115 +1,119 @@
-"""What is written of the detections in an image: a drawing, DOTA's text and GeoJSON for every task."""
+"""Detected boxes: in memory, drawn, and written as DOTA's text and GeoJSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import cv2
 import numpy as np
 
 from s5.data.image_io import write_image
 from s5.data.oriented.detections import Detections, write_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geojson import write_geojson
-from s5.data.prepare.patches import Readable
+from s5.data.oriented.geometry import to_polygons
 from s5.data.rasters import Georeference
+from s5.prediction.images import LARGEST, reduced
+from s5.prediction.plan import Target
+from s5.prediction.predictor import Result
 from s5.prediction.sources import Source
 
-FORMATS = {"drawings": ".jpg", "dota": ".txt", "geojson": ".geojson"}
-LARGEST_DRAWING = 4096  # pixels of the longer side; larger images are drawn reduced by a whole number
-BAND_BYTES = 64 << 20  # of a large image that is being reduced
+FORMATS = {"drawings": (".jpg", ".jpg"), "dota": (".txt", ".txt"), "geojson": (".geojson", ".geojson")}
 
 
-@dataclass(frozen=True)
-class DetResults:
-    """Where results go and which.
+@dataclass(frozen=True, eq=False, repr=False)
+class DetectionResult(Result):
+    """The objects in an image.
 
     Attributes:
-        folder: results are ``<folder>/<task>/<format>/<name>`` and the format's extension.
-        classes: names of the classes of the tasks to predict.
-        kinds: of :data:`FORMATS`.
+        detections: boxes, scores and labels.
     """
 
-    folder: Path
-    classes: Mapping[str, tuple[str, ...]]
-    kinds: Sequence[str] = tuple(FORMATS)
+    suffixes: ClassVar[Mapping[str, str]] = {
+        ".txt": "dota",
+        **dict.fromkeys((".geojson", ".json"), "geojson"),
+        **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), "drawings"),
+    }
+
+    detections: Detections
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
-        return tuple(self.classes)
+    def boxes(self) -> np.ndarray:
+        """Rotated boxes float32 (n, 5): centre x and y, width, height in pixels, and angle in radians.
 
-    def all_of(self, tasks: Sequence[str]) -> "DetResults":
-        """The same with every format for some of the tasks."""
-        return replace(self, classes={task: self.classes[task] for task in tasks}, kinds=tuple(FORMATS))
+        The width is the longer side, and the angle, in [-pi/2, pi/2), turns the x axis into it, clockwise on
+        the screen.
+        """
+        return self.detections.boxes
 
-    def path(self, task: str, kind: str, source: Source) -> Path:
-        """One result of an image."""
-        return self.folder / task / kind / f"{source.name}{FORMATS[kind]}"
+    @property
+    def corners(self) -> np.ndarray:
+        """Corners of the boxes in pixels, float32 (n, 4, 2), x and y, clockwise on the screen."""
+        return to_polygons(self.boxes)
 
-    def paths(self, source: Source) -> list[Path]:
-        """All results of an image."""
-        return [self.path(task, kind, source) for task in self.classes for kind in self.kinds]
+    @property
+    def scores(self) -> np.ndarray:
+        """Scores float32 (n,), 0 to 1."""
+        return self.detections.scores
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Indices into `classes`, int64 (n,)."""
+        return self.detections.labels
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        """Task, size and the number of objects of each class."""
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        found = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True) if n)
+        where = "" if self.georeference is None else ", georeferenced"
+        return f"DetectionResult({self.task}: {self.height}x{self.width}{where}; {found or 'nothing found'})"
+
+    def draw(self, largest: int = LARGEST) -> np.ndarray:
+        """Outlines with names and scores, see :meth:`Result.draw`; many with a legend instead."""
+        with self.picture.open() as pixels:
+            return draw_detections(*reduced(pixels, largest), self.detections, self.classes)
+
+    def _write(self, path: Path, kind: str) -> None:
+        if kind == "dota":
+            write_detections(path, self.detections, self.classes)
+        elif kind == "geojson":
+            write_geojson(path, self.detections, self.classes, self.georeference)
+        elif kind == "drawings":
+            write_image(path, self.draw())
+        else:
+            raise ValueError(f"format {kind!r}: must be one of {', '.join(FORMATS)}")
 
 
 def write_results(
-    results: DetResults,
+    target: Target,
     source: Source,
+    classes: Mapping[str, tuple[str, ...]],
     found: Mapping[str, Detections],
     georeference: Georeference | None,
     drawing: tuple[np.ndarray, int] | None,
 ) -> None:
-    """Write what was found in an image, each file whole or not at all.
+    """Write what was found in an image file, each result whole or not at all.
 
     Args:
-        results: where to.
+        target: where to.
         source: the image.
+        classes: names of the classes by task.
         found: by task, in pixels of the image.
         georeference: of the image.
-        drawing: of :func:`reduced`, to be drawn on; None where there are no drawings.
+        drawing: image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
 
     Raises:
         OSError: a file cannot be written.
     """
-    for task, classes in results.classes.items():
-        if "dota" in results.kinds:
-            write_detections(results.path(task, "dota", source), found[task], classes)
-        if "geojson" in results.kinds:
-            write_geojson(results.path(task, "geojson", source), found[task], classes, georeference)
+    for task in target.tasks:
+        if "dota" in target.formats:
+            write_detections(target.path(task, "dota", source), found[task], classes[task])
+        if "geojson" in target.formats:
+            write_geojson(target.path(task, "geojson", source), found[task], classes[task], georeference)
         if drawing is not None:
-            write_image(
-                results.path(task, "drawings", source), draw_detections(*drawing, found[task], classes)
-            )
-
-
-def reduced(pixels: Readable, largest: int = LARGEST_DRAWING) -> tuple[np.ndarray, int]:
-    """An image reduced by the least whole number that makes its longer side fit, and this number.
-
-    It is read by bands, so that a huge one is never whole in memory.
-
-    Args:
-        pixels: the image.
-        largest: pixels of the longer side of the result.
-
-    Returns:
-        uint8 (H // n, W // n, 3) and n.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    factor = -(-max(pixels.height, pixels.width) // largest)
-    height, width = max(1, pixels.height // factor), max(1, pixels.width // factor)
-    if factor == 1:
-        return pixels.read(0, 0, height, width), 1
-    small = np.empty((height, width, 3), np.uint8)
-    rows = max(1, BAND_BYTES // (3 * factor * pixels.width))  # of the result in a band
-    for top in range(0, height, rows):
-        count = min(rows, height - top)
-        band = pixels.read(
-            top * factor,
-            0,
-            min(count * factor, pixels.height - top * factor),
-            min(width * factor, pixels.width),
-        )
-        small[top : top + count] = cv2.resize(band, (width, count), interpolation=cv2.INTER_AREA)
-    return small, factor
+            drawn = draw_detections(*drawing, found[task], classes[task])
+            write_image(target.path(task, "drawings", source), drawn)

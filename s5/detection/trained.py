@@ -1,56 +1,126 @@
-"""A trained detector from its file: rebuilt from what the file says of itself, or from a configuration."""
+"""How to rebuild a trained detector: from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.loading import load_weights, read_checkpoint
-from s5.detection import experiment as det
+from s5.checkpoints.loading import read_checkpoint
+from s5.data.labels import distinct_colors
+from s5.data.oriented.classes import get_classes
 from s5.detection.config import DetConfig
-from s5.detection.network import DetectionModel, Settings, build_detector
+from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, build_detector
 from s5.errors import CheckpointError
+from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
 from s5.training.command import expert_channels, known_tasks
 from s5.training.config import NORM_EPS, ConfigError, load_config, load_python_config
 
 NEEDED = ("backbone", "expert_channels", "img_size", "tasks", "settings")
 CLASSIFIER = "roi_head.bbox_head.fc_cls.weight"
+FPN_CONV = "neck.lateral_convs.0.conv.weight"
 FPN_NORM = "neck.lateral_convs.0.gn.weight"
+FIRST_FC = "roi_head.bbox_head.shared_fcs.0.weight"
 
 
 @dataclass(frozen=True)
-class DetRecipe:
+class DetectionSpec(ModelSpec[DetectionModel]):
     """What has to be known to rebuild a detector and to predict with it.
 
     Attributes:
-        backbone: name, ``vit_b_moe`` or ``vit_b``.
-        img_size: side in pixels of the square that images are resized to.
-        expert_channels: channels of the experts, 0 without.
         classes: names of the classes of each task.
         settings: of Oriented R-CNN.
-        configured: whether it comes from a configuration, as the checkpoint does not say it itself.
-        norm_eps: epsilon of the blocks' norms.
     """
 
-    backbone: str
-    img_size: int
-    expert_channels: int
     classes: Mapping[str, tuple[str, ...]]
     settings: Settings
-    configured: bool = False
-    norm_eps: float = NORM_EPS
 
-    def only(self, tasks: Sequence[str]) -> "DetRecipe":
-        """The same with some of the tasks; all without names.
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> "DetectionSpec | None":
+        """From the metadata of a weights file; None if they are not enough."""
+        if not all(key in meta for key in NEEDED):
+            return None
+        known = {field.name for field in fields(Settings)}
+        return cls(
+            meta["backbone"],
+            meta["img_size"],
+            meta["expert_channels"],
+            {task: tuple(names) for task, names in meta["tasks"].items()},
+            Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
+            norm_eps=meta.get("norm_eps", NORM_EPS),
+        )
+
+    @classmethod
+    def from_config(cls, cfg: DetConfig) -> "DetectionSpec":
+        """From a configuration.
 
         Raises:
-            ConfigError: unknown task; lists the known ones.
+            ConfigError: the experts are too wide for the backbone.
+            DataError: the name of a list of classes is unknown.
         """
+        return cls(
+            cfg.backbone,
+            cfg.size,
+            expert_channels(cfg.backbone, cfg.model.expert_channels),
+            {name: get_classes(task.classes) for name, task in cfg.tasks.items()},
+            cfg.model.settings(),
+            norm_eps=cfg.model.norm_eps,
+            configured=True,
+        )
+
+    @classmethod
+    def from_weights(
+        cls, weights: Weights, backbone: str, classes: Mapping[str, tuple[str, ...]]
+    ) -> "DetectionSpec":
+        """From the weights of a file without metadata, and what they do not tell.
+
+        What weights do not show of Oriented R-CNN has the published values.
+
+        Raises:
+            CheckpointError: there is no detection head for a task.
+        """
+        size, experts = sizes_of(weights, backbone)
+        for task in classes:
+            if CLASSIFIER not in weights.heads.get(task, {}):
+                raise CheckpointError(
+                    f"no detection head {task!r}; there are {', '.join(weights.heads) or 'none'}"
+                )
+        head = weights.heads[next(iter(classes))]
+        settings = Settings(
+            channels=len(head[FPN_CONV]), fc_channels=len(head[FIRST_FC]), fpn_norm=FPN_NORM in head
+        )
+        return cls(backbone, size, experts, dict(classes), settings, configured=True)
+
+    @property
+    def tasks(self) -> Mapping[str, TaskClasses]:
+        """Classes of each task."""
+        return {
+            task: TaskClasses(names, tuple(distinct_colors(len(names))))
+            for task, names in self.classes.items()
+        }
+
+    def only(self, tasks: Sequence[str]) -> "DetectionSpec":
+        """See :meth:`ModelSpec.only`."""
         return replace(self, classes={task: self.classes[task] for task in known_tasks(self.classes, tasks)})
+
+    def build_network(self) -> MultiTaskDetector:
+        """The detector, randomly initialised."""
+        return build_detector(
+            self.backbone,
+            {task: len(names) for task, names in self.classes.items()},
+            self.img_size,
+            expert_channels=self.expert_channels,
+            norm_eps=self.norm_eps,
+            settings=self.settings,
+        )
+
+    def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> DetectionModel:
+        """The model around a detector."""
+        return DetectionModel(cast(MultiTaskDetector, network), dtype)
 
 
 def load_det_config(path: str | Path, overrides: Sequence[str] = ()) -> DetConfig:
@@ -63,50 +133,22 @@ def load_det_config(path: str | Path, overrides: Sequence[str] = ()) -> DetConfi
     return read(DetConfig, path, [*overrides])
 
 
-def recipe_of_config(cfg: DetConfig) -> DetRecipe:
-    """What a configuration says of a detector.
-
-    Raises:
-        ConfigError: the experts are too wide for the backbone.
-        DataError: the name of a list of classes is unknown.
-    """
-    channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
-    classes, settings = det.build_classes(cfg), cfg.model.settings()
-    return DetRecipe(cfg.backbone, cfg.size, channels, classes, settings, True, cfg.model.norm_eps)
-
-
-def recipe_of_meta(meta: Mapping[str, Any]) -> DetRecipe | None:
-    """What a weights file of detection says of itself; None if it does not say enough."""
-    if not all(key in meta for key in NEEDED):
-        return None
-    known = {field.name for field in fields(Settings)}
-    return DetRecipe(
-        meta["backbone"],
-        meta["img_size"],
-        meta["expert_channels"],
-        {task: tuple(names) for task, names in meta["tasks"].items()},
-        Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
-        norm_eps=meta.get("norm_eps", NORM_EPS),
-    )
-
-
-def find_recipe(checkpoint: Path, config: str | None, overrides: Sequence[str] = ()) -> DetRecipe:
-    """What a checkpoint says of itself, else what a configuration says.
+def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = ()) -> DetectionSpec:
+    """From a checkpoint's metadata, else from a configuration.
 
     Args:
         checkpoint: weights of a whole detector.
-        config: configuration, read where the checkpoint does not say enough; by default ``config.yaml``
-            beside it.
-        overrides: ``section.key=value`` for the configuration.
+        config: read for a checkpoint without metadata; by default `config.yaml` beside it.
+        overrides: `section.key=value` for the configuration.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no detector.
         ConfigError: there is no configuration where one is needed, it is wrong, or of another detector.
     """
     content = read_checkpoint(checkpoint)
-    recipe = recipe_of_meta(_meta(content))
-    if recipe is not None:
-        return recipe
+    spec = DetectionSpec.from_meta(meta_of(content))
+    if spec is not None:
+        return spec
     _heads(checkpoint, _convert(checkpoint, content))
     beside = checkpoint.parent / "config.yaml"
     if config is None and not beside.is_file():
@@ -115,45 +157,45 @@ def find_recipe(checkpoint: Path, config: str | None, overrides: Sequence[str] =
             f"with (--config)"
         )
     path = config or beside
-    recipe = recipe_of_config(load_det_config(path, overrides))
-    require_fit(checkpoint, content, recipe, str(path))
-    return recipe
+    spec = DetectionSpec.from_config(load_det_config(path, overrides))
+    require_fit(checkpoint, content, spec, str(path))
+    return spec
 
 
 def require_fit(
-    checkpoint: Path, content: Mapping[str, Any], recipe: DetRecipe, where: str = "the configuration"
+    checkpoint: Path, content: Mapping[str, Any], spec: DetectionSpec, where: str = "the configuration"
 ) -> None:
-    """Refuse a checkpoint of another network, other tasks or other classes than a recipe says.
+    """Refuse a checkpoint whose network, tasks or classes differ from a spec.
 
-    Tasks of the checkpoint that the recipe lacks do not matter.
+    Further tasks of the checkpoint do not matter.
 
     Args:
         checkpoint: its path, for messages.
-        content: what is in it.
-        recipe: what it should hold.
-        where: where the recipe comes from, for messages.
+        content: of the checkpoint.
+        spec: what it should hold.
+        where: the source of the spec, for messages.
 
     Raises:
-        CheckpointError: it is unreadable, or holds no detector.
+        CheckpointError: it holds no detector.
         ConfigError: names what differs, and both values.
     """
-    weights, meta = _convert(checkpoint, content), _meta(content)
+    weights, meta = _convert(checkpoint, content), meta_of(content)
     said_of_data = meta.get("dataset_meta") or {}  # of resumable checkpoints
     heads = _heads(checkpoint, weights)
     backbone = _backbone(weights)
-    if backbone != recipe.backbone:
+    if backbone != spec.backbone:
         raise ConfigError(
-            f"{checkpoint} holds a {backbone}, {where} has the backbone {recipe.backbone}; give the "
+            f"{checkpoint} holds a {backbone}, {where} has the backbone {spec.backbone}; give the "
             f"configuration of this checkpoint, or set backbone={backbone}"
         )
-    lacking = [task for task in recipe.classes if task not in heads]
+    lacking = [task for task in spec.classes if task not in heads]
     if lacking:
         raise ConfigError(
             f"{checkpoint} has the tasks {', '.join(heads)}, but not {', '.join(lacking)}, which {where} "
             f"has; choose among them with --tasks"
         )
     named = meta.get("tasks") or said_of_data.get("tasks") or {}
-    for task, ours in recipe.classes.items():
+    for task, ours in spec.classes.items():
         theirs = tuple(named.get(task, ()))
         count = len(heads[task][CLASSIFIER]) - 1  # the last row is the background's
         if count != len(ours) or (theirs and theirs != ours):
@@ -162,41 +204,18 @@ def require_fit(
                 f"task {task}: {checkpoint} was trained for {said}, {where} has {', '.join(ours)}"
             )
         norm = FPN_NORM in heads[task]
-        if norm != recipe.settings.fpn_norm:
+        if norm != spec.settings.fpn_norm:
             raise ConfigError(
                 f"task {task}: {checkpoint} was trained with model.fpn_norm {norm}, {where} has "
-                f"{recipe.settings.fpn_norm}; set model.fpn_norm={norm}"
+                f"{spec.settings.fpn_norm}; set model.fpn_norm={norm}"
             )
     settings = meta.get("settings") or said_of_data.get("settings") or {}
-    enlarge = tuple(settings.get("enlarge", recipe.settings.enlarge))
-    if enlarge != tuple(recipe.settings.enlarge):
+    enlarge = tuple(settings.get("enlarge", spec.settings.enlarge))
+    if enlarge != tuple(spec.settings.enlarge):
         raise ConfigError(
-            f"{checkpoint} was trained with model.enlarge {enlarge}, {where} has {recipe.settings.enlarge}; "
+            f"{checkpoint} was trained with model.enlarge {enlarge}, {where} has {spec.settings.enlarge}; "
             f"scores would suffer"
         )
-
-
-def build_trained(
-    recipe: DetRecipe,
-    checkpoint: Path,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> DetectionModel:
-    """The detector with its weights, on the device, in evaluation mode.
-
-    Raises:
-        CheckpointError: the weights do not fit, or lack a part of the head of a task.
-    """
-    detector = build_detector(
-        recipe.backbone,
-        {task: len(names) for task, names in recipe.classes.items()},
-        recipe.img_size,
-        expert_channels=recipe.expert_channels,
-        norm_eps=recipe.norm_eps,
-        settings=recipe.settings,
-    )
-    load_weights(detector, checkpoint).require_heads()
-    return DetectionModel(detector, dtype).to(device).to(memory_format=torch.channels_last).eval()
 
 
 def _convert(checkpoint: Path, content: Mapping[str, Any]) -> Weights:
@@ -204,11 +223,6 @@ def _convert(checkpoint: Path, content: Mapping[str, Any]) -> Weights:
         return convert(content)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
-
-
-def _meta(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    meta = content.get("meta")
-    return meta if isinstance(meta, Mapping) else {}
 
 
 def _heads(checkpoint: Path, weights: Weights) -> Mapping[str, Mapping[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Items of a generator that a thread makes while the others are worked on."""
+"""Threads around a network: images are read in advance, and results written in the background."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -7,23 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from s5.data.errors import ImageError
 from s5.data.image_io import image_size, read_image_with_valid
 from s5.data.prepare.patches import Decoded, Readable
 from s5.data.rasters import open_raster
 from s5.prediction.sources import Source
-from s5.segmentation.windows import Rows
 
 T = TypeVar("T")
 
+AHEAD = 2  # images read in advance
+AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
 
-def ahead(items: Generator[T], count: int) -> Generator[T]:
-    """The items of a generator, ``count`` of them made in advance.
 
-    Everything in the generator runs in one thread, its end included: it may hold open what belongs to a
-    thread, as rasterio's files do.
+def prefetch(items: Generator[T], count: int) -> Generator[T]:
+    """Prefetch items of a generator in a background thread.
+
+    The whole generator, including its end, runs in that one thread, so it may hold objects that are bound to
+    a thread, such as rasterio's files.
+
+    Args:
+        items: the generator.
+        count: items made in advance.
 
     Raises:
         Exception: what the generator raises.
@@ -40,7 +44,7 @@ def ahead(items: Generator[T], count: int) -> Generator[T]:
 
 
 class Lanes:
-    """Runs jobs that release Python's lock (coding of images) while the main thread goes on.
+    """Threads for jobs that release the GIL, such as encoding images.
 
     Args:
         count: threads.
@@ -56,12 +60,12 @@ class Lanes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let the jobs end that have been handed over."""
+        """Wait until all submitted jobs have ended."""
         for lane in self._lanes:
             lane.shutdown()
 
     def submit(self, lane: int, job: Callable[..., object], *args: object) -> Future:
-        """Hand over a job; jobs of the same lane (modulo their number) run one after the other.
+        """Submit a job; jobs of one lane (modulo their number) run one after the other.
 
         Raises:
             Exception: what an earlier job raised.
@@ -81,22 +85,8 @@ class Lanes:
             self._pending.popleft().result()
 
 
-AHEAD = 2  # images read in advance
-AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
-
-
-def columns(image: Readable, left: int, right: int) -> Rows:
-    """The columns [left, right) of an image as the image to predict."""
-
-    def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        pixels, valid = image.read_with_valid(top, left, bottom - top, right - left)
-        return torch.from_numpy(pixels).permute(2, 0, 1), None if valid is None else torch.from_numpy(valid)
-
-    return Rows(image.height, right - left, read)
-
-
 class Reading:
-    """An image that is being read, and given up when it is taken: large ones must not stay in memory."""
+    """A pending read; `take` drops the reference, as large images must not stay in memory."""
 
     def __init__(self, future: Future) -> None:
         self._futures = [future]
@@ -112,7 +102,7 @@ class Reading:
 
 
 def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | None]]:
-    """The images with their pixels, which are read in threads; those of a TIFF (None) are read in bands."""
+    """Read images in threads, a few in advance; TIFFs come without pixels (None), to be read by bands."""
     with ThreadPoolExecutor(AHEAD) as pool:
         ahead: deque[tuple[int, tuple[Source, Reading | None]]] = deque()
         for source in sources:
@@ -128,7 +118,7 @@ def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | N
 
 
 def _bytes(path: Path) -> int:
-    """Of an image in memory, by its header; 0 of one without, of which reading says what is wrong."""
+    """Size of an image in memory, from its header; 0 if that is damaged, which is reported on reading."""
     try:
         height, width = image_size(path)
     except ImageError:

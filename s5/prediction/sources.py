@@ -1,4 +1,4 @@
-"""The images that a prediction is asked for, and where their results go."""
+"""Find the images to predict and name their results."""
 
 import glob
 import logging
@@ -12,11 +12,11 @@ from s5.data.errors import DataError
 from s5.data.folders import find_images, tell_apart, without_system_files
 from s5.data.image_formats import is_tiff
 from s5.data.splits import IMAGE_EXTENSIONS
-from s5.segmentation.submission import SETTINGS_FILE
 
 logger = logging.getLogger(__name__)
 
 MAGIC = "*?["
+SETTINGS_FILE = "prediction.yaml"  # beside the results of a task: how they were made
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Source:
 def find_sources(given: Sequence[str], out: Path) -> list[Source]:
     """The images of folders (with their subfolders), files or glob patterns; of each ordered by name.
 
-    What exists under the name as given is meant literally, also with brackets in it; so are the first folders
-    of a pattern, as far as they exist. Names of results are relative to the folder, or to these first folders
-    of the pattern. Images whose results would have the same name get a mark in it. Hidden files, thumbnails,
+    A name that exists is taken literally, even with brackets in it, and so are the leading folders of a
+    pattern as far as they exist. Names of results are relative to the folder, or to these leading folders of
+    the pattern. Images whose results would have the same name get a mark in it. Hidden files, thumbnails,
     recycle bins and earlier results in ``out`` are left out.
 
     Raises:
@@ -111,7 +111,7 @@ def _sources(given: str, out: Path) -> list[Source]:
 
 
 def _result_folders(out: Path, root: Path) -> set[Path]:
-    """Folders of which nothing is predicted: ``out`` below ``root``, else the tasks' folders in it."""
+    """Folders whose images are left out: `out` below `root`, else the tasks' folders in it."""
     out, root = out.resolve(), root.resolve()
     if root in out.parents:
         return {out}

@@ -79,7 +79,7 @@ class PngWriter:
 
 
 class TiffWriter:
-    """A compressed TIFF, of which only some rows are in memory.
+    """A compressed TIFF, only some rows of which are in memory.
 
     If pixels have no data, RGB gets an internal mask, and a single channel declares its no-data value.
 

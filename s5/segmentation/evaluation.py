@@ -16,10 +16,21 @@ from s5.training.config import ConfigError
 from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 
 SUMMARY = ("mIoU", "mIoU_no_background", "mF1", "mAcc", "aAcc")
+PER_CLASS = ("IoU", "F1", "Precision", "Recall", "Acc")
+
+CELL_SIZES = (64, 48, 22, 10, 4)  # pixels; the largest that keeps the matrix within MATRIX_SIDE is taken
+MATRIX_SIDE = 1100
+NUMBERS_FROM = 48  # pixels of a cell in which a number can be read
+NAMES_FROM = 22
+MARGIN = 16
+TEXT = 15  # height of letters in pixels
+DARK = (20, 20, 20)
+GREY = (225, 225, 225)  # classes without a pixel
+LOW, HIGH = np.array([255.0, 255.0, 255.0]), np.array([8.0, 69.0, 148.0])  # 0 % and 100 %
 
 
 def check_classes(trained: Mapping[str, LabelTable], data: Mapping[str, LabelTable]) -> None:
-    """Refuse data of other tasks or classes than a model was trained for.
+    """Refuse data whose tasks or classes differ from those a model was trained for.
 
     Raises:
         ConfigError: names the task and both lists.
@@ -75,19 +86,6 @@ def mean_scores(metric: SegmentationMetric) -> dict[str, float]:
 def summary(metrics: Sequence[SegmentationMetric]) -> str:
     """A table with a line per task, and the mean over several; says where a task has no score."""
     return summary_table({metric.task: mean_scores(metric) for metric in metrics}, SUMMARY)
-
-
-PER_CLASS = ("IoU", "F1", "Precision", "Recall", "Acc")
-
-CELL_SIZES = (64, 48, 22, 10, 4)  # pixels; the largest that keeps the matrix within MATRIX_SIDE is taken
-MATRIX_SIDE = 1100
-NUMBERS_FROM = 48  # pixels of a cell in which a number can be read
-NAMES_FROM = 22
-MARGIN = 16
-TEXT = 15  # height of letters in pixels
-DARK = (20, 20, 20)
-GREY = (225, 225, 225)  # classes without a pixel
-LOW, HIGH = np.array([255.0, 255.0, 255.0]), np.array([8.0, 69.0, 148.0])  # 0 % and 100 %
 
 
 def class_table(matrix: Tensor, classes: Sequence[str]) -> dict[str, dict[str, float]]:

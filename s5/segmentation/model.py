@@ -88,12 +88,31 @@ class SegmentationModel(TaskModel):
             First row of a band, and its train ids (rows, W) uint8, on the device, by task; the bands of a
             task from top to bottom.
         """
+        for top, group, band in self._bands(rows, tasks):
+            yield top, dict(zip(group, most_probable(band, self._num_classes(group)), strict=True))
+
+    def predict_probabilities(
+        self, rows: Rows, tasks: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
+        """As :meth:`predict_rows`, with the probabilities (K, rows, W) after the train ids.
+
+        They are on the device and overwritten when the next band is asked for.
+        """
+        for top, group, band in self._bands(rows, tasks):
+            classes = self._num_classes(group)
+            parts = zip(most_probable(band, classes), band.split(classes), strict=True)
+            yield top, dict(zip(group, parts, strict=True))
+
+    def _bands(self, rows: Rows, tasks: Sequence[str]) -> Iterator[tuple[int, list[str], Tensor]]:
+        """First row, tasks and probabilities (sum of K, rows, W) of each band."""
         windows = GPU_WINDOWS if self.device.type == "cuda" else 1
         for how, group in self._predicted_alike(tasks).items():
             network = augmented(partial(self.probabilities, tasks=group), self.tta)
-            classes = [cast(SegHead, self.segmentor.heads[task]).num_classes for task in group]
             for top, band in predict_bands(network, rows, how, self.device, windows):
-                yield top, dict(zip(group, most_probable(band, classes), strict=True))
+                yield top, group, band
+
+    def _num_classes(self, tasks: Sequence[str]) -> list[int]:
+        return [cast(SegHead, self.segmentor.heads[task]).num_classes for task in tasks]
 
     def _predicted_alike(self, tasks: Sequence[str]) -> dict[Inference, list[str]]:
         groups: dict[Inference, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Prediction of image files to files: index masks, colour masks and overlays for every task."""
+"""Prediction with a trained segmentor: of images in memory, and of files of any size in bounded memory."""
 
 import argparse
 import logging
@@ -6,74 +6,143 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-from s5.compat.precision import PRECISIONS, resolve_precision
 from s5.data.errors import ImageError
 from s5.data.label_table import LabelTable
 from s5.data.labels import IGNORE
 from s5.data.prepare.patches import Readable
 from s5.data.progress import Progress
-from s5.data.rasters import Georeference, read_georeference
+from s5.data.rasters import read_georeference
 from s5.launch import Launch
-from s5.prediction.pipeline import Lanes, Reading, columns, open_pixels, read_ahead
-from s5.prediction.plan import Request, Settings, Work, carry_out, identify
+from s5.prediction.images import Picture
+from s5.prediction.pipeline import Lanes, Reading, open_pixels, read_ahead
+from s5.prediction.plan import Target
+from s5.prediction.predictor import Predictor
 from s5.prediction.sources import Source
-from s5.prediction.writers import BandWriter, PngWriter, TiffWriter
+from s5.prediction.spec import refuse_configuration
+from s5.prediction.writers import BandWriter
 from s5.segmentation import trained
 from s5.segmentation.model import SegmentationModel
-from s5.segmentation.trained import Recipe
-from s5.segmentation.tta import add_inference_options, changed_inference, chosen_tta
-from s5.segmentation.windows import Inference, Strip, column_strips
+from s5.segmentation.results import ALPHA, FORMATS, SegmentationResult, make_writer, paint
+from s5.segmentation.trained import SegmentationSpec
+from s5.segmentation.tta import add_inference_options, changed_inference, make_tta
+from s5.segmentation.windows import Inference, Mode, Rows, Strip, column_strips
 from s5.training.command import command_parser
-from s5.training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("index", "color", "overlay")
 WRITERS = 4  # threads
 WAITING = 6  # bands or images that wait to be written
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where results go and which.
+class SegmentationPredictor(Predictor[SegmentationModel]):
+    """Predicts a mask per image and task.
 
-    Attributes:
-        folder: results are ``<folder>/<task>/<kind>/<name>.png``, ``.tif`` for a TIFF.
-        tables: classes of the tasks to predict.
-        kinds: of :data:`KINDS`. An index mask holds the raw values of the task's label table, and
-            :attr:`~s5.data.label_table.LabelTable.no_data` where the image has no data; the others are black
-            and transparent there.
+    Args:
+        spec: how to rebuild the model, and how images are predicted unless the following say otherwise.
+        checkpoint: its weights.
+        device: where it runs.
+        precision: see :func:`s5.compat.precision.resolve_precision`.
+        mode: `original` in one pass, `resize` to a square, or `slide_window`.
+        crop: side of a window or of the resized image, in pixels; the stride follows unless it is given.
+        stride: step between windows in pixels.
+        flip: average over the flips of each window: four times the work.
+        scales: average over the windows resized by these factors.
         alpha: weight of the colours in overlays, 0 to 1.
+
+    Raises:
+        ConfigError: windows that would leave gaps, or a scale that is not positive.
     """
 
-    folder: Path
-    tables: Mapping[str, LabelTable]
-    kinds: Sequence[str] = KINDS
-    alpha: float = 0.5
+    formats = FORMATS
+    spec: SegmentationSpec
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
-        return tuple(self.tables)
+    def __init__(
+        self,
+        spec: SegmentationSpec,
+        checkpoint: Path,
+        device: torch.device,
+        precision: str = "auto",
+        *,
+        mode: Mode | None = None,
+        crop: int | None = None,
+        stride: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        alpha: float = ALPHA,
+    ) -> None:
+        inference = changed_inference(spec.inference, mode, crop, stride)
+        spec = replace(spec, inference=inference, tta=make_tta(flip, scales))
+        super().__init__(spec, checkpoint, device, precision)
+        self.alpha, self._flip, self._scales = alpha, flip, [*scales]
 
-    def all_of(self, tasks: Sequence[str]) -> "Target":
-        """The same with every kind of result for some of the tasks."""
-        return replace(self, tables={task: self.tables[task] for task in tasks}, kinds=KINDS)
+    def _predict(
+        self, picture: Picture, tasks: Sequence[str], probabilities: bool
+    ) -> dict[str, SegmentationResult]:
+        """See :meth:`Predictor._predict`."""
+        tables = {task: self.spec.tables[task] for task in tasks}
+        georeference = picture.read_georeference()
+        with picture.open() as pixels:
+            height, width = pixels.height, pixels.width
+            masks = {task: np.empty((height, width), np.uint8) for task in tasks}
+            kept = {
+                t: np.empty((tables[t].num_classes, height, width), np.float32)
+                for t in tasks
+                if probabilities
+            }
+            for top, left, ids, parts in _bands(self.model, pixels, tables, probabilities):
+                for task, band in ids.items():
+                    window = np.s_[top : top + band.shape[0], left : left + band.shape[1]]
+                    masks[task][window] = band
+                    if probabilities:
+                        kept[task][(slice(None), *window)] = parts[task]
+            if pixels.may_lack_data:
+                _, valid = pixels.read_with_valid(0, 0, height, width)
+                if valid is not None:
+                    for mask in masks.values():
+                        mask[~valid] = IGNORE
+            declared = pixels.declares_no_data
+        return {
+            task: SegmentationResult(
+                task,
+                table.classes,
+                table.palette,
+                height,
+                width,
+                georeference,
+                picture,
+                masks[task],
+                table,
+                kept.get(task),
+                declared,
+                self.alpha,
+            )
+            for task, table in tables.items()
+        }
 
-    def path(self, task: str, kind: str, source: Source) -> Path:
-        """One result of an image: TIFF of a TIFF, otherwise PNG."""
-        return self.folder / task / kind / f"{source.name}{'.tif' if source.is_tiff else '.png'}"
+    def predict_files(self, sources: Sequence[Source], target: Target) -> list[ImageError]:
+        """See :meth:`Predictor.predict_files`.
 
-    def paths(self, source: Source) -> list[Path]:
-        """All results of an image."""
-        return [self.path(task, kind, source) for task in self.tables for kind in self.kinds]
+        Images are held whole, TIFFs by bands of rows; what is computed of them by bands of rows, and of wide
+        images by strips of columns (in the mode `slide_window`). Every result appears whole or not at all.
+        """
+        return predict_files(self, sources, target)
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """Windows, test-time augmentation, and the meaning of the values."""
+        table = self.spec.tables[task]
+        return {
+            **asdict(self.spec.inference[task]),
+            "tta": "flip" if self._flip else None,
+            "scales": self._scales,
+            "labels": table.as_mapping(),
+            "no_data": table.no_data,
+        }
 
 
 @dataclass
@@ -95,23 +164,10 @@ class _Band:
     valid: np.ndarray | None = None
 
 
-def predict_files(model: SegmentationModel, sources: Sequence[Source], target: Target) -> list[ImageError]:
-    """Predict images and write the results; reading, the network and writing overlap.
-
-    Images are held whole, TIFFs by bands of rows; what is computed of them by bands of rows, and of wide
-    images by strips of columns (in the mode ``slide_window``). Every result appears whole or not at all.
-
-    Args:
-        model: in evaluation mode.
-        sources: the images.
-        target: where to.
-
-    Returns:
-        Errors of images that could not be read; the others are done.
-
-    Raises:
-        OSError: a result cannot be written.
-    """
+def predict_files(
+    predictor: SegmentationPredictor, sources: Sequence[Source], target: Target
+) -> list[ImageError]:
+    """Predict images and write the results, see :meth:`SegmentationPredictor.predict_files`."""
     problems: list[ImageError] = []
     with (
         Lanes(WRITERS, WAITING) as lanes,
@@ -120,7 +176,7 @@ def predict_files(model: SegmentationModel, sources: Sequence[Source], target: T
     ):
         for number, (source, image) in enumerate(images):
             try:
-                _predict_image(model, source, image, target, lanes, number)
+                _predict_image(predictor, source, image, target, lanes, number)
             except ImageError as error:
                 problems.append(error)
             progress.update()
@@ -129,33 +185,51 @@ def predict_files(model: SegmentationModel, sources: Sequence[Source], target: T
 
 
 def _predict_image(
-    model: SegmentationModel, source: Source, image: Reading | None, target: Target, lanes: Lanes, lane: int
+    predictor: SegmentationPredictor,
+    source: Source,
+    image: Reading | None,
+    target: Target,
+    lanes: Lanes,
+    lane: int,
 ) -> None:
     """Predict one image, which is in memory no longer than this."""
     with open_pixels(source, image) as pixels:
-        _predict(model, pixels, source, target, lanes, lane)
+        _stream(predictor, pixels, source, target, lanes, lane)
 
 
-def _predict(
-    model: SegmentationModel, pixels: Readable, source: Source, target: Target, lanes: Lanes, lane: int
+def _stream(
+    predictor: SegmentationPredictor,
+    pixels: Readable,
+    source: Source,
+    target: Target,
+    lanes: Lanes,
+    lane: int,
 ) -> None:
-    """Predict one image; what is computed is handed to the lane of the image, which writes it."""
-    place = read_georeference(source.path) if source.is_tiff else None
+    """Predict one image; its bands are handed to the image's lane, which writes them."""
+    georeference = read_georeference(source.path) if source.is_tiff else None
+    size, tables = (pixels.height, pixels.width), predictor.spec.tables
     writers = {
-        (task, kind): _writer(target.path(task, kind, source), source, table, kind, pixels, place)
-        for task, table in target.tables.items()
-        for kind in target.kinds
+        (task, kind): make_writer(
+            target.path(task, kind, source),
+            source.is_tiff,
+            kind,
+            table,
+            size,
+            georeference,
+            pixels.declares_no_data,
+        )
+        for task, table in tables.items()
+        for kind in target.formats
     }
     jobs: list[Future] = []
     try:
-        with model.autocast():
-            for top, left, ids in _bands(model, pixels, target.tables):
-                height, width = next(iter(ids.values())).shape
-                band = _Band(top, left, ids)
-                if "overlay" in target.kinds or pixels.may_lack_data:
-                    photo, band.valid = pixels.read_with_valid(top, left, height, width)
-                    band.photo = np.ascontiguousarray(photo) if "overlay" in target.kinds else None
-                jobs.append(lanes.submit(lane, _write_band, writers, band, target))
+        for top, left, ids, _ in _bands(predictor.model, pixels, tables):
+            height, width = next(iter(ids.values())).shape
+            band = _Band(top, left, ids)
+            if "overlay" in target.formats or pixels.may_lack_data:
+                photo, band.valid = pixels.read_with_valid(top, left, height, width)
+                band.photo = np.ascontiguousarray(photo) if "overlay" in target.formats else None
+            jobs.append(lanes.submit(lane, _write_band, writers, band, tables, predictor.alpha))
     except BaseException:
         wait(jobs)
         for writer in writers.values():
@@ -165,13 +239,31 @@ def _predict(
 
 
 def _bands(
-    model: SegmentationModel, pixels: Readable, tables: Mapping[str, LabelTable]
-) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-    """First row, first column and train ids by task of the bands of an image."""
-    for tasks, strip in _strips(model.inference, pixels.width, tables):
-        own = slice(strip.start - strip.left, strip.stop - strip.left)
-        for top, bands in model.predict_rows(columns(pixels, strip.left, strip.right), tasks):
-            yield top, strip.start, {task: band[:, own].cpu().numpy() for task, band in bands.items()}
+    model: SegmentationModel, pixels: Readable, tables: Mapping[str, LabelTable], probabilities: bool = False
+) -> Iterator[tuple[int, int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """The bands of an image: first row, first column, train ids and, if asked for, probabilities by task."""
+    with model.autocast():
+        for tasks, strip in _strips(model.inference, pixels.width, tables):
+            own = slice(strip.start - strip.left, strip.stop - strip.left)
+            rows = columns(pixels, strip.left, strip.right)
+            if not probabilities:
+                for top, bands in model.predict_rows(rows, tasks):
+                    yield top, strip.start, {t: band[:, own].cpu().numpy() for t, band in bands.items()}, {}
+                continue
+            for top, found in model.predict_probabilities(rows, tasks):
+                ids = {task: band[:, own].cpu().numpy() for task, (band, _) in found.items()}
+                parts = {task: part[..., own].cpu().numpy() for task, (_, part) in found.items()}
+                yield top, strip.start, ids, parts
+
+
+def columns(image: Readable, left: int, right: int) -> Rows:
+    """The columns [left, right) of an image as the image to predict."""
+
+    def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pixels, valid = image.read_with_valid(top, left, bottom - top, right - left)
+        return torch.from_numpy(pixels).permute(2, 0, 1), None if valid is None else torch.from_numpy(valid)
+
+    return Rows(image.height, right - left, read)
 
 
 def _strips(
@@ -184,39 +276,19 @@ def _strips(
             yield tasks, strip
 
 
-def _writer(
-    path: Path, source: Source, table: LabelTable, kind: str, pixels: Readable, place: Georeference | None
-) -> BandWriter:
-    if not source.is_tiff:
-        return PngWriter(path, pixels.height, pixels.width)
-    if kind != "index":
-        return TiffWriter(path, pixels.height, pixels.width, 3, place)
-    return TiffWriter(path, pixels.height, pixels.width, 1, place, table.no_data, pixels.declares_no_data)
-
-
-def _write_band(writers: Mapping[tuple[str, str], BandWriter], band: _Band, target: Target) -> None:
-    for task, ids in band.ids.items():
+def _write_band(
+    writers: Mapping[tuple[str, str], BandWriter],
+    band: _Band,
+    tables: Mapping[str, LabelTable],
+    alpha: float,
+) -> None:
+    for (task, kind), writer in writers.items():
+        ids = band.ids.get(task)
+        if ids is None:  # predicted in other bands
+            continue
         if band.valid is not None:
             ids = np.where(band.valid, ids, np.uint8(IGNORE))
-        for kind in target.kinds:
-            painted = _painted(kind, ids, target.tables[task], band.photo, target.alpha)
-            writers[task, kind].write(band.top, band.left, painted, band.valid)
-
-
-def _painted(
-    kind: str, ids: np.ndarray, table: LabelTable, photo: np.ndarray | None, alpha: float
-) -> np.ndarray:
-    if kind == "index":
-        raw = np.full(256, table.no_data, np.uint8)
-        raw[: table.num_classes] = table.values
-        return raw[ids]
-    colors = table.colorize(ids)
-    if photo is None or kind == "color":
-        return colors
-    overlay = cv2.addWeighted(photo, 1 - alpha, colors, alpha, 0)
-    if table.background is not None:  # its colour, often black, would only darken the picture
-        overlay = np.where((ids == table.background)[..., None], photo, overlay)
-    return overlay
+        writer.write(band.top, band.left, paint(kind, ids, tables[task], band.photo, alpha), band.valid)
 
 
 def _finish(writers: Mapping[tuple[str, str], BandWriter]) -> None:
@@ -229,85 +301,42 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
 
     Args:
         description: the module's docstring.
-        config: configuration that is read for checkpoints which do not say what they are.
+        config: read for checkpoints without metadata.
     """
     parser = command_parser(description, config, experts=True)
     parser.set_defaults(config=None, backbone=None, default_config=config)  # the checkpoint knows
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     add_inference_options(parser)
     return parser
 
 
-def predict(
-    args: argparse.Namespace,
-    place: Launch,
-    given: str,
-    tasks: Sequence[str],
-    target: Target,
-    renew: bool = False,
-) -> list[ImageError]:
-    """Predict images to files with the checkpoint of the command line, see :func:`carry_out`.
+def make_predictor(
+    args: argparse.Namespace, checkpoint: Path, tasks: Sequence[str], launch: Launch, alpha: float = ALPHA
+) -> SegmentationPredictor:
+    """The predictor of a command line; its weights are not read yet.
 
     Args:
-        args: of :func:`prediction_parser`, with ``checkpoint`` and ``resume``.
-        place: this process.
-        given: folder, file or pattern.
+        args: of :func:`prediction_parser`, with `precision`.
+        checkpoint: weights of a whole model.
         tasks: names; all if empty.
-        target: where to; its tables are filled in.
-        renew: whether ``resume`` overwrites results that were made with other settings.
-
-    Returns:
-        Errors of images that could not be read; of all processes, in the main one.
+        launch: this process.
+        alpha: weight of the colours in overlays.
 
     Raises:
-        ConfigError: unknown task, no backbone, a configuration that is not needed, or other settings than
-            the results that are there.
-        DataError: no images.
+        CheckpointError: the file cannot be read.
+        ConfigError: unknown task, no backbone, a configuration that is not needed, or windows with gaps.
     """
-    recipe = _find_recipe(args, tasks)
-    target = replace(target, tables=recipe.tables)
-    dtype = resolve_precision(args.precision, place.device)
-    request = Request([given], target, settings_of(args, recipe, dtype), args.resume, renew)
-
-    def build() -> Work:
-        model = trained.build_trained(recipe, args.checkpoint, place.device, dtype, chosen_tta(args))
-        return partial(predict_files, model, target=target)
-
-    return carry_out(request, build, place)
-
-
-def settings_of(args: argparse.Namespace, recipe: Recipe, dtype: torch.dtype | None) -> Settings:
-    """What the results of each task depend on, and what their values mean.
-
-    Args:
-        args: of :func:`prediction_parser`, with ``checkpoint``.
-        recipe: the model.
-        dtype: of the matrix work, None for float32.
-    """
-    return {
-        task: {
-            **identify(args.checkpoint),
-            "precision": str(dtype or torch.float32).removeprefix("torch."),
-            **asdict(recipe.inference[task]),
-            "tta": args.tta,
-            "scales": args.scales,
-            "labels": table.as_mapping(),
-            "no_data": table.no_data,
-        }
-        for task, table in recipe.tables.items()
-    }
-
-
-def _find_recipe(args: argparse.Namespace, tasks: Sequence[str]) -> Recipe:
-    """The model of the checkpoint with the tasks and windows of the command line."""
-    config = trained.find_config(args.config, args.checkpoint, args.default_config)
-    recipe = trained.find_recipe(args.checkpoint, args.backbone, config, args.cfg_options)
-    given = [option for option in ("config", "cfg_options") if getattr(args, option)]
-    if given and not recipe.configured:
-        option = given[0].replace("_", "-")
-        raise ConfigError(
-            f"--{option}: {args.checkpoint} says itself what it holds, no configuration is read; leave the "
-            f"option out. How images are predicted is changed with --mode, --crop and --stride"
-        )
-    recipe = recipe.only(tasks)
-    return replace(recipe, inference=changed_inference(recipe.inference, args))
+    config = trained.find_config(args.config, checkpoint, args.default_config)
+    spec = trained.find_spec(checkpoint, args.backbone, config, args.cfg_options)
+    refuse_configuration(spec, checkpoint, args.config, args.cfg_options)
+    return SegmentationPredictor(
+        spec.only(tasks),
+        checkpoint,
+        launch.device,
+        args.precision,
+        mode=args.mode,
+        crop=args.crop,
+        stride=args.stride,
+        flip=args.tta == "flip",
+        scales=args.scales,
+        alpha=alpha,
+    )

@@ -20,7 +20,9 @@ from s5.data.errors import DataError, is_utf8, shorten
 from s5.data.files import atomic_path
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
-from s5.data.labels import TABLES, LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import TABLES, get_table
+from s5.prediction.sources import SETTINGS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,6 @@ SERVER = "loveda_train_ids"
 """Label table of the masks that the server takes."""
 VALUES = {"raw": "loveda", "ids": SERVER}
 """Label tables that predictions may be written in."""
-SETTINGS_FILE = "prediction.yaml"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same predictions give the same file
 
 

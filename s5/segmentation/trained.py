@@ -1,57 +1,129 @@
-"""A trained model from its file: rebuilt from what the file says of itself, or from a configuration."""
+"""How to rebuild a trained segmentor: from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from s5.checkpoints.loading import load_weights, read_checkpoint
+from s5.checkpoints.layouts import Weights
+from s5.checkpoints.loading import read_checkpoint
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
-from s5.segmentation import mdf
+from s5.errors import CheckpointError
+from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.model import SegmentationModel
-from s5.segmentation.segmentor import build_segmentor
+from s5.segmentation.s4p_config import S4PConfig
+from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.segmentation.tta import Tta
 from s5.segmentation.windows import Inference
 from s5.training.command import expert_channels, known_tasks
 from s5.training.config import NORM_EPS, ConfigError, load_config
 
 NEEDED = ("backbone", "decoder_channels", "img_size", "labels", "inference")
+OVERLAP = 4  # windows share a quarter of their side where nothing says otherwise
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What has to be known to rebuild a model and to predict with it.
+class SegmentationSpec(ModelSpec[SegmentationModel]):
+    """What has to be known to rebuild a segmentor and to predict with it.
 
     Attributes:
-        backbone: name, ``vit_b_moe`` or ``vit_b``.
-        img_size: side in pixels of the images it was trained on.
         decoder_channels: channels inside the decoders.
-        expert_channels: channels of the experts, 0 without.
         tables: classes of each task.
         inference: how images of each task are predicted.
-        configured: whether it comes from a configuration, as the checkpoint does not say it itself.
-        norm_eps: epsilon of the blocks' norms.
+        tta: views that predictions are averaged over; None for the image as it is.
     """
 
-    backbone: str
-    img_size: int
     decoder_channels: int
-    expert_channels: int
     tables: Mapping[str, LabelTable]
     inference: Mapping[str, Inference]
-    configured: bool = False
-    norm_eps: float = NORM_EPS
+    tta: Tta | None = field(default=None, kw_only=True)
 
-    def only(self, tasks: Sequence[str]) -> "Recipe":
-        """The same with some of the tasks; all without names.
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> "SegmentationSpec | None":
+        """From the metadata of a weights file; None if they are not enough."""
+        if not all(key in meta for key in NEEDED) or not isinstance(meta["labels"], Mapping):
+            return None
+        return cls(
+            meta["backbone"],
+            meta["img_size"],
+            meta.get("expert_channels", 0),
+            meta["decoder_channels"],
+            {task: get_table(table) for task, table in meta["labels"].items()},
+            {task: Inference(**how) for task, how in meta["inference"].items()},
+            norm_eps=meta.get("norm_eps", NORM_EPS),
+        )
+
+    @classmethod
+    def from_mdf_config(cls, cfg: MDFConfig, backbone: str) -> "SegmentationSpec":
+        """From a configuration of multi-dataset fine-tuning.
 
         Raises:
-            ConfigError: unknown task; lists the known ones.
+            ConfigError: the experts are too wide for the backbone.
         """
+        return cls(
+            backbone,
+            cfg.crop,
+            expert_channels(backbone, cfg.model.expert_channels),
+            cfg.model.decoder_channels,
+            {name: get_table(task.labels, default_name=name) for name, task in cfg.tasks.items()},
+            {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
+            norm_eps=cfg.model.norm_eps,
+            configured=True,
+        )
+
+    @classmethod
+    def from_s4p_config(cls, cfg: S4PConfig, backbone: str, task: str) -> "SegmentationSpec":
+        """From a configuration of pre-training, whose only task gets the name `task`."""
+        table, inference = get_table(cfg.data.labels), cfg.data.val.inference()
+        channels = cfg.model.decoder_channels
+        return cls(
+            backbone,
+            cfg.data.crop,
+            0,
+            channels,
+            {task: table},
+            {task: inference},
+            norm_eps=cfg.model.norm_eps,
+            configured=True,
+        )
+
+    @classmethod
+    def from_weights(
+        cls, weights: Weights, backbone: str, tables: Mapping[str, LabelTable]
+    ) -> "SegmentationSpec":
+        """From the weights of a file without metadata, and what they do not tell.
+
+        Images are predicted in windows of the training size that overlap by a quarter.
+
+        Raises:
+            CheckpointError: there is no segmentation head for a task.
+        """
+        size, experts = sizes_of(weights, backbone)
+        lone = len(weights.heads) == len(tables) == 1  # its name does not matter
+        heads = dict(zip(tables, weights.heads.values(), strict=True)) if lone else weights.heads
+        for task in tables:
+            if "classifier.weight" not in heads.get(task, {}):
+                raise CheckpointError(
+                    f"no segmentation head {task!r}; there are {', '.join(heads) or 'none'}"
+                )
+        decoder = heads[next(iter(tables))]["classifier.weight"].shape[1]
+        how = Inference("slide_window", size, size - size // OVERLAP)
+        return cls(
+            backbone, size, experts, decoder, dict(tables), dict.fromkeys(tables, how), configured=True
+        )
+
+    @property
+    def tasks(self) -> Mapping[str, TaskClasses]:
+        """Classes of each task."""
+        return {task: TaskClasses(table.classes, table.palette) for task, table in self.tables.items()}
+
+    def only(self, tasks: Sequence[str]) -> "SegmentationSpec":
+        """See :meth:`ModelSpec.only`."""
         kept = known_tasks(self.tables, tasks)
         return replace(
             self,
@@ -59,38 +131,20 @@ class Recipe:
             inference={task: self.inference[task] for task in kept},
         )
 
+    def build_network(self) -> Segmentor:
+        """The segmentor, randomly initialised."""
+        return build_segmentor(
+            self.backbone,
+            {task: table.num_classes for task, table in self.tables.items()},
+            self.img_size,
+            channels=self.decoder_channels,
+            expert_channels=self.expert_channels,
+            norm_eps=self.norm_eps,
+        )
 
-def recipe_of_meta(meta: Mapping[str, Any]) -> Recipe | None:
-    """What a weights file of multi-dataset training says of itself; None if it does not say enough."""
-    if not all(key in meta for key in NEEDED) or not isinstance(meta["labels"], Mapping):
-        return None
-    return Recipe(
-        meta["backbone"],
-        meta["img_size"],
-        meta["decoder_channels"],
-        meta.get("expert_channels", 0),
-        {task: get_table(table) for task, table in meta["labels"].items()},
-        {task: Inference(**how) for task, how in meta["inference"].items()},
-        norm_eps=meta.get("norm_eps", NORM_EPS),
-    )
-
-
-def recipe_of_config(cfg: MDFConfig, backbone: str) -> Recipe:
-    """What a configuration says of a model.
-
-    Raises:
-        ConfigError: the experts are too wide for the backbone.
-    """
-    return Recipe(
-        backbone,
-        cfg.crop,
-        cfg.model.decoder_channels,
-        expert_channels(backbone, cfg.model.expert_channels),
-        mdf.build_tables(cfg),
-        {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
-        configured=True,
-        norm_eps=cfg.model.norm_eps,
-    )
+    def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> SegmentationModel:
+        """The model around a segmentor."""
+        return SegmentationModel(cast(Segmentor, network), self.inference, dtype, self.tta)
 
 
 def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:
@@ -101,58 +155,44 @@ def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:
     return beside if beside.is_file() else default
 
 
-def find_recipe(
-    checkpoint: Path,
-    backbone: str | None,
-    config: Path,
-    overrides: list[str],
-) -> Recipe:
-    """What a checkpoint says of itself, else what a configuration and the name of a backbone say.
+def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSpec | None:
+    """From a checkpoint's metadata; None if they are not enough.
 
     Args:
         checkpoint: weights of a whole model.
-        backbone: name of the backbone; needed where the checkpoint does not have it.
-        config: configuration, read where the checkpoint does not say enough.
-        overrides: ``section.key=value`` for the configuration.
+        backbone: name given on the command line, which must be the checkpoint's.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ConfigError: the backbone is another one.
+    """
+    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint)))
+    if spec is not None and backbone not in (None, spec.backbone):
+        raise ConfigError(f"--backbone {backbone}: {checkpoint} holds a {spec.backbone}; leave it out")
+    return spec
+
+
+def find_spec(
+    checkpoint: Path, backbone: str | None, config: Path, overrides: Sequence[str] = ()
+) -> SegmentationSpec:
+    """From a checkpoint's metadata, else from a multi-dataset configuration and the name of a backbone.
+
+    Args:
+        checkpoint: weights of a whole model.
+        backbone: needed for a checkpoint without metadata.
+        config: read for a checkpoint without metadata.
+        overrides: `section.key=value` for the configuration.
 
     Raises:
         CheckpointError: the file cannot be read.
         ConfigError: the backbone is not known, or not the checkpoint's; or the configuration is wrong.
     """
-    meta = read_checkpoint(checkpoint).get("meta")
-    recipe = recipe_of_meta(meta) if isinstance(meta, Mapping) else None
-    if recipe is not None:
-        if backbone not in (None, recipe.backbone):
-            raise ConfigError(f"--backbone {backbone}: {checkpoint} holds a {recipe.backbone}; leave it out")
-        return recipe
+    spec = spec_of_checkpoint(checkpoint, backbone)
+    if spec is not None:
+        return spec
     if backbone is None:
         raise ConfigError(
             f"{checkpoint} does not say what network it holds: name it with --backbone (vit_b_moe, vit_b "
             f"...), and the configuration of its tasks with --config (now {config})"
         )
-    return recipe_of_config(load_config(MDFConfig, config, overrides), backbone)
-
-
-def build_trained(
-    recipe: Recipe,
-    checkpoint: Path,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    tta: Tta | None = None,
-) -> SegmentationModel:
-    """The model with its weights, on the device, in evaluation mode.
-
-    Raises:
-        CheckpointError: the weights do not fit, or lack the decoder or classifier of a task.
-    """
-    segmentor = build_segmentor(
-        recipe.backbone,
-        {task: table.num_classes for task, table in recipe.tables.items()},
-        recipe.img_size,
-        channels=recipe.decoder_channels,
-        expert_channels=recipe.expert_channels,
-        norm_eps=recipe.norm_eps,
-    )
-    load_weights(segmentor, checkpoint).require_heads()
-    model = SegmentationModel(segmentor, recipe.inference, dtype, tta)
-    return model.to(device).to(memory_format=torch.channels_last).eval()
+    return SegmentationSpec.from_mdf_config(load_config(MDFConfig, config, [*overrides]), backbone)

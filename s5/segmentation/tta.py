@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -69,7 +69,7 @@ def _scaled(windows: Tensor, scale: float) -> Tensor:
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Options of how images are predicted, for :func:`changed_inference` and :func:`chosen_tta`."""
+    """Options of how images are predicted, for :func:`changed_inference` and :func:`make_tta`."""
     group = parser.add_argument_group("prediction (default: as the task was validated in training)")
     group.add_argument("--mode", choices=get_args(Mode))
     group.add_argument("--crop", type=int, metavar="PIXELS", help="side of a window or resized image")
@@ -80,34 +80,43 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def changed_inference(how: Mapping[str, Inference], args: argparse.Namespace) -> dict[str, Inference]:
-    """The tasks' settings with those of the command line; another crop alone scales the stride with it.
+def changed_inference(
+    how: Mapping[str, Inference],
+    mode: Mode | None = None,
+    crop: int | None = None,
+    stride: int | None = None,
+) -> dict[str, Inference]:
+    """The settings of tasks with some values changed; another crop alone scales the stride with it.
 
     Raises:
         ConfigError: the windows would leave gaps.
     """
-    return {task: _changed(settings, args) for task, settings in how.items()}
+    return {task: _changed(settings, mode, crop, stride) for task, settings in how.items()}
 
 
-def chosen_tta(args: argparse.Namespace) -> Tta | None:
-    """The augmentation of the command line, None without.
+def make_tta(flip: bool, scales: Sequence[float]) -> Tta | None:
+    """The augmentation, None without.
 
     Raises:
         ConfigError: a scale that is not a positive number.
     """
     try:
-        tta = Tta(args.tta == "flip", tuple(args.scales))
+        tta = Tta(flip, tuple(scales))
     except ValueError as error:
-        raise ConfigError(f"--scales: {error}") from None
+        raise ConfigError(f"scales: {error}") from None
     return None if tta == Tta() else tta
 
 
-def _changed(how: Inference, args: argparse.Namespace) -> Inference:
-    crop = how.crop if args.crop is None else args.crop
-    stride = max(1, round(how.stride * crop / how.crop)) if args.stride is None else args.stride
+def _changed(how: Inference, mode: Mode | None, crop: int | None, stride: int | None) -> Inference:
+    if crop is None:
+        crop = how.crop
+    if stride is None:
+        stride = max(1, round(how.stride * crop / how.crop))
     if crop < 1:
-        raise ConfigError(f"--crop {crop}: at least one pixel")
+        raise ConfigError(f"crop {crop}: at least one pixel")
+    if mode is not None and mode not in get_args(Mode):
+        raise ConfigError(f"mode {mode!r}: must be one of {', '.join(get_args(Mode))}")
     try:
-        return Inference(args.mode or how.mode, crop, stride)
+        return Inference(mode or how.mode, crop, stride)
     except ValueError as error:
-        raise ConfigError(f"--stride {stride}: {error}") from None
+        raise ConfigError(f"stride {stride}: {error}") from None

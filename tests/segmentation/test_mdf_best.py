@@ -10,7 +10,7 @@ import yaml
 from s5.checkpoints.loading import read_checkpoint
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
-from s5.segmentation.trained import build_trained, find_recipe
+from s5.segmentation.trained import find_spec
 from s5.training.config import ConfigError, load_config
 from tests.helpers.mdf_runs import TASKS, arguments, configuration, script, write_datasets
 
@@ -98,8 +98,7 @@ def test_epsilon_of_the_norms_is_kept_with_the_weights(tmp_path: Path) -> None:
     changes = {"model.norm_eps": 0.25, "schedule.epochs": 1}
     assert script().main(arguments(root, tmp_path / "run", **changes)) == 0
     path = tmp_path / "run/vit_t_moe_mdf.pth"
-    recipe = find_recipe(path, None, path, [])
-    model = build_trained(recipe, path, torch.device("cpu"), None)
+    model = find_spec(path, None, path).build(path, torch.device("cpu"), None)
     assert {block.norm1.eps for block in model.segmentor.backbone.blocks} == {0.25}
     assert (
         script("evaluate").main([str(path), "--device", "cpu", "--work-dir", str(tmp_path / "scores")]) == 0

@@ -10,8 +10,10 @@ import torch
 from s5.checkpoints.loading import load_weights, read_checkpoint
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
+from s5.training.config import ConfigError
 from s5.training.hooks import checkpoints
 from tests.helpers.s4p_runs import arguments, losses, options, script, validations, write_dataset
+from tests.helpers.trained_models import table, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_init_from_a_checkpoint_is_not_resume(root: Path, finished: Path, tmp_pa
 
 
 def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_path: Path) -> None:
-    args = [str(finished / "vit_t_s4p_upernet.pth"), "--backbone", "vit_t", "--device", "cpu"]
+    args = [str(finished / "vit_t_s4p_upernet.pth"), "--device", "cpu"]  # which says that it is a vit_t
     assert script("evaluate").main([*args, "--work-dir", str(tmp_path / "eval"), *options(root)]) == 0
     ours = json.loads((tmp_path / "eval/final_metrics.json").read_text())
     theirs = json.loads((finished / "final_metrics.json").read_text())
@@ -187,6 +189,29 @@ def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, f
     args = ["--backbone", "vit_t", "--device", "cpu", *options(root)]
     with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no fitting decoder.*whole model"):
         script("evaluate").main([str(finished / "vit_t_s4p.pth"), *args])
+
+
+def test_evaluating_another_model_is_refused(root: Path, finished: Path, tmp_path: Path) -> None:
+    args = ["--device", "cpu", "--work-dir", str(tmp_path / "eval")]
+    whole = str(finished / "vit_t_s4p_upernet.pth")
+    with pytest.raises(ConfigError, match=r"--backbone vit_b: .*holds a vit_t; leave it out"):
+        script("evaluate").main([whole, "--backbone", "vit_b", *args, *options(root)])
+    other = json.dumps({"name": "other", "classes": ["ground", "water", "tree"]})
+    with pytest.raises(ConfigError, match="trained for the classes ground, water, roof, .*has ground, water"):
+        script("evaluate").main([whole, *args, *options(root, data__labels=other)])
+    tables = {task: table(task, ["ground", "water"]) for task in ("ponds", "lakes")}
+    write_checkpoint(tmp_path / "several.pth", tables)
+    with pytest.raises(ConfigError, match=r"has the tasks ponds, lakes; evaluate it with Semantic_Seg"):
+        script("evaluate").main([str(tmp_path / "several.pth"), *args, *options(root)])
+
+
+def test_evaluating_a_checkpoint_without_metadata(root: Path, finished: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "vit_t_s4p_upernet.pth")
+    torch.save(content["state_dict"], tmp_path / "plain.pth")
+    args = [str(tmp_path / "plain.pth"), "--device", "cpu", "--work-dir", str(tmp_path / "eval")]
+    assert script("evaluate").main([*args, "--backbone", "vit_t", *options(root)]) == 0
+    ours = json.loads((tmp_path / "eval/final_metrics.json").read_text())
+    assert ours["mIoU"] == json.loads((finished / "final_metrics.json").read_text())["mIoU"]
 
 
 def test_evaluating_a_mistyped_checkpoint_leaves_no_folder(root: Path, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from s5.data.prepare.patches import Decoded
 from s5.data.rasters import Georeference, Raster, read_georeference
 from s5.detection import predict as det_predict
 from s5.detection.network import DetectionModel
-from s5.detection.results import reduced
-from s5.prediction.pipeline import ahead
+from s5.prediction.images import reduced
+from s5.prediction.pipeline import prefetch
 from tests.detection.predict.det_models import files, picture, predict, rows, write_geotiff
 
 HEIGHT, WIDTH, WINDOW = 4000, 6000, 1024
@@ -124,7 +124,7 @@ def test_a_tiff_that_is_gone_when_it_is_drawn_is_named(
         write_geotiff(tmp_path / f"in/{name}.tif", picture(50, 50))
     write = det_predict._write
 
-    def removed(image: det_predict._Image, *args: Any) -> None:
+    def removed(image: det_predict._File, *args: Any) -> None:
         if image.source.path.name == "b.tif":
             image.source.path.unlink()
         write(image, *args)
@@ -211,7 +211,7 @@ def test_reduced_is_the_same_by_bands(
     pixels = Decoded(image)
     small, found = reduced(pixels, 100)
     assert found == factor and small.shape == (max(1, height // factor), max(1, width // factor), 3)
-    monkeypatch.setattr("s5.detection.results.BAND_BYTES", 3 * factor * width * 4)
+    monkeypatch.setattr("s5.prediction.images.BAND_BYTES", 3 * factor * width * 4)
     assert np.array_equal(reduced(pixels, 100)[0], small)
     if height >= factor:
         cells = image[: factor * (height // factor), : factor * (width // factor)]
@@ -233,7 +233,7 @@ def test_crowds_are_drawn_with_a_legend() -> None:
     assert np.array_equal(draw_detections(image, 1, make_detections(), ("ship",)), image)
 
 
-def test_ahead_keeps_order_and_thread_and_closes() -> None:
+def test_prefetch_keeps_order_and_thread_and_closes() -> None:
     threads, closed = set(), []
 
     def items(count: int):
@@ -245,20 +245,20 @@ def test_ahead_keeps_order_and_thread_and_closes() -> None:
             threads.add(threading.get_ident())
             closed.append(count)
 
-    assert list(ahead(items(10), 3)) == list(range(10))
-    assert list(ahead(items(0), 3)) == []
-    stopped = ahead(items(10**9), 3)
+    assert list(prefetch(items(10), 3)) == list(range(10))
+    assert list(prefetch(items(0), 3)) == []
+    stopped = prefetch(items(10**9), 3)
     assert next(stopped) == 0
     stopped.close()
     assert closed == [10, 0, 10**9] and threading.get_ident() not in threads
 
 
-def test_ahead_hands_errors_on() -> None:
+def test_prefetch_hands_errors_on() -> None:
     def items():
         yield 1
         raise ValueError("broken")
 
-    made = ahead(items(), 4)
+    made = prefetch(items(), 4)
     assert next(made) == 1
     with pytest.raises(ValueError, match="broken"):
         next(made)

@@ -13,7 +13,7 @@ from s5.data.image_io import read_image, read_mask, write_image
 from s5.data.labels import get_table
 from s5.data.prepare.patches import unique_stems
 from s5.prediction.sources import find_sources
-from s5.segmentation.predict import _painted
+from s5.segmentation.results import paint
 from tests.helpers.mdf_runs import REPO
 from tests.helpers.processes import start_ranks
 from tests.segmentation.predict.predicting import TABLES, expected_ids, files, predict
@@ -51,7 +51,7 @@ def test_settings_tell_the_meaning_of_the_values(checkpoint, model, images, tmp_
 
 
 def test_one_task_one_kind_and_another_mode(checkpoint, model, images, tmp_path):
-    options = ("--tasks", "roofs", "--kinds", "index", "--mode", "original")
+    options = ("--tasks", "roofs", "--formats", "index", "--mode", "original")
     assert predict(checkpoint, images / "a.png", tmp_path / "out", *options) == 0
     assert files(tmp_path / "out") == ["roofs/index/a.png", "roofs/prediction.yaml"]
 
@@ -163,5 +163,5 @@ def _names(*given):
 def test_overlays_leave_the_background_as_it_is():
     table = get_table({"name": "roofs", "classes": ["roof"], "palette": [[200, 0, 0]]})
     ids, photo = np.array([[0, 1]], np.uint8), np.full((1, 2, 3), 100, np.uint8)
-    assert _painted("overlay", ids, table, photo, 0.5).tolist() == [[[100, 100, 100], [150, 50, 50]]]
-    assert _painted("color", ids, table, photo, 0.5).tolist() == [[[0, 0, 0], [200, 0, 0]]]
+    assert paint("overlay", ids, table, photo, 0.5).tolist() == [[[100, 100, 100], [150, 50, 50]]]
+    assert paint("color", ids, table, photo, 0.5).tolist() == [[[0, 0, 0], [200, 0, 0]]]

@@ -1,0 +1,222 @@
+"""The Python interface: trained models from their files, new models, and what they predict.
+
+    model = s5.load("vit_b_moe_mdf_best.pth")
+    result = model.predict("scene.tif", task="loveda")
+
+`docs/api.md` has more examples.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from s5 import backbones
+from s5.checkpoints.layouts import convert
+from s5.checkpoints.reading import find_checkpoint, read_checkpoint
+from s5.data.labels import LabelTable, get_table
+from s5.data.oriented.classes import get_classes
+from s5.detection.network import Settings
+from s5.detection.predict import DetectionPredictor
+from s5.detection.results import DetectionResult
+from s5.detection.trained import CLASSIFIER, DetectionSpec
+from s5.errors import CheckpointError
+from s5.prediction.predictor import Predictor, Result
+from s5.prediction.spec import IMG_SIZE, meta_of
+from s5.segmentation.predict import SegmentationPredictor
+from s5.segmentation.results import SegmentationResult
+from s5.segmentation.trained import SegmentationSpec
+from s5.segmentation.windows import Inference
+from s5.training.command import check_task_names, expert_channels
+from s5.training.config import ConfigError
+
+__all__ = [
+    "DetectionResult",
+    "Predictor",
+    "Result",
+    "SegmentationResult",
+    "create_model",
+    "list_backbones",
+    "load",
+]
+
+KEYWORD_ONLY = Parameter.KEYWORD_ONLY
+KINDS = ("segmentation", "detection")
+EXPERT_CHANNELS = 256  # of a backbone named `vit_b_moe`
+DECODER_CHANNELS = 256
+
+Classes = int | str | Sequence[str] | Mapping[str, Any]
+"""Classes of a task: their number or names, the name of a known dataset, or a label table as a mapping."""
+
+
+def load(
+    checkpoint: str | os.PathLike,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    *,
+    backbone: str | None = None,
+    tasks: Sequence[str] | Mapping[str, Classes] | None = None,
+    **options: Any,
+) -> Predictor:
+    """Load a trained model of S4P, multi-dataset fine-tuning or detection.
+
+    Args:
+        checkpoint: weights of a whole model, with or without `.pth`.
+        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
+        precision: `auto`, `bf16`, `fp16` or `fp32`.
+        backbone: name of the backbone, such as `vit_b_moe`; only for a file without metadata, such as one in
+            the published layout.
+        tasks: names of the tasks to load, by default all. For a file without metadata, a mapping from the
+            names to the classes, such as `{"loveda": "loveda"}`, in the order of training.
+        options: how images are predicted, see :class:`~s5.segmentation.predict.SegmentationPredictor` and
+            :class:`~s5.detection.predict.DetectionPredictor`.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds no whole model.
+        ConfigError: the file has no metadata and backbone or tasks are not given; or a bad value.
+        DataError: unknown or unusable classes.
+    """
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    meta = meta_of(content)
+    spec = DetectionSpec.from_meta(meta) or SegmentationSpec.from_meta(meta)
+    if spec is None:
+        spec = _spec_of_weights(path, content, backbone, tasks)
+    else:
+        if backbone not in (None, spec.backbone) or isinstance(tasks, Mapping):
+            raise ConfigError(
+                f"{path} is self-describing: a {spec.backbone} for {', '.join(spec.tasks)}. Leave "
+                f"backbone out, and give tasks, if at all, as a list of names"
+            )
+        spec = spec.only([tasks] if isinstance(tasks, str) else list(tasks or ()))
+    file, place = find_checkpoint(path), find_device(device)
+    product = DetectionPredictor if isinstance(spec, DetectionSpec) else SegmentationPredictor
+    known = [name for name, option in signature(product).parameters.items() if option.kind is KEYWORD_ONLY]
+    for name in options:
+        _require(name, known, "option")
+    return product(spec, file, place, precision, **options).load()  # type: ignore[arg-type]
+
+
+def create_model(
+    backbone: str,
+    tasks: Mapping[str, Classes],
+    *,
+    kind: str = "segmentation",
+    experts: int | None = None,
+    img_size: int = IMG_SIZE,
+    decoder_channels: int = DECODER_CHANNELS,
+    settings: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build an untrained network: a backbone with a head per task.
+
+    Args:
+        backbone: a name of :func:`list_backbones`.
+        tasks: classes by task, in the order of the batch.
+        kind: `segmentation` or `detection`.
+        experts: channels of the experts in the backbone's FFNs; by default 256 for a name that ends in
+            `_moe`, else 0.
+        img_size: side in pixels of the images to train on.
+        decoder_channels: channels inside the decoders; segmentation only.
+        settings: values of :class:`~s5.detection.network.Settings`; detection only.
+
+    Returns:
+        A :class:`~s5.segmentation.segmentor.Segmentor`, whose input are normalised images (B, 3, H, W), or a
+        :class:`~s5.detection.network.MultiTaskDetector`.
+
+    Raises:
+        ConfigError: an unknown backbone or kind, too wide experts, or a task that cannot have its name.
+        DataError: unknown or unusable classes.
+    """
+    _require(backbone, list_backbones(), "backbone")
+    _require(kind, KINDS, "kind")
+    if experts is None:
+        experts = EXPERT_CHANNELS if backbones.has_experts(backbone) else 0
+    dense = backbones.dense_name(backbone)
+    name = backbones.with_experts(dense) if experts else dense
+    experts = expert_channels(name, experts)
+    _check_names(tasks)
+    if kind == "detection":
+        classes = {task: _class_names(given) for task, given in tasks.items()}
+        chosen = Settings(**settings or {})
+        return DetectionSpec(name, img_size, experts, classes, chosen).build_network()
+    tables = {task: _table(task, given) for task, given in tasks.items()}
+    how = dict.fromkeys(tables, Inference())
+    return SegmentationSpec(name, img_size, experts, decoder_channels, tables, how).build_network()
+
+
+def list_backbones() -> list[str]:
+    """Names of all backbones; those that end in `_moe` have an expert per task."""
+    return backbones.list_backbones(experts=True)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of a name; `auto` is a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError without CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {str(device)!r} cannot be used ({reason}); choose cpu or auto") from None
+    return found
+
+
+def _spec_of_weights(
+    path: Path,
+    content: Mapping[str, Any],
+    backbone: str | None,
+    tasks: Sequence[str] | Mapping[str, Classes] | None,
+) -> DetectionSpec | SegmentationSpec:
+    """How to rebuild the model of a file without metadata."""
+    if backbone is None or not isinstance(tasks, Mapping):
+        raise ConfigError(
+            f"{path} has no metadata: give the name of the backbone and the classes of its tasks, such as "
+            f"s5.load(..., backbone='vit_b_moe', tasks={{'loveda': 'loveda'}})"
+        )
+    _require(backbone, list_backbones(), "backbone")
+    _check_names(tasks)
+    try:
+        weights = convert(content, tuple(tasks))
+        if not weights.heads:
+            raise CheckpointError("holds a backbone alone; give the file of a whole model")
+        if any(CLASSIFIER in head for head in weights.heads.values()):
+            classes = {task: _class_names(given) for task, given in tasks.items()}
+            return DetectionSpec.from_weights(weights, backbone, classes)
+        tables = {task: _table(task, given) for task, given in tasks.items()}
+        return SegmentationSpec.from_weights(weights, backbone, tables)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _table(task: str, given: Classes) -> LabelTable:
+    """The label table of a segmentation task."""
+    if isinstance(given, str | Mapping):
+        return get_table(given, default_name=task)
+    return get_table({"name": task, "classes": _class_names(given)})
+
+
+def _class_names(given: Classes) -> tuple[str, ...]:
+    if isinstance(given, int):
+        return tuple(f"class_{i}" for i in range(given))
+    return get_classes(given if isinstance(given, str) else tuple(given))
+
+
+def _check_names(tasks: Mapping[str, Classes]) -> None:
+    try:
+        check_task_names(dict(tasks))
+    except ValueError as error:
+        raise ConfigError(f"tasks: {error}") from None
+
+
+def _require(name: str, known: Sequence[str] | Mapping[str, Any], what: str) -> None:
+    if name not in known:
+        raise ConfigError(f"{what} {name!r}: must be one of {', '.join(known)}")

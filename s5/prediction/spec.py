@@ -1,0 +1,117 @@
+"""How to rebuild a trained model, for loading, prediction and evaluation of all products."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from s5.backbones import dense_name, get_architecture, has_experts, with_experts
+from s5.backbones.moe import EXPERT_KEY
+from s5.checkpoints.layouts import Weights
+from s5.checkpoints.loading import load_weights
+from s5.data.label_table import RGB
+from s5.training.config import NORM_EPS, ConfigError
+from s5.training.model import TaskModel
+
+M = TypeVar("M", bound=TaskModel)
+IMG_SIZE = 512  # pixels, of networks whose weights do not depend on it
+
+
+class TaskClasses(NamedTuple):
+    """Classes of a task.
+
+    Attributes:
+        classes: names, by train id or label.
+        palette: RGB colours, 0..255, in the same order.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[RGB, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec(ABC, Generic[M]):
+    """What has to be known to rebuild a trained model and to predict with it; each product has a subclass.
+
+    Attributes:
+        backbone: name, `vit_b_moe` or `vit_b`.
+        img_size: side in pixels of the images it was trained on.
+        expert_channels: channels of the experts, 0 without.
+        norm_eps: epsilon of the blocks' norms.
+        configured: whether it comes from a configuration or arguments instead of the checkpoint's metadata.
+    """
+
+    backbone: str
+    img_size: int
+    expert_channels: int
+    norm_eps: float = field(default=NORM_EPS, kw_only=True)
+    configured: bool = field(default=False, kw_only=True)
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Mapping[str, TaskClasses]:
+        """Classes of each task."""
+
+    @abstractmethod
+    def only(self, tasks: Sequence[str]) -> "ModelSpec[M]":
+        """The same with some of the tasks; all if none are named.
+
+        Raises:
+            ConfigError: unknown task; lists the known ones.
+        """
+
+    @abstractmethod
+    def build_network(self) -> nn.Module:
+        """The network, randomly initialised."""
+
+    @abstractmethod
+    def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> M:
+        """The mmengine model around a network; `dtype` is the autocast type, None for float32."""
+
+    def build(self, checkpoint: str | Path, device: torch.device, dtype: torch.dtype | None) -> M:
+        """The model with the weights of a checkpoint, on the device, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights do not fit, or lack part of the head of a task.
+        """
+        network = self.build_network()
+        load_weights(network, checkpoint).require_heads()
+        return self.wrap(network, dtype).to(device).to(memory_format=torch.channels_last).eval()
+
+
+def meta_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Metadata of a checkpoint; empty without any."""
+    meta = content.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def sizes_of(weights: Weights, backbone: str) -> tuple[int, int]:
+    """Image size and expert channels of a spec, read from converted weights.
+
+    Raises:
+        ConfigError: the backbone's name says that there are experts and the weights have none, or vice versa.
+    """
+    if has_experts(backbone) != bool(weights.experts):
+        names = {True: ("experts", with_experts(backbone)), False: ("no experts", dense_name(backbone))}
+        has, name = names[bool(weights.experts)]
+        raise ConfigError(f"backbone {backbone!r}: the checkpoint has {has}; name it {name!r}")
+    experts = (len(tensor) for name, tensor in weights.backbone.items() if EXPERT_KEY.match(name))
+    size = get_architecture(backbone).img_size_of(weights.backbone) or IMG_SIZE
+    return size, next(experts, 0)
+
+
+def refuse_configuration(spec: ModelSpec, checkpoint: Path, config: str | None, options: list[str]) -> None:
+    """Refuse a configuration on the command line that is not read because the checkpoint has metadata.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    given = "--config" if config else "--cfg-options" if options else None
+    if given and not spec.configured:
+        raise ConfigError(
+            f"{given}: {checkpoint} is self-describing, so no configuration is read; leave the option out"
+        )

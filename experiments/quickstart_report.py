@@ -17,7 +17,7 @@ from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
 from s5.data.splits import Split
 from s5.detection.config import DetConfig
-from s5.segmentation.mdf import build_tasks
+from s5.segmentation.mdf import build_tables, find_images
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
@@ -81,19 +81,18 @@ def fine_tuning(folder: Path) -> list[str]:
     cfg = load_config(MDFConfig, folder / "config.yaml")
     report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
     steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
-    tasks = build_tasks(cfg)
-    means = ", ".join(f"{task.name} {percent(report[task.name][MEAN])}" for task in tasks)
+    means = ", ".join(f"{task} {percent(report[task][MEAN])}" for task in cfg.tasks)
     lines = [
         f"## MoE-MDF: one model for {', '.join(cfg.tasks)}",
         "",
         f"{steps} steps from the weights of S4P; every task has scenes and classes of its own. mIoU:"
         f" {means}.",
     ]
-    for task in tasks:
-        result = report[task.name]
+    for task, table in build_tables(cfg).items():
+        result, (train, val) = report[task], find_images(cfg, task)
         by_class = {name: values["IoU"] for name, values in result["classes"].items()} | {MEAN: result[MEAN]}
-        lines += ["", f"### {task.name}: {len(task.train)} scenes, {len(task.val)} held out", ""]
-        lines += _table({TITLE: by_class}, task.val, task.table)
+        lines += ["", f"### {task}: {len(train)} scenes, {len(val)} held out", ""]
+        lines += _table({TITLE: by_class}, val, table)
     return [
         *lines,
         "",

@@ -82,10 +82,10 @@ def start(device: str = "auto") -> Launch:
                 f"process {local_rank} of this node has no GPU: {gpus} visible; start at most {gpus}"
             )
         torch.cuda.set_device(local_rank)
-    place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
     if world_size > 1 and not dist.is_initialized():
         _join_group("nccl" if device == "cuda" else "gloo")
-    return Launch(place, int(os.environ.get("RANK", 0)), world_size)
+    return Launch(chosen, int(os.environ.get("RANK", 0)), world_size)
 
 
 def host_group() -> dist.ProcessGroup:

@@ -293,7 +293,7 @@ def check_splits(
 
 
 def check_codings(splits: Sequence[tuple[Split, LabelTable]], launch: Launch) -> None:
-    """Refuse splits of which some masks cannot be read beside the others, before they are scored.
+    """Refuse splits some of whose masks are coded differently from the others, before they are scored.
 
     Raises:
         DataError: naming the first of them.

@@ -11,12 +11,12 @@ import torch
 
 from experiments.real_tiles import TASKS, is_validation, tiles
 from experiments.training_runs import train_once
+from s5.backbones import with_experts
 from s5.checkpoints.loading import load_weights, save_atomic
 from s5.data.splits import write_split
 from s5.params import count_parameters
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
-from s5.training.command import MOE
 from s5.training.config import ConfigError, load_config
 from s5.training.work_dir import mdf_files
 
@@ -82,7 +82,8 @@ class Experiment:
 
     def backbone(self, method: str) -> str:
         """The backbone of a method's models."""
-        return self.args.backbone + (MOE if METHODS[method].experts else "")
+        name = self.args.backbone
+        return with_experts(name) if METHODS[method].experts else name
 
     def run_folder(self, method: str, tasks: Sequence[str], seed: int) -> Path:
         """Where a model of a method is trained."""

@@ -1,0 +1,68 @@
+"""The order of the folders of `s5/`, which docs/architecture.md draws: each imports only those before it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Folders of one row do not import each other.
+ROWS = (
+    ("ops",),
+    ("compat",),
+    ("backbones",),
+    ("checkpoints", "data"),
+    ("training",),
+    ("prediction",),
+    ("segmentation", "detection"),
+)
+ROW = {folder: row for row, folders in enumerate(ROWS) for folder in folders}
+PRODUCTS = "S4_Pretrain", "Semantic_Segmentation", "Object_Detection"
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of everything of `s5` that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "s5")
+
+
+def test_every_folder_has_its_row(repository: Path) -> None:
+    folders = {path.parent.name for path in repository.glob("s5/*/__init__.py")}
+    assert folders == ROW.keys() | {"doctor"}
+
+
+@pytest.mark.parametrize("folder", ROW)
+def test_a_folder_imports_only_those_before_it(folder: str, repository: Path) -> None:
+    files = sorted((repository / "s5" / folder).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(repository)}:{line}: {name}"
+        for path in files
+        for line, name in imported(path)
+        if (other := name.split(".")[1]) != folder and ROW.get(other, len(ROWS)) >= ROW[folder]
+    ]
+    assert not wrong
+
+
+def test_trees_do_not_import_each_other(repository: Path) -> None:
+    for tree in PRODUCTS:
+        for path in (repository / tree).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                module = getattr(node, "module", None) or ""
+                assert module.split(".")[0] not in PRODUCTS, path
+
+
+def test_nothing_in_the_package_imports_what_stands_beside_it(repository: Path) -> None:
+    outside = {"scenes", "experiments", "benchmarks", "tests", *PRODUCTS}
+    for path in (repository / "s5").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {module.split(".")[0] for module in modules} & outside, path

@@ -17,12 +17,13 @@ from s5.command import run_command
 from s5.compat.precision import resolve_precision
 from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
+from s5.errors import ConfigError
 from s5.segmentation import s4p, trained
 from s5.segmentation.evaluation import check_classes, write_reports
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.trained import SegmentationSpec
 from s5.training.command import command_parser
-from s5.training.config import ConfigError, load_config
+from s5.training.config import load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
 

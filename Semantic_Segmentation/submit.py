@@ -15,7 +15,7 @@ from pathlib import Path
 
 from s5.command import run_command
 from s5.data.datasets import LoveDA
-from s5.data.errors import DataError
+from s5.errors import DataError
 from s5.prediction.command import add_precision_option, predict_to_files, start
 from s5.segmentation.predict import make_predictor, prediction_parser
 from s5.segmentation.submission import VALUES, find_tests, pack_loveda

@@ -14,10 +14,11 @@ from experiments.training_runs import train_once
 from s5.backbones import with_experts
 from s5.checkpoints.loading import load_weights, save_atomic
 from s5.data.splits import write_split
+from s5.errors import ConfigError
 from s5.params import count_parameters
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
-from s5.training.config import ConfigError, load_config
+from s5.training.config import load_config
 
 
 class Method(NamedTuple):

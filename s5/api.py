@@ -24,7 +24,7 @@ from s5.detection.network import Settings
 from s5.detection.predict import DetectionPredictor
 from s5.detection.results import DetectionResult
 from s5.detection.trained import CLASSIFIER, DetectionSpec
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError
 from s5.prediction.predictor import Predictor, Result
 from s5.prediction.spec import IMG_SIZE, meta_of
 from s5.segmentation.predict import SegmentationPredictor
@@ -32,7 +32,6 @@ from s5.segmentation.results import SegmentationResult
 from s5.segmentation.trained import SegmentationSpec
 from s5.segmentation.windows import Inference
 from s5.training.command import check_task_names, expert_channels
-from s5.training.config import ConfigError
 
 __all__ = [
     "DetectionResult",

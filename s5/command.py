@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
-from s5.data.errors import ESCAPE
-from s5.errors import SignalInterrupt, UserError
+from s5.errors import ESCAPE, SignalInterrupt, UserError
 
 # What PyTorch puts before the message of an error in a loader worker.
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)

@@ -1,6 +1,47 @@
-"""Errors that a command explains to its user, without a traceback (see :func:`s5.command.run_command`)."""
+"""Errors that a command explains to its user without a traceback, see `s5.command.run_command`.
 
+Every message names the file or value, the problem and the remedy.
+"""
+
+import codecs
 import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+ESCAPE = "s5.escape"
+r"""Name of an error handler for encoding: characters that a stream cannot encode are written as `\u5f71`, and
+bytes of file names that are not UTF-8, which Python represents as surrogates, as `\xcf`."""
+
+
+def printable(text: str) -> str:
+    """Escape what UTF-8 cannot encode, see `ESCAPE`."""
+    return text.encode("utf-8", ESCAPE).decode("utf-8")
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, separated by commas; `...` stands for any others."""
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether the bytes of a path are UTF-8, as GDAL and zip archives require."""
+    return printable(str(path)) == str(path)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    return "".join(_escaped(character) for character in characters), error.end
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error(ESCAPE, _escape)
 
 
 class UserError(Exception):
@@ -9,6 +50,57 @@ class UserError(Exception):
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint cannot be read, understood or loaded."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message names file, key and value."""
+
+
+class DataError(UserError, ValueError):
+    """Something about the data on disk is wrong; the message says what and what to do.
+
+    Args:
+        message: The message; bytes of file names that are not UTF-8 are escaped.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+
+class ImageError(DataError):
+    """An image or mask that is missing, truncated or cannot be decoded.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+        hint: What to do; may be empty.
+    """
+
+    # The defaults let a DataLoader rebuild the error from its message alone.
+    def __init__(self, path: str | Path, reason: str = "", hint: str = "") -> None:
+        self.path, self.reason, self.hint = str(path), reason, hint
+        message = f"{self.path}: {reason}" if reason else self.path
+        super().__init__(f"{message}. {hint}" if hint else message)
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, str]]:
+        """Keep the three parts when the error is pickled."""
+        return type(self), (self.path, self.reason, self.hint)
+
+
+class LabelError(DataError):
+    """A malformed label table, or a mask that does not match its table."""
+
+
+class SplitError(DataError):
+    """A split file that is missing, empty or malformed; its lines are `image[ mask]`."""
+
+
+class LoaderError(DataError):
+    """Loader workers cannot start, or their batches do not reach the main process."""
+
+
+class PrepareError(DataError):
+    """Shipped data that are missing or incomplete, or a preparation that cannot start or continue."""
 
 
 class SignalInterrupt(KeyboardInterrupt):

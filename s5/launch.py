@@ -15,8 +15,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from s5.data.errors import ESCAPE, is_utf8
-from s5.errors import UserError
+from s5.errors import ESCAPE, UserError, is_utf8
 
 LOG_FILE = "train.log"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)

@@ -27,9 +27,9 @@ from s5.detection.experiment import DetectionExperiment
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.metric import build_metrics, images_of, is_merged
 from s5.detection.trained import DetectionSpec
+from s5.errors import ConfigError
 from s5.launch import Launch
 from s5.training.command import add_common_options
-from s5.training.config import ConfigError
 from s5.training.experiment import run_validation
 
 logger = logging.getLogger("s5.test")

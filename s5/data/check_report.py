@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from s5.data.conventions import explain_convention
-from s5.data.errors import printable
 from s5.data.label_table import LabelTable
 from s5.data.mask_survey import MaskSurvey
+from s5.errors import printable
 
 
 @dataclass(frozen=True)

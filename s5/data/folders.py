@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from s5.data.errors import SplitError, shorten
 from s5.data.splits import IMAGE_EXTENSIONS, Split, format_line
+from s5.errors import SplitError, shorten
 
 logger = logging.getLogger(__name__)
 

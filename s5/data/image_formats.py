@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from rasterio.io import MemoryFile
 
-from s5.data.errors import ImageError
+from s5.errors import ImageError
 
 _PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type; others have one
 _DEFLATE_RATIO = 1032  # best possible compression ratio of zlib

@@ -29,7 +29,6 @@ from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebP
 
 from s5.data import image_formats as png
 from s5.data import rasters as geotiff
-from s5.data.errors import ImageError
 from s5.data.files import write_bytes
 from s5.data.image_formats import detect_format, is_complete
 from s5.data.stored_mask import (
@@ -41,6 +40,7 @@ from s5.data.stored_mask import (
     palette_header,
     read_values,
 )
+from s5.errors import ImageError
 
 MAX_PIXELS = 1 << 30
 """Pixels of the largest image that is decoded in full (3 GiB); OpenCV's limit.

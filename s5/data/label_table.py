@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from s5.data.errors import LabelError
+from s5.errors import LabelError
 
 IGNORE = 255
 """Train id of pixels that count nowhere: neither in the loss nor in the metrics."""

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import yaml
 
 from s5.data.datasets import TABLES
-from s5.data.errors import LabelError
 from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors
+from s5.errors import LabelError
 
 __all__ = ["IGNORE", "RGB", "TABLES", "LabelTable", "distinct_colors", "get_table"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from s5.data.errors import DataError
 from s5.data.image_io import open_stored_mask, read_mask_header
 from s5.data.label_table import LabelTable
 from s5.data.masks import declared_class, in_colors, open_mask
 from s5.data.stored_mask import Coding, MaskHeader, require_grey
+from s5.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from s5.data.errors import LabelError
 from s5.data.image_io import open_stored_mask, require_size
 from s5.data.label_table import IGNORE, RGB, UNKNOWN, LabelTable
 from s5.data.stored_mask import MaskHeader, Number, StoredMask, require_grey, row_blocks, whole_numbers
+from s5.errors import LabelError
 
 _SHOWN = 5  # indices in a message
 _IF_VALUES = (

@@ -25,7 +25,7 @@ from rasterio.io import DatasetReader, MemoryFile
 from rasterio.rpc import RPC
 from rasterio.windows import Window
 
-from s5.data.errors import ImageError, is_utf8
+from s5.errors import ImageError, is_utf8
 
 logger = logging.getLogger(__name__)
 

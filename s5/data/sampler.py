@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from s5.data.errors import DataError
+from s5.errors import DataError
 
 
 class Draw(NamedTuple):

@@ -19,12 +19,12 @@ from s5.data.augmentation import (
     sample_rng,
 )
 from s5.data.crops import CropParams, crop_image, crop_mask, draw_crop, valid_mask
-from s5.data.errors import DataError, ImageError
 from s5.data.image_io import read_image_with_valid
 from s5.data.label_table import IGNORE, LabelTable
 from s5.data.masks import read_ids
 from s5.data.sampler import Draw
 from s5.data.splits import Sample, Split
+from s5.errors import DataError, ImageError
 
 MAX_SUBSTITUTES = 20
 

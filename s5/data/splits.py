@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s5.data.errors import SplitError
 from s5.data.files import atomic_path
+from s5.errors import SplitError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Extensions, in lower case, by which image files are recognised."""

@@ -14,8 +14,8 @@ from rasterio.enums import ColorInterp, Compression
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from s5.data.errors import ImageError
 from s5.data.rasters import decoding, has_mask, nodata_value
+from s5.errors import ImageError
 
 Coding = Literal["values", "palette", "colors"]
 """One channel of values, one channel of palette indices, or three channels of RGB colours."""

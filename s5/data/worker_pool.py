@@ -33,7 +33,7 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from s5.data.errors import LoaderError
+from s5.errors import LoaderError
 
 SHARED_MEMORY = Path("/dev/shm")
 HOW_TO_ENLARGE = (

@@ -14,8 +14,8 @@ from s5.data.oriented.samples import whole_names
 from s5.data.oriented.sources import OrientedValidation
 from s5.detection.config import DetConfig
 from s5.detection.metric import AT_50, AT_75, DetectionMetric, detections_of, gather
+from s5.errors import ConfigError
 from s5.launch import LaunchError
-from s5.training.config import ConfigError
 from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from s5.compat import mmcv_ext
-from s5.data.errors import ImageError
 from s5.data.oriented.detections import Detections, make_detections
 from s5.data.oriented.merge import merge_windows, window_name
 from s5.data.oriented.sources import fit_image, pad_image, pad_valid
@@ -23,12 +22,12 @@ from s5.detection.metric import detections_of
 from s5.detection.network import DetectionModel, on_data
 from s5.detection.results import FORMATS, DetectionResult, write_results
 from s5.detection.trained import DetectionSpec
+from s5.errors import ConfigError, ImageError
 from s5.prediction.images import Picture, reduced
 from s5.prediction.pipeline import Lanes, Reading, open_pixels, prefetch, read_ahead
 from s5.prediction.plan import Target
 from s5.prediction.predictor import Predictor
 from s5.prediction.sources import Source
-from s5.training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from s5.data.errors import DataError, is_utf8, shorten
 from s5.data.files import atomic_path
 from s5.data.oriented.classes import CLASSES
 from s5.data.oriented.detections import Detections, corners_text
 from s5.data.oriented.geometry import to_polygons
 from s5.detection.evaluation import DetectionCollector, write_texts
-from s5.training.config import ConfigError
+from s5.errors import ConfigError, DataError, is_utf8, shorten
 
 logger = logging.getLogger(__name__)
 

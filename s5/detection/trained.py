@@ -15,10 +15,10 @@ from s5.data.labels import distinct_colors
 from s5.data.oriented.classes import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, build_detector
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError
 from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
 from s5.training.command import expert_channels, known_tasks
-from s5.training.config import NORM_EPS, ConfigError, load_config, load_python_config
+from s5.training.config import NORM_EPS, load_config, load_python_config
 
 NEEDED = ("backbone", "expert_channels", "img_size", "tasks", "settings")
 CLASSIFIER = "roi_head.bbox_head.fc_cls.weight"

@@ -114,6 +114,11 @@ def _filter(images: Tensor, kernel: Tensor, dim: int) -> Tensor:
     return out
 
 
+def to_unit(images: Tensor) -> Tensor:
+    """Convert uint8 [0, 255] to float32 [0, 1]; images in floating point are in [0, 1] already."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract the mean and divide by the standard deviation of every channel.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from s5.compat.precision import PRECISIONS
-from s5.data.errors import ImageError
+from s5.errors import ImageError
 from s5.launch import Launch
 from s5.launch import start as start_launch
 from s5.prediction.plan import Request, Target, Work, carry_out, identify

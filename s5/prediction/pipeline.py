@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from s5.data.errors import ImageError
 from s5.data.image_io import image_size, read_image_with_valid
 from s5.data.prepare.patches import Decoded, Readable
 from s5.data.rasters import open_raster
+from s5.errors import ImageError
 from s5.prediction.sources import Source
 
 T = TypeVar("T")

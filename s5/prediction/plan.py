@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import yaml
 
-from s5.data.errors import ImageError, is_utf8
 from s5.data.files import write_bytes
 from s5.data.folders import find_files
+from s5.errors import ConfigError, ImageError, is_utf8
 from s5.launch import Launch, host_group, main_process_first
 from s5.prediction.sources import SETTINGS_FILE, Source, find_sources
-from s5.training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from s5.data.errors import DataError
 from s5.data.folders import find_images, tell_apart, without_system_files
 from s5.data.image_formats import is_tiff
 from s5.data.splits import IMAGE_EXTENSIONS
+from s5.errors import DataError
 
 logger = logging.getLogger(__name__)
 

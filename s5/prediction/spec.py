@@ -14,7 +14,8 @@ from s5.backbones.moe import EXPERT_KEY
 from s5.checkpoints.layouts import Weights
 from s5.checkpoints.loading import load_weights
 from s5.data.label_table import RGB
-from s5.training.config import NORM_EPS, ConfigError
+from s5.errors import ConfigError
+from s5.training.config import NORM_EPS
 from s5.training.model import TaskModel
 
 M = TypeVar("M", bound=TaskModel)

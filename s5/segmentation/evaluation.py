@@ -10,9 +10,9 @@ from torch import Tensor
 
 from s5.data.image_io import write_image
 from s5.data.label_table import LabelTable
+from s5.errors import ConfigError
 from s5.ops.confusion import scores
 from s5.segmentation.metrics import SegmentationMetric
-from s5.training.config import ConfigError
 from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 
 SUMMARY = ("mIoU", "mIoU_no_background", "mF1", "mAcc", "aAcc")

@@ -16,6 +16,7 @@ from s5.data.loaders import TrainingData, resolve_split, tasks_loader, validatio
 from s5.data.sampler import ValidationSampler
 from s5.data.sources import LabeledImages, ValidationImages, WeakAugmentation
 from s5.data.splits import Split
+from s5.errors import ConfigError
 from s5.launch import ALONE, Launch
 from s5.segmentation.hooks import TaskStartHook
 from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig
@@ -23,7 +24,6 @@ from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
 from s5.training.command import expert_channels, naming
-from s5.training.config import ConfigError
 from s5.training.experiment import Experiment, Steps, check_splits, epoch_steps, steps_of_epochs
 from s5.training.hooks import PicturesHook, WeightFiles
 from s5.training.optim import cosine_schedule

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from s5.backbones import Counts
 from s5.ops.losses import dice_loss, focal_loss, pixel_cross_entropy
-from s5.ops.photometric import apply_photometric
+from s5.ops.photometric import apply_photometric, to_unit
 from s5.ranges import PositiveFloat
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import Segmentor
-from s5.segmentation.windows import Inference, to_unit
+from s5.segmentation.windows import Inference
 
 
 @dataclass(frozen=True)

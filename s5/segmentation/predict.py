@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from s5.data.errors import ImageError
 from s5.data.label_table import LabelTable
 from s5.data.labels import IGNORE
 from s5.data.prepare.patches import Readable
 from s5.data.progress import Progress
 from s5.data.rasters import read_georeference
+from s5.errors import ImageError
 from s5.launch import Launch
 from s5.prediction.images import Picture
 from s5.prediction.pipeline import Lanes, Reading, open_pixels, read_ahead

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from s5.data.labels import get_table
 from s5.data.loaders import TrainingData, fixmatch_loader, resolve_split, validation_loader
 from s5.data.sources import LabeledImages, UnlabeledImages, ValidationImages, WeakAugmentation
+from s5.errors import ConfigError
 from s5.launch import ALONE, Launch
 from s5.segmentation.hooks import CollapseWatch, PseudoLabelHook, ViewsHook
 from s5.segmentation.methods import METHODS
@@ -17,7 +18,6 @@ from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
-from s5.training.config import ConfigError
 from s5.training.experiment import Experiment, Steps, check_splits
 from s5.training.hooks import PicturesHook, WeightFiles
 from s5.training.optim import cosine_schedule

@@ -12,7 +12,7 @@ from s5.checkpoints.layouts import Weights
 from s5.checkpoints.loading import read_checkpoint
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError
 from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.model import SegmentationModel
@@ -21,7 +21,7 @@ from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.segmentation.tta import Tta
 from s5.segmentation.windows import Inference
 from s5.training.command import expert_channels, known_tasks
-from s5.training.config import NORM_EPS, ConfigError, load_config
+from s5.training.config import NORM_EPS, load_config
 
 NEEDED = ("backbone", "decoder_channels", "img_size", "labels", "inference")
 OVERLAP = 4  # windows share a quarter of their side where nothing says otherwise

@@ -8,8 +8,9 @@ from typing import get_args
 
 from torch import Tensor
 
-from s5.segmentation.windows import Inference, Mode, Probabilities, resize, to_unit
-from s5.training.config import ConfigError
+from s5.errors import ConfigError
+from s5.ops.photometric import to_unit
+from s5.segmentation.windows import Inference, Mode, Probabilities, resize
 
 # Dimensions to flip; together they are a group, so that the average turns with the image.
 FLIPS = ((), (-1,), (-2,), (-2, -1))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s5.ops.photometric import to_unit
 from s5.ranges import Positive
 
 Mode = Literal["original", "resize", "slide_window"]
@@ -132,11 +133,6 @@ def most_probable(band: Tensor, classes: Sequence[int]) -> list[Tensor]:
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     """Resize float maps (B, C, H, W) bilinearly to ``size`` (height, width)."""
     return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False)
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Uint8 [0, 255] to float32 [0, 1]; float images are taken to be there."""
-    return images if images.is_floating_point() else images.float() / 255
 
 
 def _slide_bands(

@@ -10,8 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from s5.backbones import get_architecture, has_experts, list_backbones
-from s5.data.errors import DataError
-from s5.training.config import ConfigError
+from s5.errors import ConfigError, DataError
 
 
 def command_parser(

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from s5.data.augmentation import Photometric
-from s5.errors import UserError
+from s5.errors import ConfigError
 from s5.ranges import (
     NonNegative,
     NonNegativeFloat,
@@ -29,10 +29,6 @@ from s5.ranges import (
     ShareBelowOne,
     require_ordered,
 )
-
-
-class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; the message names file, key and value."""
 
 
 class Section(BaseModel):

@@ -19,8 +19,9 @@ from s5.data.label_table import LabelTable
 from s5.data.loaders import TrainingData, stop_workers
 from s5.data.mask_survey import MaskSurvey, refuse_together, require_readable_together
 from s5.data.splits import Split
+from s5.errors import ConfigError
 from s5.launch import ALONE, Launch, main_process_first
-from s5.training.config import ConfigError, EpochScheduleConfig, RunConfig
+from s5.training.config import EpochScheduleConfig, RunConfig
 from s5.training.guarded_step import SkippedSteps
 from s5.training.hooks import (
     CheckpointHook,

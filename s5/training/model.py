@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from s5.backbones import Backbone, Counts, create_backbone, get_architecture
 from s5.compat.precision import autocast
+from s5.errors import ConfigError
 from s5.ops.photometric import normalize
-from s5.training.config import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -9,7 +9,7 @@ from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
-from s5.training.config import ConfigError
+from s5.errors import ConfigError
 from s5.training.guarded_step import GuardedOptimWrapper
 from s5.training.model import MultiTaskNetwork
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from s5.data.errors import printable
 from s5.data.files import write_bytes
+from s5.errors import printable
 
 SCORES_FILE = "scores.json"
 

@@ -11,8 +11,8 @@ import rasterio
 from PIL import Image
 
 import s5
-from s5.data.errors import ImageError
 from s5.data.image_io import write_image
+from s5.errors import ImageError
 from s5.prediction.predictor import Predictor
 from tests.detection.predict.det_models import picture
 from tests.helpers.tiff_files import write_tiff

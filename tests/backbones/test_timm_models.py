@@ -12,8 +12,8 @@ from s5.backbones.timm_models import TIMM_MODELS
 from s5.checkpoints.initial import initialise
 from s5.checkpoints.loading import load_weights
 from s5.detection.network import build_detector
+from s5.errors import ConfigError
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.config import ConfigError
 from tests.backbones.contract import BackboneContract
 from tests.helpers import det_runs, mdf_runs, s4p_runs
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from s5.data.check import check_command, check_split, main, require_clean
-from s5.data.errors import DataError
 from s5.data.image_io import write_image, write_mask
 from s5.data.labels import get_table
 from s5.data.splits import Split, write_split
+from s5.errors import DataError
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from s5.data.check import check_split, main, require_clean
-from s5.data.errors import DataError
 from s5.data.folders import pair_folders
 from s5.data.image_io import read_mask, write_image, write_mask
 from s5.data.labels import get_table
 from s5.data.prepare.__main__ import main as prepare
 from s5.data.splits import Split
+from s5.errors import DataError
 from scenes.dataset import PARTS
 from tests.helpers.shipped_data import class_map, erode, isprs_colors, make_potsdam
 

@@ -8,9 +8,9 @@ import pytest
 
 import s5.datasets
 from s5.data.datasets import DATASETS
-from s5.data.errors import DataError
 from s5.data.image_io import read_image, write_image
 from s5.datasets import DiorR, Dota, Isaid, LoveDA, OpenEarthMap, Potsdam, Vaihingen
+from s5.errors import DataError
 from tests.helpers.datasets import DatasetContract
 from tests.helpers.shipped_data import (
     DOTA_OBJECTS,

@@ -14,12 +14,12 @@ from PIL import Image
 
 from s5.command import escape_console
 from s5.data import check
-from s5.data.errors import DataError, ImageError, is_utf8, printable
 from s5.data.image_io import read_image, write_image, write_mask
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.patches import unique_stems
 from s5.data.splits import Split
 from s5.detection.submission import require_names
+from s5.errors import DataError, ImageError, is_utf8, printable
 from s5.launch import Launch, LaunchError, make_work_dir, setup_logging
 from s5.training.reports import write_json
 from tests.helpers.oriented_data import write_set

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s5.data.errors import ImageError
 from s5.data.image_io import image_size, read_image, read_mask, write_image, write_mask
+from s5.errors import ImageError
 from tests.helpers.tiff_files import write_tiff
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from s5.data.errors import LabelError
 from s5.data.label_table import LabelTable
 from s5.data.labels import IGNORE, TABLES, get_table
+from s5.errors import LabelError
 
 DUBAI = {"name": "dubai", "classes": ["building", "land", "road", "vegetation", "water"]}
 

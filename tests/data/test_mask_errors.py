@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from s5.data import image_io
-from s5.data.errors import ImageError, LabelError
 from s5.data.labels import IGNORE, get_table
 from s5.data.masks import open_mask, read_ids, read_values
+from s5.errors import ImageError, LabelError
 from tests.helpers.mask_files import CODED, PLAIN, H, W, palette_image
 from tests.helpers.tiff_files import write_tiff
 

@@ -12,13 +12,13 @@ from PIL import Image
 
 from s5.data import stored_mask
 from s5.data.check import check_split
-from s5.data.errors import DataError
 from s5.data.folders import pair_folders
 from s5.data.image_io import read_mask
 from s5.data.labels import IGNORE, get_table
 from s5.data.masks import open_mask
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split
+from s5.errors import DataError
 from s5.launch import Launch
 from s5.training.experiment import check_codings, check_splits
 

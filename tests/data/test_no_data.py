@@ -7,9 +7,9 @@ import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
 
-from s5.data.errors import ImageError
 from s5.data.image_io import image_size, read_image, read_image_with_valid
 from s5.data.rasters import open_raster
+from s5.errors import ImageError
 from tests.helpers.tiff_files import write_tiff
 
 HEIGHT, WIDTH, EMPTY = 48, 64, 20  # the first columns have no data

@@ -2,9 +2,9 @@
 
 import pytest
 
-from s5.data.errors import SplitError
 from s5.data.folders import hold_out, pair_folders
 from s5.data.splits import Split
+from s5.errors import SplitError
 
 
 def touch(root, *names):

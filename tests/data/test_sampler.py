@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
-from s5.data.errors import DataError
 from s5.data.sampler import MultiSourceSampler
+from s5.errors import DataError
 
 
 def take(sampler: MultiSourceSampler, steps: int) -> list:

@@ -10,7 +10,6 @@ import rasterio
 import torch
 
 from s5.data.augmentation import StrongAugmentation, sample_rng
-from s5.data.errors import DataError, ImageError
 from s5.data.image_io import write_image
 from s5.data.labels import get_table
 from s5.data.loaders import (
@@ -31,6 +30,7 @@ from s5.data.sources import (
     read_labeled,
 )
 from s5.data.splits import Split
+from s5.errors import DataError, ImageError
 from s5.launch import Launch
 from tests.helpers.s4p_runs import write_dataset
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from s5.data.errors import SplitError, printable
 from s5.data.loaders import resolve_split
 from s5.data.splits import Split, format_line, write_split
+from s5.errors import SplitError, printable
 
 
 def split_of(tmp_path, content):

@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from s5.command import run_command
 from s5.data import worker_pool as loader_module
 from s5.data import worker_pool as transport
-from s5.data.errors import LoaderError
 from s5.data.loaders import stop_workers
 from s5.data.worker_pool import Loader, explain_death
+from s5.errors import LoaderError
 from s5.training.hooks import safety
 from s5.training.hooks.safety import REPEAT_AFTER
 from tests.helpers.processes import start, wait_until

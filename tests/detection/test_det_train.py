@@ -12,7 +12,8 @@ from s5.data.oriented.classes import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.experiment import DetectionExperiment
 from s5.detection.metric import build_metrics
-from s5.training.config import ConfigError, load_python_config
+from s5.errors import ConfigError
+from s5.training.config import load_python_config
 from tests.helpers.det_runs import losses, script, write_config, write_datasets
 from tests.helpers.s4p_runs import REPO
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from s5.data.datasets import CLASS_LISTS, TABLES, Dataset
-from s5.data.errors import DataError
 from s5.data.prepare.__main__ import main
+from s5.errors import DataError
 
 
 class DatasetContract:

@@ -1,12 +1,15 @@
 """The order of the folders of `s5/`, which docs/architecture.md draws: each imports only those before it."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Folders of one row do not import each other.
+BASE = ("errors", "ranges", "launch", "command")  # modules
+# Folders of one row do not import each other; all may import the base.
 ROWS = (
     ("ops",),
     ("compat",),
@@ -46,9 +49,18 @@ def test_a_folder_imports_only_those_before_it(folder: str, repository: Path) ->
         f"{path.relative_to(repository)}:{line}: {name}"
         for path in files
         for line, name in imported(path)
-        if (other := name.split(".")[1]) != folder and ROW.get(other, len(ROWS)) >= ROW[folder]
+        if (other := name.split(".")[1]) not in (folder, *BASE) and ROW.get(other, len(ROWS)) >= ROW[folder]
     ]
     assert not wrong
+
+
+def test_the_base_imports_nothing_above_it(repository: Path) -> None:
+    """When it is imported, that is: functions may."""
+    for module in BASE:
+        code = f"import sys, s5.{module}; print([m for m in sys.modules if m.startswith('s5.')])"
+        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        names = {name.split(".")[1] for name in ast.literal_eval(loaded.stdout)}
+        assert names <= {*BASE, "compat"}  # the package itself installs the operators of mmcv
 
 
 def test_trees_do_not_import_each_other(repository: Path) -> None:

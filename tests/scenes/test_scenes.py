@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask
 from s5.data.labels import IGNORE, get_table
 from s5.data.splits import Split
+from s5.errors import DataError
 from scenes import BOX_CLASSES, CLASSES, LABEL_SETS, THEMES, generate_scene
 from scenes.__main__ import main
 from scenes.canvas import Canvas, Sun

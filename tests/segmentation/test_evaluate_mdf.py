@@ -12,10 +12,8 @@ import rasterio
 import torch
 import yaml
 
-from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask, write_image, write_mask
-from s5.errors import CheckpointError
-from s5.training.config import ConfigError
+from s5.errors import CheckpointError, ConfigError, DataError
 from tests.helpers.mdf_runs import REPO, TASKS, configuration, overrides, script, write_datasets
 from tests.helpers.processes import start_ranks
 from tests.helpers.trained_models import table, write_checkpoint

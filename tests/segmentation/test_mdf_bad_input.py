@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 
-from s5.data.errors import DataError
-from s5.errors import CheckpointError, UserError
+from s5.errors import CheckpointError, ConfigError, DataError, UserError
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.config import ConfigError, load_config
+from s5.training.config import load_config
 from tests.helpers.mdf_runs import SIZE, TASKS, arguments, configuration, script, write_datasets
 
 ONE_EPOCH = {"schedule.epochs": 1}

@@ -8,10 +8,11 @@ import torch
 import yaml
 
 from s5.checkpoints.loading import read_checkpoint
+from s5.errors import ConfigError
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.trained import find_spec
-from s5.training.config import ConfigError, load_config
+from s5.training.config import load_config
 from tests.helpers.mdf_runs import TASKS, arguments, configuration, script, write_datasets
 
 

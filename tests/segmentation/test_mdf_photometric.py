@@ -14,10 +14,11 @@ from s5.data.labels import get_table
 from s5.data.loaders import TasksCollate
 from s5.data.sampler import Draw
 from s5.data.sources import LabeledImages, MultiSourceDataset, WeakAugmentation
+from s5.errors import ConfigError
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.multi_dataset import MultiDataset, TaskLoss
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.config import ConfigError, load_config
+from s5.training.config import load_config
 from tests.helpers.mdf_runs import TASKS, arguments, configuration, losses, script, write_datasets
 from tests.ops.test_photometric import random_rows, torchvision_view
 

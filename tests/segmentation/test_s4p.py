@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from s5.checkpoints.loading import load_weights, read_checkpoint
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError
 from s5.segmentation.segmentor import build_segmentor
-from s5.training.config import ConfigError
 from s5.training.hooks import checkpoints
 from tests.helpers.s4p_runs import arguments, losses, options, script, validations, write_dataset
 from tests.helpers.trained_models import table, write_checkpoint

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s5.ops.photometric import to_unit
 from s5.segmentation.tta import Tta, augmented
-from s5.segmentation.windows import Inference, predict_bands, rows_of, to_unit
+from s5.segmentation.windows import Inference, predict_bands, rows_of
 
 KERNEL = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
 EVEN = KERNEL + KERNEL.flip(-1)

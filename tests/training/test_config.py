@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from s5.errors import ConfigError
 from s5.segmentation.mdf import build_tables
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training.config import ConfigError, Section, load_config, save_config
+from s5.training.config import Section, load_config, save_config
 
 REPO = Path(__file__).parents[2]
 PRETRAIN = REPO / "S4_Pretrain/configs/pretrain.yaml"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from s5.errors import ConfigError
 from s5.segmentation.methods import METHODS
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.training import hooks
-from s5.training.config import ConfigError
 from s5.training.runner import S5Runner
 from tests.helpers.mdf_runs import arguments as mdf_arguments
 from tests.helpers.mdf_runs import script as mdf_script

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from s5.data.errors import DataError, ImageError, PrepareError
 from s5.data.files import write_bytes
 from s5.data.folders import find_files, is_system_name
+from s5.errors import DataError, ImageError, PrepareError
 
 logger = logging.getLogger(__name__)
 

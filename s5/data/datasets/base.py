@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from s5.data.datasets.shipped import Shipped, Source
-from s5.data.errors import DataError, ImageError
 from s5.data.image_io import read_image_with_valid, read_mask
 from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors
 from s5.data.masks import read_ids
 from s5.data.oriented.annotations import AnnotationReader
 from s5.data.oriented.drawing import draw_legend, draw_objects
 from s5.data.splits import Sample, Split
+from s5.errors import DataError, ImageError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 

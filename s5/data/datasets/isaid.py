@@ -9,10 +9,10 @@ import numpy as np
 
 from s5.data.datasets.base import TRAIN, VAL, Dataset
 from s5.data.datasets.shipped import Shipped, Source, safe_name
-from s5.data.errors import PrepareError
 from s5.data.folders import find_images
 from s5.data.label_table import build_table
 from s5.data.masks import open_mask
+from s5.errors import PrepareError
 
 _MASK = re.compile(r"(?P<stem>.+)_instance_color_RGB")
 _URL = "https://captain-whu.github.io/iSAID"

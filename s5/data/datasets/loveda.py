@@ -7,8 +7,8 @@ from pathlib import Path
 
 from s5.data.datasets.base import TEST, TRAIN, VAL, Dataset
 from s5.data.datasets.shipped import Shipped, Source, listed
-from s5.data.errors import PrepareError
 from s5.data.label_table import RGB, build_table
+from s5.errors import PrepareError
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s5.data.datasets.archives import Archives
-from s5.data.errors import PrepareError
 from s5.data.folders import find_files
 from s5.data.splits import read_list
+from s5.errors import PrepareError
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from s5.data.errors import DataError
 from s5.data.files import write_bytes
 from s5.data.oriented.geometry import to_boxes, to_polygons
+from s5.errors import DataError
 
 logger = logging.getLogger(__name__)
 

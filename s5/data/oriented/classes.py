@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.data.datasets.dior_r import CLASSES as DIOR_R
 from s5.data.datasets.dota import DOTA_V1, DOTA_V1_5, DOTA_V2, DOTA_V2_AS_STORED, DOTA_V2_PUBLISHED
-from s5.data.errors import DataError
 from s5.data.oriented.annotations import class_ids
+from s5.errors import DataError
 
 __all__ = [
     "CLASSES",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from s5.data.errors import DataError, SplitError, shorten
 from s5.data.folders import files_by_name
 from s5.data.image_io import image_size
 from s5.data.oriented.annotations import (
@@ -20,6 +19,7 @@ from s5.data.oriented.annotations import (
 )
 from s5.data.oriented.merge import parse_window_name
 from s5.data.splits import IMAGE_EXTENSIONS, Split, explain_foreign, format_line
+from s5.errors import DataError, SplitError, shorten
 
 logger = logging.getLogger(__name__)
 

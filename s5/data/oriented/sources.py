@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s5.data.errors import DataError
 from s5.data.image_io import read_image_with_valid
 from s5.data.loaders import TrainingData, build_loader, build_sampler, whole_images_loader
 from s5.data.oriented.annotations import Objects
 from s5.data.oriented.geometry import enclosing_boxes, flip_polygons, share_inside, to_boxes
 from s5.data.oriented.samples import AnnotatedImages, Folders, Lists
+from s5.errors import DataError
 from s5.launch import Launch
 
 PADDING = (124, 116, 104)  # mean colour of ImageNet: close to 0 when normalised, like the published padding

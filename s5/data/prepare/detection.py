@@ -13,7 +13,6 @@ import numpy as np
 
 from s5.data.datasets.base import Dataset
 from s5.data.datasets.shipped import Shipped, Source
-from s5.data.errors import PrepareError
 from s5.data.image_io import read_image, write_bytes, write_image
 from s5.data.oriented.annotations import AnnotationReader, Objects, class_ids, write_objects
 from s5.data.oriented.geometry import share_inside
@@ -23,6 +22,7 @@ from s5.data.prepare.journal import Patch
 from s5.data.prepare.patches import Readable, Window, open_image, windows
 from s5.data.prepare.pipeline import Cut, Plan, plan_parameters, require_name, require_sizes
 from s5.data.prepare.segmentation import add_options
+from s5.errors import PrepareError
 
 _WHOLE = 1 - 1e-6  # share inside, above which a window does not truncate an object
 

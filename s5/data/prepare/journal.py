@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s5.data.errors import PrepareError
+from s5.errors import PrepareError
 
 _VERSION = 1
 _LOCK_SECONDS = 5.0  # workers of a killed run notice within a second that it is gone

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from s5.data.datasets.base import TRAIN, VAL
 from s5.data.datasets.shipped import Source
-from s5.data.errors import ImageError, PrepareError
 from s5.data.folders import hold_out, pair_folders
 from s5.data.image_formats import is_tiff
 from s5.data.image_io import image_size
@@ -19,6 +18,7 @@ from s5.data.prepare.patches import Window, unique_stems
 from s5.data.prepare.pipeline import Plan, plan_parameters, require_name, require_sizes
 from s5.data.prepare.segmentation import MaskCutter, add_sizes, add_val_size, require_val_size
 from s5.data.splits import Sample, Split
+from s5.errors import ImageError, PrepareError
 
 SUMMARY = "your own folders of images and masks -> NAME, with lists for training"
 _PIECE_ROWS = 4096  # of a large image, cut at a time

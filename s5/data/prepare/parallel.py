@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from s5.data.errors import PrepareError
 from s5.data.image_io import init_worker
+from s5.errors import PrepareError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from s5.data.datasets.archives import Archives
 from s5.data.datasets.shipped import Source
-from s5.data.errors import DataError, PrepareError, printable
 from s5.data.prepare.journal import Entry, Journal, Patch
 from s5.data.prepare.parallel import run_parallel
 from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
+from s5.errors import DataError, PrepareError, printable
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Any
 from s5.data.datasets.archives import Archives
 from s5.data.datasets.base import TEST, TRAIN, VAL, Dataset
 from s5.data.datasets.shipped import Shipped, Source
-from s5.data.errors import ImageError, LabelError, PrepareError
 from s5.data.image_io import write_bytes, write_image, write_mask
 from s5.data.prepare.journal import Patch
 from s5.data.prepare.patches import (
@@ -24,6 +23,7 @@ from s5.data.prepare.patches import (
     windows,
 )
 from s5.data.prepare.pipeline import Cut, Plan, plan_parameters, require_name, require_sizes
+from s5.errors import ImageError, LabelError, PrepareError
 
 OpenMask = Callable[[Path], AbstractContextManager[ReadableMask]]
 

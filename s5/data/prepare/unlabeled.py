@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from s5.data.datasets.shipped import Source
-from s5.data.errors import PrepareError
 from s5.data.files import write_bytes
 from s5.data.folders import find_images
 from s5.data.image_io import write_image
@@ -18,6 +17,7 @@ from s5.data.prepare.patches import Readable, open_image, plain_file, unique_ste
 from s5.data.prepare.pipeline import Cut, Plan, plan_parameters, require_name, require_sizes
 from s5.data.prepare.segmentation import add_sizes
 from s5.data.splits import IMAGE_EXTENSIONS
+from s5.errors import PrepareError
 
 SUMMARY = "any folder tree of images -> unlabeled/NAME, with a list for training"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s5.backbones import Architecture, Backbone, Counts, create_backbone
 from s5.detection.network.oriented_rcnn import OrientedRCNN, Settings
-from s5.segmentation.windows import to_unit
+from s5.ops.photometric import to_unit
 from s5.training.model import MultiTaskNetwork, TaskModel
 
 

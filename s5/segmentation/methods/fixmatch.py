@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from s5.data.augmentation import StrongAugmentation
 from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
-from s5.ops.photometric import apply_photometric
+from s5.ops.photometric import apply_photometric, to_unit
 from s5.ranges import NonNegativeFloat, Positive, Share, ShareBelowOne
 from s5.segmentation.methods.ema import EmaTeacher
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import SegHead, Segmentor
-from s5.segmentation.windows import Inference, to_unit
+from s5.segmentation.windows import Inference
 
 IGNORE = 255
 

@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from s5.checkpoints.loading import save_atomic
-from s5.data.errors import DataError
 from s5.data.sampler import MultiSourceSampler
+from s5.errors import DataError
 from s5.training.config import Section, save_config
 from s5.training.model import TaskModel
 from s5.training.resume import RESUMABLE, ResumableHook, resumable_checkpoints

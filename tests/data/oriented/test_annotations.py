@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from s5.data.errors import DataError
 from s5.data.oriented.annotations import AnnotationError, AnnotationReader, write_objects
 from s5.data.oriented.classes import CLASSES as TABLES
 from s5.data.oriented.classes import DIOR_R, DOTA_V1, DOTA_V2, get_classes
+from s5.errors import DataError
 from tests.helpers.oriented_data import CLASSES, rectangles, xml
 
 READER = AnnotationReader(CLASSES)

@@ -6,7 +6,6 @@ import pickle
 import numpy as np
 import pytest
 
-from s5.data.errors import DataError, ImageError, SplitError
 from s5.data.image_io import write_image
 from s5.data.loaders import collate_validation
 from s5.data.oriented.annotations import AnnotationError, make_objects
@@ -14,6 +13,7 @@ from s5.data.oriented.geometry import to_boxes, to_polygons
 from s5.data.oriented.sources import PADDING, OrientedImages, OrientedValidation, fit_image
 from s5.data.sampler import Draw
 from s5.data.sources import MultiSourceDataset
+from s5.errors import DataError, ImageError, SplitError
 from tests.helpers.oriented_data import CLASSES, paint, rectangles, write_pair, write_set, xml
 
 INSIDE = make_objects(

@@ -5,10 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from s5.data.errors import DataError
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.geometry import to_boxes
 from s5.detection.submission import check_submission, pack_dota
+from s5.errors import DataError
 from tests.helpers.oriented_data import CLASSES, detect, rectangles
 
 IMAGES = ["P0001", "P0002", "P0003"]

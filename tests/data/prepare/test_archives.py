@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from s5.data.datasets.archives import Archives
-from s5.data.errors import ImageError
+from s5.errors import ImageError
 from tests.helpers.shipped_data import pack
 
 

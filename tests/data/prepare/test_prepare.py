@@ -10,7 +10,6 @@ import rasterio
 from PIL import Image
 
 from s5.data.check import check_split
-from s5.data.errors import PrepareError
 from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.journal import Entry, Journal, Patch
@@ -18,6 +17,7 @@ from s5.data.prepare.parallel import run_parallel
 from s5.data.prepare.patches import Window, tiles, windows
 from s5.data.prepare.pipeline import Outcome
 from s5.data.splits import Split
+from s5.errors import PrepareError
 from tests.helpers.shipped_data import noise, start_and_wait_for, tree
 
 # --- windows

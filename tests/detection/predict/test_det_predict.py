@@ -17,8 +17,8 @@ from s5.data.oriented.sources import fit_image, pad_image
 from s5.data.prepare.__main__ import main as prepare
 from s5.detection import predict as det_predict
 from s5.detection.network import DetectionModel, build_detector
+from s5.errors import ConfigError
 from s5.prediction.sources import find_sources
-from s5.training.config import ConfigError
 from tests.detection.predict.det_models import (
     SETTINGS,
     TASKS,

@@ -7,10 +7,9 @@ import torch
 import yaml
 
 from s5.command import run_command
-from s5.data.errors import DataError
 from s5.detection.trained import load_det_config
-from s5.errors import CheckpointError
-from s5.training.config import ConfigError, save_config
+from s5.errors import CheckpointError, ConfigError, DataError
+from s5.training.config import save_config
 from tests.detection.predict.det_models import TASKS, files, predict, write_detector
 from tests.helpers.det_runs import script, write_config, write_datasets
 from tests.helpers.trained_models import table, write_checkpoint

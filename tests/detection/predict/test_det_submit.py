@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from s5.data.errors import DataError
 from s5.data.image_io import write_image
 from s5.detection import submission
-from s5.training.config import ConfigError
+from s5.errors import ConfigError, DataError
 from tests.detection.predict.det_models import evaluate, fails, files, picture
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 
 from s5.checkpoints.loading import read_checkpoint
-from s5.data.errors import DataError, ImageError
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError, DataError, ImageError
 from s5.launch import LaunchError
-from s5.training.config import ConfigError
 from tests.detection.predict.det_models import evaluate, fails, files, write_detector
 from tests.helpers.trained_models import table, write_checkpoint
 

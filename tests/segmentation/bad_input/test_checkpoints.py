@@ -9,11 +9,9 @@ import torch
 import yaml
 
 from s5.backbones import create_backbone
-from s5.data.errors import DataError
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError, DataError
 from s5.launch import LaunchError
 from s5.training.command import command_parser
-from s5.training.config import ConfigError
 from tests.helpers.s4p_runs import CLASSES
 from tests.segmentation.bad_input.training import assert_nothing_trained, train, write_weights
 

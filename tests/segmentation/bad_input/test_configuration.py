@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from s5.data.errors import DataError, SplitError
-from s5.training.config import ConfigError
+from s5.errors import ConfigError, DataError, SplitError
 from tests.helpers.s4p_runs import losses
 from tests.segmentation.bad_input.training import LABELED, UNLABELED, VAL, assert_nothing_trained, train
 

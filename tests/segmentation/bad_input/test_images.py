@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from s5.command import run_command
-from s5.data.errors import DataError
+from s5.errors import DataError
 from tests.helpers.s4p_runs import losses
 from tests.segmentation.bad_input.training import LABELED, UNLABELED, assert_nothing_trained, train, truncate
 

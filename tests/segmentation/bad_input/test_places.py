@@ -12,10 +12,8 @@ from s5.checkpoints.loading import read_checkpoint
 from s5.command import run_command
 from s5.compat.attention import BackendError
 from s5.compat.mmcv_ext import ExtensionError
-from s5.data.errors import DataError
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, ConfigError, DataError
 from s5.launch import LaunchError
-from s5.training.config import ConfigError
 from s5.training.hooks import NonFiniteLossError
 from tests.helpers.processes import start, wait_until
 from tests.helpers.s4p_runs import arguments, losses, options

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from s5.errors import ConfigError
 from s5.prediction.sources import find_sources
 from s5.segmentation import predict as command
-from s5.training.config import ConfigError
 from tests.segmentation.predict.predicting import files, predict
 
 

@@ -11,9 +11,8 @@ import torch
 import yaml
 
 from s5.command import run_command
-from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask
-from s5.training.config import ConfigError
+from s5.errors import ConfigError, DataError
 from tests.helpers.mdf_runs import REPO
 from tests.helpers.processes import start_ranks
 from tests.helpers.trained_models import table, write_checkpoint

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from s5.data.errors import DataError
 from s5.data.image_io import read_image, read_mask, write_image
 from s5.data.labels import get_table
 from s5.data.prepare.patches import unique_stems
+from s5.errors import DataError
 from s5.prediction.sources import find_sources
 from s5.segmentation.results import paint
 from tests.helpers.mdf_runs import REPO

@@ -215,6 +215,7 @@ def plan_dataset(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
         out=args.out,
         folder=cutter.folder,
         parameters=plan_parameters(dataset.name, args, names),
+        facts=dataset.mask_facts(),
         sources=dataset.find(shipped, **{name: getattr(args, name) for name in dataset.options}),
         cut=cutter,
         lists={dataset.split_file(split, cutter.folder): parts for split, parts in dataset.splits.items()},

@@ -52,7 +52,7 @@ tasks = dict(
 )
 size = {SIZE}
 workers = 0
-model = dict(expert_channels=48, proposals=20, max_per_img=10, score_thr=0.0)
+model = dict(expert_channels=48, channels=32, fc_channels=256, proposals=20, max_per_img=10, score_thr=0.0)
 optim = dict(warmup_iters=1)
 schedule = dict(epochs=3, milestones=(2,), steps_per_epoch=1, val_interval=3)
 schedule.update(keep_checkpoints=9, log_interval=1)

@@ -121,8 +121,9 @@ def test_skipped_steps_are_logged_with_their_samples_and_counted(skipped: Path) 
 def test_mean_losses_leave_skipped_steps_out(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(root, tmp_path / "one", monkeypatch, {2})
-    train(root, tmp_path / "mean", monkeypatch, {2}, **{"schedule.log_interval": 3})
+    rarely = {"schedule.checkpoint_interval": 6}
+    train(root, tmp_path / "one", monkeypatch, {2}, **rarely)
+    train(root, tmp_path / "mean", monkeypatch, {2}, **rarely, **{"schedule.log_interval": 3})
     single = [loss for loss, *_ in losses_and_counts(tmp_path / "one").values()]
     means = [loss for loss, *_ in losses_and_counts(tmp_path / "mean").values()]
     expected = [(single[0] + single[2]) / 2, sum(single[3:]) / 3]

@@ -298,15 +298,8 @@ def test_fine_tuning_starts_from_the_checkpoint(bash, repository: Path, tmp_path
     (tmp_path / "my.yaml").write_text(
         yaml.safe_dump(mdf_runs.configuration(mdf_runs.write_datasets(tmp_path)))
     )
-    command = [
-        "0",
-        free_port(),
-        "vit_t_moe",
-        "True",
-        "vit_t_s4p_upernet",
-        "--cfg-options",
-        "schedule.epochs=1",
-    ]
+    command = ["0", free_port(), "vit_t_moe", "True", "vit_t_s4p_upernet"]
+    command += ["--cfg-options", "schedule.epochs=1"]
     done = bash(repository / FINETUNE, *command, CONFIG="my.yaml", WORK_DIR="run")
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "run/train.log").read_text()

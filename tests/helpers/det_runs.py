@@ -1,13 +1,12 @@
 """Tiny detection runs for tests: generated datasets, a configuration, the entry scripts."""
 
-import json
 from pathlib import Path
 from types import ModuleType
 
 import cv2
 import numpy as np
 
-from tests.helpers.s4p_runs import REPO, load_script
+from tests.helpers.s4p_runs import REPO, load_script, records
 
 SIZE = 64
 
@@ -68,5 +67,4 @@ def script(name: str = "train") -> ModuleType:
 
 def losses(work_dir: Path) -> dict[int, float]:
     """Logged loss by step."""
-    records = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
+    return {record["step"]: record["loss"] for record in records(work_dir) if "loss" in record}

@@ -82,6 +82,7 @@ def test_real_tiles_are_all_there(shared: Path) -> None:
     assert counts == {"dubai": (45, 9), "fair_buildings": (121, 21), "epfl_roads": (80, 20)}
 
 
+@pytest.mark.slow
 def test_all_methods_train_from_the_same_weights_and_are_kept(
     arguments: list[str],
     tmp_path: Path,

@@ -30,6 +30,8 @@ WRAPPER = """
 import os, runpy, sys, torch
 from s5.training.guarded_step import GuardedOptimWrapper
 from s5.segmentation.methods.fixmatch import FixMatch
+
+pytestmark = pytest.mark.slow
 path, fault, folder, first = sys.argv.pop(1), *(sys.argv.pop(1) for _ in range(3))
 original_loss, original_update = FixMatch.loss, GuardedOptimWrapper.update_params
 rank, step = os.environ["RANK"], int(first) - 1

@@ -186,7 +186,7 @@ def _spec_of_weights(
     try:
         weights = convert(content, tuple(tasks))
         if not weights.heads:
-            raise CheckpointError("holds a backbone alone; give the file of a whole model")
+            raise CheckpointError("holds a backbone only; give the weights of a full model")
         if any(CLASSIFIER in head for head in weights.heads.values()):
             classes = {task: _class_names(given) for task, given in tasks.items()}
             return DetectionSpec.from_weights(weights, backbone, classes)

@@ -1,4 +1,4 @@
-"""The outermost layer of every command: its exit code, and errors without a traceback."""
+"""Wrapper of every command: exit codes, and user errors without a traceback."""
 
 import io
 import logging
@@ -11,12 +11,12 @@ from types import FrameType
 
 from s5.errors import ESCAPE, SignalInterrupt, UserError
 
-# What PyTorch puts before the message of an error in a loader worker.
+# Prefix that PyTorch adds to the message of an error in a loader worker.
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
 
 
 def escape_console() -> None:
-    """Let stdout and stderr escape what they cannot encode, such as file names that are not UTF-8."""
+    """Let stdout and stderr escape characters they cannot encode, as in file names that are not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook replaces them
             stream.reconfigure(errors=ESCAPE)
@@ -26,13 +26,14 @@ def run_command(main: Callable[[], int], *, repeatable: bool = False) -> int:
     """Run `main` and return the exit code of the command.
 
     Args:
-        main: returns an exit code of its own.
-        repeatable: the command keeps what it has finished and continues when it is called again. Then
-            SIGTERM is an interrupt, log lines go to stderr, and messages about interrupts and files say so.
+        main: The command; returns an exit code.
+        repeatable: Whether the command keeps finished work and continues when run again. If so, SIGTERM acts
+            as an interrupt, log lines go to stderr, and messages about interrupts and file errors say that
+            the command can be repeated.
 
     Returns:
-        That of `main`; 1 after an error that its message explains, 130 after Ctrl-C, 128 + n after another
-        signal n. Any other error propagates with its traceback.
+        The exit code of `main`; 1 after a user error, 130 after Ctrl-C, 128 + n after another signal n. Any
+        other error propagates with its traceback.
     """
     escape_console()
     try:
@@ -43,9 +44,9 @@ def run_command(main: Callable[[], int], *, repeatable: bool = False) -> int:
     except OSError as error:
         if not repeatable:
             raise
-        return _failed(f"{error}. What is finished is kept; run the same command again.")
+        return _failed(f"{error}. Finished work is kept; run the same command again.")
     except RuntimeError as error:
-        from s5.data.worker_pool import explain_death  # imports torch, which data commands do without
+        from s5.data.worker_pool import explain_death  # imports torch, which data commands do not need
 
         explanation = explain_death(error)
         if explanation is None:

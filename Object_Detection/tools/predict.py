@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_common_options(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:
-        parser.error(f"--score-thr {args.score_thr}: from 0 to 1")
+        parser.error(f"--score-thr {args.score_thr}: must be from 0 to 1")
     return args
 
 

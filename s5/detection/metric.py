@@ -1,4 +1,4 @@
-"""Average precision of one task of a detector, exact under any number of processes."""
+"""Average precision of one task of a detector, exact with any number of processes."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,31 +30,31 @@ Found = dict[str, tuple[Detections, Objects]]
 class DetectionMetric(BaseMetric):
     """mAP and AP of every class of one task, in percent.
 
-    ``mAP50``, ``mAP75`` and ``mAP50:95`` (mean over the IoU thresholds 0.5, 0.55 ... 0.95) are by 11 points,
-    as DOTA and DIOR-R are scored; with ``_area`` behind, the area under the curve. ``AP50.<class>`` is by 11
-    points. Classes without objects are not averaged in; difficult objects count neither as found nor as
-    missed.
+    `mAP50`, `mAP75` and `mAP50:95` (mean over the IoU thresholds 0.5, 0.55 ... 0.95) are 11-point averages,
+    as in the benchmarks DOTA and DIOR-R; those with the suffix `_area` are areas under the curve.
+    `AP50.<class>` is an 11-point average. Classes without objects are excluded from means; difficult objects
+    are neither hits nor misses.
 
-    Every image counts once, by its name, whatever process had it, and in the order of the names, so that the
-    scores do not depend on the number of processes.
+    Every image counts once, by its name and in the order of the names, so that the scores do not depend on
+    the number of processes.
 
-    With ``merge``, the images are windows of larger ones (see :mod:`s5.data.oriented.merge`): the scores are
-    those of the whole images, and those of the windows follow as ``windows.mAP50`` ...
+    With `merge`, the images are windows of larger ones (see :mod:`s5.data.oriented.merge`): the scores are
+    those of the full images, and those of the windows are added as `windows.mAP50` ...
 
     Args:
-        classes: names of the classes, by label.
-        task: whose images are counted.
-        prefix: scores are named ``<prefix>/mAP50``, or ``mAP50`` without one.
-        merge: put windows together before scoring.
-        whole: objects of the whole images by name, for ``merge``; without
-            them, those of the windows together.
-        nms: IoU above which detections of overlapping windows are one, for ``merge``.
+        classes: Class names by label.
+        task: Task whose images are counted.
+        prefix: Scores are named `<prefix>/mAP50`, or `mAP50` without one.
+        merge: Merge windows before scoring.
+        whole: With `merge`, the objects of the full images by name; by default, the merged objects of the
+            windows.
+        nms: With `merge`, the IoU above which detections of overlapping windows are duplicates.
 
     Attributes:
-        precision: of the last evaluation, of the whole images with ``merge``; in the main process only.
+        precision: Result of the last evaluation, with `merge` of the full images; in the main process only.
     """
 
-    default_prefix = ""  # mmengine asks for one
+    default_prefix = ""  # mmengine warns without one
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class DetectionMetric(BaseMetric):
         self._windows: Found = {}
 
     def process(self, data_batch: Mapping[str, Sequence], data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take the detections of the task's images in a batch.
+        """Match the detections of the task's images in a batch with the ground truth.
 
         Args:
-            data_batch: lists ``name``, ``task`` and ``objects``, as
-                :class:`~s5.data.oriented.sources.OrientedValidation` gives them.
-            data_samples: ``pred_instances`` with ``bboxes`` (n, 5), ``scores`` and ``labels``, in pixels of
+            data_batch: Lists `name`, `task` and `objects` from
+                :class:`~s5.data.oriented.sources.OrientedValidation`.
+            data_samples: `pred_instances` with `bboxes` (n, 5), `scores` and `labels`, in pixels of
                 the image file.
         """
         batch = (data_batch[key] for key in ("name", "task", "objects"))
@@ -91,7 +91,7 @@ class DetectionMetric(BaseMetric):
                 self._windows[name] = found, objects
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Scores of everything processed since the last call, by all processes together."""
+        """Compute scores of the images that all processes have processed since the last call."""
         matches, windows = gather(self._matches), gather(self._windows)
         self._matches, self._windows = {}, {}
         outcome: list[Any] = [None]
@@ -103,7 +103,7 @@ class DetectionMetric(BaseMetric):
         return {prefix + name: value for name, value in outcome[0].items()}
 
     def compute_metrics(self, results: tuple[dict[str, Matches], Found]) -> dict[str, float]:
-        """Scores of matches, and of windows to be merged, by name of the image; logs the table of classes."""
+        """Compute scores from matches and windows to merge, both by image name; log those of the classes."""
         matches, windows = results
         precision = average_precision([matches[name] for name in sorted(matches)], len(self.classes))
         if not self.merge:
@@ -114,7 +114,7 @@ class DetectionMetric(BaseMetric):
         return self._report(average_precision(parts, len(self.classes))) | of_windows
 
     def _whole(self, found: Found) -> Found:
-        """Detections and objects of the whole images that the windows are of."""
+        """Detections and objects of the full images that the windows belong to."""
         merged = merge_windows(((name, detections) for name, (detections, _) in found.items()), self.nms)
         objects = self.whole
         if objects is None:
@@ -142,7 +142,7 @@ class DetectionMetric(BaseMetric):
 
 
 def _means(precision: Precision) -> dict[str, float]:
-    """Means over the classes that have objects, in percent; NaN without any."""
+    """Means over the classes that have objects, in percent; NaN if there are none."""
     present = precision.objects > 0
     scores: dict[str, float] = {}
     for values, end in ((precision.eleven_points, ""), (precision.area, "_area")):
@@ -156,14 +156,14 @@ def _means(precision: Precision) -> dict[str, float]:
 
 
 def detections_of(instances: Mapping[str, Any]) -> Detections:
-    """Detections from a model's ``bboxes`` (n, 5), ``scores`` and ``labels``."""
+    """Convert a model's `bboxes` (n, 5), `scores` and `labels` to detections."""
     boxes = instances["bboxes"]
     boxes = getattr(boxes, "tensor", boxes)  # mmrotate's box type around a tensor
     return make_detections(*(values.cpu() for values in (boxes, instances["scores"], instances["labels"])))
 
 
 def gather(items: dict[str, Item]) -> dict[str, Item] | None:
-    """What all processes have, in the main process; None in the others."""
+    """Gather the items of all processes in the main process; return None in the others."""
     if not dist.is_initialized():
         return items
     parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -172,13 +172,13 @@ def gather(items: dict[str, Item]) -> dict[str, Item] | None:
 
 
 def images_of(loader: DataLoader) -> dict[str, OrientedValidation]:
-    """The images of each task that a loader of :func:`s5.detection.experiment.build_val_loader` has."""
+    """Return the images of each task in a loader of `DetectionExperiment.build_val_loader`."""
     parts: Iterable[OrientedValidation] = loader.dataset.datasets  # type: ignore[attr-defined]
     return {part.task: part for part in parts}
 
 
 def is_merged(cfg: DetConfig, task: str, part: str) -> bool:
-    """Whether the images of a task are windows, whose detections are put together."""
+    """Whether the images of a task are windows whose detections are merged."""
     section = cfg.tasks[task]
     return section.whole is not None if section.test is None or part == "val" else section.test.windows
 
@@ -186,18 +186,18 @@ def is_merged(cfg: DetConfig, task: str, part: str) -> bool:
 def build_metrics(
     cfg: DetConfig, classes: Mapping[str, Sequence[str]], loader: DataLoader, part: str = "val"
 ) -> list[DetectionMetric]:
-    """Scores of the tasks whose images have annotations, named ``<task>/mAP50`` ...
+    """Build metrics, named `<task>/mAP50` ..., for the tasks whose images have annotations.
 
-    Labels of whole images are read here, so that what is wrong with them is said before anything runs.
+    Labels of full images are read here, so that problems with them are reported before anything runs.
 
     Args:
-        cfg: the configuration.
-        classes: names of the classes of each task.
-        loader: of the images of ``part``.
+        cfg: The configuration.
+        classes: Names of the classes of each task.
+        loader: Loader of the images of `part`.
         part: "val" or "test".
 
     Raises:
-        DataError: the labels of whole images are missing or wrong; names the first files.
+        DataError: The labels of full images are missing or invalid; names the first files.
     """
     images = images_of(loader)
     metrics = []

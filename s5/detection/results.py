@@ -1,4 +1,4 @@
-"""Detected boxes: in memory, drawn, and written as DOTA's text and GeoJSON."""
+"""Detection results: in memory, drawn, and written as DOTA text and GeoJSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ FORMATS = {"drawings": (".jpg", ".jpg"), "dota": (".txt", ".txt"), "geojson": ("
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectionResult(Result):
-    """The objects in an image.
+    """The objects detected in an image.
 
     Attributes:
-        detections: boxes, scores and labels.
+        detections: Boxes, scores and labels.
     """
 
     suffixes: ClassVar[Mapping[str, str]] = {
@@ -41,14 +41,14 @@ class DetectionResult(Result):
     def boxes(self) -> np.ndarray:
         """Rotated boxes float32 (n, 5): centre x and y, width, height in pixels, and angle in radians.
 
-        The width is the longer side, and the angle, in [-pi/2, pi/2), turns the x axis into it, clockwise on
-        the screen.
+        The width is the longer side. The angle from the x axis to it is in [-pi/2, pi/2), clockwise in the
+        image.
         """
         return self.detections.boxes
 
     @property
     def corners(self) -> np.ndarray:
-        """Corners of the boxes in pixels, float32 (n, 4, 2), x and y, clockwise on the screen."""
+        """Corners of the boxes in pixels, float32 (n, 4, 2), x and y, clockwise in the image."""
         return to_polygons(self.boxes)
 
     @property
@@ -66,14 +66,14 @@ class DetectionResult(Result):
         return len(self.labels)
 
     def __repr__(self) -> str:
-        """Task, size and the number of objects of each class."""
+        """Show task, size and the number of objects of each class."""
         counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
-        found = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True) if n)
-        where = "" if self.georeference is None else ", georeferenced"
-        return f"DetectionResult({self.task}: {self.height}x{self.width}{where}; {found or 'nothing found'})"
+        objects = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True) if n)
+        geo = "" if self.georeference is None else ", georeferenced"
+        return f"DetectionResult({self.task}: {self.height}x{self.width}{geo}; {objects or 'no objects'})"
 
     def draw(self, largest: int = LARGEST) -> np.ndarray:
-        """Outlines with names and scores, see :meth:`Result.draw`; many with a legend instead."""
+        """Draw outlines with names and scores, or a legend if there are many; see :meth:`Result.draw`."""
         with self.picture.open() as pixels:
             return draw_detections(*reduced(pixels, largest), self.detections, self.classes)
 
@@ -96,18 +96,18 @@ def write_results(
     georeference: Georeference | None,
     drawing: tuple[np.ndarray, int] | None,
 ) -> None:
-    """Write what was found in an image file, each result whole or not at all.
+    """Write the detections of an image file; each result file is written atomically.
 
     Args:
-        target: where to.
-        source: the image.
-        classes: names of the classes by task.
-        found: by task, in pixels of the image.
-        georeference: of the image.
-        drawing: image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
+        target: Output folder, tasks and formats.
+        source: The image.
+        classes: Names of the classes by task.
+        found: Detections by task, in pixels of the image.
+        georeference: Georeference of the image, for GeoJSON.
+        drawing: Image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: A file cannot be written.
     """
     for task in target.tasks:
         if "dota" in target.formats:

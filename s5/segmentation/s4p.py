@@ -1,4 +1,4 @@
-"""An S4P pre-training run: a semi-supervised method on labeled and unlabeled images."""
+"""The S4P pre-training experiment: a semi-supervised method on labeled and unlabeled images."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +26,10 @@ TASK = "s4p"
 
 
 class S4PExperiment(Experiment[S4PConfig, FixMatch]):
-    """A run of the method that the configuration names.
+    """A run of the semi-supervised method chosen in the configuration.
 
     Attributes:
-        table: the classes.
+        table: Label table.
     """
 
     def __init__(
@@ -39,24 +39,24 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         self.table = get_table(cfg.data.labels)
 
     def new_model(self) -> FixMatch:
-        """The network, and the method around it."""
+        """Build the network and the method around it."""
         cfg = self.cfg
         classes = {TASK: self.table.num_classes}
         network = build_network(self.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
         return METHODS[cfg.method](network, {TASK: cfg.data.val.inference()}, self.dtype(), cfg.settings)
 
     def build_training_data(self) -> TrainingData:
-        """Labeled and, unless their batch size is 0, unlabeled images in one batch.
+        """Batches of labeled and, unless their batch size is 0, unlabeled images.
 
         Raises:
-            ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+            ConfigError: A batch has a single image, too few for batch norm.
         """
         data, settings = self.cfg.data, self.cfg.settings
         sizes = data.labeled.batch_size, data.unlabeled.batch_size
         if sum(sizes) < 2 and not self.synchronises_batch_norm():
             raise ConfigError(
                 f"data.labeled.batch_size = {sizes[0]} without unlabeled images: batch norm needs at least "
-                f"two images in a step"
+                f"two images per step"
             )
         weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
         labeled = LabeledImages(resolve_split(self.cfg.data_root, data.labeled.split), self.table, weak)
@@ -80,7 +80,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         return [SegmentationMetric(self.table, TASK)]
 
     def check_data(self) -> None:
-        """Refuse labeled and validation splits with errors, unless the configuration says not to look."""
+        """Reject labeled and validation splits with errors, unless `data.check` is false."""
         data = self.cfg.data
         if data.check:
             parts = {"labeled": data.labeled.split, "validation": data.val.split}
@@ -89,20 +89,20 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
             check_splits(splits, self.work_dir, data.workers, self.launch)
 
     def steps(self) -> Steps:
-        """Length and intervals, which the configuration has in steps."""
+        """Length and intervals, configured in steps."""
         schedule = self.cfg.schedule
         return Steps(schedule.total_iters, schedule.val_interval, schedule.checkpoint_interval)
 
     def lr_schedule(self) -> list[dict[str, Any]]:
-        """Cosine to zero."""
+        """Cosine decay to zero."""
         return cosine_schedule(self.cfg.schedule.total_iters, self.cfg.optim.warmup_iters)
 
     def weight_files(self) -> WeightFiles:
-        """`<name>_s4p_upernet.pth` and `<name>_s4p.pth`."""
+        """Files named `<backbone>_s4p_upernet.pth` and `<backbone>_s4p.pth`."""
         return WeightFiles(f"{self.backbone}_s4p_upernet.pth", f"{self.backbone}_s4p.pth")
 
     def weights_meta(self) -> dict[str, Any]:
-        """What a weights file says of its model."""
+        """Metadata of the weight files, sufficient to rebuild the model."""
         return {
             "backbone": self.backbone,
             "decoder_channels": self.cfg.model.decoder_channels,
@@ -114,7 +114,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         }
 
     def best_scores(self) -> dict[str, list[str]]:
-        """The best weights are those of the best mIoU."""
+        """Select the best weights by mIoU."""
         return {"best": ["mIoU"]}
 
     def pictures(self) -> Hook:

@@ -1,4 +1,4 @@
-"""Scalars of training steps, read from the device together when a log line is due, and their files."""
+"""Logging of training scalars: kept on the device, read together when a log line is due, written to files."""
 
 import json
 import math
@@ -22,11 +22,11 @@ Scalar = Tensor | float
 class StepScalarsHook(RuntimeInfoHook):
     """Collects every scalar that a model's loss returns; mmengine's hook would synchronise for each value.
 
-    Values that are not finite, which are those of skipped steps, are left out of the means. Beside them
-    `grad_norm` is logged, as it is.
+    Non-finite values, which come from skipped steps, are excluded from the means. `grad_norm` is logged as
+    well, including non-finite values.
 
     Attributes:
-        names: of the scalars so far, which a log line averages over its steps.
+        names: Names of the scalars seen so far; a log line averages them over its steps.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,11 @@ class StepScalarsHook(RuntimeInfoHook):
         self._steps.append({"grad_norm": runner.optim_wrapper.grad_norm, **scalars})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Complete the message hub, which is part of the checkpoint."""
+        """Bring the message hub up to date, because it is part of the checkpoint."""
         self.flush(runner)
 
     def flush(self, runner: Runner) -> None:
-        """Move the values of all steps so far to the message hub."""
+        """Move the collected values to the message hub."""
         named = [(name, value) for step in self._steps for name, value in step.items()]
         for name, value in zip((name for name, _ in named), _read(value for _, value in named), strict=True):
             if name in self.names and not math.isfinite(value):
@@ -61,7 +61,7 @@ def _is_scalar(value: object) -> bool:
 
 
 def _read(values: Iterable[Scalar]) -> list[float]:
-    """Values of tensors and numbers; those on a device come in one copy."""
+    """Convert tensors and numbers to floats, with a single copy from the device."""
     listed = list(values)
     tensors = [value.reshape(()).float() for value in listed if isinstance(value, Tensor)]
     read = iter(torch.stack(tensors).tolist() if tensors else [])
@@ -69,11 +69,11 @@ def _read(values: Iterable[Scalar]) -> list[float]:
 
 
 class StepLogProcessor(LogProcessor):
-    """Formats log lines from the values that a :class:`StepScalarsHook` collects.
+    """Formats log lines from the values collected by a :class:`StepScalarsHook`.
 
     Args:
-        scalars: the hook.
-        interval: steps between log lines, and the number of steps a line averages over.
+        scalars: The hook.
+        interval: Steps between log lines, which is also the number of steps that a line averages over.
     """
 
     def __init__(self, scalars: StepScalarsHook, interval: int) -> None:
@@ -81,7 +81,7 @@ class StepLogProcessor(LogProcessor):
         self.scalars = scalars
 
     def get_log_after_iter(self, runner: Runner, batch_idx: int, mode: str) -> tuple[dict, str]:
-        """Scalars by name, and the log line."""
+        """Return the scalars by name and the log line."""
         self.scalars.flush(runner)
         self._set_mean_pattern()
         with np.errstate(invalid="ignore"):  # a mean is NaN where every step of the window was skipped
@@ -93,7 +93,7 @@ class StepLogProcessor(LogProcessor):
 
 
 def log_options(interval: int) -> dict[str, Any]:
-    """Runner arguments: log every ``interval`` iterations the means over them; no mmengine checkpoints."""
+    """Runner arguments that log means over every `interval` iterations and disable mmengine's checkpoints."""
     log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
     scalars = StepScalarsHook()
     return {
@@ -106,21 +106,21 @@ SCALARS_FILE = "log.jsonl"
 
 
 class JsonLinesBackend(BaseVisBackend):
-    """Appends every record of scalars as one line to ``log.jsonl``; a resumed run continues the file."""
+    """Appends each record of scalars to `log.jsonl` as one line; a resumed run appends to the same file."""
 
     def _init_env(self) -> None:
         Path(self._save_dir).mkdir(parents=True, exist_ok=True)
 
     @property
     def experiment(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return Path(self._save_dir) / SCALARS_FILE
 
     def add_config(self, config: Config, **kwargs: Any) -> None:
-        """The configuration has a file of its own."""
+        """Do nothing: the configuration has its own file."""
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
-        """Pictures are written by their hook."""
+        """Do nothing: pictures are written by their hook."""
 
     def add_scalar(self, name: str, value: float, step: int = 0, **kwargs: Any) -> None:
         """Append one value."""
@@ -129,7 +129,7 @@ class JsonLinesBackend(BaseVisBackend):
     def add_scalars(
         self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **kwargs: Any
     ) -> None:
-        """Append the values; NaN (a class that does not occur) becomes null; ``file_path`` is not used."""
+        """Append the values, with null for NaN (a class that does not occur); `file_path` is ignored."""
         values = {name: float(value) for name, value in scalar_dict.items()}
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         with self.experiment.open("a", encoding="utf-8") as file:
@@ -137,6 +137,6 @@ class JsonLinesBackend(BaseVisBackend):
 
 
 def build_visualizer(work_dir: Path, name: str) -> Visualizer:
-    """A visualizer that writes ``work_dir/log.jsonl`` and ``work_dir/tensorboard``."""
+    """Build a visualizer that writes `work_dir/log.jsonl` and `work_dir/tensorboard`."""
     backends = [JsonLinesBackend(str(work_dir)), TensorboardVisBackend(str(work_dir / "tensorboard"))]
     return Visualizer(name=name, vis_backends=backends, save_dir=str(work_dir))

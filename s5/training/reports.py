@@ -1,4 +1,4 @@
-"""Files and tables that report scores."""
+"""Files and tables of scores."""
 
 import csv
 import io
@@ -16,31 +16,31 @@ SCORES_FILE = "scores.json"
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report; JSON has no NaN, an undefined score is null."""
+    """Write a report as JSON, with null for undefined (NaN) scores."""
     text = json.dumps(_encodable(report), indent=1, ensure_ascii=False)
     write_bytes(path, f"{text}\n".encode())
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Write a table for spreadsheets."""
+    """Write rows as CSV."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     write_bytes(path, text.getvalue().encode("utf-8"))
 
 
 def number_cell(value: float) -> str:
-    """A number for :func:`write_csv`; empty if undefined."""
+    """Format a number for :func:`write_csv`; empty if it is NaN."""
     if isinstance(value, int):
         return str(value)
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
-    """A table with a line per task, and the mean over several; says where a task has no score.
+    """Format a table with a row per task and, for several tasks, their mean; notes missing scores below.
 
     Args:
-        scores: in percent, by task and name.
-        names: the columns; those that no task has are left out.
+        scores: Scores in percent by task and name.
+        names: The columns; columns that no task has are left out.
     """
     rows = dict(scores)
     columns = [name for name in names if any(name in row for row in rows.values())]
@@ -60,12 +60,12 @@ def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str
             + "".join(f"{c:>{len(name) + 3}}" for c, name in zip(cells, columns, strict=True))
         )
     if notes:
-        lines.append(f"(mean where there is a score: {', '.join(notes)})")
+        lines.append(f"(mean over tasks with a score: {', '.join(notes)})")
     return "\n".join(lines)
 
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """The value with null for NaN, and paths that are not UTF-8 escaped."""
+    """Replace NaN by None and escape paths that are not UTF-8."""
     if isinstance(value, Mapping):
         return {key: _encodable(item) for key, item in value.items()}
     if isinstance(value, str):

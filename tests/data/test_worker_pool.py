@@ -309,7 +309,7 @@ def test_one_signal_ends_a_run_that_waits_in_vain(tmp_path: Path, number: signal
     assert process.wait() == 128 + number, process.text()
     log = (tmp_path / "run/train.log").read_text()
     assert f"{number.name}: finishing this step" in log
-    assert f"{number.name}: stopped while waiting for a batch" in log and "--resume goes on" in log
+    assert f"{number.name}: stopped, because no batch arrived within" in log and "--resume continues" in log
     assert "Traceback" not in process.text()
     wait_until(process.is_gone, process, 15)
 

@@ -177,10 +177,10 @@ def test_unreadable_image(root: Path, workers: int, capfd: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks__a__leave_out": ["Box"]}, r"tasks\.a: leave_out has Box, which classes has as well"),
+        ({"tasks__a__leave_out": ["Box"]}, r"tasks\.a: Box in both classes and leave_out"),
         (
             {"tasks__a__classes": "dior_r", "tasks__a__leave_out": ["kite", "ship"]},
-            r"leave_out has ship, which classes has as well; take them out of one of the two",
+            r"ship in both classes and leave_out; remove them from one of the two",
         ),
         ({"tasks__a__classes": "dota3"}, r"classes 'dota3': must be .*dota_v2.*or a list of names"),
         ({"tasks__a__classes": "ship"}, r"classes 'ship': .*a single class is written \['ship'\]"),

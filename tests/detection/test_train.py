@@ -88,7 +88,9 @@ def test_python_configuration_that_does_not_run(tmp_path: Path) -> None:
     path.write_text("tasks = dict(\n")
     with pytest.raises(ConfigError, match=r"broken.py: cannot be read"):
         load_python_config(DetConfig, path)
-    with pytest.raises(ConfigError, match=r"milestones \[8, 12\] must rise and lie below schedule.epochs 12"):
+    with pytest.raises(
+        ConfigError, match=r"milestones \[8, 12\] must increase and be smaller than schedule.epochs 12"
+    ):
         load_python_config(DetConfig, CONFIGS[0], ["schedule.milestones=[8, 12]"])
 
 

@@ -34,7 +34,7 @@ def test_task_that_the_configuration_lacks(root: Path, tmp_path: Path) -> None:
     fails(
         root,
         tmp_path,
-        "--tasks lakes: the configuration has no such task; it has ponds, roofs",
+        "--tasks lakes: no such task in the configuration; it has ponds, roofs",
         "--tasks",
         "lakes",
     )
@@ -44,12 +44,12 @@ def test_two_datasets_of_the_same_name(root: Path, tmp_path: Path) -> None:
     text = yaml.safe_dump(configuration(root), sort_keys=False)
     twice = tmp_path / "twice.yaml"
     twice.write_text(text.replace("  roofs:\n", "  ponds:\n"))
-    with pytest.raises(ConfigError, match=r"'ponds' is there twice[\s\S]*line"):
+    with pytest.raises(ConfigError, match=r"duplicate key 'ponds'[\s\S]*line"):
         load_config(MDFConfig, twice)
     fails(
         root,
         tmp_path,
-        "datasets of the same name: roofs, Roofs",
+        "dataset names must differ in more than case: roofs, Roofs",
         **{"tasks.Roofs": configuration(root)["tasks"]["roofs"]},
     )
 

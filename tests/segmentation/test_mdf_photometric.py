@@ -152,7 +152,7 @@ def test_switch_and_ranges(root: Path, tmp_path: Path) -> None:
         ("{blur_sigma: [3, 1]}", "the first value must not be larger"),
         (
             "{blur_sigma: [1, 11]}",
-            "tasks.roofs.photometric.blur_sigma 11.0 reaches 33 pixels, more than crop 32",
+            "blur_sigma 11.0 has a kernel radius of 33 pixels, which must be smaller than crop 32",
         ),
         ("strong", "tasks.roofs.photometric = 'strong'"),
     ],

@@ -41,14 +41,14 @@ def test_one_class_that_takes_over_is_said_at_onset_and_end(
     watch.report([2, 960, 38], [100, 100, 200], 50)
     (text,) = messages(caplog)
     assert text.startswith(
-        "pseudo-labels collapse: water holds 96.0 % of the confident pixels of the last 50 steps, and "
+        "pseudo-labels collapse: water has 96.0 % of the confident pixels of the last 50 steps, and "
         "25.0 % of the labeled ones (fixmatch.collapse.share = 0.95)"
     )
     watch.report([1, 1000, 1], EVEN, 50)
     watch.report([0, 0, 0], EVEN, 10)  # tells nothing
     assert messages(caplog, logging.INFO) == []
     watch.report([1, 1, 1000], EVEN, 50)
-    assert "collapse: roof holds" in messages(caplog)[0], "another class is another collapse"
+    assert "collapse: roof has" in messages(caplog)[0], "another class is another collapse"
     watch.report([40, 50, 10], EVEN, 50)
     assert messages(caplog) == []
     watch.report([1, 1, 1000], EVEN, 50)
@@ -59,7 +59,7 @@ def test_the_end_is_said(watch: CollapseWatch, caplog: pytest.LogCaptureFixture)
     watch.report([1, 1000, 1], EVEN, 50)
     messages(caplog)
     watch.report([40, 50, 10], EVEN, 50)
-    expected = "pseudo-labels: collapse is over, water holds 50.0 % of the confident pixels"
+    expected = "pseudo-labels: the collapse is over, water has 50.0 % of the confident pixels"
     assert messages(caplog, logging.INFO) == [expected]
 
 
@@ -73,7 +73,7 @@ def test_a_labeled_class_without_confident_pixels_is_missing(
     watch.report([5, 0, 0], [10, 0, 0], 30)
     text = messages(caplog)[-1]
     assert text.startswith(
-        "pseudo-labels: no confident pixel of roof in the last 120 steps, although the labels have it "
+        "pseudo-labels: no confident pixel of roof in the last 120 steps, although it occurs in the labels "
         "(fixmatch.collapse.missing_steps = 100)"
     )
     assert watch.missing == {2}

@@ -198,7 +198,7 @@ def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, f
 def test_evaluating_another_model_is_refused(root: Path, finished: Path, tmp_path: Path) -> None:
     args = ["--device", "cpu", "--work-dir", str(tmp_path / "eval")]
     whole = str(finished / "vit_t_s4p_upernet.pth")
-    with pytest.raises(ConfigError, match=r"--backbone vit_b: .*holds a vit_t; leave it out"):
+    with pytest.raises(ConfigError, match=r"--backbone vit_b: .*holds a vit_t; omit the option"):
         script("evaluate").main([whole, "--backbone", "vit_b", *args, *options(root)])
     other = json.dumps({"name": "other", "classes": ["ground", "water", "tree"]})
     with pytest.raises(ConfigError, match="trained for the classes ground, water, roof, .*has ground, water"):

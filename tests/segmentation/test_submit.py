@@ -124,7 +124,7 @@ def test_missing_predictions_are_listed(tests, ids, tmp_path):
 def test_predictions_of_other_images_are_listed(tests, ids, tmp_path):
     folder = write_masks(tmp_path / "masks", ids)
     write_mask(folder / "2522.png", ids["4191"])
-    refused(folder, tests, tmp_path, "1 predictions are of no test image: 2522")
+    refused(folder, tests, tmp_path, "1 predictions do not belong to a test image: 2522")
 
 
 def test_another_size_than_the_image_is_an_error(tests, ids, tmp_path):
@@ -136,12 +136,12 @@ def test_another_size_than_the_image_is_an_error(tests, ids, tmp_path):
 def test_values_of_no_class_are_an_error(tests, ids, tmp_path):
     ids["5167"][0, :3] = 200
     folder = write_masks(tmp_path / "masks", ids)
-    refused(folder, tests, tmp_path, r"5167.png: value 201 \(3 pixels\) is none of LoveDA's classes")
+    refused(folder, tests, tmp_path, r"5167.png: value 201 \(3 pixels\) is not a class of LoveDA")
 
 
 def test_values_that_contradict_what_is_said_are_an_error(tests, ids, tmp_path):
     folder = write_masks(tmp_path / "masks", ids, shift=0)
-    refused(folder, tests, tmp_path, r"value 0 \(\d+ pixels\) is no class.* 1 to 7", "--values", "raw")
+    refused(folder, tests, tmp_path, r"value 0 \(\d+ pixels\) is not a class.* 1 to 7", "--values", "raw")
 
 
 def test_masks_with_0_and_7_are_an_error(tests, ids, tmp_path):
@@ -163,11 +163,11 @@ def test_two_images_of_one_name_are_an_error(tests, ids, tmp_path):
     folder = write_masks(tmp_path / "masks", ids)
     image = tests / "Rural/images_png/4191.png"
     (tests / "Urban/images_png/4191.png").write_bytes(image.read_bytes())
-    refused(folder, tests, tmp_path, "two test images of one name")
+    refused(folder, tests, tmp_path, "test images with the same name")
 
 
 def test_the_file_must_be_a_zip(tests, ids, tmp_path):
-    with pytest.raises(DataError, match=r"result.rar: the server takes a .zip"):
+    with pytest.raises(DataError, match=r"result.rar: the server accepts zip files"):
         submit(write_masks(tmp_path / "masks", ids), tests, tmp_path / "result.rar")
 
 

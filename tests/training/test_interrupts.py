@@ -113,7 +113,7 @@ def test_signal_saves_and_leaves_in_order(
     assert [path.name for path in work_dir.glob("iter_*.pth")] == [f"iter_{done}.pth"]
     log = (work_dir / "train.log").read_text()
     assert f"{number.name}: finishing this step or validation, then saving" in log
-    assert f"stopped by {number.name} at iteration {done}; go on with --resume" in log
+    assert f"stopped by {number.name} at iteration {done}; continue with --resume" in log
     assert "Traceback" not in process.text()
     wait_until(process.is_gone, process, 15)
     resumed = train(root, work_dir, "--resume", **changes)

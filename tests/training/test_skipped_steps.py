@@ -173,7 +173,7 @@ def test_too_many_end_the_run_also_across_a_resume(
     work_dir, faulty = tmp_path / "run", {3, 4, 5}
     pattern = (
         rf"non-finite loss, gradients or weights at iteration {last}; the log names the samples. "
-        rf"{re.escape(why)}.* Last good checkpoint: \S+iter_{last - 1}.pth. Look at the samples, lower the "
+        rf"{re.escape(why)}.* Last good checkpoint: \S+iter_{last - 1}.pth. Check the samples, lower the "
     )
     with pytest.raises(NonFiniteLossError, match=pattern):
         train(root, work_dir, monkeypatch, faulty, **changes)

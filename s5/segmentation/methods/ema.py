@@ -7,14 +7,14 @@ from torch import nn
 
 
 class EmaTeacher(nn.Module):
-    """A copy of a network whose weights follow it slowly.
+    """A copy of a network whose weights are an exponential moving average.
 
-    The decay grows with the steps taken, ``min(1 - 1 / (step + 1), decay)``, so that early random weights are
-    forgotten quickly. Buffers (normalisation statistics) are copied.
+    The decay at a step is `min(1 - 1 / (step + 1), decay)`, so that early random weights are forgotten
+    quickly. Buffers (normalisation statistics) are copied.
 
     Args:
-        network: the network to follow.
-        decay: final decay in [0, 1).
+        network: The network to average.
+        decay: Final decay in [0, 1).
     """
 
     step: torch.Tensor
@@ -27,13 +27,13 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, skipped: torch.Tensor) -> None:
-        """Move towards ``network`` after an optimizer step, unless that was skipped.
+        """Update the average after an optimizer step, unless the step was skipped.
 
-        The decay is computed on the device, because reading ``skipped`` or ``step`` would synchronise.
+        The decay is computed on the device, because reading `skipped` or `step` would synchronise it.
 
         Args:
-            network: the network to follow.
-            skipped: bool scalar on the device.
+            network: The network to average.
+            skipped: Bool scalar on the device; true if the step was skipped.
         """
         self.step += ~skipped
         decay = (1 - 1 / (self.step.double() + 1)).clamp(max=self.decay)
@@ -44,5 +44,5 @@ class EmaTeacher(nn.Module):
             own.copy_(other)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stay in evaluation mode."""
+        """Keep the teacher in evaluation mode."""
         return super().train(False)

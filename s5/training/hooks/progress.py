@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, throughput in the log, the newest scores in a file."""
+"""Progress of a run: a progress bar on terminals, throughput in the log, the newest scores in a file."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ from s5.training.hooks.safety import SafetyHook
 
 
 class ProgressHook(Hook):
-    """Shows iteration, rate, remaining time and loss of the main process when the console is a terminal."""
+    """Shows a bar with iteration, rate, remaining time and loss of the main process on a terminal."""
 
     priority = "LOWEST"
 
     def __init__(self, safety: SafetyHook) -> None:
-        self._safety = safety  # has read the loss; reading it here would synchronise with the device
+        self._safety = safety  # it has already read the loss; reading it here would synchronise the device
         self._bar: tqdm | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -49,14 +49,14 @@ class ProgressHook(Hook):
 
 
 class ThroughputHook(Hook):
-    """Adds ``images_per_s``, ``data_wait`` (share of the step) and ``peak_memory_gib`` to the log.
+    """Adds `images_per_s`, `data_wait` (share of the step) and `peak_memory_gib` to the log.
 
     Memory is the allocator's peak on a GPU and the process's peak resident size on a CPU.
 
     Args:
-        world_size: number of processes.
-        window: iterations to average over.
-        device: device of the model.
+        world_size: Number of processes.
+        window: Iterations to average over.
+        device: Device of the model.
     """
 
     priority = "NORMAL"  # with IterTimerHook, which was registered first, and before LoggerHook
@@ -64,7 +64,7 @@ class ThroughputHook(Hook):
     def __init__(self, world_size: int, window: int, device: torch.device) -> None:
         self.world_size = world_size
         self.device = device
-        self._peak = 0  # mmengine resets the allocator's at every log line
+        self._peak = 0  # mmengine resets the allocator's peak at every log line
         self.window = window
 
     def after_train_iter(
@@ -74,7 +74,7 @@ class ThroughputHook(Hook):
         data_batch: dict[str, Any] | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Derive the figures from the timer's."""
+        """Derive the figures from the scalars of mmengine's timer."""
         hub = runner.message_hub
         step = hub.get_scalar("train/time").mean(self.window)
         wait = hub.get_scalar("train/data_time").mean(self.window)
@@ -88,7 +88,7 @@ SUMMARY_FILE = "final_metrics.json"
 
 
 class SummaryHook(Hook):
-    """Keeps the scores (percent) of the newest validation in a file that scripts can read."""
+    """Writes the scores (percent) of the newest validation to a machine-readable file."""
 
     priority = "LOW"
 

@@ -60,9 +60,9 @@ def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--window", "16"), "window 16: at least 32 pixels"),
-        (("--window", "0"), "window 0: at least 32 pixels"),
-        (("--overlap", "64"), "overlap 64: from 0 to less than the window of 64"),
+        (("--window", "16"), "window 16: must be at least 32 pixels"),
+        (("--window", "0"), "window 0: must be at least 32 pixels"),
+        (("--overlap", "64"), "overlap 64: must be from 0 to less than the window of 64"),
         (("--overlap", "-1"), "overlap -1: from 0"),
         (("--config", "x.py"), "--config: .* is self-describing"),
     ],
@@ -80,7 +80,7 @@ def test_settings_that_make_no_sense_are_an_error(
         (("--formats", "dota,shp"), "--formats/--kinds: shp: must be of drawings, dota, geojson"),
         (("--formats", ","), "--formats/--kinds: ',' names nothing"),
         (("--task", ","), "--tasks/--task: ',' names nothing"),
-        (("--score-thr", "2"), "--score-thr 2.0: from 0 to 1"),
+        (("--score-thr", "2"), "--score-thr 2.0: must be from 0 to 1"),
     ],
 )
 def test_options_that_do_not_exist(
@@ -100,7 +100,7 @@ def test_a_resumable_checkpoint_needs_its_configuration(
     checkpoint: Path, model: torch.nn.Module, images: Path, tmp_path: Path
 ) -> None:
     given = (resumable(checkpoint, tmp_path), images / "a.png", tmp_path / "out", "--formats", "dota")
-    with pytest.raises(ConfigError, match=r"iter_7 does not say what network it holds: .*\(--config\)"):
+    with pytest.raises(ConfigError, match=r"iter_7 has no metadata about its network: .*\(--config\)"):
         predict(*given)
     run_config(tmp_path)
     assert predict(*given) == 0, "a run leaves it beside"
@@ -148,7 +148,7 @@ def test_checkpoints_that_are_no_detector(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     write_checkpoint(tmp_path / "seg.pth", {"a": table("a", ["x", "y"])}, "vit_t")
-    with pytest.raises(CheckpointError, match=r"seg.pth holds no detector but heads of segmentation \(a\)"):
+    with pytest.raises(CheckpointError, match=r"seg.pth holds segmentation heads \(a\)"):
         predict(tmp_path / "seg.pth", images, tmp_path / "out")
     assert run_command(lambda: predict(tmp_path / "none.pth", images, tmp_path / "out")) == 1
     assert f"error: no checkpoint {tmp_path}/none.pth" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is(images, tmp_path, capsys):
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     options = ("--config", str(tmp_path / "tasks.yaml"), "--kinds", "index", "--tasks", "loveda")
     given = (tmp_path / "model/published.pth", images / "a.png", tmp_path / "out", *options)
-    with pytest.raises(ConfigError, match=r"published.pth does not say what network it holds.*--backbone"):
+    with pytest.raises(ConfigError, match=r"published.pth has no metadata about its network.*--backbone"):
         predict(*given)
     assert predict(*given, "--backbone", "vit_t_moe") == 0
     ids = read_mask(tmp_path / "out/loveda/index/a.png")
@@ -121,7 +121,7 @@ def test_another_backbone_than_the_checkpoints_is_an_error(checkpoint, model, im
     ("options", "message"),
     [
         (("--stride", "33"), "stride 33: stride must be between 1 and the crop of 32"),
-        (("--crop", "0"), "crop 0: at least one pixel"),
+        (("--crop", "0"), "crop 0: must be at least one pixel"),
         (("--scales", "-1"), "scales: scales must be positive"),
     ],
 )

@@ -17,7 +17,6 @@ from s5.detection.network import DetectionModel, build_detector
 from s5.training.optim import build_optim_wrapper, param_groups
 
 TASKS = {"dior": 20, "dota": 18}
-EXPERT_CHANNELS = 256  # at most; for small backbones a third of the width
 OBJECTS = 20  # per image
 SMALLEST = 12  # pixels; the largest have a quarter of the image's side
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.timing import device_name, markdown_table
-from s5.backbones.variants import VARIANTS as BACKBONES
+from s5.backbones import get_architecture
 from s5.compat.memory import keep_freed_memory, peak_memory
 from s5.compat.precision import has_bf16
 
@@ -124,7 +124,7 @@ class StepBenchmark(NamedTuple):
 
 def expert_channels(args: argparse.Namespace) -> int:
     """Expert channels of the chosen backbone: 256 as published, a third of the width of a small one."""
-    return min(256, BACKBONES[args.backbone].width // 3)
+    return min(256, get_architecture(args.backbone).max_expert_channels // 3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ class Inference:
         ValueError: The stride would leave gaps between windows.
     """
 
-    mode: Mode = "original"
+    mode: Mode = "slide_window"
     crop: Positive = 512
     stride: Positive = 384
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import s5
-from s5.checkpoints.layouts.convert import to_published
+from s5.checkpoints.layouts import to_published
 from s5.data.oriented.classes import DIOR_R, DOTA_V2
 from s5.detection.results import DetectionResult
 from s5.prediction.predictor import Predictor

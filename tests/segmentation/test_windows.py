@@ -189,7 +189,7 @@ def test_resizing_to_the_same_size_changes_nothing():
 def test_no_gradient_is_recorded():
     weight = WEIGHT.clone().requires_grad_()
     bands = predict_bands(
-        lambda images: F.conv2d(to_unit(images), weight), rows_of(random_image(8, 8)), Inference()
+        lambda images: F.conv2d(to_unit(images), weight), rows_of(random_image(8, 8)), Inference("original")
     )
     assert not next(bands)[1].requires_grad
 

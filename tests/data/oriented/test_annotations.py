@@ -91,7 +91,7 @@ def test_an_upright_box_among_rotated_ones_has_the_angle_0(tmp_path):
     ("before", "after", "words"),
     [
         ("<xmin>10</xmin>", "", ["object 1 (ship)", "<bndbox> has no <xmin>"]),
-        ("<xmax>60", "<xmax>6", ["object 1 (ship)", "-4 x 20", "not negative"]),
+        ("<xmax>60", "<xmax>6", ["object 1 (ship)", "-4 x 20", "cannot be negative"]),
         ("<ymax>40", "<ymax>low", ["object 1 (ship)", "'low'"]),
     ],
 )

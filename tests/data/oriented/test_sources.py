@@ -233,9 +233,7 @@ def test_list_of_an_image_that_is_not_there(folder):
 
 def test_list_with_backslashes(folder):
     (folder / "names.txt").write_text("images\\a0.png\n")
-    with pytest.raises(
-        SplitError, match=r"1 listed images \(images\\a0.png\) .* not in .*; .* backslashes"
-    ):
+    with pytest.raises(SplitError, match=r"1 listed images \(images\\a0.png\) .* not in .*; .* backslashes"):
         source(folder, split=folder / "names.txt")
 
 

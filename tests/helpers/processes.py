@@ -31,7 +31,7 @@ SCRIPTS = {
     "md_finetune": REPO / "Semantic_Segmentation/md_finetune.py",
     "detection": REPO / "Object_Detection/tools/train.py",
 }
-PATIENCE = 60.0  # seconds that anything may take on a busy machine; more is a hang
+PATIENCE = 120.0  # seconds that anything may take on a busy machine; more is a hang
 
 
 class Process:

@@ -117,7 +117,7 @@ class DetectionPredictor(Predictor[DetectionModel]):
             places = windows(*size, self.cutting.window, self.cutting.overlap)
             image = _Image(len(places), str(picture.source))
             items = _windows(image, pixels, places, self.cutting)
-            for _ in _finished(self.model, items, [*self.spec.classes]):
+            for _ in _finished(self.model, items, tasks):
                 pass
             found = image.merged(self.cutting.nms)
             if image.lacks_data:
@@ -348,7 +348,8 @@ def _detect(
     if model.device.type == "cuda":
         images = images.pin_memory()
     images = images.to(model.device, non_blocking=True).permute(0, 3, 1, 2)
-    results = model.predict_all(images, [group[i].shape for i in squares], [group[i].scale for i in squares])
+    shapes, scales = [group[i].shape for i in squares], [group[i].scale for i in squares]
+    results = model.predict_all(images, shapes, scales, tasks)
     dropped = 0
     for task, of_windows in results.items():
         for i, found in zip(squares, of_windows, strict=True):

@@ -32,28 +32,31 @@ class MultiTaskDetector(MultiTaskNetwork):
         parts = self._parts(images, samples, counts)
         return {task: head.loss(features, own) for task, head, features, own in parts}
 
-    def predict(
-        self, images: Tensor, samples: SampleList, counts: Counts, rescale: bool = True
-    ) -> list[InstanceData]:
-        """Detections of every image: rotated boxes, scores, labels.
+    def predict(self, images: Tensor, samples: SampleList, counts: Counts) -> list[InstanceData]:
+        """Detections of every image: rotated boxes in pixels of the image file, scores, labels.
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
             samples: what is known of them (shapes, scale).
             counts: images of each task, in the order of the batch.
-            rescale: boxes in pixels of the image file instead of those of the input.
         """
         parts = self._parts(images, samples, counts)
-        return [found for _, head, features, own in parts for found in head.predict(features, own, rescale)]
+        return [found for _, head, features, own in parts for found in head.predict(features, own)]
 
     def predict_all(
-        self, images: Tensor, samples: SampleList, rescale: bool = True
+        self, images: Tensor, samples: SampleList, tasks: Sequence[str] | None = None
     ) -> dict[str, list[InstanceData]]:
-        """Detections of the same images by every task; arguments as of :meth:`predict`."""
+        """Detections of the same images for several tasks, in pixels of the image files.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            samples: their shapes and scales.
+            tasks: names of the tasks, by default all; only their heads and experts run.
+        """
         heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
         return {
-            task: heads[task].predict(heads[task].neck(maps), samples, rescale)
-            for task, maps in self.features_of_all(images).items()
+            task: heads[task].predict(heads[task].neck(maps), samples)
+            for task, maps in self.features_of_all(images, tasks).items()
         }
 
     def _parts(
@@ -161,21 +164,26 @@ class DetectionModel(TaskModel):
         ]
 
     def predict_all(
-        self, images: Tensor, shapes: Sequence[tuple[int, int]], scales: Sequence[float]
+        self,
+        images: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        scales: Sequence[float],
+        tasks: Sequence[str] | None = None,
     ) -> dict[str, list[dict[str, Tensor]]]:
-        """Detections of the same images by every task, from one pass of the network.
+        """Detections of the same images for several tasks, from one pass of the network.
 
         Args:
             images: (B, 3, S, S) uint8, padded at the right and bottom.
             shapes: height and width of the images without padding.
             scales: from the image file to the input.
+            tasks: names of the tasks, by default all.
 
         Returns:
             By task, of each image ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
         """
         samples = self._samples(images, {"shapes": shapes, "scales": scales}, False)
         with self.autocast():
-            found = self.detector.predict_all(self._prepare(to_unit(images)), samples)
+            found = self.detector.predict_all(self._prepare(to_unit(images)), samples, tasks)
         return {task: [_as_dict(result) for result in results] for task, results in found.items()}
 
     def _total(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """How to rebuild a trained detector: from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +53,17 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
+
+    def meta(self) -> dict[str, Any]:
+        """What a weights file says of its model, for :meth:`from_meta`."""
+        return {
+            "backbone": self.backbone,
+            "expert_channels": self.expert_channels,
+            "img_size": self.img_size,
+            "norm_eps": self.norm_eps,
+            "tasks": {task: list(names) for task, names in self.classes.items()},
+            "settings": asdict(self.settings),
+        }
 
     @classmethod
     def from_config(cls, cfg: DetConfig) -> "DetectionSpec":

@@ -1,7 +1,7 @@
 """How to rebuild a trained segmentor: from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +57,19 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             {task: Inference(**how) for task, how in meta["inference"].items()},
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
+
+    def meta(self) -> dict[str, Any]:
+        """What a weights file says of its model, for :meth:`from_meta`."""
+        return {
+            "backbone": self.backbone,
+            "decoder_channels": self.decoder_channels,
+            "norm_eps": self.norm_eps,
+            "expert_channels": self.expert_channels,
+            "img_size": self.img_size,
+            "tasks": {task: list(table.classes) for task, table in self.tables.items()},
+            "labels": {task: table.as_mapping() for task, table in self.tables.items()},
+            "inference": {task: asdict(how) for task, how in self.inference.items()},
+        }
 
     @classmethod
     def from_mdf_config(cls, cfg: MDFConfig, backbone: str) -> "SegmentationSpec":

@@ -79,7 +79,7 @@ def match(
     return Matches(found.scores, found.labels, outcomes, counts)
 
 
-def average_precision(parts: Sequence[Matches], classes: int, count: int = len(THRESHOLDS)) -> Precision:
+def average_precision(parts: Sequence[Matches], classes: int) -> Precision:
     """Average precision over all images.
 
     Among detections with equal scores, those of earlier images go first: keep the order of the images fixed
@@ -88,9 +88,8 @@ def average_precision(parts: Sequence[Matches], classes: int, count: int = len(T
     Args:
         parts: Matches of each image.
         classes: Number of classes.
-        count: Number of IoU thresholds.
     """
-    none = Matches(np.zeros(0), np.zeros(0, int), np.zeros((count, 0)), np.zeros(classes, int))
+    none = Matches(np.zeros(0), np.zeros(0, int), np.zeros((len(THRESHOLDS), 0)), np.zeros(classes, int))
     parts = [none, *parts]
     scores = np.concatenate([part.scores for part in parts])
     labels = np.concatenate([part.labels for part in parts])

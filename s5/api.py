@@ -80,7 +80,7 @@ def load(
         DataError: unknown or unusable classes.
     """
     path = Path(checkpoint)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, lazy=True)
     meta = meta_of(content)
     spec = DetectionSpec.from_meta(meta) or SegmentationSpec.from_meta(meta)
     if spec is None:

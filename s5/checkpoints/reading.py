@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids an
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
-def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, whole: bool = False, lazy: bool = False) -> dict[str, Any]:
     """Read a checkpoint file to the CPU.
 
     Objects of classes other than tensors and plain data are left out: a placeholder stands for each, and the
@@ -41,6 +42,8 @@ def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
     Args:
         path: The file; the suffix ``.pth`` may be left out. ``.safetensors`` files are read too.
         whole: Refuse a file that holds such objects, as resuming would miss them.
+        lazy: Read tensors only when they are used, for callers that want the metadata. The file must not
+            change in the meantime.
 
     Raises:
         CheckpointError: The file is missing, truncated, of another kind, or holds no weights.
@@ -48,7 +51,7 @@ def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
     file = find_checkpoint(path)
     try:
         safetensors = check_kind(file) is Kind.SAFETENSORS
-        content, left_out = (_read_safetensors(file), set()) if safetensors else _read_pickled(file)
+        content, left_out = (_read_safetensors(file), set()) if safetensors else _read_pickled(file, lazy)
     except (CheckpointError, MemoryError):
         raise
     except OSError as error:
@@ -120,11 +123,12 @@ def shorten(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _read_pickled(file: Path) -> tuple[Any, set[str]]:
+def _read_pickled(file: Path, lazy: bool) -> tuple[Any, set[str]]:
     """The content, and the names of classes and functions whose objects were left out."""
+    mmap = lazy and zipfile.is_zipfile(file)  # what PyTorch wrote before 1.6 cannot be mapped
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(file, map_location="cpu", weights_only=True), set()
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap), set()
     except (MemoryError, OSError):
         raise
     except Exception:
@@ -140,7 +144,10 @@ def _read_pickled(file: Path) -> tuple[Any, set[str]]:
         warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
         reader = inert_pickle.pickle_module(left_out)
         try:
-            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader), left_out
+            content = torch.load(
+                file, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mmap
+            )
+            return content, left_out
         except MemoryError as error:  # which a damaged pickle causes, too: it names any length
             raise CheckpointError(f"{file} is damaged, or needs more memory than there is") from error
 

@@ -156,7 +156,7 @@ def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = (
         CheckpointError: the file cannot be read, or holds no detector.
         ConfigError: there is no configuration where one is needed, it is wrong, or of another detector.
     """
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, lazy=True)
     spec = DetectionSpec.from_meta(meta_of(content))
     if spec is not None:
         return spec

@@ -179,7 +179,7 @@ def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSp
         CheckpointError: the file cannot be read.
         ConfigError: the backbone is another one.
     """
-    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint)))
+    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint, lazy=True)))
     if spec is not None and backbone not in (None, spec.backbone):
         raise ConfigError(f"--backbone {backbone}: {checkpoint} holds a {spec.backbone}; leave it out")
     return spec

@@ -48,8 +48,8 @@ def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> Segment
     """The model of a checkpoint: from its metadata, else from the configuration; predicted as configured.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: it has several tasks, or another backbone or other classes than asked for.
+        CheckpointError: The file cannot be read.
+        ConfigError: It has several tasks, or another backbone or other classes than asked for.
     """
     spec = trained.spec_of_checkpoint(checkpoint, backbone)
     if spec is None:

@@ -64,20 +64,20 @@ def load(
     """Load a trained model of S4P, multi-dataset fine-tuning or detection.
 
     Args:
-        checkpoint: weights of a whole model, with or without `.pth`.
+        checkpoint: Weights of a whole model, with or without `.pth`.
         device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
         precision: `auto`, `bf16`, `fp16` or `fp32`.
-        backbone: name of the backbone, such as `vit_b_moe`; only for a file without metadata, such as one in
+        backbone: Name of the backbone, such as `vit_b_moe`; only for a file without metadata, such as one in
             the published layout.
-        tasks: names of the tasks to load, by default all. For a file without metadata, a mapping from the
+        tasks: Names of the tasks to load, by default all. For a file without metadata, a mapping from the
             names to the classes, such as `{"loveda": "loveda"}`, in the order of training.
-        options: how images are predicted, see :class:`~s5.segmentation.predict.SegmentationPredictor` and
+        options: How images are predicted, see :class:`~s5.segmentation.predict.SegmentationPredictor` and
             :class:`~s5.detection.predict.DetectionPredictor`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or holds no whole model.
-        ConfigError: the file has no metadata and backbone or tasks are not given; or a bad value.
-        DataError: unknown or unusable classes.
+        CheckpointError: The file is missing or damaged, or holds no whole model.
+        ConfigError: The file has no metadata and backbone or tasks are not given; or a bad value.
+        DataError: Unknown or unusable classes.
     """
     path = Path(checkpoint)
     content = read_checkpoint(path, lazy=True)
@@ -113,22 +113,22 @@ def create_model(
     """Build an untrained network: a backbone with a head per task.
 
     Args:
-        backbone: a name of :func:`list_backbones`.
-        tasks: classes by task, in the order of the batch.
+        backbone: A name of :func:`list_backbones`.
+        tasks: Classes by task, in the order of the batch.
         kind: `segmentation` or `detection`.
-        experts: channels of the experts in the backbone's FFNs; by default 256 for a name that ends in
+        experts: Channels of the experts in the backbone's FFNs; by default 256 for a name that ends in
             `_moe`, else 0.
-        img_size: side in pixels of the images to train on.
-        decoder_channels: channels inside the decoders; segmentation only.
-        settings: values of :class:`~s5.detection.network.Settings`; detection only.
+        img_size: Side in pixels of the images to train on.
+        decoder_channels: Channels inside the decoders; segmentation only.
+        settings: Values of :class:`~s5.detection.network.Settings`; detection only.
 
     Returns:
         A :class:`~s5.segmentation.segmentor.Segmentor`, whose input are normalised images (B, 3, H, W), or a
         :class:`~s5.detection.network.MultiTaskDetector`.
 
     Raises:
-        ConfigError: an unknown backbone or kind, too wide experts, or a task that cannot have its name.
-        DataError: unknown or unusable classes.
+        ConfigError: An unknown backbone or kind, too wide experts, or a task that cannot have its name.
+        DataError: Unknown or unusable classes.
     """
     _require(backbone, list_backbones(), "backbone")
     _require(kind, KINDS, "kind")
@@ -156,7 +156,7 @@ def find_device(device: str | torch.device) -> torch.device:
     """The device of a name; `auto` is a GPU if there is one.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: There is no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

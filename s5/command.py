@@ -26,8 +26,8 @@ def run_command(main: Callable[[], int], *, repeatable: bool = False) -> int:
     """Run `main` and return the exit code of the command.
 
     Args:
-        main: returns an exit code of its own.
-        repeatable: the command keeps what it has finished and continues when it is called again. Then
+        main: Returns an exit code of its own.
+        repeatable: The command keeps what it has finished and continues when it is called again. Then
             SIGTERM is an interrupt, log lines go to stderr, and messages about interrupts and files say so.
 
     Returns:

@@ -107,7 +107,7 @@ class SignalInterrupt(KeyboardInterrupt):
     """A signal ends the run at once.
 
     Attributes:
-        number: of the signal.
+        number: Of the signal.
     """
 
     def __init__(self, number: int) -> None:

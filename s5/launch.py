@@ -36,9 +36,9 @@ class Launch:
     """Where this process runs.
 
     Attributes:
-        device: device of the model.
-        rank: global rank.
-        world_size: number of processes.
+        device: Device of the model.
+        rank: Global rank.
+        world_size: Number of processes.
     """
 
     device: torch.device
@@ -63,7 +63,7 @@ def start(device: str = "auto") -> Launch:
     """Choose the device and join the process group that torchrun's environment variables describe, if any.
 
     Args:
-        device: ``cuda``, ``cpu``, or ``auto`` (CUDA where there is a GPU).
+        device: `cuda`, `cpu`, or `auto` (CUDA where there is a GPU).
 
     Raises:
         LaunchError: CUDA was asked for and there is none, more processes than GPUs, or the port is taken.
@@ -100,7 +100,7 @@ def host_group() -> dist.ProcessGroup:
 
 
 def setup_logging(work_dir: Path, launch: Launch) -> None:
-    """Send the package's log to the console (main process) and to ``work_dir/train.log``."""
+    """Send the package's log to the console (main process) and to `work_dir/train.log`."""
     logger = logging.getLogger("s5")
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
@@ -116,10 +116,10 @@ def setup_logging(work_dir: Path, launch: Launch) -> None:
 
 
 def make_work_dir(path: Path, launch: Launch, option: str = "--work-dir") -> Path:
-    """Create an output folder and prove that it can be written; ``option`` is what chooses it.
+    """Create an output folder and prove that it can be written; `option` is what chooses it.
 
     Raises:
-        LaunchError: it cannot be created or written.
+        LaunchError: It cannot be created or written.
     """
     if not is_utf8(path.absolute()):
         raise LaunchError(f"{path}: not UTF-8, as TensorBoard and GDAL require; choose another {option}")
@@ -164,7 +164,7 @@ def main_process_first(launch: Launch) -> Iterator[bool]:
         Whether this is the main process.
 
     Raises:
-        LaunchError: in the other processes, when the main process raised or died.
+        LaunchError: In the other processes, when the main process raised or died.
     """
     if launch.world_size == 1:
         yield True

@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         backbone: Name of the backbone.
-        task: ``seg`` or ``det``.
+        task: `seg` or `det`.
         datasets: Number of datasets, each with a head of its own.
         expert_channels: Channels of the backbone's experts; 0 for a dense backbone.
         params: Number of parameters, frozen ones included.

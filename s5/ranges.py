@@ -16,7 +16,7 @@ def require_ordered(name: str, pair: tuple[float, float]) -> None:
     """Refuse a range whose ends are in the wrong order.
 
     Raises:
-        ValueError: names the setting.
+        ValueError: Names the setting.
     """
     if pair[0] > pair[1]:
         raise ValueError(f"{name} {pair}: the first value must not be larger than the second")

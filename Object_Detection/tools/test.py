@@ -62,7 +62,7 @@ def find_submissions(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Pa
     """Files to write by task.
 
     Raises:
-        ConfigError: not TASK=ZIP, a task that is not evaluated, or one file for two tasks.
+        ConfigError: Not TASK=ZIP, a task that is not evaluated, or one file for two tasks.
     """
     files = {task: Path(path) for task, separator, path in (item.partition("=") for item in given) if path}
     if len(files) < len(given):
@@ -81,7 +81,7 @@ def make_folders(
     """Create the folders of detections and submissions, and prove that they can be written.
 
     Raises:
-        LaunchError: one of them cannot be written.
+        LaunchError: One of them cannot be written.
     """
     for task in tasks if out else ():
         launch.make_work_dir(out / task, place, "--out")

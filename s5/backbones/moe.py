@@ -123,7 +123,7 @@ def split_experts(tensors: StateDict, experts: Sequence[str], expert_channels: i
         tensors: Weights of a dense backbone of width C.
         experts: Names of the tasks.
         expert_channels: Rows of the second linear layer that go to every expert; the first
-            ``C - expert_channels`` go to the shared part, which is absent where that is none.
+            `C - expert_channels` go to the shared part, which is absent where that is none.
     """
     split = {}
     for key, value in tensors.items():

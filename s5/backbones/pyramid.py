@@ -17,12 +17,12 @@ class Expand2x2(nn.ConvTranspose2d):
     """Transposed convolution of kernel 2 and stride 2: every pixel becomes a square of four.
 
     As the squares do not overlap, this is a linear layer of four times as many channels, of which each
-    quarter is a pixel of the square. Computed so it is equal to ``nn.ConvTranspose2d`` up to rounding, and
+    quarter is a pixel of the square. Computed so it is equal to `nn.ConvTranspose2d` up to rounding, and
     on a CPU its backward pass takes less than half the time.
     """
 
     def __init__(self, width: int) -> None:
-        """Build the layer, with the weights of ``nn.ConvTranspose2d``, for maps of `width` channels."""
+        """Build the layer, with the weights of `nn.ConvTranspose2d`, for maps of `width` channels."""
         super().__init__(width, width, kernel_size=2, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

@@ -42,7 +42,7 @@ class Placeholder:
 
 
 def pickle_module(origins: set[str]) -> SimpleNamespace:
-    """The reader as ``torch.load(..., weights_only=False, pickle_module=...)`` takes it.
+    """The reader as `torch.load(..., weights_only=False, pickle_module=...)` takes it.
 
     Args:
         origins: Receives the names of the classes and functions that were replaced by placeholders.

@@ -1,4 +1,4 @@
-"""Initial weights by the name a user gives: ``none``, ``mae``, ``timm`` or a checkpoint's path."""
+"""Initial weights by the name a user gives: `none`, `mae`, `timm` or a checkpoint's path."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,18 +28,18 @@ def initialise(
     base: Path,
     bands: Sequence[int] | None = None,
 ) -> None:
-    """Load the initial weights into ``segmentor``.
+    """Load the initial weights into `segmentor`.
 
     Args:
-        segmentor: the network, randomly initialised.
-        backbone: its name, ``vit_b`` ...
-        init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
-        init_paths: paths by row and backbone.
-        base: folder that relative paths of ``init_paths`` start from.
-        bands: see :func:`s5.checkpoints.loading.load_weights`.
+        segmentor: The network, randomly initialised.
+        backbone: Its name, `vit_b` ...
+        init: `none`, a row of `init_paths` such as `mae`, `timm`, or the path of a checkpoint.
+        init_paths: Paths by row and backbone.
+        base: Folder that relative paths of `init_paths` start from.
+        bands: See :func:`s5.checkpoints.loading.load_weights`.
 
     Raises:
-        CheckpointError: the file is missing (says where it is to be had) or does not fit.
+        CheckpointError: The file is missing (says where it is to be had) or does not fit.
     """
     if init == "none":
         start_from(segmentor, None, bands)
@@ -66,15 +66,15 @@ def initialise(
 
 
 def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int] | None = None) -> None:
-    """Load a checkpoint into ``network``, or leave its random weights.
+    """Load a checkpoint into `network`, or leave its random weights.
 
     Args:
-        network: a segmentor or detector, randomly initialised.
-        checkpoint: its path; None for random weights.
-        bands: see :func:`s5.checkpoints.loading.load_weights`.
+        network: A segmentor or detector, randomly initialised.
+        checkpoint: Its path; None for random weights.
+        bands: See :func:`s5.checkpoints.loading.load_weights`.
 
     Raises:
-        CheckpointError: the file does not fit, or there are bands but no file.
+        CheckpointError: The file does not fit, or there are bands but no file.
     """
     if checkpoint is not None:
         load_weights(network, checkpoint, bands=bands)

@@ -52,7 +52,7 @@ class LoadReport:
         """Insist that the heads and the pyramid were loaded too, as evaluation needs it.
 
         Raises:
-            CheckpointError: part of them is missing or of another shape.
+            CheckpointError: Part of them is missing or of another shape.
         """
         names = (*self.missing, *(name for name, *_ in self.misshaped))
         needed = ("heads.", "backbone.pyramid.")
@@ -98,7 +98,7 @@ def load_weights(
     it is and reported.
 
     Args:
-        model: A backbone, or a model with one as its ``backbone`` and possibly ``heads``.
+        model: A backbone, or a model with one as its `backbone` and possibly `heads`.
         source: Path of a checkpoint, or its content.
         bands: Channels of the checkpoint's images that are red, green and blue, counted from 1; by default
             it must have these three in this order.

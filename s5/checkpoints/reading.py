@@ -1,6 +1,6 @@
 """Checkpoint files: safe reading and atomic writing.
 
-Nothing in a checkpoint is ever imported or executed: files are read with ``weights_only=True`` and a short
+Nothing in a checkpoint is ever imported or executed: files are read with `weights_only=True` and a short
 list of harmless types. Files that also hold other objects are read by :mod:`s5.checkpoints.inert_pickle`,
 which leaves those out.
 """
@@ -40,7 +40,7 @@ def read_checkpoint(path: str | Path, *, whole: bool = False, lazy: bool = False
     log names them.
 
     Args:
-        path: The file; the suffix ``.pth`` may be left out. ``.safetensors`` files are read too.
+        path: The file; the suffix `.pth` may be left out. `.safetensors` files are read too.
         whole: Refuse a file that holds such objects, as resuming would miss them.
         lazy: Read tensors only when they are used, for callers that want the metadata. The file must not
             change in the meantime.
@@ -96,7 +96,7 @@ def save_atomic(obj: object, path: str | Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file of that name, with or without ``.pth``.
+    """The file of that name, with or without `.pth`.
 
     Raises:
         CheckpointError: There is none; the message lists the paths tried.

@@ -1,4 +1,4 @@
-"""The configuration of oriented detection, the Python files below ``Object_Detection/configs``."""
+"""The configuration of oriented detection, the Python files below `Object_Detection/configs`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,10 +14,10 @@ from s5.training.config import NORM_EPS, EpochScheduleConfig, OptimConfig, RunCo
 
 
 class ObjectsConfig(Section):
-    """Images and their objects; paths are relative to ``data_root`` unless absolute.
+    """Images and their objects; paths are relative to `data_root` unless absolute.
 
-    ``images`` and ``annotations`` are a folder each, or several; annotations are DOTA text files, or DIOR-R's
-    XML files, of the images' names. ``names`` is a file that lists the images to take, or several; all by
+    `images` and `annotations` are a folder each, or several; annotations are DOTA text files, or DIOR-R's
+    XML files, of the images' names. `names` is a file that lists the images to take, or several; all by
     default.
     """
 
@@ -29,7 +29,7 @@ class ObjectsConfig(Section):
 class DetTestConfig(Section):
     """Test images, as a rule without annotations; paths as in :class:`ObjectsConfig`.
 
-    With ``windows``, the images are windows of larger ones, named as ``python -m s5.data.prepare dota`` names
+    With `windows`, the images are windows of larger ones, named as `python -m s5.data.prepare dota` names
     them: their detections are merged.
     """
 
@@ -42,13 +42,13 @@ class DetTestConfig(Section):
 class DetTaskConfig(Section):
     """One dataset.
 
-    With ``whole``, the validation images are windows, and this is the folder with the labels of the images
-    that they were cut from: scores are then those of the whole images, with detections merged. ``test`` are
+    With `whole`, the validation images are windows, and this is the folder with the labels of the images
+    that they were cut from: scores are then those of the whole images, with detections merged. `test` are
     images to submit to a server; training does not read them.
 
-    ``train_difficult`` trains on difficult objects as on others, as mmrotate does; scores leave them out in
-    any case. Objects whose upright box has a side below ``ignore_below`` pixels at the input are neither
-    objects nor background in training. ``leave_out`` names classes that the annotations have and the task has
+    `train_difficult` trains on difficult objects as on others, as mmrotate does; scores leave them out in
+    any case. Objects whose upright box has a side below `ignore_below` pixels at the input are neither
+    objects nor background in training. `leave_out` names classes that the annotations have and the task has
     not.
     """
 

@@ -30,12 +30,12 @@ def select_part(cfg: DetConfig, part: str, tasks: Sequence[str]) -> DetConfig:
     """The configuration with the named tasks only; without names, with those that have images of the part.
 
     Args:
-        cfg: the configuration.
-        part: of :data:`PARTS`.
-        tasks: names; may be empty.
+        cfg: The configuration.
+        part: Of :data:`PARTS`.
+        tasks: Names; may be empty.
 
     Raises:
-        ConfigError: a task is unknown, or has no test images.
+        ConfigError: A task is unknown, or has no test images.
     """
     for name in tasks:
         if name not in cfg.tasks:
@@ -57,7 +57,7 @@ def image_names(images: OrientedValidation, merged: bool) -> list[str]:
     """Names of the whole images of a task.
 
     Raises:
-        ConfigError: some of them are windows that are not merged.
+        ConfigError: Some of them are windows that are not merged.
     """
     if problem := _lone_windows(images, merged):
         raise ConfigError(problem)
@@ -86,13 +86,13 @@ class DetectionCollector(BaseMetric):
     """Collects the detections of one task's images in the main process; gives no scores.
 
     Args:
-        classes: names of the classes, by label.
-        task: whose images are taken.
-        merge: merge windows of larger images.
-        nms: IoU above which detections of overlapping windows are one, for ``merge``.
+        classes: Names of the classes, by label.
+        task: Whose images are taken.
+        merge: Merge windows of larger images.
+        nms: IoU above which detections of overlapping windows are one, for `merge`.
 
     Attributes:
-        detections: of the last evaluation, by name of the image; empty in other processes.
+        detections: Of the last evaluation, by name of the image; empty in other processes.
     """
 
     default_prefix = ""  # mmengine asks for one
@@ -130,7 +130,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn an OSError into an error that names the file and the way out.
 
     Raises:
-        LaunchError: a file cannot be written.
+        LaunchError: A file cannot be written.
     """
     try:
         yield
@@ -145,8 +145,8 @@ def remove_reports(folder: Path, parts: Sequence[str]) -> None:
     """Remove scores, tables and pictures of an earlier evaluation, perhaps of other tasks or weights.
 
     Args:
-        folder: of the evaluation.
-        parts: parts of the data that may have pictures, such as `val`.
+        folder: Of the evaluation.
+        parts: Parts of the data that may have pictures, such as `val`.
     """
     for pattern in (SCORES_FILE, TABLE.format("*"), *map(PICTURES.format, parts)):
         for path in folder.glob(pattern):
@@ -154,7 +154,7 @@ def remove_reports(folder: Path, parts: Sequence[str]) -> None:
 
 
 def write_texts(folder: Path, collector: DetectionCollector) -> None:
-    """Write ``<folder>/<task>/<image>.txt`` for each image, see :mod:`s5.data.oriented.detections`."""
+    """Write `<folder>/<task>/<image>.txt` for each image, see :mod:`s5.data.oriented.detections`."""
     for name, found in collector.detections.items():
         write_detections(folder / collector.task / f"{name}.txt", found, collector.classes)
 
@@ -165,13 +165,13 @@ def write_reports(
     scores: Mapping[str, float],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write ``scores.json``, and of each task ``<task>_classes.csv``; log a line per task.
+    """Write `scores.json`, and of each task `<task>_classes.csv`; log a line per task.
 
     Args:
-        folder: where to.
-        metrics: after their evaluation.
-        scores: their results, with prefixes.
-        settings: what was evaluated and how, for `scores.json`.
+        folder: Where to.
+        metrics: After their evaluation.
+        scores: Their results, with prefixes.
+        settings: What was evaluated and how, for `scores.json`.
     """
     means = {metric.task: _means(metric.task, scores) for metric in metrics}
     report = {

@@ -36,7 +36,7 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
     """A run on all tasks of the configuration.
 
     Attributes:
-        classes: names of the classes of each task.
+        classes: Names of the classes of each task.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def build_classes(cfg: DetConfig) -> Classes:
     """Names of the classes of each task.
 
     Raises:
-        DataError: the name of a list of classes is unknown.
+        DataError: The name of a list of classes is unknown.
     """
     return {name: get_classes(task.classes) for name, task in cfg.tasks.items()}
 

@@ -17,11 +17,11 @@ MIN_SCORE = 0.3
 class BoxPicturesHook(Hook):
     """Writes ground truth (white) and detections of the first validation images of every task.
 
-    To ``work_dir/pictures/<part>_<task>_<iter>.jpg`` and TensorBoard.
+    To `work_dir/pictures/<part>_<task>_<iter>.jpg` and TensorBoard.
 
     Args:
-        classes: names of the classes of each task.
-        count: rows of a sheet.
+        classes: Names of the classes of each task.
+        count: Rows of a sheet.
         part: "val" or "test", which the images are.
     """
 

@@ -30,28 +30,28 @@ Found = dict[str, tuple[Detections, Objects]]
 class DetectionMetric(BaseMetric):
     """mAP and AP of every class of one task, in percent.
 
-    ``mAP50``, ``mAP75`` and ``mAP50:95`` (mean over the IoU thresholds 0.5, 0.55 ... 0.95) are by 11 points,
-    as DOTA and DIOR-R are scored; with ``_area`` behind, the area under the curve. ``AP50.<class>`` is by 11
+    `mAP50`, `mAP75` and `mAP50:95` (mean over the IoU thresholds 0.5, 0.55 ... 0.95) are by 11 points,
+    as DOTA and DIOR-R are scored; with `_area` behind, the area under the curve. `AP50.<class>` is by 11
     points. Classes without objects are not averaged in; difficult objects count neither as found nor as
     missed.
 
     Every image counts once, by its name, whatever process had it, and in the order of the names, so that the
     scores do not depend on the number of processes.
 
-    With ``merge``, the images are windows of larger ones (see :mod:`s5.data.oriented.merge`): the scores are
-    those of the whole images, and those of the windows follow as ``windows.mAP50`` ...
+    With `merge`, the images are windows of larger ones (see :mod:`s5.data.oriented.merge`): the scores are
+    those of the whole images, and those of the windows follow as `windows.mAP50` ...
 
     Args:
-        classes: names of the classes, by label.
-        task: whose images are counted.
-        prefix: scores are named ``<prefix>/mAP50``, or ``mAP50`` without one.
-        merge: put windows together before scoring.
-        whole: objects of the whole images by name, for ``merge``; without
+        classes: Names of the classes, by label.
+        task: Whose images are counted.
+        prefix: Scores are named `<prefix>/mAP50`, or `mAP50` without one.
+        merge: Put windows together before scoring.
+        whole: Objects of the whole images by name, for `merge`; without
             them, those of the windows together.
-        nms: IoU above which detections of overlapping windows are one, for ``merge``.
+        nms: IoU above which detections of overlapping windows are one, for `merge`.
 
     Attributes:
-        precision: of the last evaluation, of the whole images with ``merge``; in the main process only.
+        precision: Of the last evaluation, of the whole images with `merge`; in the main process only.
     """
 
     default_prefix = ""  # mmengine asks for one
@@ -76,9 +76,9 @@ class DetectionMetric(BaseMetric):
         """Take the detections of the task's images in a batch.
 
         Args:
-            data_batch: lists ``name``, ``task`` and ``objects``, as
+            data_batch: Lists `name`, `task` and `objects`, as
                 :class:`~s5.data.oriented.sources.OrientedValidation` gives them.
-            data_samples: ``pred_instances`` with ``bboxes`` (n, 5), ``scores`` and ``labels``, in pixels of
+            data_samples: `pred_instances` with `bboxes` (n, 5), `scores` and `labels`, in pixels of
                 the image file.
         """
         batch = (data_batch[key] for key in ("name", "task", "objects"))
@@ -156,7 +156,7 @@ def _means(precision: Precision) -> dict[str, float]:
 
 
 def detections_of(instances: Mapping[str, Any]) -> Detections:
-    """Detections from a model's ``bboxes`` (n, 5), ``scores`` and ``labels``."""
+    """Detections from a model's `bboxes` (n, 5), `scores` and `labels`."""
     boxes = instances["bboxes"]
     boxes = getattr(boxes, "tensor", boxes)  # mmrotate's box type around a tensor
     return make_detections(*(values.cpu() for values in (boxes, instances["scores"], instances["labels"])))
@@ -186,18 +186,18 @@ def is_merged(cfg: DetConfig, task: str, part: str) -> bool:
 def build_metrics(
     cfg: DetConfig, classes: Mapping[str, Sequence[str]], loader: DataLoader, part: str = "val"
 ) -> list[DetectionMetric]:
-    """Scores of the tasks whose images have annotations, named ``<task>/mAP50`` ...
+    """Scores of the tasks whose images have annotations, named `<task>/mAP50` ...
 
     Labels of whole images are read here, so that what is wrong with them is said before anything runs.
 
     Args:
-        cfg: the configuration.
-        classes: names of the classes of each task.
-        loader: of the images of ``part``.
+        cfg: The configuration.
+        classes: Names of the classes of each task.
+        loader: Of the images of `part`.
         part: "val" or "test".
 
     Raises:
-        DataError: the labels of whole images are missing or wrong; names the first files.
+        DataError: The labels of whole images are missing or wrong; names the first files.
     """
     images = images_of(loader)
     metrics = []

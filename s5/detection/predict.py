@@ -49,11 +49,11 @@ class Cutting:
     """How images go into the network.
 
     Attributes:
-        size: side of the square that the network sees, in pixels.
-        window: side of the windows in pixels of the image; an image with both sides within it is one.
-        pad: pad what is smaller than a window, so that all images have one scale; else it is enlarged.
-        overlap: pixels that neighbouring windows share.
-        nms: rotated IoU above which the lower of two detections of a class is dropped, as windows are merged.
+        size: Side of the square that the network sees, in pixels.
+        window: Side of the windows in pixels of the image; an image with both sides within it is one.
+        pad: Pad what is smaller than a window, so that all images have one scale; else it is enlarged.
+        overlap: Pixels that neighbouring windows share.
+        nms: Rotated IoU above which the lower of two detections of a class is dropped, as windows are merged.
     """
 
     size: int
@@ -70,18 +70,18 @@ class DetectionPredictor(Predictor[DetectionModel]):
     in overlapping windows, which are merged. Detections whose centre has no data are dropped.
 
     Args:
-        spec: how to rebuild the model.
-        checkpoint: its weights.
-        device: where it runs.
-        precision: see :func:`s5.compat.precision.resolve_precision`.
-        score_thr: detections below this score are dropped.
-        window: side of the windows in pixels, to which smaller images are padded; by default that of
+        spec: How to rebuild the model.
+        checkpoint: Its weights.
+        device: Where it runs.
+        precision: See :func:`s5.compat.precision.resolve_precision`.
+        score_thr: Detections below this score are dropped.
+        window: Side of the windows in pixels, to which smaller images are padded; by default that of
             training, to which they are enlarged.
-        overlap: pixels that neighbouring windows share; by default 200 of 1024.
+        overlap: Pixels that neighbouring windows share; by default 200 of 1024.
 
     Raises:
-        ConfigError: a threshold outside 0 to 1, or windows that are too small or leave gaps.
-        ExtensionError: mmcv's compiled operators do not run on the device.
+        ConfigError: A threshold outside 0 to 1, or windows that are too small or leave gaps.
+        ExtensionError: Mmcv's compiled operators do not run on the device.
     """
 
     formats = FORMATS
@@ -153,7 +153,7 @@ def make_cutting(spec: DetectionSpec, window: int | None, overlap: int | None) -
     """The windows of a detector; see :class:`DetectionPredictor`.
 
     Raises:
-        ConfigError: they would be too small, or leave gaps.
+        ConfigError: They would be too small, or leave gaps.
     """
     side = spec.img_size if window is None else window
     if side < SMALLEST:
@@ -169,10 +169,10 @@ class _Image:
     """An image on its way through the network.
 
     Attributes:
-        total: its windows.
-        name: for the log.
-        lacks_data: whether some window lacks data somewhere.
-        found: by task, name and detections of the windows that are done.
+        total: Its windows.
+        name: For the log.
+        lacks_data: Whether some window lacks data somewhere.
+        found: By task, name and detections of the windows that are done.
     """
 
     total: int
@@ -198,10 +198,10 @@ class _File(_Image):
     """An image file on its way to its results.
 
     Attributes:
-        source: the file.
-        georeference: its location; read for GeoJSON alone.
-        drawing: what to draw on, see :func:`reduced`; that of a TIFF is read at the end.
-        valid: bool (H, W), false where an image that is not a TIFF has no data; None if there is none.
+        source: The file.
+        georeference: Its location; read for GeoJSON alone.
+        drawing: What to draw on, see :func:`reduced`; that of a TIFF is read at the end.
+        valid: Bool (H, W), false where an image that is not a TIFF has no data; None if there is none.
     """
 
     source: Source = field(kw_only=True)
@@ -214,7 +214,7 @@ class _File(_Image):
 class _Item:
     """A window as the network takes it: letterboxed square, shape without padding, scale.
 
-    ``valid`` is bool (H, W) in pixels of the image, false where the window has no data, None if it has data
+    `valid` is bool (H, W) in pixels of the image, false where the window has no data, None if it has data
     everywhere. A window wholly without data has no square and does not go through the network.
     """
 

@@ -26,7 +26,7 @@ class DetectionResult(Result):
     """The objects in an image.
 
     Attributes:
-        detections: boxes, scores and labels.
+        detections: Boxes, scores and labels.
     """
 
     suffixes: ClassVar[Mapping[str, str]] = {
@@ -99,15 +99,15 @@ def write_results(
     """Write what was found in an image file, each result whole or not at all.
 
     Args:
-        target: where to.
-        source: the image.
-        classes: names of the classes by task.
-        found: by task, in pixels of the image.
-        georeference: of the image.
-        drawing: image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
+        target: Where to.
+        source: The image.
+        classes: Names of the classes by task.
+        found: By task, in pixels of the image.
+        georeference: Of the image.
+        drawing: Image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: A file cannot be written.
     """
     for task in target.tasks:
         if "dota" in target.formats:

@@ -1,6 +1,6 @@
 """The file that DOTA's evaluation server takes for task 1: a flat zip with a text file for each class.
 
-``Task1_<class>.txt`` has a line ``image score x1 y1 x2 y2 x3 y3 x4 y4`` for each detection in whole images,
+`Task1_<class>.txt` has a line `image score x1 y1 x2 y2 x3 y3 x4 y4` for each detection in whole images,
 the image without extension. Files of classes without detections are there, too.
 """
 
@@ -34,17 +34,17 @@ def pack_dota(
     Scores keep all their digits, as the server sorts by them; corners have two decimals.
 
     Args:
-        out: the zip.
-        detections: of the whole images, by name.
-        classes: the server's names of the classes, by label.
-        images: names of all test images.
+        out: The zip.
+        detections: Of the whole images, by name.
+        classes: The server's names of the classes, by label.
+        images: Names of all test images.
 
     Returns:
         Number of detections of each class.
 
     Raises:
-        DataError: images are missing, unknown or have unusable names, a detection has values that cannot be,
-            or the file is not named ``.zip``.
+        DataError: Images are missing, unknown or have unusable names, a detection has values that cannot be,
+            or the file is not named `.zip`.
     """
     require_names(out, images)
     _require_all(detections, images)
@@ -66,7 +66,7 @@ def require_names(out: Path, images: Sequence[str]) -> None:
     """Refuse names that a submission cannot have.
 
     Raises:
-        DataError: the file is not named ``.zip``, or names of images have a '/' or white space or are not
+        DataError: The file is not named `.zip`, or names of images have a '/' or white space or are not
             UTF-8.
     """
     if out.suffix.lower() != ".zip":
@@ -85,15 +85,15 @@ def check_submission(path: Path, classes: Sequence[str], images: Sequence[str]) 
     """Check a submission as the server would.
 
     Args:
-        path: the zip.
-        classes: names of the classes.
-        images: names of the test images.
+        path: The zip.
+        classes: Names of the classes.
+        images: Names of the test images.
 
     Returns:
         Number of detections of each class.
 
     Raises:
-        DataError: it is no zip, lacks a class or has other files, or a line that cannot be; names file and
+        DataError: It is no zip, lacks a class or has other files, or a line that cannot be; names file and
             line.
     """
     try:
@@ -180,8 +180,8 @@ def require_submission(out: Path, names: Sequence[str], classes: Sequence[str]) 
     """Refuse what :func:`submit` could not write, before the network has run for hours.
 
     Raises:
-        ConfigError: the file is a folder.
-        DataError: the file is not named ``.zip``, or images have names that the server cannot take.
+        ConfigError: The file is a folder.
+        DataError: The file is not named `.zip`, or images have names that the server cannot take.
     """
     require_names(out, names)
     if out.is_dir():
@@ -199,13 +199,13 @@ def submit(
     """Write the files that DOTA's server takes, see :func:`~s5.detection.submission.pack_dota`.
 
     Args:
-        submissions: the files by task.
-        collectors: the detections.
-        names: of the images.
-        rescue: where the detections are written as text if a file cannot be; None if they are somewhere.
+        submissions: The files by task.
+        collectors: The detections.
+        names: Of the images.
+        rescue: Where the detections are written as text if a file cannot be; None if they are somewhere.
 
     Raises:
-        DataError: one cannot be made of these detections, or not written; the others are there.
+        DataError: One cannot be made of these detections, or not written; the others are there.
     """
     problems = []
     for task, out in submissions.items():

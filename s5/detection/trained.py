@@ -32,8 +32,8 @@ class DetectionSpec(ModelSpec[DetectionModel]):
     """What has to be known to rebuild a detector and to predict with it.
 
     Attributes:
-        classes: names of the classes of each task.
-        settings: of Oriented R-CNN.
+        classes: Names of the classes of each task.
+        settings: Of Oriented R-CNN.
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -70,8 +70,8 @@ class DetectionSpec(ModelSpec[DetectionModel]):
         """From a configuration.
 
         Raises:
-            ConfigError: the experts are too wide for the backbone.
-            DataError: the name of a list of classes is unknown.
+            ConfigError: The experts are too wide for the backbone.
+            DataError: The name of a list of classes is unknown.
         """
         return cls(
             cfg.backbone,
@@ -92,7 +92,7 @@ class DetectionSpec(ModelSpec[DetectionModel]):
         What weights do not show of Oriented R-CNN has the published values.
 
         Raises:
-            CheckpointError: there is no detection head for a task.
+            CheckpointError: There is no detection head for a task.
         """
         size, experts = sizes_of(weights, backbone)
         for task in classes:
@@ -138,7 +138,7 @@ def load_det_config(path: str | Path, overrides: Sequence[str] = ()) -> DetConfi
     """A configuration: Python as a user writes it, or YAML as a run leaves it in its folder.
 
     Raises:
-        ConfigError: it cannot be read, or has a bad value.
+        ConfigError: It cannot be read, or has a bad value.
     """
     read = load_config if Path(path).suffix in (".yaml", ".yml") else load_python_config
     return read(DetConfig, path, [*overrides])
@@ -148,13 +148,13 @@ def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = (
     """From a checkpoint's metadata, else from a configuration.
 
     Args:
-        checkpoint: weights of a whole detector.
-        config: read for a checkpoint without metadata; by default `config.yaml` beside it.
+        checkpoint: Weights of a whole detector.
+        config: Read for a checkpoint without metadata; by default `config.yaml` beside it.
         overrides: `section.key=value` for the configuration.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds no detector.
-        ConfigError: there is no configuration where one is needed, it is wrong, or of another detector.
+        CheckpointError: The file cannot be read, or holds no detector.
+        ConfigError: There is no configuration where one is needed, it is wrong, or of another detector.
     """
     content = read_checkpoint(checkpoint, lazy=True)
     spec = DetectionSpec.from_meta(meta_of(content))
@@ -181,14 +181,14 @@ def require_fit(
     Further tasks of the checkpoint do not matter.
 
     Args:
-        checkpoint: its path, for messages.
-        content: of the checkpoint.
-        spec: what it should hold.
-        where: the source of the spec, for messages.
+        checkpoint: Its path, for messages.
+        content: Of the checkpoint.
+        spec: What it should hold.
+        where: The source of the spec, for messages.
 
     Raises:
-        CheckpointError: it holds no detector.
-        ConfigError: names what differs, and both values.
+        CheckpointError: It holds no detector.
+        ConfigError: Names what differs, and both values.
     """
     weights, meta = _convert(checkpoint, content), meta_of(content)
     said_of_data = meta.get("dataset_meta") or {}  # of resumable checkpoints

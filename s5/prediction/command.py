@@ -21,8 +21,8 @@ def add_prediction_options(parser: argparse.ArgumentParser, formats: Sequence[st
     """Arguments of a command that predicts image files, for :func:`predict_to_files`.
 
     Args:
-        parser: of the command.
-        formats: names of the formats that it writes.
+        parser: Of the command.
+        formats: Names of the formats that it writes.
     """
     parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
     parser.add_argument("input", nargs="+", help="folders (with subfolders), files, or patterns in quotes")
@@ -74,20 +74,20 @@ def predict_to_files(
     """Predict image files for all tasks of a predictor; several processes share them.
 
     Args:
-        predictor: its weights are read only if something is left to do.
-        given: folders, files or patterns.
-        out: folder of the results.
-        formats: names of formats.
-        launch: this process.
-        resume: leave images alone whose results exist.
-        renew: with `resume`, overwrite results that were made with other settings, instead of an error.
+        predictor: Its weights are read only if something is left to do.
+        given: Folders, files or patterns.
+        out: Folder of the results.
+        formats: Names of formats.
+        launch: This process.
+        resume: Leave images alone whose results exist.
+        renew: With `resume`, overwrite results that were made with other settings, instead of an error.
 
     Returns:
         Errors of images that could not be read; of all processes, in the main one.
 
     Raises:
-        ConfigError: existing results were made with other settings, or cannot be written.
-        DataError: no images.
+        ConfigError: Existing results were made with other settings, or cannot be written.
+        DataError: No images.
     """
     target = Target(out, tuple(predictor.tasks), tuple(formats), predictor.formats)
     precision = str(predictor.dtype or torch.float32).removeprefix("torch.")

@@ -32,8 +32,8 @@ class Picture:
     """An image to predict, opened when it is needed.
 
     Attributes:
-        source: array, PIL image or path.
-        bands: red, green and blue band, counted from 1; None for the first three.
+        source: Array, PIL image or path.
+        bands: Red, green and blue band, counted from 1; None for the first three.
     """
 
     source: ImageLike
@@ -44,8 +44,8 @@ class Picture:
         """The pixels, of a TIFF read by windows.
 
         Raises:
-            ImageError: the image cannot be read, or lacks a band.
-            TypeError: it is no image.
+            ImageError: The image cannot be read, or lacks a band.
+            TypeError: It is no image.
         """
         if isinstance(self.source, Image.Image):
             array, valid = _pil_pixels(self.source)
@@ -65,7 +65,7 @@ class Picture:
         """Location of a GeoTIFF; None for everything else.
 
         Raises:
-            ImageError: the file is damaged.
+            ImageError: The file is damaged.
         """
         if not isinstance(self.source, str | Path) or not is_tiff(Path(self.source)):
             return None
@@ -138,14 +138,14 @@ def reduced(pixels: Readable, largest: int = LARGEST) -> tuple[np.ndarray, int]:
     It is read by bands, so that a huge one is never whole in memory.
 
     Args:
-        pixels: the image.
-        largest: pixels of the longer side of the result.
+        pixels: The image.
+        largest: Pixels of the longer side of the result.
 
     Returns:
-        uint8 (H // n, W // n, 3) and n.
+        Uint8 (H // n, W // n, 3) and n.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: It cannot be read.
     """
     factor = -(-max(pixels.height, pixels.width) // largest)
     height, width = max(1, pixels.height // factor), max(1, pixels.width // factor)

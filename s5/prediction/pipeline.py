@@ -26,11 +26,11 @@ def prefetch(items: Generator[T], count: int) -> Generator[T]:
     a thread, such as rasterio's files.
 
     Args:
-        items: the generator.
-        count: items made in advance.
+        items: The generator.
+        count: Items made in advance.
 
     Raises:
-        Exception: what the generator raises.
+        Exception: What the generator raises.
     """
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
@@ -48,7 +48,7 @@ class Lanes:
 
     Args:
         count: threads.
-        waiting: jobs that may wait or run before :meth:`submit` waits for the oldest; bounds the memory.
+        waiting: Jobs that may wait or run before :meth:`submit` waits for the oldest; bounds the memory.
     """
 
     def __init__(self, count: int, waiting: int) -> None:
@@ -68,7 +68,7 @@ class Lanes:
         """Submit a job; jobs of one lane (modulo their number) run one after the other.
 
         Raises:
-            Exception: what an earlier job raised.
+            Exception: What an earlier job raised.
         """
         while len(self._pending) >= self._waiting:
             self._pending.popleft().result()
@@ -79,7 +79,7 @@ class Lanes:
         """Wait for all jobs.
 
         Raises:
-            Exception: what the first that failed raised.
+            Exception: What the first that failed raised.
         """
         while self._pending:
             self._pending.popleft().result()
@@ -95,7 +95,7 @@ class Reading:
         """The image, once.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: It cannot be read.
         """
         pixels, valid = self._futures.pop().result()
         return Decoded(pixels, valid=valid)
@@ -131,7 +131,7 @@ def open_pixels(source: Source, image: Reading | None) -> Iterator[Readable]:
     """The pixels of an image of :func:`read_ahead`, in memory or read when they are needed.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: It cannot be read.
     """
     if image is not None:
         yield image.take()

@@ -33,10 +33,10 @@ class Target:
     """Where results go and which.
 
     Attributes:
-        folder: results are `<folder>/<task>/<format>/<name>` and the extension of the format.
-        tasks: names of the tasks to predict.
-        formats: of `known`.
-        known: all formats of the product: the extension, and that for a TIFF.
+        folder: Results are `<folder>/<task>/<format>/<name>` and the extension of the format.
+        tasks: Names of the tasks to predict.
+        formats: Of `known`.
+        known: All formats of the product: the extension, and that for a TIFF.
     """
 
     folder: Path
@@ -62,11 +62,11 @@ class Request:
     """A prediction to files, as asked for.
 
     Attributes:
-        given: folders, files or patterns.
-        target: where results go.
-        settings: what the results depend on.
-        resume: leave images alone whose results exist.
-        renew: with `resume`, overwrite results that were made with other settings, instead of an error.
+        given: Folders, files or patterns.
+        target: Where results go.
+        settings: What the results depend on.
+        resume: Leave images alone whose results exist.
+        renew: With `resume`, overwrite results that were made with other settings, instead of an error.
     """
 
     given: Sequence[str]
@@ -81,9 +81,9 @@ class _Plan:
     """The work of all processes together.
 
     Attributes:
-        sources: images to predict.
-        outdated: tasks whose results in the folder were made in another way.
-        problems: errors of images that are left out.
+        sources: Images to predict.
+        outdated: Tasks whose results in the folder were made in another way.
+        problems: Errors of images that are left out.
     """
 
     sources: list[Source]
@@ -98,16 +98,16 @@ def carry_out(request: Request, build: Callable[[], Work], launch: Launch) -> li
     written, so that after an interruption none of them can be mistaken for a new one.
 
     Args:
-        request: what is asked for.
-        build: returns the function that predicts images; not called if nothing is left to do.
-        launch: this process.
+        request: What is asked for.
+        build: Returns the function that predicts images; not called if nothing is left to do.
+        launch: This process.
 
     Returns:
         Errors of images that could not be read; of all processes, in the main one.
 
     Raises:
-        ConfigError: existing results were made with other settings, or results cannot be written.
-        DataError: no images.
+        ConfigError: Existing results were made with other settings, or results cannot be written.
+        DataError: No images.
     """
     plan = from_main(lambda: _plan(request), launch)
     if not plan.sources:
@@ -143,7 +143,7 @@ def _nameable(sources: Sequence[Source], target: Target) -> tuple[list[Source], 
     """The images whose results can have their names, and errors of the others.
 
     Raises:
-        ConfigError: there are TIFFs, whose results cannot be written to a folder of this name.
+        ConfigError: There are TIFFs, whose results cannot be written to a folder of this name.
     """
     if not is_utf8(target.folder) and any(source.is_tiff for source in sources):
         raise ConfigError(f"--out {target.folder}: a path that is not UTF-8, where GDAL cannot write TIFFs")
@@ -186,7 +186,7 @@ def from_main(make: Callable[[], T], launch: Launch) -> T:
     """Call a function in the main process and return its result in all processes.
 
     Raises:
-        LaunchError: in the other processes, when the main process raised.
+        LaunchError: In the other processes, when the main process raised.
     """
     made: list = [None]
     with main_process_first(launch) as is_main:
@@ -201,16 +201,16 @@ def predict_share(work: Work, sources: Sequence[Source], folder: Path, launch: L
     """Predict the images of this process; the main process waits for the others.
 
     Args:
-        work: predicts images and writes the results.
-        sources: the images of all processes.
-        folder: of the results, for messages.
-        launch: this process.
+        work: Predicts images and writes the results.
+        sources: The images of all processes.
+        folder: Of the results, for messages.
+        launch: This process.
 
     Returns:
         Errors of images that could not be read: in the main process those of all, in the others none.
 
     Raises:
-        ConfigError: a result cannot be written; in the main process.
+        ConfigError: A result cannot be written; in the main process.
     """
     group: Any = host_group() if launch.world_size > 1 else None
     problems: list[ImageError] = []
@@ -267,7 +267,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
     """Write `prediction.yaml` of each task.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     for task, values in settings.items():
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)

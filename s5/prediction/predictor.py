@@ -30,13 +30,13 @@ class Result(ABC):
     """What a model predicts of one image for one task.
 
     Attributes:
-        task: name of the task.
-        classes: names of its classes.
-        palette: their colours, RGB, 0..255.
-        height: rows of the image.
-        width: columns of the image.
-        georeference: location of a GeoTIFF; None for other images.
-        picture: the image, which is read again when it is drawn.
+        task: Name of the task.
+        classes: Names of its classes.
+        palette: Their colours, RGB, 0..255.
+        height: Rows of the image.
+        width: Columns of the image.
+        georeference: Location of a GeoTIFF; None for other images.
+        picture: The image, which is read again when it is drawn.
     """
 
     suffixes: ClassVar[Mapping[str, str]]
@@ -62,10 +62,10 @@ class Result(ABC):
         """The prediction on the image as a PIL image, with names of the classes.
 
         Args:
-            largest: pixels of the longer side; larger images are reduced by a whole number.
+            largest: Pixels of the longer side; larger images are reduced by a whole number.
 
         Raises:
-            ImageError: the file of the image is gone.
+            ImageError: The file of the image is gone.
         """
         return Image.fromarray(self.draw(largest))
 
@@ -73,13 +73,13 @@ class Result(ABC):
         """Write the result, whole or not at all; missing folders are made.
 
         Args:
-            path: the file, whose extension tells the format, see `suffixes`.
-            kind: format where the extension leaves a choice, such as `color`.
+            path: The file, whose extension tells the format, see `suffixes`.
+            kind: Format where the extension leaves a choice, such as `color`.
 
         Raises:
-            ValueError: unknown extension or format.
-            ImageError: the image, read again for a drawing, is gone.
-            OSError: the file cannot be written.
+            ValueError: Unknown extension or format.
+            ImageError: The image, read again for a drawing, is gone.
+            OSError: The file cannot be written.
         """
         path = Path(path).expanduser()
         usual = self.suffixes.get(path.suffix.lower())
@@ -98,9 +98,9 @@ class Predictor(ABC, Generic[M]):
     """A trained model that predicts images; each product has a subclass.
 
     Args:
-        spec: how to rebuild the model.
-        checkpoint: its weights, read by :meth:`load` or before the first prediction.
-        device: where it runs.
+        spec: How to rebuild the model.
+        checkpoint: Its weights, read by :meth:`load` or before the first prediction.
+        device: Where it runs.
         precision: `auto`, `bf16`, `fp16` or `fp32`.
     """
 
@@ -142,7 +142,7 @@ class Predictor(ABC, Generic[M]):
         """Read the weights now.
 
         Raises:
-            CheckpointError: they do not fit, or part of a head is missing.
+            CheckpointError: They do not fit, or part of a head is missing.
         """
         _ = self.model
         return self
@@ -167,18 +167,18 @@ class Predictor(ABC, Generic[M]):
         Args:
             image: NumPy array (H, W, C) of uint8, other types being stretched to 0..255 as in files; PIL
                 image; path of a file of any format, size, depth and number of bands; or an iterable of these.
-            task: whose classes; needed if the model has several. `all` predicts them together.
-            bands: red, green and blue band, counted from 1; by default the first three.
-            probabilities: keep those of all classes, 4 bytes per pixel and class; segmentation only.
+            task: Whose classes; needed if the model has several. `all` predicts them together.
+            bands: Red, green and blue band, counted from 1; by default the first three.
+            probabilities: Keep those of all classes, 4 bytes per pixel and class; segmentation only.
 
         Returns:
             A :class:`Result`; a dict of them by task with `task="all"`; for several images a list of either,
             all in memory: :meth:`predict_iter` yields one after the other.
 
         Raises:
-            ImageError: an image cannot be read, or lacks a band.
-            TypeError: something is no image.
-            ValueError: unknown task, or none given where there are several; probabilities of a detector.
+            ImageError: An image cannot be read, or lacks a band.
+            TypeError: Something is no image.
+            ValueError: Unknown task, or none given where there are several; probabilities of a detector.
         """
         if isinstance(image, ImageLike):
             (result,) = self.predict_iter([image], task, bands=bands, probabilities=probabilities)
@@ -225,14 +225,14 @@ class Predictor(ABC, Generic[M]):
         """Predict image files and write the results; reading, the network and writing overlap.
 
         Args:
-            sources: the images.
-            target: where to, and which formats.
+            sources: The images.
+            target: Where to, and which formats.
 
         Returns:
             Errors of images that could not be read; the others are done.
 
         Raises:
-            OSError: a result cannot be written.
+            OSError: A result cannot be written.
         """
 
     @abstractmethod

@@ -24,9 +24,9 @@ class Source:
     """One image to predict.
 
     Attributes:
-        path: the file.
-        name: path of its results below their folder, without extension.
-        is_tiff: whether it is a TIFF, judged by its content.
+        path: The file.
+        name: Path of its results below their folder, without extension.
+        is_tiff: Whether it is a TIFF, judged by its content.
     """
 
     path: Path
@@ -40,10 +40,10 @@ def find_sources(given: Sequence[str], out: Path) -> list[Source]:
     A name that exists is taken literally, even with brackets in it, and so are the leading folders of a
     pattern as far as they exist. Names of results are relative to the folder, or to these leading folders of
     the pattern. Images whose results would have the same name get a mark in it. Hidden files, thumbnails,
-    recycle bins and earlier results in ``out`` are left out.
+    recycle bins and earlier results in `out` are left out.
 
     Raises:
-        DataError: nothing found, a folder is ``out`` itself, or two results would have the same name although
+        DataError: Nothing found, a folder is `out` itself, or two results would have the same name although
             marked.
     """
     found = [source for each in given for source in _sources(each, out)]

@@ -26,7 +26,7 @@ class TaskClasses(NamedTuple):
     """Classes of a task.
 
     Attributes:
-        classes: names, by train id or label.
+        classes: Names, by train id or label.
         palette: RGB colours, 0..255, in the same order.
     """
 
@@ -39,11 +39,11 @@ class ModelSpec(ABC, Generic[M]):
     """What has to be known to rebuild a trained model and to predict with it; each product has a subclass.
 
     Attributes:
-        backbone: name, `vit_b_moe` or `vit_b`.
-        img_size: side in pixels of the images it was trained on.
-        expert_channels: channels of the experts, 0 without.
-        norm_eps: epsilon of the blocks' norms.
-        configured: whether it comes from a configuration or arguments instead of the checkpoint's metadata.
+        backbone: Name, `vit_b_moe` or `vit_b`.
+        img_size: Side in pixels of the images it was trained on.
+        expert_channels: Channels of the experts, 0 without.
+        norm_eps: Epsilon of the blocks' norms.
+        configured: Whether it comes from a configuration or arguments instead of the checkpoint's metadata.
     """
 
     backbone: str
@@ -62,7 +62,7 @@ class ModelSpec(ABC, Generic[M]):
         """The same with some of the tasks; all if none are named.
 
         Raises:
-            ConfigError: unknown task; lists the known ones.
+            ConfigError: Unknown task; lists the known ones.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class ModelSpec(ABC, Generic[M]):
         """The model with the weights of a checkpoint, on the device, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights do not fit, or lack part of the head of a task.
+            CheckpointError: The weights do not fit, or lack part of the head of a task.
         """
         network = self.build_network()
         load_weights(network, checkpoint).require_heads()
@@ -94,7 +94,7 @@ def sizes_of(weights: Weights, backbone: str) -> tuple[int, int]:
     """Image size and expert channels of a spec, read from converted weights.
 
     Raises:
-        ConfigError: the backbone's name says that there are experts and the weights have none, or vice versa.
+        ConfigError: The backbone's name says that there are experts and the weights have none, or vice versa.
     """
     if has_experts(backbone) != bool(weights.experts):
         names = {True: ("experts", with_experts(backbone)), False: ("no experts", dense_name(backbone))}
@@ -109,7 +109,7 @@ def refuse_configuration(spec: ModelSpec, checkpoint: Path, config: str | None, 
     """Refuse a configuration on the command line that is not read because the checkpoint has metadata.
 
     Raises:
-        ConfigError: names the option.
+        ConfigError: Names the option.
     """
     given = "--config" if config else "--cfg-options" if options else None
     if given and not spec.configured:

@@ -22,8 +22,8 @@ class BandWriter(Protocol):
         Args:
             top: First row.
             left: First column.
-            band: uint8 (rows, columns) or (rows, columns, 3) RGB.
-            valid: bool (rows, columns), false where the image has no data; None if it has data everywhere.
+            band: Uint8 (rows, columns) or (rows, columns, 3) RGB.
+            valid: Bool (rows, columns), false where the image has no data; None if it has data everywhere.
         """
         ...
 

@@ -33,7 +33,7 @@ def check_classes(trained: Mapping[str, LabelTable], data: Mapping[str, LabelTab
     """Refuse data whose tasks or classes differ from those a model was trained for.
 
     Raises:
-        ConfigError: names the task and both lists.
+        ConfigError: Names the task and both lists.
     """
     lacking = [task for task in data if task not in trained]
     if lacking:
@@ -53,12 +53,12 @@ def check_classes(trained: Mapping[str, LabelTable], data: Mapping[str, LabelTab
 def write_reports(
     folder: Path, metrics: Sequence[SegmentationMetric], settings: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the scores of every task: ``scores.json``, and per task two CSV files and a picture.
+    """Write the scores of every task: `scores.json`, and per task two CSV files and a picture.
 
     Args:
-        folder: where to.
-        metrics: after their evaluation.
-        settings: what was evaluated and how, by task; goes into ``scores.json``.
+        folder: Where to.
+        metrics: After their evaluation.
+        settings: What was evaluated and how, by task; goes into `scores.json`.
     """
     report = {}
     for metric in metrics:
@@ -119,12 +119,12 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> np.nda
     """Draw a confusion matrix; every row (true class) adds up to 100 %.
 
     Args:
-        matrix: pixel counts (K, K), rows = ground truth.
-        classes: names, any script.
-        title: first line of the picture.
+        matrix: Pixel counts (K, K), rows = ground truth.
+        classes: Names, any script.
+        title: First line of the picture.
 
     Returns:
-        uint8 (H, W, 3) RGB. Numbers are left out of matrices with very many classes.
+        Uint8 (H, W, 3) RGB. Numbers are left out of matrices with very many classes.
     """
     counts = matrix.double().numpy()
     with np.errstate(invalid="ignore"):

@@ -29,14 +29,14 @@ class CollapseWatch:
     Logs the onset and the end of either, not every report in between.
 
     Args:
-        classes: names of the classes.
-        share: largest share of the confident pixels of a report that one class may hold.
-        missing_steps: a class that occurs in the labels is missing after this many steps without a confident
+        classes: Names of the classes.
+        share: Largest share of the confident pixels of a report that one class may hold.
+        missing_steps: A class that occurs in the labels is missing after this many steps without a confident
             pixel, rounded up to whole reports.
 
     Attributes:
-        dominant: index of the class that holds more than ``share``, or None.
-        missing: indices of missing classes.
+        dominant: Index of the class that holds more than `share`, or None.
+        missing: Indices of missing classes.
     """
 
     def __init__(self, classes: Sequence[str], share: float = 0.95, missing_steps: int = 1000) -> None:
@@ -49,7 +49,7 @@ class CollapseWatch:
         self._steps_without = [0] * len(self.classes)
 
     def report(self, pseudo: Sequence[int], labeled: Sequence[int], steps: int) -> None:
-        """Judge the confident and the labeled pixels of each class in the last ``steps`` steps."""
+        """Judge the confident and the labeled pixels of each class in the last `steps` steps."""
         self._report_dominance(pseudo, labeled, steps)
         self._report_missing(pseudo, labeled, steps)
 
@@ -122,12 +122,12 @@ class CollapseWatch:
 class PseudoLabelHook(ResumableHook):
     """Logs the class shares of confident pseudo-labels, and warns when they collapse.
 
-    The model counts pixels on the device. They are summed over all processes and read every ``interval``
+    The model counts pixels on the device. They are summed over all processes and read every `interval`
     iterations.
 
     Args:
-        watch: warns of a collapse.
-        interval: iterations between log lines.
+        watch: Warns of a collapse.
+        interval: Iterations between log lines.
     """
 
     priority = "NORMAL"
@@ -184,10 +184,10 @@ class PseudoLabelHook(ResumableHook):
 class ViewsHook(Hook):
     """Writes weak view, strong view, confident pseudo-label and prediction on the strong view.
 
-    To ``work_dir/pictures/unlabeled_<iter>.jpg`` and TensorBoard, of the newest training batch.
+    To `work_dir/pictures/unlabeled_<iter>.jpg` and TensorBoard, of the newest training batch.
 
     Args:
-        table: classes and colours.
+        table: Classes and colours.
     """
 
     priority = "LOW"
@@ -227,8 +227,8 @@ class TaskStartHook(Hook):
     Its training images are left out by the sampler, so that it costs nothing.
 
     Args:
-        starts: first step of each task.
-        validation: the sampler of the validation images.
+        starts: First step of each task.
+        validation: The sampler of the validation images.
     """
 
     priority = "VERY_HIGH"
@@ -238,7 +238,7 @@ class TaskStartHook(Hook):
         self.validation = validation
 
     def started(self, step: int) -> set[str]:
-        """Tasks that take part in ``step``."""
+        """Tasks that take part in `step`."""
         return {task for task, first in self.starts.items() if step >= first}
 
     def before_train(self, runner: Runner) -> None:

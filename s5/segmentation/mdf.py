@@ -35,8 +35,8 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
     """A run on all tasks of the configuration.
 
     Attributes:
-        tables: classes of each task.
-        splits: training and validation images of each task, once the data is built.
+        tables: Classes of each task.
+        splits: Training and validation images of each task, once the data is built.
     """
 
     splits: dict[str, tuple[Split, Split]]
@@ -64,7 +64,7 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
         """The training images of all tasks in one batch.
 
         Raises:
-            ConfigError: a batch of one image, whose batch norm would have nothing to compare, or a task that
+            ConfigError: A batch of one image, whose batch norm would have nothing to compare, or a task that
                 would start after the end.
         """
         cfg = self.cfg
@@ -143,7 +143,7 @@ def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
     """The configuration with the named tasks alone, in the order of the file; all without names.
 
     Raises:
-        ConfigError: a name that the configuration lacks, or the best weights of several tasks would be chosen
+        ConfigError: A name that the configuration lacks, or the best weights of several tasks would be chosen
             by none of them.
     """
     if not names:
@@ -168,7 +168,7 @@ def start_epochs(cfg: MDFConfig) -> dict[str, int]:
     """The epoch in which each task starts; the earliest starts at once, whatever the configuration says.
 
     Raises:
-        ConfigError: a task would start after the end.
+        ConfigError: A task would start after the end.
     """
     earliest = min(task.start_epoch for task in cfg.tasks.values())
     if earliest:
@@ -187,7 +187,7 @@ def build_tables(cfg: MDFConfig) -> dict[str, LabelTable]:
     """The classes of each task.
 
     Raises:
-        LabelError: an unknown table, or one that contradicts itself.
+        LabelError: An unknown table, or one that contradicts itself.
     """
     return {name: get_table(task.labels, default_name=name) for name, task in cfg.tasks.items()}
 
@@ -196,7 +196,7 @@ def find_images(cfg: MDFConfig, name: str) -> tuple[Split, Split]:
     """The training and validation images of a task.
 
     Raises:
-        DataError: a split file or folder is missing, empty, or has images without masks.
+        DataError: A split file or folder is missing, empty, or has images without masks.
     """
     task, train = cfg.tasks[name], _training_images(cfg, name)
     if isinstance(task.val, HoldOutConfig):
@@ -212,7 +212,7 @@ def validation_split(cfg: MDFConfig, name: str) -> Split:
     """The validation images of a task. Training images are not needed unless some of them are held out.
 
     Raises:
-        DataError: as :func:`find_images`.
+        DataError: As :func:`find_images`.
     """
     task = cfg.tasks[name]
     if isinstance(task.val, HoldOutConfig):
@@ -227,7 +227,7 @@ def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, l
     """By which scores the best weights are chosen: on average, and of each of several tasks.
 
     Raises:
-        ConfigError: a score without background, of a dataset that has none.
+        ConfigError: A score without background, of a dataset that has none.
     """
     own = {name: task.evaluation.metric for name, task in cfg.tasks.items()}
     for name, metric in own.items():

@@ -1,4 +1,4 @@
-"""The configuration of multi-dataset fine-tuning, ``Semantic_Segmentation/configs/rsseg.yaml``."""
+"""The configuration of multi-dataset fine-tuning, `Semantic_Segmentation/configs/rsseg.yaml`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,9 @@ class EvaluationConfig(Inference):
 
 
 class TaskConfig(ScaleRange):
-    """One dataset; paths are relative to ``data_root`` unless absolute.
+    """One dataset; paths are relative to `data_root` unless absolute.
 
-    ``photometric`` has the published values by default; ``false`` trains without.
+    `photometric` has the published values by default; `false` trains without.
     """
 
     labels: str | dict[str, Any]
@@ -72,7 +72,7 @@ class TaskConfig(ScaleRange):
     @field_validator("photometric", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        """``false`` for none, ``true`` for the defaults, as of ``flip`` and ``rotate``."""
+        """`false` for none, `true` for the defaults, as of `flip` and `rotate`."""
         if value is False:
             return None
         return Photometric() if value is True else value
@@ -89,7 +89,7 @@ class TaskConfig(ScaleRange):
 
 
 class MDFModelConfig(ModelConfig):
-    """The network; a backbone named ``vit_b_moe`` has experts unless their channels are 0, ``vit_b`` none."""
+    """The network; a backbone named `vit_b_moe` has experts unless their channels are 0, `vit_b` none."""
 
     expert_channels: NonNegative = 256
 

@@ -25,12 +25,12 @@ class SegmentationMetric(BaseMetric):
     so the result does not depend on how images were distributed.
 
     Args:
-        table: classes of the labels.
-        task: whose images are counted.
-        prefix: scores are named ``<prefix>/mIoU``, or ``mIoU`` without one.
+        table: Classes of the labels.
+        task: Whose images are counted.
+        prefix: Scores are named `<prefix>/mIoU`, or `mIoU` without one.
 
     Attributes:
-        matrix: counts (K, K) of the last evaluation by all processes together, rows = ground truth.
+        matrix: Counts (K, K) of the last evaluation by all processes together, rows = ground truth.
     """
 
     default_prefix = ""  # mmengine asks for one
@@ -43,7 +43,7 @@ class SegmentationMetric(BaseMetric):
         self._matrix: torch.Tensor | None = None
 
     def process(self, data_batch: dict[str, Any], data_samples: list[torch.Tensor]) -> None:
-        """Count the predictions (H, W) of the task's images in one batch against their ``labels``."""
+        """Count the predictions (H, W) of the task's images in one batch against their `labels`."""
         for prediction, label, task in zip(
             data_samples, data_batch["labels"], data_batch["tasks"], strict=True
         ):

@@ -24,11 +24,11 @@ class SegmentationModel(TaskModel):
     """mmengine model around a :class:`~s5.segmentation.segmentor.Segmentor`.
 
     Args:
-        segmentor: the network; images in, logits out.
-        inference: how images of each task are predicted.
-        dtype: autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
+        segmentor: The network; images in, logits out.
+        inference: How images of each task are predicted.
+        dtype: Autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
             None is float32.
-        tta: views that predictions are averaged over; None predicts the image as it is.
+        tta: Views that predictions are averaged over; None predicts the image as it is.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SegmentationModel(TaskModel):
         return self.segmentor
 
     def logits(self, images: Tensor, network: Segmentor | None = None, float32: bool = False) -> Tensor:
-        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]; ``float32``: without autocast."""
+        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]; `float32`: without autocast."""
         network = network or self.segmentor
         with autocast(self.device, None if float32 else self.dtype):
             return network(self._prepare(images)).float()
@@ -59,7 +59,7 @@ class SegmentationModel(TaskModel):
 
         Args:
             images: (B, 3, H, W) on the device, uint8 or in [0, 1].
-            tasks: whose classes follow each other in the result.
+            tasks: Whose classes follow each other in the result.
         """
         with self.autocast():
             logits = self.segmentor.forward_all(self._prepare(images), tasks)
@@ -126,9 +126,9 @@ class SegmentationModel(TaskModel):
         """Losses of a training batch, or train ids of whole images.
 
         Args:
-            images: ``loss``: (B, 3, H, W) uint8. ``predict``: uint8 images (3, H, W) of any size.
-            mode: ``loss`` or ``predict``.
-            batch: ``loss``: the rest of the batch. ``predict``: ``tasks``, the task of each image; the others
+            images: `loss`: (B, 3, H, W) uint8. `predict`: uint8 images (3, H, W) of any size.
+            mode: `loss` or `predict`.
+            batch: `loss`: the rest of the batch. `predict`: `tasks`, the task of each image; the others
                 are for metrics.
         """
         if mode == "loss":
@@ -136,5 +136,5 @@ class SegmentationModel(TaskModel):
         return [self.predict(image, task) for image, task in zip(images, batch["tasks"], strict=True)]
 
     def loss(self, images: Tensor, *args: Any, **batch: Any) -> dict[str, Tensor]:
-        """Losses of a training batch, with ``loss`` the one to minimise; training methods have one."""
+        """Losses of a training batch, with `loss` the one to minimise; training methods have one."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained")

@@ -21,8 +21,8 @@ class TaskLoss:
     """What one task adds to the loss.
 
     Attributes:
-        kind: ``ce`` cross-entropy, ``ce_dice`` its sum with the Dice loss, or ``focal``.
-        weight: factor of the task in the sum.
+        kind: `ce` cross-entropy, `ce_dice` its sum with the Dice loss, or `focal`.
+        weight: Factor of the task in the sum.
     """
 
     kind: Literal["ce", "ce_dice", "focal"] = "ce"
@@ -43,11 +43,11 @@ class MultiDataset(SegmentationModel):
     they have no gradient, no optimizer step and no part in any reduction between processes.
 
     Args:
-        segmentor: the network, with a head and possibly experts per task.
-        inference: how validation images of each task are predicted.
-        losses: loss of each task.
-        dtype: autocast type, None = float32.
-        max_blur_sigma: of each task with photometric augmentation, the largest sigma of its blur in pixels;
+        segmentor: The network, with a head and possibly experts per task.
+        inference: How validation images of each task are predicted.
+        losses: Loss of each task.
+        dtype: Autocast type, None = float32.
+        max_blur_sigma: Of each task with photometric augmentation, the largest sigma of its blur in pixels;
             images of other tasks are left as they are.
     """
 
@@ -78,11 +78,11 @@ class MultiDataset(SegmentationModel):
         Args:
             images: (B, 3, H, W) uint8, ordered by task.
             labels: (B, H, W) uint8 train ids of each image's task, 255 ignored.
-            counts: images of each task, in the order of the batch; 0 for tasks that have not started.
+            counts: Images of each task, in the order of the batch; 0 for tasks that have not started.
             photometric: (B, 6) rows of :func:`~s5.ops.photometric.apply_photometric`; None changes nothing.
 
         Returns:
-            ``loss``, and ``loss_<task>`` of each task in the batch, without its weight.
+            `loss`, and `loss_<task>` of each task in the batch, without its weight.
         """
         images = to_unit(images)
         if photometric is not None:

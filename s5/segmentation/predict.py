@@ -44,19 +44,19 @@ class SegmentationPredictor(Predictor[SegmentationModel]):
     """Predicts a mask per image and task.
 
     Args:
-        spec: how to rebuild the model, and how images are predicted unless the following say otherwise.
-        checkpoint: its weights.
-        device: where it runs.
-        precision: see :func:`s5.compat.precision.resolve_precision`.
+        spec: How to rebuild the model, and how images are predicted unless the following say otherwise.
+        checkpoint: Its weights.
+        device: Where it runs.
+        precision: See :func:`s5.compat.precision.resolve_precision`.
         mode: `original` in one pass, `resize` to a square, or `slide_window`.
-        crop: side of a window or of the resized image, in pixels; the stride follows unless it is given.
-        stride: step between windows in pixels.
-        flip: average over the flips of each window: four times the work.
-        scales: average over the windows resized by these factors.
-        alpha: weight of the colours in overlays, 0 to 1.
+        crop: Side of a window or of the resized image, in pixels; the stride follows unless it is given.
+        stride: Step between windows in pixels.
+        flip: Average over the flips of each window: four times the work.
+        scales: Average over the windows resized by these factors.
+        alpha: Weight of the colours in overlays, 0 to 1.
 
     Raises:
-        ConfigError: windows that would leave gaps, or a scale that is not positive.
+        ConfigError: Windows that would leave gaps, or a scale that is not positive.
     """
 
     formats = FORMATS
@@ -150,11 +150,11 @@ class _Band:
     """A part of an image as it is written.
 
     Attributes:
-        top: first row.
-        left: first column.
-        ids: train ids uint8 (rows, columns) by task.
-        photo: the image, uint8 (rows, columns, 3); None where nothing needs it.
-        valid: bool (rows, columns), false where the image has no data; None if it has data everywhere.
+        top: First row.
+        left: First column.
+        ids: Train ids uint8 (rows, columns) by task.
+        photo: The image, uint8 (rows, columns, 3); None where nothing needs it.
+        valid: Bool (rows, columns), false where the image has no data; None if it has data everywhere.
     """
 
     top: int
@@ -300,8 +300,8 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
     """A parser with the options of how images are predicted.
 
     Args:
-        description: the module's docstring.
-        config: read for checkpoints without metadata.
+        description: The module's docstring.
+        config: Read for checkpoints without metadata.
     """
     parser = command_parser(description, config, experts=True)
     parser.set_defaults(config=None, backbone=None, default_config=config)  # the checkpoint knows
@@ -315,15 +315,15 @@ def make_predictor(
     """The predictor of a command line; its weights are not read yet.
 
     Args:
-        args: of :func:`prediction_parser`, with `precision`.
-        checkpoint: weights of a whole model.
-        tasks: names; all if empty.
-        launch: this process.
-        alpha: weight of the colours in overlays.
+        args: Of :func:`prediction_parser`, with `precision`.
+        checkpoint: Weights of a whole model.
+        tasks: Names; all if empty.
+        launch: This process.
+        alpha: Weight of the colours in overlays.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: unknown task, no backbone, a configuration that is not needed, or windows with gaps.
+        CheckpointError: The file cannot be read.
+        ConfigError: Unknown task, no backbone, a configuration that is not needed, or windows with gaps.
     """
     config = trained.find_config(args.config, checkpoint, args.default_config)
     spec = trained.find_spec(checkpoint, args.backbone, config, args.cfg_options)

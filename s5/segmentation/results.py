@@ -27,12 +27,12 @@ class SegmentationResult(Result):
     """The classes of the pixels of an image.
 
     Attributes:
-        mask: train ids uint8 (H, W), indices into `classes`; 255 where the image has no data.
-        table: values and colours of the classes.
-        probabilities: float32 (K, H, W) of each class, 0 where windows wholly without data were skipped; None
+        mask: Train ids uint8 (H, W), indices into `classes`; 255 where the image has no data.
+        table: Values and colours of the classes.
+        probabilities: Float32 (K, H, W) of each class, 0 where windows wholly without data were skipped; None
             if they were not asked for.
-        declares_no_data: whether the image's file has a no-data value, mask or alpha band.
-        alpha: weight of the colours in overlays, 0 to 1.
+        declares_no_data: Whether the image's file has a no-data value, mask or alpha band.
+        alpha: Weight of the colours in overlays, 0 to 1.
     """
 
     suffixes: ClassVar[Mapping[str, str]] = {
@@ -51,7 +51,7 @@ class SegmentationResult(Result):
         """Probability of the predicted class, float32 (H, W).
 
         Raises:
-            ValueError: there are no probabilities.
+            ValueError: There are no probabilities.
         """
         if self.probabilities is None:
             raise ValueError("no probabilities were kept: predict with probabilities=True")
@@ -134,13 +134,13 @@ def make_writer(
     """What writes a picture of one format.
 
     Args:
-        path: the file.
+        path: The file.
         is_tiff: TIFF or PNG.
-        kind: of :data:`FORMATS`.
-        table: of the task.
-        size: height and width.
-        georeference: for a TIFF.
-        declares_no_data: tag an index mask with the no-data value in any case.
+        kind: Of :data:`FORMATS`.
+        table: Of the task.
+        size: Height and width.
+        georeference: For a TIFF.
+        declares_no_data: Tag an index mask with the no-data value in any case.
     """
     if not is_tiff:
         return PngWriter(path, *size)
@@ -155,11 +155,11 @@ def paint(
     """Pixels of a format.
 
     Args:
-        kind: of :data:`FORMATS`.
-        ids: train ids uint8 (h, w), 255 without data.
-        table: of the task.
-        photo: the image, uint8 (h, w, 3); for overlays.
-        alpha: weight of the colours in overlays.
+        kind: Of :data:`FORMATS`.
+        ids: Train ids uint8 (h, w), 255 without data.
+        table: Of the task.
+        photo: The image, uint8 (h, w, 3); for overlays.
+        alpha: Weight of the colours in overlays.
 
     Returns:
         Raw values uint8 (h, w) for `index`, else RGB (h, w, 3).

@@ -29,7 +29,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
     """A run of the method that the configuration names.
 
     Attributes:
-        table: the classes.
+        table: The classes.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         """Labeled and, unless their batch size is 0, unlabeled images in one batch.
 
         Raises:
-            ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+            ConfigError: A batch of one image, whose batch norm would have nothing to compare.
         """
         data, settings = self.cfg.data, self.cfg.settings
         sizes = data.labeled.batch_size, data.unlabeled.batch_size

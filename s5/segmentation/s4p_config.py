@@ -1,4 +1,4 @@
-"""The configuration of S4P pre-training, ``S4_Pretrain/configs/pretrain.yaml``."""
+"""The configuration of S4P pre-training, `S4_Pretrain/configs/pretrain.yaml`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class LabeledConfig(Section):
 
 
 class UnlabeledConfig(Section):
-    """Unlabeled training images; ``batch_size: 0`` trains on the labeled ones alone."""
+    """Unlabeled training images; `batch_size: 0` trains on the labeled ones alone."""
 
     split: Path
     batch_size: NonNegative
@@ -44,7 +44,7 @@ class ValConfig(Inference):
 
 
 class DataConfig(ScaleRange):
-    """Images and how crops are taken; split paths are relative to ``data_root`` unless absolute."""
+    """Images and how crops are taken; split paths are relative to `data_root` unless absolute."""
 
     labels: str | dict[str, Any] = "isaid"
     labeled: LabeledConfig

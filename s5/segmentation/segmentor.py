@@ -150,15 +150,15 @@ def build_network(
     """The segmentor of a configuration.
 
     Args:
-        backbone: name of the backbone.
-        tasks: number of classes by task.
-        crop: side of the training crops in pixels.
-        cfg: the configuration's ``model``.
+        backbone: Name of the backbone.
+        tasks: Number of classes by task.
+        crop: Side of the training crops in pixels.
+        cfg: The configuration's `model`.
         expert_channels: 0 for a dense backbone.
-        crop_key: where the crop is configured, for messages.
+        crop_key: Where the crop is configured, for messages.
 
     Raises:
-        ConfigError: the backbone does not go with the crop or the configuration.
+        ConfigError: The backbone does not go with the crop or the configuration.
     """
     built = configured_backbone(backbone, tuple(tasks), crop, cfg, expert_channels, crop_key)
     return _with_heads(built, tasks, cfg.decoder_channels)

@@ -1,6 +1,6 @@
 """The file that LoveDA's evaluation server takes: a flat zip of the test images' index masks.
 
-``<number>.png`` for every test image, grey, 8 bits, classes 0 to 6 in the order of the label table ``loveda``
+`<number>.png` for every test image, grey, 8 bits, classes 0 to 6 in the order of the label table `loveda`
 (whose masks, as shipped and as predicted, count from 1), as github.com/Junjue-Wang/LoveDA writes them.
 """
 
@@ -37,11 +37,11 @@ def find_tests(images: Path, partial: bool = False) -> dict[str, Path]:
     """The test images by the names of their masks in the zip, in its order.
 
     Args:
-        images: their folder, with subfolders.
-        partial: whether another number than that of LoveDA's test part will do.
+        images: Their folder, with subfolders.
+        partial: Whether another number than that of LoveDA's test part will do.
 
     Raises:
-        DataError: there are none, two of one name, or not as many as the server takes.
+        DataError: There are none, two of one name, or not as many as the server takes.
     """
     tests = _by_stem(images, "test images")
     count = LoveDA.counts["test"]
@@ -59,19 +59,19 @@ def pack_loveda(
     """Check the predictions of the test images and write the submission, whole or not at all.
 
     Args:
-        predictions: folder of index masks, or one that ``predict.py`` wrote, which has them in
-            ``loveda/index`` or ``index``.
-        images: folder of the test images, with subfolders.
-        out: the zip.
-        values: ``raw`` (1 to 7) or ``ids`` (0 to 6); None asks ``prediction.yaml`` beside the masks, else
+        predictions: Folder of index masks, or one that `predict.py` wrote, which has them in
+            `loveda/index` or `index`.
+        images: Folder of the test images, with subfolders.
+        out: The zip.
+        values: `raw` (1 to 7) or `ids` (0 to 6); None asks `prediction.yaml` beside the masks, else
             the masks: a 0 or a 7 in any of them tells.
-        partial: see :func:`find_tests`.
+        partial: See :func:`find_tests`.
 
     Returns:
         Number of masks in it.
 
     Raises:
-        DataError: images or predictions are missing or too many, predictions are of another size, or hold
+        DataError: Images or predictions are missing or too many, predictions are of another size, or hold
             other values; names them.
     """
     if out.suffix.lower() != ".zip":

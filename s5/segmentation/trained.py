@@ -32,10 +32,10 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
     """What has to be known to rebuild a segmentor and to predict with it.
 
     Attributes:
-        decoder_channels: channels inside the decoders.
-        tables: classes of each task.
-        inference: how images of each task are predicted.
-        tta: views that predictions are averaged over; None for the image as it is.
+        decoder_channels: Channels inside the decoders.
+        tables: Classes of each task.
+        inference: How images of each task are predicted.
+        tta: Views that predictions are averaged over; None for the image as it is.
     """
 
     decoder_channels: int
@@ -76,7 +76,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
         """From a configuration of multi-dataset fine-tuning.
 
         Raises:
-            ConfigError: the experts are too wide for the backbone.
+            ConfigError: The experts are too wide for the backbone.
         """
         return cls(
             backbone,
@@ -114,7 +114,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
         Images are predicted in windows of the training size that overlap by a quarter.
 
         Raises:
-            CheckpointError: there is no segmentation head for a task.
+            CheckpointError: There is no segmentation head for a task.
         """
         size, experts = sizes_of(weights, backbone)
         lone = len(weights.heads) == len(tables) == 1  # its name does not matter
@@ -172,12 +172,12 @@ def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSp
     """From a checkpoint's metadata; None if they are not enough.
 
     Args:
-        checkpoint: weights of a whole model.
-        backbone: name given on the command line, which must be the checkpoint's.
+        checkpoint: Weights of a whole model.
+        backbone: Name given on the command line, which must be the checkpoint's.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: the backbone is another one.
+        CheckpointError: The file cannot be read.
+        ConfigError: The backbone is another one.
     """
     spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint, lazy=True)))
     if spec is not None and backbone not in (None, spec.backbone):
@@ -191,14 +191,14 @@ def find_spec(
     """From a checkpoint's metadata, else from a multi-dataset configuration and the name of a backbone.
 
     Args:
-        checkpoint: weights of a whole model.
-        backbone: needed for a checkpoint without metadata.
-        config: read for a checkpoint without metadata.
+        checkpoint: Weights of a whole model.
+        backbone: Needed for a checkpoint without metadata.
+        config: Read for a checkpoint without metadata.
         overrides: `section.key=value` for the configuration.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: the backbone is not known, or not the checkpoint's; or the configuration is wrong.
+        CheckpointError: The file cannot be read.
+        ConfigError: The backbone is not known, or not the checkpoint's; or the configuration is wrong.
     """
     spec = spec_of_checkpoint(checkpoint, backbone)
     if spec is not None:

@@ -22,11 +22,11 @@ class Tta:
     """Which views are averaged.
 
     Attributes:
-        flip: also the horizontal flip, the vertical one and both.
-        scales: factors by which a window is resized; 1 is the window as it is.
+        flip: Also the horizontal flip, the vertical one and both.
+        scales: Factors by which a window is resized; 1 is the window as it is.
 
     Raises:
-        ValueError: no scale, or one that is not a positive number.
+        ValueError: No scale, or one that is not a positive number.
     """
 
     flip: bool = False
@@ -44,7 +44,7 @@ class Tta:
 
 
 def augmented(probabilities: Probabilities, tta: Tta | None) -> Probabilities:
-    """The network that averages over the views of ``tta``; None or a single plain view leaves it as it is."""
+    """The network that averages over the views of `tta`; None or a single plain view leaves it as it is."""
     if tta is None or (tta.views == 1 and tta.scales == (1.0,)):
         return probabilities
 
@@ -90,7 +90,7 @@ def changed_inference(
     """The settings of tasks with some values changed; another crop alone scales the stride with it.
 
     Raises:
-        ConfigError: the windows would leave gaps.
+        ConfigError: The windows would leave gaps.
     """
     return {task: _changed(settings, mode, crop, stride) for task, settings in how.items()}
 
@@ -99,7 +99,7 @@ def make_tta(flip: bool, scales: Sequence[float]) -> Tta | None:
     """The augmentation, None without.
 
     Raises:
-        ConfigError: a scale that is not a positive number.
+        ConfigError: A scale that is not a positive number.
     """
     try:
         tta = Tta(flip, tuple(scales))

@@ -28,13 +28,13 @@ class Inference:
     """How an image is predicted.
 
     Attributes:
-        mode: ``original``: in one pass at its size; ``resize``: resized to a square of ``crop`` pixels, and
-            the probabilities back; ``slide_window``: in overlapping windows.
-        crop: side of a window, or of the resized image, in pixels.
-        stride: step between windows in pixels, 1 to ``crop``.
+        mode: `original`: in one pass at its size; `resize`: resized to a square of `crop` pixels, and
+            the probabilities back; `slide_window`: in overlapping windows.
+        crop: Side of a window, or of the resized image, in pixels.
+        stride: Step between windows in pixels, 1 to `crop`.
 
     Raises:
-        ValueError: the windows would leave gaps.
+        ValueError: The windows would leave gaps.
     """
 
     mode: Mode = "original"
@@ -59,9 +59,9 @@ class Rows:
     """An image whose rows are read when they are needed.
 
     Attributes:
-        height: rows of the image.
-        width: columns of the image.
-        read: rows [top, bottom) as uint8 (3, bottom - top, width), and bool (bottom - top, width), false
+        height: Rows of the image.
+        width: Columns of the image.
+        read: Rows [top, bottom) as uint8 (3, bottom - top, width), and bool (bottom - top, width), false
             where the image has no data; None if it has data everywhere.
     """
 
@@ -87,11 +87,11 @@ def predict_bands(
     """Compute the class probabilities of an image, from top to bottom.
 
     Args:
-        probabilities: the network.
-        rows: the image.
-        how: in one pass, or in which windows.
-        device: where ``probabilities`` takes its images.
-        batch_size: windows in one pass.
+        probabilities: The network.
+        rows: The image.
+        how: In one pass, or in which windows.
+        device: Where `probabilities` takes its images.
+        batch_size: Windows in one pass.
 
     Yields:
         First row of a band, and its probabilities (K, rows, W), float32, on the device of the network. In
@@ -111,7 +111,7 @@ def predict_bands(
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Place windows of ``crop`` pixels along ``length`` pixels: all inside, no two alike, no gap."""
+    """Place windows of `crop` pixels along `length` pixels: all inside, no two alike, no gap."""
     last = max(length - crop, 0)
     return [*range(0, last, stride), last]
 
@@ -120,8 +120,8 @@ def most_probable(band: Tensor, classes: Sequence[int]) -> list[Tensor]:
     """Train ids uint8 (rows, W) of every task from its probabilities (K, rows, W), one after the other.
 
     Args:
-        band: probabilities of all tasks (sum of ``classes``, rows, W).
-        classes: number of classes of each task.
+        band: Probabilities of all tasks (sum of `classes`, rows, W).
+        classes: Number of classes of each task.
     """
     rows = max(1, CHUNK_PIXELS // band.shape[-1])  # the indices are int64 until they are made small
     return [
@@ -131,7 +131,7 @@ def most_probable(band: Tensor, classes: Sequence[int]) -> list[Tensor]:
 
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize float maps (B, C, H, W) bilinearly to ``size`` (height, width)."""
+    """Resize float maps (B, C, H, W) bilinearly to `size` (height, width)."""
     return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False)
 
 
@@ -167,7 +167,7 @@ def _slide_bands(
 
 
 def _scroll(sums: Tensor, done: int) -> None:
-    """Move the rows (C, rows, W) up by ``done``, zeros after them; in place, for they can be many."""
+    """Move the rows (C, rows, W) up by `done`, zeros after them; in place, for they can be many."""
     kept = sums.shape[1] - done
     for start in range(0, kept, done):  # blocks that do not overlap what they are copied to
         stop = min(start + done, kept)
@@ -222,10 +222,10 @@ class Strip:
     """Columns of an image that are predicted on their own.
 
     Attributes:
-        left: first column that is read.
-        right: column after the last that is read.
-        start: first column of the result.
-        stop: column after the last of the result.
+        left: First column that is read.
+        right: Column after the last that is read.
+        start: First column of the result.
+        stop: Column after the last of the result.
     """
 
     left: int
@@ -241,10 +241,10 @@ def column_strips(width: int, how: Inference, classes: int, limit: int | None = 
     result; the windows that cover its border are computed for both sides.
 
     Args:
-        width: columns of the image.
-        how: its windows; in the other modes an image is not divided.
-        classes: number of classes of all tasks that are predicted together.
-        limit: bytes that the probabilities of a band may take, by default :data:`SUMS_BYTES`. A strip is
+        width: Columns of the image.
+        how: Its windows; in the other modes an image is not divided.
+        classes: Number of classes of all tasks that are predicted together.
+        limit: Bytes that the probabilities of a band may take, by default :data:`SUMS_BYTES`. A strip is
             never narrower than the windows over one column.
 
     Returns:

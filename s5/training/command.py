@@ -19,10 +19,10 @@ def command_parser(
     """A parser with the options that all commands of a tree share.
 
     Args:
-        description: the module's docstring.
-        config: default configuration.
-        default: the backbone without ``--backbone``.
-        experts: whether it may be one with experts.
+        description: The module's docstring.
+        config: Default configuration.
+        default: The backbone without `--backbone`.
+        experts: Whether it may be one with experts.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -34,7 +34,7 @@ def command_parser(
 
 
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
-    """The options of all commands of all trees; ``aliases`` are further names of ``--cfg-options``."""
+    """The options of all commands of all trees; `aliases` are further names of `--cfg-options`."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     # Once needed for checkpoints with other objects in them; accepted so that earlier commands still run.
     parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
@@ -55,11 +55,11 @@ def add_training_options(
     """The options of all commands that train: initial weights, output folder, resuming.
 
     Args:
-        parser: takes the options.
-        init: what `--init` takes.
-        aliases: further names of `--init`.
-        default: of `--init`.
-        work_dir: name of the default output folder, for the help.
+        parser: Takes the options.
+        init: What `--init` takes.
+        aliases: Further names of `--init`.
+        default: Of `--init`.
+        work_dir: Name of the default output folder, for the help.
     """
     parser.add_argument("--init", *aliases, default=default, metavar="WEIGHTS", help=f"start from {init}")
     parser.add_argument(  # short for --cfg-options init_bands=R,G,B
@@ -86,7 +86,7 @@ def initial_checkpoint(init: str | None) -> Path | None:
 
 
 def true_or_false(text: str) -> bool:
-    """``True`` or ``False`` of a command line, in any case.
+    """`True` or `False` of a command line, in any case.
 
     Raises:
         argparse.ArgumentTypeError: anything else.
@@ -105,7 +105,7 @@ def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
     """Refuse names that cannot name a module or a file; returns the tasks.
 
     Raises:
-        ValueError: no task, or a bad name.
+        ValueError: No task, or a bad name.
     """
     if not tasks:
         raise ValueError("at least one dataset is needed")
@@ -126,7 +126,7 @@ def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
     """The tasks of a model that are wanted, in its order; all if none are named.
 
     Raises:
-        ConfigError: unknown task; lists the known ones.
+        ConfigError: Unknown task; lists the known ones.
     """
     for task in wanted:
         if task not in known:
@@ -147,7 +147,7 @@ def expert_channels(backbone: str, channels: int) -> int:
     """Channels of the experts: 0 for a dense backbone, else those of the configuration.
 
     Raises:
-        ConfigError: unknown backbone, or more than it is wide.
+        ConfigError: Unknown backbone, or more than it is wide.
     """
     try:
         width = get_architecture(backbone).max_expert_channels

@@ -41,21 +41,21 @@ T = TypeVar("T", bound=Section)
 
 
 def load_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Read ``path`` into ``schema``, with ``section.key=value`` overrides applied on top.
+    """Read `path` into `schema`, with `section.key=value` overrides applied on top.
 
     Raises:
-        ConfigError: file missing, not YAML, unknown key, or a value of the wrong type or out of range.
+        ConfigError: File missing, not YAML, unknown key, or a value of the wrong type or out of range.
     """
     return _validate(schema, path, _read_yaml(Path(path)), overrides)
 
 
 def load_python_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Read a Python configuration of mmengine into ``schema``, with overrides as in :func:`load_config`.
+    """Read a Python configuration of mmengine into `schema`, with overrides as in :func:`load_config`.
 
     Names with a leading underscore are helpers of the file and not part of the configuration.
 
     Raises:
-        ConfigError: as :func:`load_config`, or Python that does not run.
+        ConfigError: As :func:`load_config`, or Python that does not run.
     """
     from mmengine.config import Config
 
@@ -204,7 +204,7 @@ class ScaleRange(Section):
 
 
 class ModelConfig(Section):
-    """The network around the backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
+    """The network around the backbone that the command names; `norm_eps` is that of the blocks' norms."""
 
     decoder_channels: Positive = 256
     drop_path: ShareBelowOne = 0.1
@@ -214,7 +214,7 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW; ``exempt_norms`` leaves norms and the positional embedding without weight decay."""
+    """AdamW; `exempt_norms` leaves norms and the positional embedding without weight decay."""
 
     lr: PositiveFloat = 5e-5
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
@@ -253,7 +253,7 @@ class EpochScheduleConfig(ScheduleConfig):
 class RunConfig(Section):
     """What every training run has besides its own sections, among them `optim` and `schedule`.
 
-    ``init_bands`` are the channels that are red, green and blue in the images of the initial weights, counted
+    `init_bands` are the channels that are red, green and blue in the images of the initial weights, counted
     from 1.
     """
 
@@ -267,7 +267,7 @@ class RunConfig(Section):
     @field_validator("init_bands", mode="before")
     @classmethod
     def _three_bands(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        """Take ``3,2,1`` of a command line as the list that it is."""
+        """Take `3,2,1` of a command line as the list that it is."""
         if value is None:
             return None
         bands = re.split(r"\s*,\s*", value.strip()) if isinstance(value, str) else value

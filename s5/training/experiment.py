@@ -61,17 +61,17 @@ class Experiment(ABC, Generic[Config, Model]):
     before a model is built, and initial weights are loaded in between.
 
     Args:
-        cfg: the configuration.
-        backbone: name of the backbone.
-        launch: device and processes.
-        work_dir: output folder.
-        name: of the run, in the log and TensorBoard.
+        cfg: The configuration.
+        backbone: Name of the backbone.
+        launch: Device and processes.
+        work_dir: Output folder.
+        name: Of the run, in the log and TensorBoard.
 
     Attributes:
-        data: training images.
-        val_loader: validation images.
-        metrics: of the validation.
-        model: the model.
+        data: Training images.
+        val_loader: Validation images.
+        metrics: Of the validation.
+        model: The model.
     """
 
     data: TrainingData
@@ -87,8 +87,8 @@ class Experiment(ABC, Generic[Config, Model]):
         """Find the images of the run.
 
         Raises:
-            DataError: images or labels are missing or wrong, or fewer than one global step takes.
-            ConfigError: the configuration does not fit the data.
+            DataError: Images or labels are missing or wrong, or fewer than one global step takes.
+            ConfigError: The configuration does not fit the data.
         """
         self.data = self.build_training_data()
         self.val_loader = self.build_val_loader()
@@ -98,7 +98,7 @@ class Experiment(ABC, Generic[Config, Model]):
         """The model, with random weights that only the seed decides.
 
         Raises:
-            ConfigError: unknown backbone, too wide experts, or fp16 on a CPU.
+            ConfigError: Unknown backbone, too wide experts, or fp16 on a CPU.
         """
         torch.manual_seed(self.cfg.seed)
         self.model = self.new_model()
@@ -124,7 +124,7 @@ class Experiment(ABC, Generic[Config, Model]):
         """Read the labels of all images and refuse those with errors, where the tree can.
 
         Raises:
-            DataError: naming the first problems.
+            DataError: Naming the first problems.
         """
 
     @abstractmethod
@@ -136,7 +136,7 @@ class Experiment(ABC, Generic[Config, Model]):
         """The learning rate, see :mod:`s5.training.optim`.
 
         Raises:
-            ConfigError: it does not fit the length of the run.
+            ConfigError: It does not fit the length of the run.
         """
 
     @abstractmethod
@@ -173,7 +173,7 @@ class Experiment(ABC, Generic[Config, Model]):
         """Autocast type of training, None = float32.
 
         Raises:
-            ConfigError: fp16 was asked for and the device is a CPU.
+            ConfigError: Fp16 was asked for and the device is a CPU.
         """
         dtype = resolve_precision(self.cfg.precision, self.launch.device)
         if dtype is torch.float16 and self.launch.device.type == "cpu":
@@ -224,11 +224,11 @@ def run(experiment: Experiment, resume_from: Path | None = None) -> int:
     """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it.
 
     Args:
-        experiment: with its data and its model, which has its initial weights.
-        resume_from: checkpoint to go on from, see :mod:`s5.training.resume`.
+        experiment: With its data and its model, which has its initial weights.
+        resume_from: Checkpoint to go on from, see :mod:`s5.training.resume`.
 
     Raises:
-        UserError: the data has errors, the checkpoint does not fit, or too many steps were not finite.
+        UserError: The data has errors, the checkpoint does not fit, or too many steps were not finite.
     """
     experiment.check_data()
     cfg, launch, model = experiment.cfg, experiment.launch, experiment.model
@@ -278,7 +278,7 @@ def check_splits(
     Splits that are read by one table are one dataset: their masks must be coded alike.
 
     Raises:
-        DataError: naming the first problems.
+        DataError: Naming the first problems.
     """
     with main_process_first(launch) as first:
         if first:
@@ -295,7 +295,7 @@ def check_codings(splits: Sequence[tuple[Split, LabelTable]], launch: Launch) ->
     """Refuse splits some of whose masks are coded differently from the others, before they are scored.
 
     Raises:
-        DataError: naming the first of them.
+        DataError: Naming the first of them.
     """
     with main_process_first(launch) as first:
         if first:

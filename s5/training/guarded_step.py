@@ -22,12 +22,12 @@ class StepOutcome(NamedTuple):
     """What became of one step.
 
     Attributes:
-        fault: whether the step was skipped because a loss, a running statistic or a gradient was not finite.
+        fault: Whether the step was skipped because a loss, a running statistic or a gradient was not finite.
             False for steps that a loss scaler skips while it searches for its scale.
-        stop: number of the largest signal that any process has received, 0 if none has.
-        own_fault: whether the loss or the running statistics of this process were not finite.
-        loss: loss of this process.
-        scale: factor of the loss before the backward pass; 1 without a loss scaler.
+        stop: Number of the largest signal that any process has received, 0 if none has.
+        own_fault: Whether the loss or the running statistics of this process were not finite.
+        loss: Loss of this process.
+        scale: Factor of the loss before the backward pass; 1 without a loss scaler.
     """
 
     fault: bool
@@ -65,7 +65,7 @@ class RunningStatistics:
     """Buffers of a network, which its batch norms update in the forward pass, before a step is judged.
 
     Args:
-        buffers: the tensors themselves, which must not be replaced later.
+        buffers: The tensors themselves, which must not be replaced later.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
@@ -86,7 +86,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def restore_where(self, skipped: Tensor) -> None:
-        """Restore what was saved if ``skipped``, a bool scalar; otherwise leave the buffers as they are."""
+        """Restore what was saved if `skipped`, a bool scalar; otherwise leave the buffers as they are."""
         for group, before in zip(self._groups, self._before, strict=True):
             kept = torch.where(skipped, before, _flat(group)).split([buffer.numel() for buffer in group])
             torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(kept, group, strict=True)])
@@ -105,14 +105,14 @@ class GuardedOptimWrapper(OptimWrapper):
     because scaling comes after the loss and cannot be the cause.
 
     Args:
-        optimizer: a fused one, which can skip a step on the device.
-        clip_grad: largest total norm of the gradients; None does not clip.
-        loss_scaler: for fp16.
+        optimizer: A fused one, which can skip a step on the device.
+        clip_grad: Largest total norm of the gradients; None does not clip.
+        loss_scaler: For fp16.
 
     Attributes:
-        grad_norm: total norm of the gradients of the newest step before clipping, on the device.
-        report: outcome of the newest step.
-        stop_request: called in every step; returns the signal that this process has received, or 0.
+        grad_norm: Total norm of the gradients of the newest step before clipping, on the device.
+        report: Outcome of the newest step.
+        stop_request: Called in every step; returns the signal that this process has received, or 0.
     """
 
     grad_norm: Tensor
@@ -221,11 +221,11 @@ class SkippedSteps:
     """Counter of skipped steps, with the limits at which a run must end.
 
     Attributes:
-        max_in_a_row: this many skipped steps in a row end the run.
-        max_share: more than this share of 1000 among the last 1000 end it too, however young the run is.
-        total: skipped steps since the run began.
-        in_a_row: length of the current series.
-        recent: iterations (from 1) of the skipped steps among the last 1000 before the newest of them.
+        max_in_a_row: This many skipped steps in a row end the run.
+        max_share: More than this share of 1000 among the last 1000 end it too, however young the run is.
+        total: Skipped steps since the run began.
+        in_a_row: Length of the current series.
+        recent: Iterations (from 1) of the skipped steps among the last 1000 before the newest of them.
     """
 
     max_in_a_row: int = 10

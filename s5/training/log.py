@@ -26,7 +26,7 @@ class StepScalarsHook(RuntimeInfoHook):
     `grad_norm` is logged, as it is.
 
     Attributes:
-        names: of the scalars so far, which a log line averages over its steps.
+        names: Of the scalars so far, which a log line averages over its steps.
     """
 
     def __init__(self) -> None:
@@ -72,8 +72,8 @@ class StepLogProcessor(LogProcessor):
     """Formats log lines from the values that a :class:`StepScalarsHook` collects.
 
     Args:
-        scalars: the hook.
-        interval: steps between log lines, and the number of steps a line averages over.
+        scalars: The hook.
+        interval: Steps between log lines, and the number of steps a line averages over.
     """
 
     def __init__(self, scalars: StepScalarsHook, interval: int) -> None:
@@ -93,7 +93,7 @@ class StepLogProcessor(LogProcessor):
 
 
 def log_options(interval: int) -> dict[str, Any]:
-    """Runner arguments: log every ``interval`` iterations the means over them; no mmengine checkpoints."""
+    """Runner arguments: log every `interval` iterations the means over them; no mmengine checkpoints."""
     log = {"type": "LoggerHook", "interval": interval, "log_metric_by_epoch": False}
     scalars = StepScalarsHook()
     return {
@@ -106,7 +106,7 @@ SCALARS_FILE = "log.jsonl"
 
 
 class JsonLinesBackend(BaseVisBackend):
-    """Appends every record of scalars as one line to ``log.jsonl``; a resumed run continues the file."""
+    """Appends every record of scalars as one line to `log.jsonl`; a resumed run continues the file."""
 
     def _init_env(self) -> None:
         Path(self._save_dir).mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class JsonLinesBackend(BaseVisBackend):
     def add_scalars(
         self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **kwargs: Any
     ) -> None:
-        """Append the values; NaN (a class that does not occur) becomes null; ``file_path`` is not used."""
+        """Append the values; NaN (a class that does not occur) becomes null; `file_path` is not used."""
         values = {name: float(value) for name, value in scalar_dict.items()}
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         with self.experiment.open("a", encoding="utf-8") as file:
@@ -137,6 +137,6 @@ class JsonLinesBackend(BaseVisBackend):
 
 
 def build_visualizer(work_dir: Path, name: str) -> Visualizer:
-    """A visualizer that writes ``work_dir/log.jsonl`` and ``work_dir/tensorboard``."""
+    """A visualizer that writes `work_dir/log.jsonl` and `work_dir/tensorboard`."""
     backends = [JsonLinesBackend(str(work_dir)), TensorboardVisBackend(str(work_dir / "tensorboard"))]
     return Visualizer(name=name, vis_backends=backends, save_dir=str(work_dir))

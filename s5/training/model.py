@@ -179,7 +179,7 @@ class TaskModel(BaseModel):
     """mmengine model around a :class:`MultiTaskNetwork`.
 
     Args:
-        dtype: autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
+        dtype: Autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
             None is float32.
     """
 
@@ -205,11 +205,11 @@ class TaskModel(BaseModel):
         """Update what follows the weights, after every optimizer step; nothing by default.
 
         Args:
-            skipped: bool scalar on the device. If true, the step was skipped and nothing may change.
+            skipped: Bool scalar on the device. If true, the step was skipped and nothing may change.
         """
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, which is ``loss`` alone, and all values to log.
+        """The loss to minimise, which is `loss` alone, and all values to log.
 
         mmengine would add up everything whose name contains "loss".
         """

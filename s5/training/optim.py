@@ -26,19 +26,19 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
-    Unless ``exempt_norms`` is false, norms and what the backbone names, such as its positional embedding, are
-    not decayed. With ``layer_decay`` < 1 the learning rate falls by that factor from each layer of the
+    Unless `exempt_norms` is false, norms and what the backbone names, such as its positional embedding, are
+    not decayed. With `layer_decay` < 1 the learning rate falls by that factor from each layer of the
     backbone to the one before it; the heads have the full rate.
 
     Args:
-        network: whose backbone knows the layers of its parameters.
-        lr: full learning rate.
-        weight_decay: of all weights, but for the exempt ones.
-        layer_decay: factor from one layer to the one before it.
-        exempt_norms: no weight decay on norms and the like.
+        network: Whose backbone knows the layers of its parameters.
+        lr: Full learning rate.
+        weight_decay: Of all weights, but for the exempt ones.
+        layer_decay: Factor from one layer to the one before it.
+        exempt_norms: No weight decay on norms and the like.
 
     Returns:
-        Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` (``layer_<i>[_no_decay]``).
+        Groups with `params`, `lr`, `weight_decay` and `name` (`layer_<i>[_no_decay]`).
     """
     top = network.backbone.num_layers
     exempt = set(_undecayed(network)) if exempt_norms else set()
@@ -63,7 +63,7 @@ def build_optim_wrapper(
     dtype: torch.dtype | None,
     clip_grad: float | None = None,
 ) -> GuardedOptimWrapper:
-    """Fused AdamW with base rate ``lr``; with a gradient scaler when the arithmetic is fp16.
+    """Fused AdamW with base rate `lr`; with a gradient scaler when the arithmetic is fp16.
 
     The model opens autocast itself, around its matrix work. An outer autocast would put the losses into fp16,
     and share its cache of cast weights between the pass without gradient and the one with.
@@ -75,13 +75,13 @@ def build_optim_wrapper(
 
 @PARAM_SCHEDULERS.register_module()
 class EpochCosineLR(_ParamScheduler):
-    """Cosine to zero that is constant within an epoch, as ``CosineAnnealingLR`` stepped once an epoch.
+    """Cosine to zero that is constant within an epoch, as `CosineAnnealingLR` stepped once an epoch.
 
     Args:
-        optimizer: whose learning rates follow it.
-        T_max: iterations from the beginning to zero.
-        epoch_iters: iterations of an epoch; epochs are counted from iteration 0.
-        kwargs: ``begin`` and ``end`` in iterations, and ``by_epoch``, which is false.
+        optimizer: Whose learning rates follow it.
+        T_max: Iterations from the beginning to zero.
+        epoch_iters: Iterations of an epoch; epochs are counted from iteration 0.
+        kwargs: `begin` and `end` in iterations, and `by_epoch`, which is false.
     """
 
     def __init__(self, optimizer: Any, T_max: int, epoch_iters: int, **kwargs: Any) -> None:  # noqa: ANN401
@@ -100,13 +100,13 @@ def cosine_schedule(
     """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs).
 
     Args:
-        total_iters: length of the run.
-        warmup_iters: iterations of the warm-up.
-        epoch_iters: iterations of an epoch, within which the rate stays the same; None changes it every
+        total_iters: Length of the run.
+        warmup_iters: Iterations of the warm-up.
+        epoch_iters: Iterations of an epoch, within which the rate stays the same; None changes it every
             iteration.
 
     Raises:
-        ConfigError: the warm-up takes the whole run.
+        ConfigError: The warm-up takes the whole run.
     """
     if warmup_iters >= total_iters:
         raise ConfigError(f"optim.warmup_iters {warmup_iters}: the run has only {total_iters} iterations")
@@ -122,7 +122,7 @@ def cosine_schedule(
 
 
 def step_schedule(milestones: Sequence[int], gamma: float, warmup_iters: int = 0) -> list[dict[str, Any]]:
-    """Multiplied by ``gamma`` at each of the iterations, after an optional linear warm-up."""
+    """Multiplied by `gamma` at each of the iterations, after an optional linear warm-up."""
     steps = {"type": "MultiStepLR", "milestones": list(milestones), "gamma": gamma, "by_epoch": False}
     return [*_warmup(warmup_iters), steps]
 

@@ -39,8 +39,8 @@ def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str
     """A table with a line per task, and the mean over several; says where a task has no score.
 
     Args:
-        scores: in percent, by task and name.
-        names: the columns; those that no task has are left out.
+        scores: In percent, by task and name.
+        names: The columns; those that no task has are left out.
     """
     rows = dict(scores)
     columns = [name for name in names if any(name in row for row in rows.values())]

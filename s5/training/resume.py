@@ -37,7 +37,7 @@ class ResumableHook(Hook):
     """A hook with a state that a resumed run goes on from.
 
     Attributes:
-        key: name of its state in resumable checkpoints.
+        key: Name of its state in resumable checkpoints.
     """
 
     key: ClassVar[str]
@@ -55,7 +55,7 @@ def open_work_dir(work_dir: Path, launch: Launch, resume: str | None) -> Path | 
     """Create the output folder of a run, log to it, and find the checkpoint that `--resume [PATH]` means.
 
     Raises:
-        LaunchError: as :func:`~s5.launch.make_work_dir` and :func:`find_resume`.
+        LaunchError: As :func:`~s5.launch.make_work_dir` and :func:`find_resume`.
     """
     make_work_dir(work_dir, launch)
     setup_logging(work_dir, launch)
@@ -77,15 +77,15 @@ def latest_checkpoint(work_dir: Path) -> Path | None:
 
 
 def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | None:
-    """The checkpoint that ``--resume [PATH]`` means, or None to start from scratch.
+    """The checkpoint that `--resume [PATH]` means, or None to start from scratch.
 
     Args:
-        resume: None without ``--resume``, ``latest``, or a path.
-        work_dir: output folder of the run, the same for all nodes.
-        launch: the processes, which must all see the same checkpoint.
+        resume: None without `--resume`, `latest`, or a path.
+        work_dir: Output folder of the run, the same for all nodes.
+        launch: The processes, which must all see the same checkpoint.
 
     Raises:
-        LaunchError: the path does not exist, a run would overwrite the checkpoints of another, or the nodes
+        LaunchError: The path does not exist, a run would overwrite the checkpoints of another, or the nodes
             do not share the work folder.
     """
     found = _find(resume, work_dir)
@@ -127,10 +127,10 @@ def why_not(
     """Why a run cannot resume from a checkpoint; None if it can.
 
     Args:
-        checkpoint: its content.
-        weights: of the model of this run.
-        schedulers: state of the learning-rate schedulers of this run.
-        max_iters: length of this run.
+        checkpoint: Its content.
+        weights: Of the model of this run.
+        schedulers: State of the learning-rate schedulers of this run.
+        max_iters: Length of this run.
     """
     lacking = PARTS - checkpoint.keys()
     if lacking:

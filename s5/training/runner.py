@@ -29,8 +29,8 @@ class S5Runner(Runner):
     """Runner of all three trees.
 
     Args:
-        launch: device and processes.
-        kwargs: as for mmengine's Runner.
+        launch: Device and processes.
+        kwargs: As for mmengine's Runner.
     """
 
     model: nn.Module
@@ -95,7 +95,7 @@ class S5Runner(Runner):
             self.model = self.wrap_model(None, self.model)
 
     def resumable_state(self, iteration: int) -> dict[str, Any] | None:
-        """Everything that a run needs to resume after ``iteration`` steps, see :mod:`s5.training.resume`.
+        """Everything that a run needs to resume after `iteration` steps, see :mod:`s5.training.resume`.
 
         All processes have to call it, because hooks agree here on refusing weights that are not finite. Only
         the main one gets the result: copies of it in host memory take several times the weights.
@@ -129,7 +129,7 @@ class S5Runner(Runner):
         """Read a resumable checkpoint of this very model, without executing anything in it.
 
         Raises:
-            CheckpointError: missing, truncated, not resumable, of another model or learning-rate schedule.
+            CheckpointError: Missing, truncated, not resumable, of another model or learning-rate schedule.
         """
         checkpoint = read_checkpoint(filename, whole=True)
         schedulers = [scheduler.state_dict() for scheduler in self.param_schedulers]

@@ -56,8 +56,8 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
     """Recognise a checkpoint and convert it to the names of this package.
 
     Args:
-        checkpoint: State dict, or a container such as ``{"model": state_dict}``; keys may have
-            prefixes (``module.``, ``segmentor.`` ...).
+        checkpoint: State dict, or a container such as `{"model": state_dict}`; keys may have
+            prefixes (`module.`, `segmentor.` ...).
         experts: Names of the experts of a published encoder, in order, where neither its heads nor
             their number (four: those of the released model) tell them.
 

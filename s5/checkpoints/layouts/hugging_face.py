@@ -6,7 +6,7 @@ from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 
 
 class HuggingFace(VitLayout):
-    """``ViTModel``, ``ViTMAEModel`` and ``DeiTModel`` of transformers, as files have them."""
+    """`ViTModel`, `ViTMAEModel` and `DeiTModel` of transformers, as files have them."""
 
     key = "huggingface"
     name = "Hugging Face ViT"
@@ -45,7 +45,7 @@ class HuggingFace(VitLayout):
 
 
 class HuggingFace5(HuggingFace):
-    """The same in memory since transformers 5: ``torch.save(model.state_dict(), ...)``."""
+    """The same in memory since transformers 5: `torch.save(model.state_dict(), ...)`."""
 
     key = "huggingface5"
     example = "embeddings.patch_embeddings.*, layers.N.attention.q_proj.*"

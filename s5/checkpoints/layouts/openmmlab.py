@@ -16,7 +16,7 @@ MMSEG_BLOCK_NAMES = {
 
 
 class MMSegmentation(VitLayout):
-    """``VisionTransformer`` of mmsegmentation."""
+    """`VisionTransformer` of mmsegmentation."""
 
     key = "mmseg"
     name = "mmsegmentation ViT"
@@ -36,7 +36,7 @@ class MMSegmentation(VitLayout):
 
 
 class MMPretrain(MMSegmentation):
-    """``VisionTransformer`` and ``MAEViT`` of mmpretrain, mmselfsup and mmclassification."""
+    """`VisionTransformer` and `MAEViT` of mmpretrain, mmselfsup and mmclassification."""
 
     key = "mmpretrain"
     name = "mmpretrain ViT"

@@ -1,6 +1,6 @@
-"""The released S5 weights: ``encoder.*``, heads of segmentation or of detection, dense or with experts.
+"""The released S5 weights: `encoder.*`, heads of segmentation or of detection, dense or with experts.
 
-Published heads of detection (``{neck,rpn_head,roi_head}_<task>.*``) have the shapes of those here, but count
+Published heads of detection (`{neck,rpn_head,roi_head}_<task>.*`) have the shapes of those here, but count
 angles in the other direction, and their classifier has the classes of DOTA in another order.
 """
 

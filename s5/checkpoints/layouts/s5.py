@@ -9,7 +9,7 @@ HEAD_PARTS = ("decode_head", "classifier", "neck", "rpn_head", "roi_head")
 
 
 class S5(Layout):
-    """A backbone of any architecture alone, or a whole model (``backbone.*``, ``heads.<task>.*``)."""
+    """A backbone of any architecture alone, or a whole model (`backbone.*`, `heads.<task>.*`)."""
 
     key = "s5"
     name = "S5"

@@ -26,8 +26,8 @@ class MultiTaskDetector(MultiTaskNetwork):
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            samples: their ground truth.
-            counts: images of each task, in the order of the batch.
+            samples: Their ground truth.
+            counts: Images of each task, in the order of the batch.
         """
         parts = self._parts(images, samples, counts)
         return {task: head.loss(features, own) for task, head, features, own in parts}
@@ -37,8 +37,8 @@ class MultiTaskDetector(MultiTaskNetwork):
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            samples: what is known of them (shapes, scale).
-            counts: images of each task, in the order of the batch.
+            samples: What is known of them (shapes, scale).
+            counts: Images of each task, in the order of the batch.
         """
         parts = self._parts(images, samples, counts)
         return [found for _, head, features, own in parts for found in head.predict(features, own)]
@@ -50,8 +50,8 @@ class MultiTaskDetector(MultiTaskNetwork):
 
         Args:
             images: (B, 3, H, W), normalised.
-            samples: their shapes and scales.
-            tasks: names of the tasks, by default all; only their heads and experts run.
+            samples: Their shapes and scales.
+            tasks: Names of the tasks, by default all; only their heads and experts run.
         """
         heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
         return {
@@ -82,12 +82,12 @@ def build_detector(
     """Build a backbone with an Oriented R-CNN per task, randomly initialised.
 
     Args:
-        backbone: name, see `s5.backbones.list_backbones`, or an `Architecture`.
-        tasks: number of classes by task.
-        img_size: image size in pixels that the backbone is built for.
-        expert_channels: task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
-        settings: of Oriented R-CNN; the published ones if left out.
-        options: more arguments of `s5.backbones.create_backbone`.
+        backbone: Name, see `s5.backbones.list_backbones`, or an `Architecture`.
+        tasks: Number of classes by task.
+        img_size: Image size in pixels that the backbone is built for.
+        expert_channels: Task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
+        settings: Of Oriented R-CNN; the published ones if left out.
+        options: More arguments of `s5.backbones.create_backbone`.
     """
     built = create_backbone(
         backbone, img_size, experts=tuple(tasks), expert_channels=expert_channels, **options
@@ -114,9 +114,9 @@ class DetectionModel(TaskModel):
     """mmengine model around a :class:`~s5.detection.network.detector.MultiTaskDetector`.
 
     Args:
-        detector: the network.
-        dtype: autocast type of the matrix work; None is float32. Geometry and losses are float32 in any case.
-        weights: factor of each task in the loss; 1 if left out.
+        detector: The network.
+        dtype: Autocast type of the matrix work; None is float32. Geometry and losses are float32 in any case.
+        weights: Factor of each task in the loss; 1 if left out.
     """
 
     def __init__(
@@ -141,16 +141,16 @@ class DetectionModel(TaskModel):
 
         Args:
             images: (B, 3, S, S) uint8, padded at the right and bottom.
-            counts: images of each task, in the order of the batch.
-            mode: ``loss`` or ``predict``.
-            batch: ``shapes`` (height, width) of the images without padding, ``scales`` from the image file to
-                the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image;
-                to predict, ``valid`` may say where the image files have data, see :func:`on_data`, None for
+            counts: Images of each task, in the order of the batch.
+            mode: `loss` or `predict`.
+            batch: `shapes` (height, width) of the images without padding, `scales` from the image file to
+                the input; for losses `boxes` (n, 5), `labels` (n) and `ignored` (m, 5) of each image;
+                to predict, `valid` may say where the image files have data, see :func:`on_data`, None for
                 everywhere.
 
         Returns:
-            ``loss``: ``loss`` and ``loss_<task>_<part>``. ``predict``: of each image ``pred_instances`` with
-            ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+            `loss`: `loss` and `loss_<task>_<part>`. `predict`: of each image `pred_instances` with
+            `bboxes` (n, 5) in pixels of the image file, `scores` and `labels`.
         """
         with self.autocast():
             inputs = self._prepare(to_unit(images))
@@ -174,12 +174,12 @@ class DetectionModel(TaskModel):
 
         Args:
             images: (B, 3, S, S) uint8, padded at the right and bottom.
-            shapes: height and width of the images without padding.
-            scales: from the image file to the input.
-            tasks: names of the tasks, by default all.
+            shapes: Height and width of the images without padding.
+            scales: From the image file to the input.
+            tasks: Names of the tasks, by default all.
 
         Returns:
-            By task, of each image ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+            By task, of each image `bboxes` (n, 5) in pixels of the image file, `scores` and `labels`.
         """
         samples = self._samples(images, {"shapes": shapes, "scales": scales}, False)
         with self.autocast():
@@ -218,8 +218,8 @@ def on_data(found: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]
     """Drop detections whose centre lies where the image has no data.
 
     Args:
-        found: ``bboxes`` (n, 5) in pixels of the image, and other tensors of n rows.
-        valid: bool (H, W), false where the image has no data; of a centre outside, the nearest pixel decides.
+        found: `bboxes` (n, 5) in pixels of the image, and other tensors of n rows.
+        valid: Bool (H, W), false where the image has no data; of a centre outside, the nearest pixel decides.
             None if it has data everywhere.
     """
     if valid is None:

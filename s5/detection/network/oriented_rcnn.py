@@ -25,18 +25,18 @@ class Settings:
     """What may be chosen of Oriented R-CNN; the published values.
 
     Attributes:
-        enlarge: factors of height and width of the RoIs before pooling; (1, 1) is mmrotate's way.
-        proposals: proposals per image that the RPN hands on, before and after its NMS.
-        anchors: anchors per image that the RPN learns from, up to half of them on objects.
-        rois: proposals per image that the RoI head learns from, up to a quarter of them on objects; they
+        enlarge: Factors of height and width of the RoIs before pooling; (1, 1) is mmrotate's way.
+        proposals: Proposals per image that the RPN hands on, before and after its NMS.
+        anchors: Anchors per image that the RPN learns from, up to half of them on objects.
+        rois: Proposals per image that the RoI head learns from, up to a quarter of them on objects; they
             take most of the time of a step with a small backbone.
-        channels: width of FPN, RPN and pooled RoIs.
-        fc_channels: width of the RoI head's two linear layers.
+        channels: Width of FPN, RPN and pooled RoIs.
+        fc_channels: Width of the RoI head's two linear layers.
         fpn_norm: GroupNorm behind the convolutions of the FPN; it learns sooner where the maps of the
             backbone are large, as those of a short S4P run are. The published detector has none.
-        score_thr: detections below this score are dropped.
-        nms: rotated IoU above which the lower of two detections of a class is dropped.
-        max_per_img: detections kept per image.
+        score_thr: Detections below this score are dropped.
+        nms: Rotated IoU above which the lower of two detections of a class is dropped.
+        max_per_img: Detections kept per image.
     """
 
     enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
@@ -55,9 +55,9 @@ def oriented_rcnn(in_channels: Sequence[int], num_classes: int, settings: Settin
     """Configurations of neck, RPN head and RoI head, and of the proposals in training.
 
     Args:
-        in_channels: channels of the backbone's four feature maps.
-        num_classes: classes, background not counted.
-        settings: what may be chosen.
+        in_channels: Channels of the backbone's four feature maps.
+        num_classes: Classes, background not counted.
+        settings: What may be chosen.
     """
     proposals = {
         "nms_pre": settings.proposals,
@@ -203,9 +203,9 @@ class OrientedRCNN(nn.Module):
     """Neck, RPN and RoI head of one task.
 
     Args:
-        in_channels: channels of the backbone's four feature maps.
-        num_classes: classes of the task, background not counted.
-        settings: what may be chosen of Oriented R-CNN.
+        in_channels: Channels of the backbone's four feature maps.
+        num_classes: Classes of the task, background not counted.
+        settings: What may be chosen of Oriented R-CNN.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, settings: Settings) -> None:
@@ -217,11 +217,11 @@ class OrientedRCNN(nn.Module):
         self.proposals = parts["proposals"]
 
     def loss(self, features: tuple[Tensor, ...], samples: SampleList) -> dict[str, Tensor]:
-        """Losses ``rpn_cls``, ``rpn_box``, ``cls`` and ``box`` of the images of this task.
+        """Losses `rpn_cls`, `rpn_box`, `cls` and `box` of the images of this task.
 
         Args:
-            features: the neck's maps.
-            samples: ground truth of the images.
+            features: The neck's maps.
+            samples: Ground truth of the images.
         """
         rpn_samples = [_one_class(sample) for sample in samples]
         rpn, proposals = self.rpn_head.loss_and_predict(features, rpn_samples, proposal_cfg=self.proposals)

@@ -28,7 +28,7 @@ COVERED = 0.5  # share of a box on an ignored object, from which on it says noth
 class EnclosingOverlaps:
     """IoU of the upright boxes around objects (m, 5) with upright boxes (n, 4), float32 (m, n).
 
-    As mmrotate's ``RBbox2HBboxOverlaps2D``, but for a few objects at a time: of a crowded image, the corners
+    As mmrotate's `RBbox2HBboxOverlaps2D`, but for a few objects at a time: of a crowded image, the corners
     of all pairs take several times the memory of the result.
     """
 
@@ -47,13 +47,13 @@ class IgnoringAssigner(MaxIoUAssigner):
     """mmdetection's assigner, for which what lies on ignored objects is not background, either.
 
     A box that no object is assigned to is left out of the losses if it would not be background of an ignored
-    object, were that an ordinary one (by ``neg_iou_thr``), or if at least half of it lies on one. The rule of
+    object, were that an ordinary one (by `neg_iou_thr`), or if at least half of it lies on one. The rule of
     the original passes over images without other objects, and fails where the boxes are upright.
 
     Args:
-        match_low_quality: give each object the boxes that overlap it most, if they do by ``min_pos_iou``. As
+        match_low_quality: Give each object the boxes that overlap it most, if they do by `min_pos_iou`. As
             in the original, which waits for the GPU once for every object.
-        kwargs: as for ``MaxIoUAssigner``.
+        kwargs: As for `MaxIoUAssigner`.
     """
 
     def __init__(self, match_low_quality: bool = True, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class IgnoringAssigner(MaxIoUAssigner):
         gt_instances_ignore: InstanceData | None = None,
         **kwargs: Any,  # noqa: ANN401 - as of the original
     ) -> AssignResult:
-        """Assign ``priors``, upright (n, 4) or rotated (n, 5), to objects, see the original."""
+        """Assign `priors`, upright (n, 4) or rotated (n, 5), to objects, see the original."""
         result = super().assign(pred_instances, gt_instances, None, **kwargs)
         if gt_instances_ignore is not None and len(gt_instances_ignore) and len(pred_instances):
             priors = get_box_tensor(pred_instances.priors)
@@ -101,13 +101,13 @@ class IgnoringAssigner(MaxIoUAssigner):
 
 @ROTATED_UTILS.register_module()
 class AnalyticMidpointCoder(MidpointOffsetCoder):
-    """mmrotate's ``MidpointOffsetCoder`` whose ``decode`` stays on the device.
+    """mmrotate's `MidpointOffsetCoder` whose `decode` stays on the device.
 
     The original finds the rectangle of every decoded quadrilateral with OpenCV, one by one, on the CPU. But
     the quadrilateral is always a rectangle: its diagonals bisect each other and were made equally long. So
     its sides are the differences of two neighbouring corners.
 
-    With ``da`` and ``db`` at opposite bounds, both diagonals coincide and the rectangle has no area, so the
+    With `da` and `db` at opposite bounds, both diagonals coincide and the rectangle has no area, so the
     proposal would be dropped. It becomes the upright box around it instead. The published code does so for
     one of the two diagonals and leaves a line for the other; here both are treated alike, so that a mirrored
     image gives mirrored boxes.
@@ -125,8 +125,8 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         Args:
             bboxes: (N, 4) corners x1, y1, x2, y2 in pixels.
             pred_bboxes: (N, 6) offsets dx, dy, dw, dh, da, db.
-            max_shape: not used; centres are not clamped to the image, as published.
-            wh_ratio_clip: bounds the change of the sides to this factor and its inverse.
+            max_shape: Not used; centres are not clamped to the image, as published.
+            wh_ratio_clip: Bounds the change of the sides to this factor and its inverse.
 
         Returns:
             (N, 5) x, y, w, h in pixels and the angle in radians.
@@ -175,7 +175,7 @@ class UnclampedBoxCoder(DeltaXYWHTRBBoxCoder):
         max_shape: Sequence[int] | None = None,
         wh_ratio_clip: float = 16 / 1000,
     ) -> RotatedBoxes | Tensor:
-        """Decode deltas (N, 5) of boxes (N, 5); ``max_shape`` is not used."""
+        """Decode deltas (N, 5) of boxes (N, 5); `max_shape` is not used."""
         return super().decode(bboxes, pred_bboxes, None, wh_ratio_clip)
 
 
@@ -245,7 +245,7 @@ class Float32BBoxHead(Shared2FCBBoxHead):
         rescale: bool = False,
         rcnn_test_cfg: ConfigDict | None = None,
     ) -> InstanceData:
-        """Detections of an image: NMS within each class; without ``rcnn_test_cfg`` all boxes and scores."""
+        """Detections of an image: NMS within each class; without `rcnn_test_cfg` all boxes and scores."""
         results = super()._predict_by_feat_single(roi, cls_score, bbox_pred, img_meta, rescale, None)
         if rcnn_test_cfg is None:
             return results
@@ -270,8 +270,8 @@ class EnlargingRoIExtractor(RotatedSingleRoIExtractor):
     The published detector enlarges before it assigns RoIs to levels; mmrotate has no such option.
 
     Args:
-        enlarge: factors of height and width; (1, 1) leaves the RoIs as they are.
-        kwargs: as for ``RotatedSingleRoIExtractor``.
+        enlarge: Factors of height and width; (1, 1) leaves the RoIs as they are.
+        kwargs: As for `RotatedSingleRoIExtractor`.
     """
 
     def __init__(self, enlarge: tuple[float, float] = (1.4, 1.2), **kwargs: object) -> None:

@@ -9,12 +9,12 @@ from torch import nn
 class EmaTeacher(nn.Module):
     """A copy of a network whose weights follow it slowly.
 
-    The decay grows with the steps taken, ``min(1 - 1 / (step + 1), decay)``, so that early random weights are
+    The decay grows with the steps taken, `min(1 - 1 / (step + 1), decay)`, so that early random weights are
     forgotten quickly. Buffers (normalisation statistics) are copied.
 
     Args:
-        network: the network to follow.
-        decay: final decay in [0, 1).
+        network: The network to follow.
+        decay: Final decay in [0, 1).
     """
 
     step: torch.Tensor
@@ -27,13 +27,13 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module, skipped: torch.Tensor) -> None:
-        """Move towards ``network`` after an optimizer step, unless that was skipped.
+        """Move towards `network` after an optimizer step, unless that was skipped.
 
-        The decay is computed on the device, because reading ``skipped`` or ``step`` would synchronise.
+        The decay is computed on the device, because reading `skipped` or `step` would synchronise.
 
         Args:
-            network: the network to follow.
-            skipped: bool scalar on the device.
+            network: The network to follow.
+            skipped: Bool scalar on the device.
         """
         self.step += ~skipped
         decay = (1 - 1 / (self.step.double() + 1)).clamp(max=self.decay)

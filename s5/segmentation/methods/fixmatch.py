@@ -26,8 +26,8 @@ class Collapse:
     """When a warning says that the pseudo-labels have collapsed.
 
     Attributes:
-        share: of the confident pixels between two log lines; one class with more is a collapse.
-        missing_steps: steps without a confident pixel of a class that the labels have.
+        share: Of the confident pixels between two log lines; one class with more is a collapse.
+        missing_steps: Steps without a confident pixel of a class that the labels have.
     """
 
     share: Share = 0.95
@@ -39,13 +39,13 @@ class FixMatchSettings:
     """The section `fixmatch` of the configuration.
 
     Attributes:
-        conf_thresh: confidence from which pseudo-labels are trained on (τ).
-        lambda_u: weight of the unlabeled loss; the sum is divided by `1 + lambda_u`.
-        pseudo_labels: predicted with the current weights or by an EMA teacher, or stored masks.
-        ema_decay: final decay of the EMA teacher.
-        float32_labels: predict the pseudo-labels in float32, whatever the precision of the rest.
-        strong: number and ranges of the strong views.
-        collapse: when to warn.
+        conf_thresh: Confidence from which pseudo-labels are trained on (τ).
+        lambda_u: Weight of the unlabeled loss; the sum is divided by `1 + lambda_u`.
+        pseudo_labels: Predicted with the current weights or by an EMA teacher, or stored masks.
+        ema_decay: Final decay of the EMA teacher.
+        float32_labels: Predict the pseudo-labels in float32, whatever the precision of the rest.
+        strong: Number and ranges of the strong views.
+        collapse: When to warn.
     """
 
     conf_thresh: Share = 0.95
@@ -62,9 +62,9 @@ class View(NamedTuple):
 
     Attributes:
         images: (U, 3, H, W) in [0, 1].
-        pseudo: pseudo-labels (U, H, W) int64.
-        confident: true where the pseudo-label is trained on (U, H, W).
-        valid: false where the image is padding (U, H, W).
+        pseudo: Pseudo-labels (U, H, W) int64.
+        confident: True where the pseudo-label is trained on (U, H, W).
+        valid: False where the image is padding (U, H, W).
     """
 
     images: Tensor
@@ -82,13 +82,13 @@ class FixMatch(SegmentationModel):
     :meth:`confident` for the pixels that are trained on, :meth:`strong_views`, :meth:`unlabeled_loss`.
 
     Args:
-        segmentor: the network.
-        inference: how validation images are predicted, by the one task.
-        dtype: autocast type, None = float32.
-        settings: of the method.
+        segmentor: The network.
+        inference: How validation images are predicted, by the one task.
+        dtype: Autocast type, None = float32.
+        settings: Of the method.
 
     Attributes:
-        section: name of the section of the configuration with the settings.
+        section: Name of the section of the configuration with the settings.
         class_counts: (2, K) int64, pixels of each class in confident pseudo-labels and in labels. Summed over
             all steps on unlabeled images since it was None; set it to None to start over.
     """
@@ -141,11 +141,11 @@ class FixMatch(SegmentationModel):
             images: (L + U, 3, H, W) uint8, labeled first.
             labels: (L, H, W) uint8 train ids, 255 ignored.
             padding: (U, H, W), True where an unlabeled image is padding.
-            views: draws of the strong views, see :class:`s5.data.loaders.FixMatchCollate`.
+            views: Draws of the strong views, see :class:`s5.data.loaders.FixMatchCollate`.
             stored: (U, H, W) stored pseudo-labels, 255 = none.
 
         Returns:
-            ``loss``, and with unlabeled images ``loss_s``, ``loss_u`` and ``confident`` (share of the valid
+            `loss`, and with unlabeled images `loss_s`, `loss_u` and `confident` (share of the valid
             pixels).
         """
         labeled, weak = to_unit(images).tensor_split([len(labels)])
@@ -247,7 +247,7 @@ class FixMatch(SegmentationModel):
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Run ``network`` in evaluation mode and put every module back into the mode it was in."""
+    """Run `network` in evaluation mode and put every module back into the mode it was in."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

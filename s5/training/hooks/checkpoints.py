@@ -28,30 +28,30 @@ class WeightFiles:
     """Names of the weight files of a run, without folder.
 
     Attributes:
-        whole: the whole model, newest; the best ones have ``_best`` or ``_best_<task>`` after it.
-        backbone: the backbone alone, where other runs start from it.
+        whole: The whole model, newest; the best ones have `_best` or `_best_<task>` after it.
+        backbone: The backbone alone, where other runs start from it.
     """
 
     whole: str
     backbone: str | None = None
 
     def best(self, which: str) -> str:
-        """The file of the best weights: ``which`` is ``best`` or ``best_<task>``."""
+        """The file of the best weights: `which` is `best` or `best_<task>`."""
         return f"{self.whole.removesuffix('.pth')}_{which}.pth"
 
 
 class CheckpointHook(Hook):
-    """Saves every ``interval`` iterations, at the end, when stopped by a signal, and the best weights.
+    """Saves every `interval` iterations, at the end, when stopped by a signal, and the best weights.
 
     Older checkpoints are removed only after the new one is in place.
 
     Args:
-        interval: iterations between resumable checkpoints.
-        keep: how many resumable checkpoints stay.
-        files: names of the weight files.
-        meta: what the weight files say of themselves (backbone, classes ...).
-        best: validation scores (larger is better) of whose mean the best weights are kept, by the ending of
-            their file: ``best`` or ``best_<task>``.
+        interval: Iterations between resumable checkpoints.
+        keep: How many resumable checkpoints stay.
+        files: Names of the weight files.
+        meta: What the weight files say of themselves (backbone, classes ...).
+        best: Validation scores (larger is better) of whose mean the best weights are kept, by the ending of
+            their file: `best` or `best_<task>`.
     """
 
     priority = "VERY_LOW"
@@ -98,7 +98,7 @@ class CheckpointHook(Hook):
             logger.info("best %s so far: %.2f, saved to %s", ", ".join(scores), mean, path)
 
     def save(self, runner: S5Runner, done: int) -> None:
-        """Write the weights, then the resumable checkpoint of iteration ``done``, then remove the oldest.
+        """Write the weights, then the resumable checkpoint of iteration `done`, then remove the oldest.
 
         In this order a run killed in between goes on from the checkpoint before and writes the weights again.
         """
@@ -133,7 +133,7 @@ CONFIG_FILE = "config.yaml"
 
 
 class ConfigFileHook(Hook):
-    """Writes ``config.yaml`` when training begins.
+    """Writes `config.yaml` when training begins.
 
     Not before: a run that is refused, as it does not fit the checkpoint that it is to go on from, must not
     replace the configuration of the run in the folder.
@@ -171,9 +171,9 @@ class DataStateHook(ResumableHook):
     """Stores how many images were drawn, restores it on resume, and enforces the share of unreadable images.
 
     Args:
-        sampler: the sampler of the training data.
-        unlabeled: number of unlabeled images; unreadable labeled ones are an error of the loader.
-        max_unreadable: share of them that may be unreadable before training stops.
+        sampler: The sampler of the training data.
+        unlabeled: Number of unlabeled images; unreadable labeled ones are an error of the loader.
+        max_unreadable: Share of them that may be unreadable before training stops.
     """
 
     priority = "HIGH"

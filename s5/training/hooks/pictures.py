@@ -19,11 +19,11 @@ GAP = 4
 class PicturesHook(Hook):
     """Writes image, ground truth and prediction of the first validation images of every task.
 
-    To ``work_dir/pictures/val_<iter>.jpg``, with several tasks ``val_<task>_<iter>.jpg``, and to TensorBoard.
+    To `work_dir/pictures/val_<iter>.jpg`, with several tasks `val_<task>_<iter>.jpg`, and to TensorBoard.
 
     Args:
-        tables: classes and colours of each task.
-        count: rows of a sheet.
+        tables: Classes and colours of each task.
+        count: Rows of a sheet.
     """
 
     priority = "LOW"
@@ -81,7 +81,7 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:
-    """Shrink to the cell size; ``nearest`` for ids, which have no mean."""
+    """Shrink to the cell size; `nearest` for ids, which have no mean."""
     factor = CELL / max(picture.shape[:2])
     if factor >= 1:
         return picture

@@ -49,14 +49,14 @@ class ProgressHook(Hook):
 
 
 class ThroughputHook(Hook):
-    """Adds ``images_per_s``, ``data_wait`` (share of the step) and ``peak_memory_gib`` to the log.
+    """Adds `images_per_s`, `data_wait` (share of the step) and `peak_memory_gib` to the log.
 
     Memory is the allocator's peak on a GPU and the process's peak resident size on a CPU.
 
     Args:
-        world_size: number of processes.
-        window: iterations to average over.
-        device: device of the model.
+        world_size: Number of processes.
+        window: Iterations to average over.
+        device: Device of the model.
     """
 
     priority = "NORMAL"  # with IterTimerHook, which was registered first, and before LoggerHook

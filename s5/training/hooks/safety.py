@@ -43,7 +43,7 @@ class SafetyHook(ResumableHook):
     SIGINT and SIGTERM let the step finish, save a checkpoint and leave the loop; a second signal more than
     three seconds later stops at once, by a :class:`SignalInterrupt`. So does the first one if the step or
     validation waits for a batch that does not come within :data:`BATCH_GRACE`. The signals are handled inside
-    ``with hook:``.
+    `with hook:`.
 
     A step whose loss or gradients are not finite has had no effect
     (:class:`~s5.training.guarded_step.GuardedOptimWrapper`). Here it is logged with the names of its samples
@@ -51,13 +51,13 @@ class SafetyHook(ResumableHook):
     anything is saved.
 
     Args:
-        skipped: counter of skipped steps, which decides how many are too many.
-        delay: steps until the host reads the outcome of a step. With 1, a GPU works on the next step while
+        skipped: Counter of skipped steps, which decides how many are too many.
+        delay: Steps until the host reads the outcome of a step. With 1, a GPU works on the next step while
             the host waits for the one before, and signals take effect a step later. Before anything is saved
             or validated, the outcomes of all steps are read.
 
     Attributes:
-        loss: loss of this process in the newest step whose outcome was read.
+        loss: Loss of this process in the newest step whose outcome was read.
     """
 
     priority = "VERY_HIGH"
@@ -133,7 +133,7 @@ class SafetyHook(ResumableHook):
         self._check_weights(runner, runner.iter)
 
     def _review(self, runner: Runner, leave: int = 0) -> None:
-        """Judge all steps but the newest ``leave``."""
+        """Judge all steps but the newest `leave`."""
         while len(self._steps) > leave:
             step = self._steps.popleft()
             self._judge(runner, step, step.report.read())
@@ -174,9 +174,9 @@ class SafetyHook(ResumableHook):
         """Texts for the main process to log, one per process that found something; all must call this.
 
         Args:
-            runner: the runner of this process.
-            own: what this process found, if anything.
-            otherwise: what to say of every process if none found anything of its own.
+            runner: The runner of this process.
+            own: What this process found, if anything.
+            otherwise: What to say of every process if none found anything of its own.
         """
         found = [(own, self._names)]
         if dist.is_initialized():

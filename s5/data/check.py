@@ -23,7 +23,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from s5.command import escape_console
+from s5.command import Progress, escape_console
 from s5.data.check_report import Problem, Report
 from s5.data.files import write_bytes
 from s5.data.folders import pair_folders
@@ -32,7 +32,6 @@ from s5.data.label_table import LabelTable
 from s5.data.labels import HELP, TABLES, parse_table
 from s5.data.mask_survey import MaskSurvey
 from s5.data.masks import open_mask
-from s5.data.progress import Progress
 from s5.data.splits import Sample, Split
 from s5.errors import DataError, ImageError, SplitError
 

@@ -34,7 +34,7 @@ from s5.training.hooks import (
     ThroughputHook,
     WeightFiles,
 )
-from s5.training.log import build_visualizer, log_options
+from s5.training.hooks.progress import build_visualizer, log_options
 from s5.training.model import TaskModel
 from s5.training.optim import build_optim_wrapper, param_groups
 from s5.training.runner import S5Runner

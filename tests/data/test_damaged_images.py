@@ -15,8 +15,8 @@ from s5.data.datasets.shipped import Source
 from s5.data.image_formats import is_plain_rgb
 from s5.data.image_io import image_size, read_file, read_image, read_image_with_valid, read_mask
 from s5.data.prepare.__main__ import main
+from s5.data.prepare.own_data import ImageCutter
 from s5.data.prepare.patches import plain_file
-from s5.data.prepare.unlabeled import ImageCutter
 from s5.data.splits import Split
 from s5.errors import ImageError
 from tests.helpers.tiff_files import write_tiff

@@ -11,12 +11,11 @@ import torch.distributed as dist
 
 from s5.data.loaders import collate_validation
 from s5.data.oriented.annotations import Objects, make_objects
-from s5.data.oriented.average_precision import THRESHOLDS, average_precision, match
 from s5.data.oriented.detections import Detections, concatenate, make_detections
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_windows, window_name
 from s5.detection.evaluation import DetectionCollector
-from s5.detection.metric import DetectionMetric
+from s5.detection.metric import THRESHOLDS, DetectionMetric, average_precision, match
 from tests.helpers.oriented_data import CLASSES, detect, rectangles
 
 K = len(CLASSES)

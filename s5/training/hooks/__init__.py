@@ -6,7 +6,7 @@ Hooks act in the order of their priority, and within one in that of the list of
 ===============  ======================  ==================================================================
 priority         hook                    what it does
 ===============  ======================  ==================================================================
-VERY_HIGH        StepScalarsHook         collects scalars of the step, sets the message hub (`training.log`)
+VERY_HIGH        StepScalarsHook         collects scalars of the step, sets the message hub
 VERY_HIGH        SafetyHook              judges the step, stops on signals, refuses weights not finite
 VERY_HIGH        SharedBuffersHook       before a validation, all processes take the main one's statistics
 VERY_HIGH        TaskStartHook           fine-tuning: freezes and starts tasks

@@ -8,8 +8,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
+from s5.data.labels import get_classes
 from s5.data.loaders import TrainingData
-from s5.data.oriented.classes import get_classes
 from s5.data.oriented.sources import (
     OrientedImages,
     OrientedValidation,

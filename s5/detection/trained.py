@@ -11,8 +11,8 @@ from torch import nn
 from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.loading import read_checkpoint
-from s5.data.labels import distinct_colors
-from s5.data.oriented.classes import get_classes
+from s5.data.label_table import distinct_colors
+from s5.data.labels import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, build_detector
 from s5.errors import CheckpointError, ConfigError

@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 from mmengine.evaluator import BaseMetric
 
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE
+from s5.data.label_table import IGNORE, LabelTable
 from s5.ops.confusion import confusion_matrix, scores
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from s5.command import Progress
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE
+from s5.data.label_table import IGNORE, LabelTable
 from s5.data.prepare.patches import Readable
 from s5.data.rasters import read_georeference
 from s5.errors import ImageError

@@ -9,7 +9,8 @@ import torch
 
 import s5
 from s5.checkpoints.layouts.convert import to_published
-from s5.data.oriented.classes import DIOR_R, DOTA_V2
+from s5.data.datasets.dior_r import CLASSES as DIOR_R
+from s5.data.datasets.dota import DOTA_V2
 from s5.detection.results import DetectionResult
 from s5.prediction.predictor import Predictor
 from s5.segmentation.results import SegmentationResult

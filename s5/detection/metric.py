@@ -25,6 +25,7 @@ from s5.detection.config import DetConfig
 from s5.launch import host_group
 from s5.ops.rotated_iou import rotated_iou
 from s5.training.command import naming
+from s5.training.reports import text_table
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ AT_50, AT_75 = THRESHOLDS.index(0.5), THRESHOLDS.index(0.75)
 RIGHT, WRONG, NOT_COUNTED = 1, 0, -1
 CELLS = 1 << 20  # cells of the overlap table held at once
 _RECALLS = np.arange(0, 1.1, 0.1)  # with the rounding of 0.3, 0.6 and 0.7 in the development kits
-COLUMN = 12  # characters
+COLUMNS = ("class", "objects", "detections", "recall50", "AP50", "AP75", "AP50:95")
 
 Item = TypeVar("Item")
 Found = dict[str, tuple[Detections, Objects]]
@@ -270,17 +271,14 @@ class DetectionMetric(BaseMetric):
         return _means(precision) | {f"AP50.{name}": float(value) for name, value in own}
 
     def _table(self, precision: Precision) -> str:
-        width = max(len(name) for name in self.classes) + 2
-        heads = ("objects", "detections", "recall50", "AP50", "AP75", "AP50:95")
-        lines = [f"{'class':<{width}}" + "".join(f"{head:>{COLUMN}}" for head in heads)]
+        rows: list[list[object]] = []
         for i, name in enumerate(self.classes):
             ap = precision.eleven_points[i]
             values = 100 * np.array([precision.recall[i, AT_50], ap[AT_50], ap[AT_75], ap.mean()])
-            cells = "".join(f"{value:{COLUMN}.2f}" for value in values)
-            counts = f"{precision.objects[i]:{COLUMN}d}{precision.detections[i]:{COLUMN}d}"
-            lines.append(f"{name:<{width}}{counts}{cells}")
-        lines.append("  ".join(f"{name} {value:.2f}" for name, value in _means(precision).items()))
-        return "\n".join(lines)
+            counts = precision.objects[i], precision.detections[i]
+            rows.append([name, *counts, *(f"{value:.2f}" for value in values)])
+        means = (f"{name} {value:.2f}" for name, value in _means(precision).items())
+        return f"{text_table(COLUMNS, rows)}\n{'  '.join(means)}"
 
 
 def _means(precision: Precision) -> dict[str, float]:

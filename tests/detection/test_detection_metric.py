@@ -122,9 +122,8 @@ def test_boxes_in_mmrotates_type():
 def test_logs_a_row_per_class(caplog):
     with caplog.at_level(logging.INFO, logger="s5"):
         scores = evaluated(dataset())
-    rows = {
-        line.split()[0]: line.split() for line in caplog.text.splitlines() if line.strip().startswith(CLASSES)
-    }
+    lines = [line.split() for line in caplog.text.splitlines() if line.strip().startswith(CLASSES)]
+    rows = {line[0]: line for line in lines}
     assert float(rows["plane"][4]) == pytest.approx(scores["AP50.plane"], abs=0.006)
     assert int(rows["plane"][1]) == direct(dataset()).objects[1]
     assert f"mAP50 {scores['mAP50']:.2f}" in caplog.text

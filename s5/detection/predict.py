@@ -13,11 +13,11 @@ import torch
 
 from s5.command import Progress
 from s5.compat import mmcv_ext
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.oriented.detections import Detections, make_detections
 from s5.data.oriented.merge import merge_windows, window_name
 from s5.data.oriented.sources import fit_image, pad_image, pad_valid
 from s5.data.prepare.patches import Decoded, Readable, Window, windows
-from s5.data.rasters import Georeference, read_georeference
 from s5.detection.metric import detections_of
 from s5.detection.network import DetectionModel, on_data
 from s5.detection.results import FORMATS, DetectionResult, write_results

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from s5.command import Progress
+from s5.data.gdal_files import read_georeference
 from s5.data.label_table import IGNORE, LabelTable
 from s5.data.prepare.patches import Readable
-from s5.data.rasters import read_georeference
 from s5.errors import ImageError
 from s5.launch import Launch
 from s5.prediction.images import Picture

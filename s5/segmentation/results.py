@@ -10,11 +10,11 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
+from s5.data.gdal_files import Georeference
 from s5.data.image_io import write_image, write_mask
 from s5.data.label_table import IGNORE, LabelTable
 from s5.data.oriented.drawing import draw_legend
 from s5.data.prepare.patches import Readable
-from s5.data.rasters import Georeference
 from s5.prediction.images import LARGEST, reduced
 from s5.prediction.predictor import Result
 

@@ -19,8 +19,9 @@ def printable(text: str) -> str:
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """The first names, separated by commas; `...` stands for any others."""
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+    """The first names, separated by commas, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def is_utf8(path: str | Path) -> bool:

@@ -14,7 +14,7 @@ import re
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from torch.serialization import MAGIC_NUMBER
 
 from s5.backbones import StateDict
 from s5.checkpoints import inert_pickle
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, shorten
 
 logger = logging.getLogger(__name__)
 
-NAMES_SHOWN = 5
 ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # named last when left out
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids any reader but PyTorch's own
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
@@ -140,13 +139,6 @@ def find_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(
         f"no checkpoint {path}; looked for {' and '.join(str(c.absolute()) for c in candidates)}"
     )
-
-
-def shorten(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
-    """The first of many names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _read_pickled(file: Path, lazy: bool) -> tuple[Any, set[str]]:

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
-from prettytable import PrettyTable, TableStyle
 
 from s5.data.label_table import LabelTable
 from s5.data.masks import read_ids
 from s5.data.splits import Split
 from s5.ops.confusion import confusion_matrix, scores
+from s5.training.reports import text_table
 
 MEAN = "mIoU"
 
@@ -22,11 +22,8 @@ def markdown_table(columns: Mapping[str, Mapping[str, str]], rows: Sequence[str]
         columns: for every title the cells by row.
         rows: titles of the rows, in order.
     """
-    table = PrettyTable(["", *columns], align="r")
-    table.align[""] = "l"
-    table.add_rows([[row, *(cells[row] for cells in columns.values())] for row in rows])
-    table.set_style(TableStyle.MARKDOWN)
-    return table.get_string().splitlines()
+    cells = [[row, *(column[row] for column in columns.values())] for row in rows]
+    return text_table(["", *columns], cells, markdown=True).splitlines()
 
 
 def percent(value: float | None) -> str:

@@ -18,8 +18,8 @@ from torch import nn
 from s5 import backbones
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.reading import find_checkpoint, read_checkpoint
-from s5.data.labels import LabelTable, get_table
-from s5.data.oriented.classes import get_classes
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_classes, get_table
 from s5.detection.network import Settings
 from s5.detection.predict import DetectionPredictor
 from s5.detection.results import DetectionResult
@@ -80,7 +80,7 @@ def load(
         DataError: Unknown or unusable classes.
     """
     path = Path(checkpoint)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, lazy=True)
     meta = meta_of(content)
     spec = DetectionSpec.from_meta(meta) or SegmentationSpec.from_meta(meta)
     if spec is None:

@@ -1,18 +1,22 @@
-"""Wrapper of every command: exit codes, and user errors without a traceback."""
+"""What all commands share: exit codes, errors without a traceback, and the progress of long loops."""
 
 import io
 import logging
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import FrameType
+from types import FrameType, TracebackType
+
+from tqdm import tqdm
 
 from s5.errors import ESCAPE, SignalInterrupt, UserError
 
 # Prefix that PyTorch adds to the message of an error in a loader worker.
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def escape_console() -> None:
@@ -75,3 +79,54 @@ def _repeatable() -> Iterator[None]:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+class _Bar(tqdm):
+    # No monitor thread: forking with threads is unsafe.
+    monitor_interval = 0
+
+
+class Progress:
+    """Count finished items of a known number.
+
+    Args:
+        total: Number of items.
+        what: Description of the work.
+        unit: Name of the items.
+        logger: Used when stderr is not a terminal.
+    """
+
+    def __init__(self, total: int, what: str, unit: str, logger: logging.Logger) -> None:
+        self.total, self.what, self.unit, self._logger = total, what, unit, logger
+        self.done = 0
+        self._bar = _Bar(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Add `count` finished items."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            rate = self.done / (now - self._start)
+            self._logger.info(
+                "%s: %d of %d %s, %.3g/s, %.0f s left",
+                self.what,
+                self.done,
+                self.total,
+                self.unit,
+                rate,
+                (self.total - self.done) / rate,
+            )

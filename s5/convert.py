@@ -16,8 +16,8 @@ from typing import Any
 
 from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
 from s5.checkpoints.layouts.s5 import S5
-from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic, shorten
-from s5.errors import CheckpointError
+from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic
+from s5.errors import CheckpointError, shorten
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 

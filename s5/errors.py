@@ -19,8 +19,9 @@ def printable(text: str) -> str:
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Join the first `limit` names with commas, followed by `...` if there are more."""
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+    """Join the first `limit` names with commas, followed by the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def is_utf8(path: str | Path) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from s5.backbones import create_backbone, get_architecture, list_backbones
 from s5.detection.network import MultiTaskDetector, build_head
 from s5.segmentation.segmentor import SegHead, Segmentor
+from s5.training.reports import text_table
 
 SEG_IMAGE_SIZE = 512
 SEG_SINGLE = {"isaid": 16}
@@ -96,15 +97,11 @@ def format_table(rows: Sequence[Row]) -> str:
     columns = sorted(found, key=lambda column: (column[0] != "seg", *column[1:]))
     counts = {(row.backbone, (row.task, row.datasets, row.expert_channels)): row.params for row in rows}
     titles = [_title(*column) for column in columns]
-    lines = ["parameters in millions", "  ".join(["backbone", *titles])]
-    for backbone in dict.fromkeys(row.backbone for row in rows):
-        cells = [
-            f"{counts[backbone, column] / 1e6:.3f}" if (backbone, column) in counts else "-"
-            for column in columns
-        ]
-        padded = (cell.rjust(len(title)) for cell, title in zip(cells, titles, strict=True))
-        lines.append("  ".join([backbone.ljust(len("backbone")), *padded]))
-    return "\n".join(lines)
+    cells = [
+        [name, *(f"{counts[name, c] / 1e6:.3f}" if (name, c) in counts else "-" for c in columns)]
+        for name in dict.fromkeys(row.backbone for row in rows)
+    ]
+    return f"parameters in millions\n{text_table(['backbone', *titles], cells)}"
 
 
 def _title(task: str, datasets: int, expert_channels: int) -> str:

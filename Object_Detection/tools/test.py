@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     place = launch.start(args.device)
     mmcv_ext.require_device(place.device.type)
     spec = DetectionSpec.from_config(cfg)
-    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint), spec, args.config)
+    trained.require_fit(args.checkpoint, read_checkpoint(args.checkpoint, lazy=True), spec, args.config)
     folder = "evaluation" if args.split == "val" else "evaluation_test"
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / folder, place)
     launch.setup_logging(work_dir, place)

@@ -6,11 +6,15 @@ which leaves those out.
 """
 
 import argparse
+import json
 import logging
 import os
 import pickle
+import re
+import tarfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +22,43 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
+from torch.serialization import MAGIC_NUMBER
 
 from s5.backbones import StateDict
 from s5.checkpoints import inert_pickle
-from s5.checkpoints.file_kinds import Kind, check_kind, explain_failure
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, shorten
 
 logger = logging.getLogger(__name__)
 
-NAMES_SHOWN = 5
 ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # named last when left out
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids any reader but PyTorch's own
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
+ZIP, PICKLE, TAR = b"PK\x03\x04", b"\x80", b"ustar"
+TAR_MAGIC_AT = 257
+HEAD_BYTES = 4096
+SAFETENSORS_LENGTH = 8  # bytes of the number before the header
+SAFETENSORS_LARGEST_HEADER = 100_000_000
+PARTIAL = "Copy or download it again"
+# First bytes of files of other kinds, and what to call them.
+OTHERS = (
+    (ZIP, "a zip archive: if torch.save wrote it, rename it to .pth"),
+    (b"\x89HDF\r\n", "an HDF5 file, as of Keras; save the weights with PyTorch"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"BZh", "a bzip2 archive: unpack it"),
+    (b"\xfd7zXZ", "an xz archive: unpack it"),
+    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it"),
+    (b"Rar!", "a RAR archive: unpack it"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF file, of a language model"),
+    (b"version https://git-lfs", "the pointer of a Git LFS file, not the file: fetch it with git lfs pull"),
+)
+WEB_PAGE = re.compile(rb"\s*<(?:!doctype|html|\?xml|head|script)", re.IGNORECASE)
+# Messages of Python and PyTorch about a pickle or storage that ends too early, where the type does not tell.
+ENDS_EARLY = re.compile(r"pickle data was truncated|unexpected EOF|incomplete metadata", re.IGNORECASE)
 
-def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
+
+def read_checkpoint(path: str | Path, *, whole: bool = False, lazy: bool = False) -> dict[str, Any]:
     """Read a checkpoint file to the CPU.
 
     Objects of classes other than tensors and plain data are left out: a placeholder stands for each, and the
@@ -41,20 +67,22 @@ def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
     Args:
         path: The file; the suffix `.pth` may be left out. `.safetensors` files are read too.
         whole: Refuse a file that holds such objects, as resuming would miss them.
+        lazy: Read tensors only when they are used, for callers that want the metadata. The file must not
+            change in the meantime.
 
     Raises:
         CheckpointError: The file is missing, truncated, of another kind, or holds no weights.
     """
     file = find_checkpoint(path)
     try:
-        safetensors = check_kind(file) is Kind.SAFETENSORS
-        content, left_out = (_read_safetensors(file), set()) if safetensors else _read_pickled(file)
+        pickled = _is_pickled(file)
+        content, left_out = _read_pickled(file, lazy) if pickled else (_read_safetensors(file), set())
     except (CheckpointError, MemoryError):
         raise
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(explain_failure(file, error)) from error
+        raise CheckpointError(_explain_failure(file, error)) from error
     if left_out:
         _report_left_out(file, content, left_out, whole)
     if not isinstance(content, dict):
@@ -113,18 +141,12 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def shorten(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
-    """The first of many names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
-def _read_pickled(file: Path) -> tuple[Any, set[str]]:
+def _read_pickled(file: Path, lazy: bool) -> tuple[Any, set[str]]:
     """The content, and the names of classes and functions whose objects were left out."""
+    mmap = lazy and zipfile.is_zipfile(file)  # what PyTorch wrote before 1.6 cannot be mapped
     try:
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(file, map_location="cpu", weights_only=True), set()
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap), set()
     except (MemoryError, OSError):
         raise
     except Exception:
@@ -140,7 +162,10 @@ def _read_pickled(file: Path) -> tuple[Any, set[str]]:
         warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
         reader = inert_pickle.pickle_module(left_out)
         try:
-            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader), left_out
+            content = torch.load(
+                file, map_location="cpu", weights_only=False, pickle_module=reader, mmap=mmap
+            )
+            return content, left_out
         except MemoryError as error:  # which a damaged pickle causes, too: it names any length
             raise CheckpointError(f"{file} is damaged, or needs more memory than there is") from error
 
@@ -216,3 +241,138 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _is_pickled(file: Path) -> bool:
+    """Whether `torch.save` wrote a file; otherwise it is a safetensors file.
+
+    Raises:
+        CheckpointError: It is empty, truncated, or of a kind that is not read.
+    """
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    if not head:
+        raise CheckpointError(f"{file} is empty (0 bytes). {PARTIAL}")
+    if _is_safetensors(head) or file.suffix == ".safetensors":
+        _check_safetensors(file, head, size)
+        return False
+    if head.startswith(ZIP):
+        _check_zip(file, size)
+    elif head[TAR_MAGIC_AT:].startswith(TAR):
+        _check_tar(file, size)
+    elif head.startswith(PICKLE):
+        _check_pickle(file, size)
+    elif ZIP.startswith(head):
+        raise CheckpointError(_truncated(file, size))
+    else:
+        raise CheckpointError(f"{file} ({size} bytes) is no checkpoint but {_describe(head)}")
+    return True
+
+
+def _explain_failure(file: Path, error: Exception) -> str:
+    """Message for a file of a known kind that could not be read."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        is_zip = opened.read(len(ZIP)) == ZIP  # `_is_pickled` has found its end
+    if not is_zip and (isinstance(error, EOFError) or ENDS_EARLY.search(str(error))):
+        return _truncated(file, size)
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    return f"{file} ({size} bytes) is damaged: {reason}. {PARTIAL}"
+
+
+def _truncated(file: Path, size: int) -> str:
+    return f"{file} ({size} bytes) is truncated: the end of the file is missing. {PARTIAL}"
+
+
+def _describe(head: bytes) -> str:
+    for magic, kind in OTHERS:
+        if head.startswith(magic):
+            return kind
+    if WEB_PAGE.match(head):
+        return "a web page: the download needs a login or another address"
+    if _is_text(head):
+        return f"a text file, which starts with {head[:40].decode('ascii').splitlines()[0]!r}"
+    return f"a file of unknown kind, which starts with {head[:8].hex(' ')}"
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= ord(" ") or byte in b"\t\r\n" for byte in head[:64]) and head[:64].isascii()
+
+
+def _check_zip(file: Path, size: int) -> None:
+    if not zipfile.is_zipfile(file):  # the list of contents, at the end, is missing
+        raise CheckpointError(_truncated(file, size))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(_explain_failure(file, error)) from error
+    inside = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in inside:
+        raise CheckpointError(
+            f"{file} is a TorchScript archive, which is code: load it with torch.jit.load if you trust it, "
+            f"and save its state_dict()"
+        )
+    if "data.pkl" not in inside:
+        raise CheckpointError(
+            f"{file} is no checkpoint but a zip archive of {', '.join(names[:3]) or 'nothing'}: if the "
+            f"checkpoint is in it, unpack it"
+        )
+
+
+def _check_tar(file: Path, size: int) -> None:
+    try:
+        with tarfile.open(file, "r:") as archive:
+            names = archive.getnames()
+    except tarfile.TarError:
+        raise CheckpointError(_truncated(file, size)) from None
+    if not {"storages", "tensors", "pickle"} <= set(names):  # what torch.save wrote before 2017
+        raise CheckpointError(
+            f"{file} is no checkpoint but a tar archive of {', '.join(names[:3]) or 'nothing'}: if the "
+            f"checkpoint is in it, unpack it"
+        )
+
+
+def _check_pickle(file: Path, size: int) -> None:
+    """Refuse pickles that do not begin with the magic number of files of PyTorch before 1.6."""
+    try:
+        with open(file, "rb") as opened:
+            first = inert_pickle.pickle_module(set()).load(opened)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(_explain_failure(file, error)) from error
+    if first != MAGIC_NUMBER:
+        raise CheckpointError(
+            f"{file} is a pickle that torch.save did not write: read it with Python if you trust it, and "
+            f"save its weights with torch.save"
+        )
+
+
+def _is_safetensors(head: bytes) -> bool:
+    length = int.from_bytes(head[:SAFETENSORS_LENGTH], "little")
+    return head[SAFETENSORS_LENGTH:].startswith(b'{"') and length <= SAFETENSORS_LARGEST_HEADER
+
+
+def _check_safetensors(file: Path, head: bytes, size: int) -> None:
+    """Refuse a file that ends before the last tensor of its header."""
+    if len(head) < SAFETENSORS_LENGTH + 2 and not _is_text(head):
+        raise CheckpointError(_truncated(file, size))
+    if not _is_safetensors(head):
+        raise CheckpointError(f"{file} ({size} bytes) is no safetensors file but {_describe(head)}")
+    length = int.from_bytes(head[:SAFETENSORS_LENGTH], "little")
+    with open(file, "rb") as opened:
+        opened.seek(SAFETENSORS_LENGTH)
+        header = opened.read(length)
+    if len(header) < length:
+        raise CheckpointError(_truncated(file, size))
+    try:
+        ends = [
+            entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"
+        ]
+        end = SAFETENSORS_LENGTH + length + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} ({size} bytes) is damaged: its header cannot be read. {PARTIAL}"
+        ) from error
+    if size < end:
+        raise CheckpointError(_truncated(file, size))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from s5.data.oriented.classes import CLASSES
+from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.detection.network import Settings
 from s5.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat, ShareBelowOne
 from s5.training.command import check_task_names

@@ -8,8 +8,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
+from s5.data.labels import get_classes
 from s5.data.loaders import TrainingData
-from s5.data.oriented.classes import get_classes
 from s5.data.oriented.sources import (
     OrientedImages,
     OrientedValidation,
@@ -20,6 +20,7 @@ from s5.detection.config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.metric import DetectionMetric, build_metrics
 from s5.detection.network import DetectionModel, with_heads
+from s5.detection.trained import DetectionSpec
 from s5.launch import ALONE, Launch
 from s5.training.command import expert_channels, naming
 from s5.training.experiment import Experiment, Steps, epoch_steps, steps_of_epochs
@@ -87,15 +88,7 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
-        cfg = self.cfg
-        return {
-            "backbone": self.backbone,
-            "expert_channels": expert_channels(self.backbone, cfg.model.expert_channels),
-            "img_size": cfg.size,
-            "norm_eps": cfg.model.norm_eps,
-            "tasks": {name: list(names) for name, names in self.classes.items()},
-            "settings": asdict(cfg.model.settings()),
-        }
+        return DetectionSpec.from_config(self.cfg).meta()
 
     def best_scores(self) -> Mapping[str, list[str]]:
         """The mean mAP50 over all tasks and, with several tasks, that of each one."""

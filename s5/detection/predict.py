@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from s5.command import Progress
 from s5.compat import mmcv_ext
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.oriented.detections import Detections, make_detections
 from s5.data.oriented.merge import merge_windows, window_name
 from s5.data.oriented.sources import fit_image, pad_image, pad_valid
 from s5.data.prepare.patches import Decoded, Readable, Window, windows
-from s5.data.progress import Progress
-from s5.data.rasters import Georeference, read_georeference
 from s5.detection.metric import detections_of
 from s5.detection.network import DetectionModel, on_data
 from s5.detection.results import FORMATS, DetectionResult, write_results
@@ -119,7 +119,7 @@ class DetectionPredictor(Predictor[DetectionModel]):
             positions = windows(*size, self.cutting.window, self.cutting.overlap)
             image = _Image(len(positions), str(picture.source))
             items = _windows(image, pixels, positions, self.cutting)
-            for _ in _finished(self.model, items, [*self.spec.classes]):
+            for _ in _finished(self.model, items, tasks):
                 pass
             found = image.merged(self.cutting.nms)
             if image.lacks_data:
@@ -353,7 +353,8 @@ def _detect(
     if model.device.type == "cuda":
         images = images.pin_memory()
     images = images.to(model.device, non_blocking=True).permute(0, 3, 1, 2)
-    results = model.predict_all(images, [group[i].shape for i in squares], [group[i].scale for i in squares])
+    shapes, scales = [group[i].shape for i in squares], [group[i].scale for i in squares]
+    results = model.predict_all(images, shapes, scales, tasks)
     dropped = 0
     for task, of_windows in results.items():
         for i, found in zip(squares, of_windows, strict=True):

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from s5.data.gdal_files import Georeference
 from s5.data.image_io import write_image
 from s5.data.oriented.detections import Detections, write_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.oriented.geometry import to_polygons
-from s5.data.rasters import Georeference
 from s5.prediction.images import LARGEST, reduced
 from s5.prediction.plan import Target
 from s5.prediction.predictor import Result

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.data.files import atomic_path
-from s5.data.oriented.classes import CLASSES
 from s5.data.oriented.detections import Detections, corners_text
 from s5.data.oriented.geometry import to_polygons
 from s5.detection.evaluation import DetectionCollector, write_texts

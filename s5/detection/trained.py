@@ -1,7 +1,7 @@
 """Rebuild a trained detector from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +11,8 @@ from torch import nn
 from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.loading import read_checkpoint
-from s5.data.labels import distinct_colors
-from s5.data.oriented.classes import get_classes
+from s5.data.label_table import distinct_colors
+from s5.data.labels import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, build_detector
 from s5.errors import CheckpointError, ConfigError
@@ -53,6 +53,17 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
+
+    def meta(self) -> dict[str, Any]:
+        """What a weights file says of its model, for :meth:`from_meta`."""
+        return {
+            "backbone": self.backbone,
+            "expert_channels": self.expert_channels,
+            "img_size": self.img_size,
+            "norm_eps": self.norm_eps,
+            "tasks": {task: list(names) for task, names in self.classes.items()},
+            "settings": asdict(self.settings),
+        }
 
     @classmethod
     def from_config(cls, cfg: DetConfig) -> "DetectionSpec":
@@ -145,7 +156,7 @@ def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = (
         CheckpointError: The file cannot be read, or is not a detector.
         ConfigError: A configuration is needed but missing, invalid, or of another detector.
     """
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, lazy=True)
     spec = DetectionSpec.from_meta(meta_of(content))
     if spec is not None:
         return spec

@@ -9,16 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.image_io import read_image_with_valid
 from s5.data.prepare.patches import Decoded, Readable, is_tiff
-from s5.data.rasters import (
-    Georeference,
-    open_raster,
-    read_georeference,
-    require_bands,
-    stretch,
-    stretch_limits,
-)
+from s5.data.rasters import open_raster, require_bands, stretch, stretch_limits
 
 ImageLike = np.ndarray | Image.Image | str | Path
 """An image to predict: see :meth:`s5.prediction.predictor.Predictor.predict`."""

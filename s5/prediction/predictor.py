@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from s5.compat.precision import resolve_precision
+from s5.data.gdal_files import Georeference
 from s5.data.label_table import RGB
-from s5.data.rasters import Georeference
 from s5.errors import ImageError
 from s5.prediction.images import LARGEST, ImageLike, Picture
 from s5.prediction.plan import Target

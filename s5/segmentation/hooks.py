@@ -20,6 +20,8 @@ from s5.training.runner import S5Runner, unwrap
 
 logger = logging.getLogger(__name__)
 
+ROWS = 4  # of a sheet of views
+
 
 class CollapseWatch:
     """Warns when one class dominates the pseudo-labels, and when a class disappears from them.
@@ -187,14 +189,12 @@ class ViewsHook(Hook):
 
     Args:
         table: Label table.
-        count: Rows of a sheet.
     """
 
     priority = "LOW"
 
-    def __init__(self, table: LabelTable, count: int = 4) -> None:
+    def __init__(self, table: LabelTable) -> None:
         self.table = table
-        self.count = count
         self._batch: dict[str, Any] | None = None
 
     def after_train_iter(
@@ -208,7 +208,7 @@ class ViewsHook(Hook):
         if runner.rank != 0 or self._batch is None:
             return
         model = cast(FixMatch, unwrap(runner.model))
-        views = {name: value.cpu() for name, value in model.preview(self._batch, self.count).items()}
+        views = {name: value.cpu() for name, value in model.preview(self._batch, ROWS).items()}
         rows = [
             [_rgb(weak), _rgb(strong), colored(pseudo, self.table), colored(prediction, self.table)]
             for weak, strong, pseudo, prediction in zip(

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
+from s5.segmentation.trained import SegmentationSpec
 from s5.training.command import expert_channels, naming
 from s5.training.experiment import Experiment, Steps, check_splits, epoch_steps, steps_of_epochs
 from s5.training.hooks import PicturesHook, WeightFiles
@@ -42,9 +42,9 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
     splits: dict[str, tuple[Split, Split]]
 
     def __init__(
-        self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+        self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
     ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, name or f"mdf_{backbone}")
+        super().__init__(cfg, backbone, launch, work_dir, f"mdf_{backbone}")
         self.tables = build_tables(cfg)
 
     def new_model(self) -> MultiDataset:
@@ -123,17 +123,7 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
-        cfg = self.cfg
-        return {
-            "backbone": self.backbone,
-            "decoder_channels": cfg.model.decoder_channels,
-            "norm_eps": cfg.model.norm_eps,
-            "expert_channels": expert_channels(self.backbone, cfg.model.expert_channels),
-            "img_size": cfg.crop,
-            "tasks": {name: list(table.classes) for name, table in self.tables.items()},
-            "labels": {name: table.as_mapping() for name, table in self.tables.items()},
-            "inference": {name: asdict(task.evaluation.inference()) for name, task in cfg.tasks.items()},
-        }
+        return SegmentationSpec.from_mdf_config(self.cfg, self.backbone).meta()
 
     def best_scores(self) -> dict[str, list[str]]:
         """Scores that select the best weights."""

@@ -7,14 +7,13 @@ import torch
 import torch.distributed as dist
 from mmengine.evaluator import BaseMetric
 
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE
+from s5.data.label_table import IGNORE, LabelTable
 from s5.ops.confusion import confusion_matrix, scores
+from s5.training.reports import text_table
 
 logger = logging.getLogger(__name__)
 
 PER_CLASS = ("IoU", "F1", "Precision", "Recall")
-COLUMN = 11  # characters
 
 
 class SegmentationMetric(BaseMetric):
@@ -77,13 +76,12 @@ class SegmentationMetric(BaseMetric):
         return metrics
 
     def _format(self, values: dict[str, Any]) -> str:
-        width = max(len(name) for name in self.table.classes) + 2
-        lines = [f"{'class':<{width}}" + "".join(f"{name:>{COLUMN}}" for name in PER_CLASS)]
-        for i, name in enumerate(self.table.classes):
-            cells = "".join(f"{100 * float(values[key][i]):{COLUMN}.2f}" for key in PER_CLASS)
-            lines.append(f"{name:<{width}}{cells}")
-        lines.append("  ".join(f"{k} {100 * float(v):.2f}" for k, v in values.items() if _is_scalar(v)))
-        return "\n".join(lines)
+        rows = [
+            [name, *(f"{100 * float(values[key][i]):.2f}" for key in PER_CLASS)]
+            for i, name in enumerate(self.table.classes)
+        ]
+        means = (f"{k} {100 * float(v):.2f}" for k, v in values.items() if _is_scalar(v))
+        return f"{text_table(['class', *PER_CLASS], rows)}\n{'  '.join(means)}"
 
 
 def _is_scalar(value: object) -> bool:

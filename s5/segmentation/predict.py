@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE
+from s5.command import Progress
+from s5.data.gdal_files import read_georeference
+from s5.data.label_table import IGNORE, LabelTable
 from s5.data.prepare.patches import Readable
-from s5.data.progress import Progress
-from s5.data.rasters import read_georeference
 from s5.errors import ImageError
 from s5.launch import Launch
 from s5.prediction.images import Picture
@@ -25,10 +24,9 @@ from s5.prediction.plan import Target
 from s5.prediction.predictor import Predictor
 from s5.prediction.sources import Source
 from s5.prediction.spec import refuse_configuration
-from s5.prediction.writers import BandWriter
 from s5.segmentation import trained
 from s5.segmentation.model import SegmentationModel
-from s5.segmentation.results import ALPHA, FORMATS, SegmentationResult, make_writer, paint
+from s5.segmentation.results import ALPHA, FORMATS, BandWriter, SegmentationResult, make_writer, paint
 from s5.segmentation.trained import SegmentationSpec
 from s5.segmentation.tta import add_inference_options, changed_inference, make_tta
 from s5.segmentation.windows import Inference, Mode, Rows, Strip, column_strips

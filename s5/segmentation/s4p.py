@@ -1,6 +1,5 @@
 """The S4P pre-training experiment: a semi-supervised method on labeled and unlabeled images."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
+from s5.segmentation.trained import SegmentationSpec
 from s5.training.experiment import Experiment, Steps, check_splits
 from s5.training.hooks import PicturesHook, WeightFiles
 from s5.training.optim import cosine_schedule
@@ -33,9 +33,9 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
     """
 
     def __init__(
-        self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+        self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
     ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, name or f"s4p_{backbone}")
+        super().__init__(cfg, backbone, launch, work_dir, f"s4p_{backbone}")
         self.table = get_table(cfg.data.labels)
 
     def new_model(self) -> FixMatch:
@@ -103,15 +103,9 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model."""
-        return {
-            "backbone": self.backbone,
-            "decoder_channels": self.cfg.model.decoder_channels,
-            "norm_eps": self.cfg.model.norm_eps,
-            "img_size": self.cfg.data.crop,
-            "tasks": {TASK: list(self.table.classes)},
-            "labels": {TASK: self.table.as_mapping()},
-            "inference": {TASK: asdict(self.cfg.data.val.inference())},
-        }
+        meta = SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK).meta()
+        del meta["expert_channels"]  # the network is always dense
+        return meta
 
     def best_scores(self) -> dict[str, list[str]]:
         """Select the best weights by mIoU."""

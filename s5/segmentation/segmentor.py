@@ -15,21 +15,19 @@ from s5.training.model import MultiTaskNetwork, configured_backbone
 
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_INIT_STD = 0.01
+DROPOUT = 0.1  # share of decoder channels dropped in training
 
 
 class SegHead(nn.Module):
     """Segmentation head, from feature maps of strides 4, 8, 16 and 32 to class logits at stride 4."""
 
-    def __init__(
-        self, in_channels: Sequence[int], num_classes: int, channels: int = 256, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256) -> None:
         """Build the head.
 
         Args:
             in_channels: Channels of the four feature maps.
             num_classes: Number of classes K.
             channels: Channels inside the decoder.
-            dropout: Share of decoder channels dropped in training.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -49,7 +47,7 @@ class SegHead(nn.Module):
             align_corners=False,
         )
         self.decode_head.conv_seg.requires_grad_(False)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(DROPOUT)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         normal_init(self.classifier, std=CLASSIFIER_INIT_STD)  # bias 0
 
@@ -122,7 +120,6 @@ def build_segmentor(
     img_size: int | tuple[int, int] = 512,
     *,
     channels: int = 256,
-    dropout: float = 0.1,
     expert_channels: int = 0,
     **options: Any,
 ) -> Segmentor:
@@ -133,14 +130,13 @@ def build_segmentor(
         tasks: Number of classes by task name.
         img_size: Image size in pixels that the backbone is built for.
         channels: Channels inside the decoders.
-        dropout: Dropout rate before the classifiers.
         expert_channels: Task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
         options: Further arguments of `s5.backbones.create_backbone`.
     """
     built = create_backbone(
         backbone, img_size, experts=tuple(tasks), expert_channels=expert_channels, **options
     )
-    return _with_heads(built, tasks, channels, dropout)
+    return _with_heads(built, tasks, channels)
 
 
 def build_network(
@@ -168,10 +164,6 @@ def build_network(
     return _with_heads(built, tasks, cfg.decoder_channels)
 
 
-def _with_heads(
-    backbone: Backbone, tasks: Mapping[str, int], channels: int, dropout: float = 0.1
-) -> Segmentor:
-    heads = {
-        name: SegHead(backbone.out_channels, classes, channels, dropout) for name, classes in tasks.items()
-    }
+def _with_heads(backbone: Backbone, tasks: Mapping[str, int], channels: int) -> Segmentor:
+    heads = {name: SegHead(backbone.out_channels, classes, channels) for name, classes in tasks.items()}
     return Segmentor(backbone, heads)

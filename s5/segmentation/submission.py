@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import yaml
 
-from s5.data.datasets import LoveDA
+from s5.data.datasets import TABLES, LoveDA
 from s5.data.files import atomic_path
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
 from s5.data.label_table import LabelTable
-from s5.data.labels import TABLES, get_table
+from s5.data.labels import get_table
 from s5.errors import DataError, is_utf8, shorten
 from s5.prediction.sources import SETTINGS_FILE
 

@@ -1,7 +1,7 @@
 """Rebuild a trained segmentor from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +57,19 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             {task: Inference(**settings) for task, settings in meta["inference"].items()},
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
+
+    def meta(self) -> dict[str, Any]:
+        """What a weights file says of its model, for :meth:`from_meta`."""
+        return {
+            "backbone": self.backbone,
+            "decoder_channels": self.decoder_channels,
+            "norm_eps": self.norm_eps,
+            "expert_channels": self.expert_channels,
+            "img_size": self.img_size,
+            "tasks": {task: list(table.classes) for task, table in self.tables.items()},
+            "labels": {task: table.as_mapping() for task, table in self.tables.items()},
+            "inference": {task: asdict(how) for task, how in self.inference.items()},
+        }
 
     @classmethod
     def from_mdf_config(cls, cfg: MDFConfig, backbone: str) -> "SegmentationSpec":
@@ -166,7 +179,7 @@ def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSp
         CheckpointError: The file cannot be read.
         ConfigError: The checkpoint has another backbone.
     """
-    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint)))
+    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint, lazy=True)))
     if spec is not None and backbone not in (None, spec.backbone):
         raise ConfigError(f"--backbone {backbone}: {checkpoint} holds a {spec.backbone}; omit the option")
     return spec

@@ -20,7 +20,7 @@ from s5.data.loaders import TrainingData, stop_workers
 from s5.data.mask_survey import MaskSurvey, refuse_together, require_readable_together
 from s5.data.splits import Split
 from s5.errors import ConfigError
-from s5.launch import ALONE, Launch, main_process_first
+from s5.launch import Launch, main_process_first
 from s5.training.config import EpochScheduleConfig, RunConfig
 from s5.training.guarded_step import SkippedSteps
 from s5.training.hooks import (
@@ -34,7 +34,7 @@ from s5.training.hooks import (
     ThroughputHook,
     WeightFiles,
 )
-from s5.training.log import build_visualizer, log_options
+from s5.training.hooks.progress import build_visualizer, log_options
 from s5.training.model import TaskModel
 from s5.training.optim import build_optim_wrapper, param_groups
 from s5.training.runner import S5Runner
@@ -79,11 +79,9 @@ class Experiment(ABC, Generic[Config, Model]):
     metrics: Sequence[BaseMetric]
     model: Model
 
-    def __init__(
-        self, cfg: Config, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
-    ) -> None:
+    def __init__(self, cfg: Config, backbone: str, launch: Launch, work_dir: Path, name: str) -> None:
         self.cfg, self.backbone, self.launch, self.work_dir = cfg, backbone, launch, work_dir
-        self.name = name or backbone
+        self.name = name
 
     def build_data(self) -> None:
         """Find the images of the run.

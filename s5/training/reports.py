@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from prettytable import PrettyTable, TableStyle
+
 from s5.data.files import write_bytes
 from s5.errors import printable
 
@@ -35,6 +37,16 @@ def number_cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
+    """A table, with rules if it is Markdown: the first column to the left, the others to the right."""
+    table = PrettyTable(header, border=False, align="r")
+    if markdown:
+        table.set_style(TableStyle.MARKDOWN)
+    table.align[header[0]] = "l"
+    table.add_rows([list(row) for row in rows])
+    return table.get_string()
+
+
 def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
     """Format a table with a row per task and, for several tasks, their mean; notes missing scores below.
 
@@ -51,17 +63,11 @@ def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str
         counts = {name: len(values) for name, values in known.items() if len(values) < len(rows)}
         notes = [f"{name} of {count} of {len(rows)} tasks" for name, count in counts.items()]
         rows["mean"] = {name: fmean(values) if values else math.nan for name, values in known.items()}
-    width = max(map(len, rows)) + 2
-    lines = [f"{'task':<{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
-    for task, row in rows.items():
-        cells = (f"{row[name]:.2f}" if name in row else "" for name in columns)
-        lines.append(
-            f"{task:<{width}}"
-            + "".join(f"{c:>{len(name) + 3}}" for c, name in zip(cells, columns, strict=True))
-        )
-    if notes:
-        lines.append(f"(mean over tasks with a score: {', '.join(notes)})")
-    return "\n".join(lines)
+    cells = [
+        [task, *(f"{row[name]:.2f}" if name in row else "" for name in columns)] for task, row in rows.items()
+    ]
+    note = f"\n(mean over tasks with a score: {', '.join(notes)})" if notes else ""
+    return text_table(["task", *columns], cells) + note
 
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import s5
-from s5.data.oriented.classes import DIOR_R, DOTA_V2
+from s5.data.datasets.dior_r import CLASSES as DIOR_R
+from s5.data.datasets.dota import DOTA_V2
 from s5.detection.results import DetectionResult
 from s5.prediction.predictor import Predictor
 from s5.segmentation.results import SegmentationResult
@@ -140,7 +141,7 @@ class TestDetection(PredictorContract):
                 s5.load(checkpoint, "cpu", **wrong)
 
     def test_a_detector_has_no_probabilities(self, model: Predictor, image: np.ndarray) -> None:
-        with pytest.raises(ValueError, match="objects of a detector have scores"):
+        with pytest.raises(ValueError, match="probabilities are available for segmentation only"):
             model.predict(image, "roads", probabilities=True)
 
 

@@ -45,6 +45,20 @@ def test_the_suffix_may_be_left_out(tmp_path):
     assert read_checkpoint(tmp_path / "vit_b_s4p_upernet") == {"step": 1}
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("more", [{}, {"args": Payload("never")}], ids=["plain", "with an object"])
+def test_lazily_read_content_is_the_same(tmp_path, monkeypatch, new, more):
+    """A zip archive is mapped instead of read."""
+    content, mapped, load = {"w": torch.arange(3), "step": 7}, [], torch.load
+    torch.save({**content, **more}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    monkeypatch.setattr(torch, "load", lambda *a, mmap, **k: mapped.append(mmap) or load(*a, mmap=mmap, **k))
+    found = read_checkpoint(tmp_path / "a.pth", lazy=True)
+    assert found["step"] == 7 and torch.equal(found["w"], content["w"])
+    assert set(mapped) == {new}
+    read_checkpoint(tmp_path / "a.pth")
+    assert not mapped[-1], "all of it at once is read, so that the file may change"
+
+
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

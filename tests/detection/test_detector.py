@@ -15,7 +15,8 @@ from mmrotate.structures.bbox import RotatedBoxes, rbox2qbox
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.published import DETECTION_PARTS, DETECTION_TASKS, DOTA_ROWS
 from s5.checkpoints.loading import load_weights
-from s5.data.oriented.classes import DOTA_V2, DOTA_V2_PUBLISHED, get_classes
+from s5.data.datasets.dota import DOTA_V2, DOTA_V2_PUBLISHED
+from s5.data.labels import get_classes
 from s5.detection.network import DetectionModel, Settings, build_detector
 from s5.detection.network import parts as assigner
 from s5.detection.network.parts import AnalyticMidpointCoder, IgnoringAssigner

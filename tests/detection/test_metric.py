@@ -11,12 +11,11 @@ import torch.distributed as dist
 
 from s5.data.loaders import collate_validation
 from s5.data.oriented.annotations import Objects, make_objects
-from s5.data.oriented.average_precision import THRESHOLDS, average_precision, match
 from s5.data.oriented.detections import Detections, concatenate, make_detections
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_windows, window_name
 from s5.detection.evaluation import DetectionCollector
-from s5.detection.metric import DetectionMetric
+from s5.detection.metric import THRESHOLDS, DetectionMetric, average_precision, match
 from tests.helpers.oriented_data import CLASSES, detect, rectangles
 
 K = len(CLASSES)
@@ -123,7 +122,8 @@ def test_boxes_in_mmrotates_type():
 def test_logs_a_row_per_class(caplog):
     with caplog.at_level(logging.INFO, logger="s5"):
         scores = evaluated(dataset())
-    rows = {line.split()[0]: line.split() for line in caplog.text.splitlines() if line.startswith(CLASSES)}
+    lines = [line.split() for line in caplog.text.splitlines() if line.strip().startswith(CLASSES)]
+    rows = {line[0]: line for line in lines}
     assert float(rows["plane"][4]) == pytest.approx(scores["AP50.plane"], abs=0.006)
     assert int(rows["plane"][1]) == direct(dataset()).objects[1]
     assert f"mAP50 {scores['mAP50']:.2f}" in caplog.text

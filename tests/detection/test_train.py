@@ -8,7 +8,7 @@ import torch
 
 from s5.checkpoints.loading import read_checkpoint
 from s5.data.datasets import DiorR, Dota
-from s5.data.oriented.classes import get_classes
+from s5.data.labels import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.experiment import DetectionExperiment
 from s5.detection.metric import build_metrics

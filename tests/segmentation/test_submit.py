@@ -9,9 +9,8 @@ import torch
 import yaml
 
 from s5.command import run_command
-from s5.data.datasets import LoveDA
+from s5.data.datasets import TABLES, LoveDA
 from s5.data.image_io import read_image, write_image, write_mask
-from s5.data.labels import TABLES
 from s5.errors import DataError
 from tests.helpers.mdf_runs import REPO, script
 from tests.helpers.processes import start_ranks

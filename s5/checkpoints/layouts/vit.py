@@ -21,8 +21,7 @@ from s5.checkpoints.layouts.base import (
     has_name,
 )
 from s5.checkpoints.layouts.foreign import guess
-from s5.checkpoints.reading import shorten
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, shorten
 
 # Layers before the blocks that a plain ViT does not have; without them the blocks would see other tokens.
 MAX_CLASS_SLOTS = 2  # class token, and DeiT's distillation token

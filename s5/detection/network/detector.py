@@ -32,28 +32,31 @@ class MultiTaskDetector(MultiTaskNetwork):
         parts = self._parts(images, samples, counts)
         return {task: head.loss(features, own) for task, head, features, own in parts}
 
-    def predict(
-        self, images: Tensor, samples: SampleList, counts: Counts, rescale: bool = True
-    ) -> list[InstanceData]:
-        """Predict rotated boxes, scores and labels of every image.
+    def predict(self, images: Tensor, samples: SampleList, counts: Counts) -> list[InstanceData]:
+        """Predict rotated boxes in pixels of the image file, scores and labels of every image.
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            samples: Shapes and scales of the images.
+            samples: Their shapes and scales.
             counts: Number of images of each task, in the order of the batch.
-            rescale: Return boxes in pixels of the image file instead of the input.
         """
         parts = self._parts(images, samples, counts)
-        return [result for _, head, features, own in parts for result in head.predict(features, own, rescale)]
+        return [result for _, head, features, own in parts for result in head.predict(features, own)]
 
     def predict_all(
-        self, images: Tensor, samples: SampleList, rescale: bool = True
+        self, images: Tensor, samples: SampleList, tasks: Sequence[str] | None = None
     ) -> dict[str, list[InstanceData]]:
-        """Predict the same images for every task; arguments as for :meth:`predict`."""
+        """Predict the same images for several tasks, in pixels of the image files.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            samples: Their shapes and scales.
+            tasks: Names of the tasks, by default all; only their heads and experts run.
+        """
         heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
         return {
-            task: heads[task].predict(heads[task].neck(maps), samples, rescale)
-            for task, maps in self.features_of_all(images).items()
+            task: heads[task].predict(heads[task].neck(maps), samples)
+            for task, maps in self.features_of_all(images, tasks).items()
         }
 
     def _parts(
@@ -160,21 +163,26 @@ class DetectionModel(TaskModel):
         ]
 
     def predict_all(
-        self, images: Tensor, shapes: Sequence[tuple[int, int]], scales: Sequence[float]
+        self,
+        images: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        scales: Sequence[float],
+        tasks: Sequence[str] | None = None,
     ) -> dict[str, list[dict[str, Tensor]]]:
-        """Predict the same images for every task in one pass of the network.
+        """Predict the same images for several tasks in one pass of the network.
 
         Args:
             images: (B, 3, S, S) uint8, padded on the right and at the bottom.
             shapes: Height and width of the images without padding.
             scales: Scale factors from the image file to the input.
+            tasks: Names of the tasks, by default all.
 
         Returns:
             By task, for each image: `bboxes` (n, 5) in pixels of the image file, `scores` and `labels`.
         """
         samples = self._samples(images, {"shapes": shapes, "scales": scales}, False)
         with self.autocast():
-            by_task = self.detector.predict_all(self._prepare(to_unit(images)), samples)
+            by_task = self.detector.predict_all(self._prepare(to_unit(images)), samples, tasks)
         return {task: [_as_dict(result) for result in results] for task, results in by_task.items()}
 
     def _total(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -233,12 +233,10 @@ class OrientedRCNN(nn.Module):
             "box": roi["loss_bbox"],
         }
 
-    def predict(
-        self, features: tuple[Tensor, ...], samples: SampleList, rescale: bool = True
-    ) -> list[InstanceData]:
-        """Predict the detections of every image, with `rescale` in pixels of the image file."""
+    def predict(self, features: tuple[Tensor, ...], samples: SampleList) -> list[InstanceData]:
+        """Predict the detections of every image, in pixels of the image file."""
         proposals = self.rpn_head.predict(features, samples, rescale=False)
-        return self.roi_head.predict(features, proposals, samples, rescale=rescale)
+        return self.roi_head.predict(features, proposals, samples, rescale=True)
 
 
 def _one_class(sample: Any) -> Any:  # noqa: ANN401 - a DetDataSample

@@ -277,7 +277,7 @@ class EnlargingRoIExtractor(RotatedSingleRoIExtractor):
         kwargs: Arguments of `RotatedSingleRoIExtractor`.
     """
 
-    def __init__(self, enlarge: tuple[float, float] = (1.4, 1.2), **kwargs: object) -> None:
+    def __init__(self, enlarge: tuple[float, float], **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.enlarge = enlarge
 

@@ -6,7 +6,7 @@ Hooks run in the order of their priority; hooks of equal priority in the order o
 ===============  ======================  ==================================================================
 priority         hook                    what it does
 ===============  ======================  ==================================================================
-VERY_HIGH        StepScalarsHook         collects scalars of the step, sets the message hub (`training.log`)
+VERY_HIGH        StepScalarsHook         collects scalars of the step, sets the message hub
 VERY_HIGH        SafetyHook              checks the step, stops on signals, rejects non-finite weights
 VERY_HIGH        SharedBuffersHook       before a validation, broadcasts the main process's buffers
 VERY_HIGH        TaskStartHook           fine-tuning: freezes and starts tasks

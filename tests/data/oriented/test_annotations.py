@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from s5.data.datasets import CLASS_LISTS as TABLES
+from s5.data.datasets.dior_r import CLASSES as DIOR_R
+from s5.data.datasets.dota import DOTA_V1, DOTA_V2
+from s5.data.labels import get_classes
 from s5.data.oriented.annotations import AnnotationError, AnnotationReader, write_objects
-from s5.data.oriented.classes import CLASSES as TABLES
-from s5.data.oriented.classes import DIOR_R, DOTA_V1, DOTA_V2, get_classes
 from s5.errors import DataError
 from tests.helpers.oriented_data import CLASSES, rectangles, xml
 

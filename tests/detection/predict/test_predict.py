@@ -108,6 +108,26 @@ def test_all_tasks_at_once_are_the_tasks_one_by_one(backbone: str) -> None:
             assert len(ours["scores"]) > 0
 
 
+@pytest.mark.parametrize("experts", [0, 48])
+@torch.inference_mode()
+def test_only_the_heads_and_experts_of_the_chosen_tasks_run(experts: int) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(
+        "vit_t", {"one": 1, "two": 2}, SIZE, expert_channels=experts, settings=SETTINGS
+    ).eval()
+    model = DetectionModel(detector)
+    batch = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8), [(SIZE, SIZE)], [1.0]
+    together = model.predict_all(*batch)
+    passes: list[int] = []
+    detector.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    detector.heads["one"].neck.register_forward_pre_hook(lambda *_: pytest.fail("the head of `one` ran"))
+    alone = model.predict_all(*batch, ["two"])
+    assert alone.keys() == {"two"}
+    assert passes == [1], "the image is not repeated for the expert of `one`"
+    for key, values in together["two"][0].items():
+        assert torch.allclose(alone["two"][0][key].double(), values.double(), atol=1e-3)
+
+
 def test_some_tasks_and_formats_and_a_threshold(predicted: Path, checkpoint: Path, tmp_path: Path) -> None:
     whole = rows(predicted / "out/roads/dota/a.txt")
     threshold = float(np.median(whole[:, 8]))

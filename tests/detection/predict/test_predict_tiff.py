@@ -11,12 +11,13 @@ import pytest
 from rasterio import Affine
 from rasterio.crs import CRS
 
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import CROWD, draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.prepare.patches import Decoded
-from s5.data.rasters import Georeference, Raster, read_georeference
+from s5.data.rasters import Raster
 from s5.detection import predict as det_predict
 from s5.detection.network import DetectionModel
 from s5.prediction.images import reduced

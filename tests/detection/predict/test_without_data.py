@@ -110,9 +110,9 @@ def test_windows_wholly_without_data_are_not_computed(
     write_image(tmp_path / "in/nothing.png", pixels, valid=np.zeros_like(valid))
     passes, predict_all = [], DetectionModel.predict_all
 
-    def counted(self, images, shapes, scales):  # type: ignore[no-untyped-def]
+    def counted(self, images, *others):  # type: ignore[no-untyped-def]
         passes.append(len(images))
-        return predict_all(self, images, shapes, scales)
+        return predict_all(self, images, *others)
 
     monkeypatch.setattr(DetectionModel, "predict_all", counted)
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--overlap", 0, "--window", SIZE) == 0

@@ -10,8 +10,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.rpc import RPC
 
+from s5.data.datasets import TABLES as KNOWN
 from s5.data.image_io import read_image, read_image_with_valid, read_mask, write_image
-from s5.data.labels import TABLES as KNOWN
 from s5.segmentation import windows as strips
 from s5.segmentation.model import SegmentationModel
 from tests.helpers.trained_models import table, write_checkpoint

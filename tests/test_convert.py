@@ -79,7 +79,7 @@ def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
     ("name", "to", "message"),
     [
         ("x.safetensors", "s5", r"x.safetensors: files are written with torch.save; end the name in .pth"),
-        ("x.pth", "keras", "unknown layout 'keras'; there are s5, published"),
+        ("x.pth", "keras", "unknown layout 'keras'; available: s5, published"),
         ("x.pth", "huggingface", "Hugging Face ViT cannot be written: its networks always attend to a class"),
         ("x.pth", "timm", "vit_t_moe_mdf.pth: MAE or timm has no experts, the backbone has them for roads"),
     ],
@@ -102,7 +102,7 @@ def test_numbered_experts_get_the_names_given(tmp_path, capsys):
     moe = backbone("roads", "roofs", expert_channels=8)
     torch.save(moe, tmp_path / "own.pth")
     assert run(tmp_path / "own.pth", tmp_path / "published.pth", "--to", "published") == 0
-    assert "reading takes --tasks roads,roofs" in capsys.readouterr().out
+    assert "reading the file needs --tasks roads,roofs" in capsys.readouterr().out
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5") == 1
     assert "2 experts without names" in capsys.readouterr().err
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,roofs") == 0

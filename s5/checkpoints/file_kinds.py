@@ -1,4 +1,4 @@
-"""The kind of a file by its bytes, and messages for files that cannot be read."""
+"""Detect the kind of a file from its bytes, and explain why a file cannot be read."""
 
 import enum
 import json
@@ -14,7 +14,7 @@ from s5.errors import CheckpointError
 
 
 class Kind(enum.Enum):
-    """Kinds of files that are read."""
+    """Kinds of files that can be read."""
 
     PICKLED = "written by torch.save"
     SAFETENSORS = "safetensors"
@@ -27,29 +27,29 @@ SAFETENSORS_LENGTH = 8  # bytes of the number before the header
 SAFETENSORS_LARGEST_HEADER = 100_000_000
 PARTIAL = "Copy or download it again"
 
-# First bytes of files of other kinds, and what to call them.
+# First bytes of other kinds of files, and their descriptions.
 OTHERS = (
     (ZIP, "a zip archive: if torch.save wrote it, rename it to .pth"),
-    (b"\x89HDF\r\n", "an HDF5 file, as of Keras; save the weights with PyTorch"),
+    (b"\x89HDF\r\n", "an HDF5 file, such as from Keras; save the weights with PyTorch"),
     (b"\x1f\x8b", "a gzip archive: unpack it"),
     (b"BZh", "a bzip2 archive: unpack it"),
     (b"\xfd7zXZ", "an xz archive: unpack it"),
     (b"7z\xbc\xaf", "a 7-Zip archive: unpack it"),
     (b"Rar!", "a RAR archive: unpack it"),
     (b"\x93NUMPY", "a NumPy array"),
-    (b"GGUF", "a GGUF file, of a language model"),
-    (b"version https://git-lfs", "the pointer of a Git LFS file, not the file: fetch it with git lfs pull"),
+    (b"GGUF", "a GGUF file of a language model"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
 )
 WEB_PAGE = re.compile(rb"\s*<(?:!doctype|html|\?xml|head|script)", re.IGNORECASE)
-# Messages of Python and PyTorch about a pickle or storage that ends too early, where the type does not tell.
+# Messages of Python and PyTorch about a truncated pickle or storage, whose exception types are ambiguous.
 ENDS_EARLY = re.compile(r"pickle data was truncated|unexpected EOF|incomplete metadata", re.IGNORECASE)
 
 
 def check_kind(file: Path) -> Kind:
-    """The kind of a file.
+    """Return the kind of a file.
 
     Raises:
-        CheckpointError: It is empty, truncated, or of a kind that is not read.
+        CheckpointError: The file is empty, truncated, or of a kind that cannot be read.
     """
     size = file.stat().st_size
     with open(file, "rb") as opened:
@@ -68,7 +68,7 @@ def check_kind(file: Path) -> Kind:
     elif ZIP.startswith(head):
         raise CheckpointError(_truncated(file, size))
     else:
-        raise CheckpointError(f"{file} ({size} bytes) is no checkpoint but {_describe(head)}")
+        raise CheckpointError(f"{file} ({size} bytes) is not a checkpoint but {_describe(head)}")
     return Kind.PICKLED
 
 
@@ -76,7 +76,7 @@ def explain_failure(file: Path, error: Exception) -> str:
     """Message for a file of a known kind that could not be read."""
     size = file.stat().st_size
     with open(file, "rb") as opened:
-        is_zip = opened.read(len(ZIP)) == ZIP  # `check_kind` has found its end
+        is_zip = opened.read(len(ZIP)) == ZIP  # not truncated, as `check_kind` has found its end
     if not is_zip and (isinstance(error, EOFError) or ENDS_EARLY.search(str(error))):
         return _truncated(file, size)
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
@@ -84,7 +84,7 @@ def explain_failure(file: Path, error: Exception) -> str:
 
 
 def _truncated(file: Path, size: int) -> str:
-    return f"{file} ({size} bytes) is truncated: the end of the file is missing. {PARTIAL}"
+    return f"{file} ({size} bytes) is truncated: its end is missing. {PARTIAL}"
 
 
 def _describe(head: bytes) -> str:
@@ -92,10 +92,10 @@ def _describe(head: bytes) -> str:
         if head.startswith(magic):
             return kind
     if WEB_PAGE.match(head):
-        return "a web page: the download needs a login or another address"
+        return "a web page: the download needs a login or a different URL"
     if _is_text(head):
-        return f"a text file, which starts with {head[:40].decode('ascii').splitlines()[0]!r}"
-    return f"a file of unknown kind, which starts with {head[:8].hex(' ')}"
+        return f"a text file that starts with {head[:40].decode('ascii').splitlines()[0]!r}"
+    return f"a file of unknown kind that starts with {head[:8].hex(' ')}"
 
 
 def _is_text(head: bytes) -> bool:
@@ -103,7 +103,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _check_zip(file: Path, size: int) -> None:
-    if not zipfile.is_zipfile(file):  # the list of contents, at the end, is missing
+    if not zipfile.is_zipfile(file):  # the central directory at the end is missing
         raise CheckpointError(_truncated(file, size))
     try:
         with zipfile.ZipFile(file) as archive:
@@ -118,8 +118,8 @@ def _check_zip(file: Path, size: int) -> None:
         )
     if "data.pkl" not in inside:
         raise CheckpointError(
-            f"{file} is no checkpoint but a zip archive of {', '.join(names[:3]) or 'nothing'}: if the "
-            f"checkpoint is in it, unpack it"
+            f"{file} is not a checkpoint but a zip archive of {', '.join(names[:3]) or 'nothing'}: if it "
+            f"contains the checkpoint, unpack it"
         )
 
 
@@ -131,13 +131,13 @@ def _check_tar(file: Path, size: int) -> None:
         raise CheckpointError(_truncated(file, size)) from None
     if not {"storages", "tensors", "pickle"} <= set(names):  # what torch.save wrote before 2017
         raise CheckpointError(
-            f"{file} is no checkpoint but a tar archive of {', '.join(names[:3]) or 'nothing'}: if the "
-            f"checkpoint is in it, unpack it"
+            f"{file} is not a checkpoint but a tar archive of {', '.join(names[:3]) or 'nothing'}: if it "
+            f"contains the checkpoint, unpack it"
         )
 
 
 def _check_pickle(file: Path, size: int) -> None:
-    """Refuse pickles that do not begin with the magic number of files of PyTorch before 1.6."""
+    """Reject pickles that do not begin with the magic number of PyTorch's format before version 1.6."""
     try:
         with open(file, "rb") as opened:
             first = inert_pickle.pickle_module(set()).load(opened)
@@ -145,8 +145,8 @@ def _check_pickle(file: Path, size: int) -> None:
         raise CheckpointError(explain_failure(file, error)) from error
     if first != MAGIC_NUMBER:
         raise CheckpointError(
-            f"{file} is a pickle that torch.save did not write: read it with Python if you trust it, and "
-            f"save its weights with torch.save"
+            f"{file} is a pickle that was not written by torch.save: read it with Python if you trust it, "
+            f"and save its weights with torch.save"
         )
 
 
@@ -156,11 +156,11 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _check_safetensors(file: Path, head: bytes, size: int) -> None:
-    """Refuse a file that ends before the last tensor of its header."""
+    """Reject a file that ends before the last tensor listed in its header."""
     if len(head) < SAFETENSORS_LENGTH + 2 and not _is_text(head):
         raise CheckpointError(_truncated(file, size))
     if not _is_safetensors(head):
-        raise CheckpointError(f"{file} ({size} bytes) is no safetensors file but {_describe(head)}")
+        raise CheckpointError(f"{file} ({size} bytes) is not a safetensors file but {_describe(head)}")
     length = int.from_bytes(head[:SAFETENSORS_LENGTH], "little")
     with open(file, "rb") as opened:
         opened.seek(SAFETENSORS_LENGTH)

@@ -1,8 +1,8 @@
 """Checkpoint files: safe reading and atomic writing.
 
 Nothing in a checkpoint is ever imported or executed: files are read with `weights_only=True` and a short
-list of harmless types. Files that also hold other objects are read by :mod:`s5.checkpoints.inert_pickle`,
-which leaves those out.
+list of safe types. Files that also contain other objects are read by :mod:`s5.checkpoints.inert_pickle`,
+which skips these objects.
 """
 
 import argparse
@@ -27,23 +27,22 @@ from s5.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 5
-ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # named last when left out
-FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids any reader but PyTorch's own
+ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # listed last in messages
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids any other reader than PyTorch's
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 
 def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
     """Read a checkpoint file to the CPU.
 
-    Objects of classes other than tensors and plain data are left out: a placeholder stands for each, and the
-    log names them.
+    Objects other than tensors and plain data are replaced by placeholders and listed in the log.
 
     Args:
-        path: The file; the suffix `.pth` may be left out. `.safetensors` files are read too.
-        whole: Refuse a file that holds such objects, as resuming would miss them.
+        path: The file; the suffix `.pth` may be omitted. `.safetensors` files are supported too.
+        whole: Reject a file with such objects, because resuming would need them.
 
     Raises:
-        CheckpointError: The file is missing, truncated, of another kind, or holds no weights.
+        CheckpointError: The file is missing, truncated or of another kind, or contains no weights.
     """
     file = find_checkpoint(path)
     try:
@@ -58,18 +57,18 @@ def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict[str, Any]:
     if left_out:
         _report_left_out(file, content, left_out, whole)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, not a dict of weights")
+        raise CheckpointError(f"{file} contains a {type(content).__name__}, not a dict of weights")
     return content
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
-    """Write `obj` with `torch.save`; `path` is a complete file at any time, the old or the new one.
+    """Write `obj` with `torch.save` atomically: at any time, `path` is the complete old or new file.
 
-    The file is written beside `path` under a temporary name, flushed to the disk and renamed.
+    The file is written beside `path` under a temporary name, flushed to disk and renamed.
 
     Raises:
-        CheckpointError: The folder is not writable or the disk is full; an older file at `path` is
-            left as it was and nothing stays behind.
+        CheckpointError: The folder is not writable or the disk is full; an older file at `path` is unchanged
+            and no temporary file is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -80,11 +79,11 @@ def save_atomic(obj: object, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: how torch.save reports a failed write
+    except (OSError, RuntimeError) as error:  # torch.save reports failed writes as RuntimeError
         _discard(temporary)
         raise CheckpointError(
-            f"cannot write {path}: {error}. Check that the disk has room and the folder is writable; "
-            f"{'the file that was there is unchanged' if path.exists() else 'nothing was written'}"
+            f"cannot write {path}: {error}. Check that the disk has free space and the folder is writable; "
+            f"{'the existing file is unchanged' if path.exists() else 'nothing was written'}"
         ) from error
     except BaseException:
         _discard(temporary)
@@ -93,10 +92,10 @@ def save_atomic(obj: object, path: str | Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file of that name, with or without `.pth`.
+    """Find the file of that name, with or without `.pth`.
 
     Raises:
-        CheckpointError: There is none; the message lists the paths tried.
+        CheckpointError: There is no such file; the message lists the paths tried.
     """
     path = Path(path).expanduser()
     candidates = [path, path.with_name(f"{path.name}.pth")]
@@ -106,34 +105,34 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
         raise CheckpointError(
-            f"{path} is a folder: give the file in it{f', such as {shorten(inside)}' if inside else ''}"
+            f"{path} is a folder: give a file in it{f', such as {shorten(inside)}' if inside else ''}"
         )
     raise CheckpointError(
-        f"no checkpoint {path}; looked for {' and '.join(str(c.absolute()) for c in candidates)}"
+        f"no checkpoint {path}; tried {' and '.join(str(c.absolute()) for c in candidates)}"
     )
 
 
 def shorten(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
-    """The first of many names, and how many more there are."""
+    """Join the first names with commas, and tell how many more there are."""
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
 def _read_pickled(file: Path) -> tuple[Any, set[str]]:
-    """The content, and the names of classes and functions whose objects were left out."""
+    """Return the content, and the names of classes and functions whose objects were skipped."""
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(file, map_location="cpu", weights_only=True), set()
     except (MemoryError, OSError):
         raise
     except Exception:
-        # The file holds other objects, or is damaged; then the next attempt fails as well.
+        # The file contains other objects, or is damaged, in which case the next attempt fails as well.
         logger.debug("%s is not plain data", file, exc_info=True)
     if os.environ.get(FORCED, "0").lower() in ("1", "y", "yes", "true"):
         raise CheckpointError(
-            f"{file} is damaged or holds other objects beside its weights, which {FORCED} forbids: unset it; "
-            f"nothing in the file is executed, such objects are left out"
+            f"{file} is damaged or contains objects other than weights, which {FORCED} forbids: unset it; "
+            f"nothing in the file is executed, such objects are skipped"
         )
     left_out: set[str] = set()
     with warnings.catch_warnings():
@@ -141,23 +140,23 @@ def _read_pickled(file: Path) -> tuple[Any, set[str]]:
         reader = inert_pickle.pickle_module(left_out)
         try:
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader), left_out
-        except MemoryError as error:  # which a damaged pickle causes, too: it names any length
-            raise CheckpointError(f"{file} is damaged, or needs more memory than there is") from error
+        except MemoryError as error:  # also caused by wrong lengths in a damaged pickle
+            raise CheckpointError(f"{file} is damaged, or needs more memory than is available") from error
 
 
 def _report_left_out(file: Path, content: object, left_out: set[str], whole: bool) -> None:
     names = shorten(sorted(left_out, key=lambda name: (name.startswith(ORDINARY), name)))
     if isinstance(content, inert_pickle.Placeholder) or not _has_tensor(content):
         raise CheckpointError(
-            f"{file} holds no weights that can be read without running code, only objects ({names}). Of a "
-            f"model that was saved as a whole, save the state_dict() instead"
+            f"{file} contains no weights that can be read without running code, only objects ({names}). If "
+            f"it is a pickled model, save its state_dict() instead"
         )
     if whole:
         raise CheckpointError(
-            f"{file} holds objects that are not read ({names}): it was not written by this package, so it "
-            f"cannot be resumed; start a new run from its weights (--init)"
+            f"{file} contains objects that are not read ({names}): it was not written by this package, so a "
+            f"run cannot resume from it; start a new run from its weights (--init)"
         )
-    logger.info("%s: read without the objects beside its weights (%s)", file, names)
+    logger.info("%s: skipped objects other than weights (%s)", file, names)
 
 
 def _has_tensor(content: object) -> bool:
@@ -189,7 +188,7 @@ def _safe_globals() -> list[Callable | tuple[Callable, str]]:
         *numpy_functions,
         argparse.Namespace,
         HistoryBuffer,
-        # A pickled HistoryBuffer refers to its methods through getattr, which must not be let in as such.
+        # A pickled HistoryBuffer refers to its methods through getattr, which must not be allowed in general.
         (_statistics_method, "builtins.getattr"),
         (_statistics_method, "__builtin__.getattr"),
     ]
@@ -209,7 +208,7 @@ def _discard(temporary: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming survive a power failure, where the system lets folders be synchronised."""
+    """Make the rename durable across a power failure, on systems that can synchronise folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

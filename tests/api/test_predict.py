@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import s5
-from s5.checkpoints.layouts.convert import to_published
 from s5.data.oriented.classes import DIOR_R, DOTA_V2
 from s5.detection.results import DetectionResult
 from s5.prediction.predictor import Predictor
@@ -16,7 +15,7 @@ from s5.segmentation.results import SegmentationResult
 from tests.api.contract import PredictorContract
 from tests.detection.predict import det_models
 from tests.helpers.mdf_runs import script
-from tests.helpers.trained_models import table, write_checkpoint
+from tests.helpers.trained_models import table, to_published, write_checkpoint
 
 COMMON = ["--device", "cpu", "--precision", "fp32"]
 

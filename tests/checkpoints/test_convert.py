@@ -206,7 +206,7 @@ def test_blocks_without_a_patch_embedding_are_told():
 
 
 def test_a_file_without_tensors_is_unrecognised():
-    with pytest.raises(CheckpointError, match="no key that holds a tensor.*state_dict"):
+    with pytest.raises(CheckpointError, match="no key of the checkpoint holds a tensor.*state_dict"):
         convert({"epoch": 3, "model": {}})
 
 

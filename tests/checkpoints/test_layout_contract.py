@@ -195,7 +195,7 @@ def test_every_layout_has_a_contract_and_a_key_of_its_own():
 
 
 def test_an_unknown_layout_is_an_error_that_lists_all():
-    with pytest.raises(CheckpointError, match="unknown layout 'keras'; there are s5, published"):
+    with pytest.raises(CheckpointError, match="unknown layout 'keras'; available: s5, published"):
         get_layout("keras")
 
 

@@ -203,7 +203,7 @@ def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
     state["patch_embed.proj.weight"] = torch.randn(192, 4, 16, 16)
     torch.save({"state_dict": state}, path)
     fails(root, tmp_path, r"images with 4 channels.*--init-bands R,G,B", "--checkpoint", str(path))
-    fails(root, tmp_path, r"init_bands 3,2,1 chooses channels of a checkpoint, but", "--init-bands", "3,2,1")
+    fails(root, tmp_path, r"init_bands 3,2,1 selects channels of a checkpoint, but", "--init-bands", "3,2,1")
     extra = ("--checkpoint", str(path), "--init-bands", "3,2,1")
     assert script().main(arguments(root, tmp_path / "other", *extra, **ONE_EPOCH)) == 0
     log = (tmp_path / "other/train.log").read_text()

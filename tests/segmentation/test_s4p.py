@@ -186,7 +186,7 @@ def test_stored_pseudo_labels(root: Path, tmp_path: Path) -> None:
 
 def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, finished: Path) -> None:
     args = ["--backbone", "vit_t", "--device", "cpu", *options(root)]
-    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no fitting decoder.*whole model"):
+    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no matching decoder.*full model"):
         script("evaluate").main([str(finished / "vit_t_s4p.pth"), *args])
 
 

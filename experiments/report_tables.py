@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
+from prettytable import PrettyTable, TableStyle
 
 from s5.data.label_table import LabelTable
 from s5.data.masks import read_ids
@@ -21,16 +22,11 @@ def markdown_table(columns: Mapping[str, Mapping[str, str]], rows: Sequence[str]
         columns: for every title the cells by row.
         rows: titles of the rows, in order.
     """
-    first = max(map(len, rows))
-    widths = {title: max(len(title), *(len(cells[row]) for row in rows)) for title, cells in columns.items()}
-    lines = [
-        f"| {'':<{first}} | " + " | ".join(f"{title:>{width}}" for title, width in widths.items()) + " |",
-        f"| {'-' * first} | " + " | ".join(f"{'-' * (width - 1)}:" for width in widths.values()) + " |",
-    ]
-    for row in rows:
-        cells = (f"{cells[row]:>{widths[title]}}" for title, cells in columns.items())
-        lines.append(f"| {row:<{first}} | " + " | ".join(cells) + " |")
-    return lines
+    table = PrettyTable(["", *columns], align="r")
+    table.align[""] = "l"
+    table.add_rows([[row, *(cells[row] for cells in columns.values())] for row in rows])
+    table.set_style(TableStyle.MARKDOWN)
+    return table.get_string().splitlines()
 
 
 def percent(value: float | None) -> str:

@@ -265,6 +265,7 @@ def test_waiting_long_is_said_and_goes_on(
     assert "1 loader workers are alive" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="sees in /proc that the workers have started")
 def test_ctrl_c_ends_a_run_whose_workers_never_answer(tmp_path: Path) -> None:
     """Reading a pipe that nobody writes to never ends, as on storage that is gone."""

@@ -29,6 +29,7 @@ SCRIPTS = {
     "train": REPO / "S4_Pretrain/train.py",
     "evaluate": REPO / "S4_Pretrain/evaluate.py",
     "md_finetune": REPO / "Semantic_Segmentation/md_finetune.py",
+    "detection": REPO / "Object_Detection/tools/train.py",
 }
 PATIENCE = 60.0  # seconds that anything may take on a busy machine; more is a hang
 

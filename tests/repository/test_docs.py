@@ -1,6 +1,7 @@
 """The pages name files that exist, commands that can be typed and configurations that are valid."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -193,3 +194,18 @@ def merged(base: dict, changes: dict) -> dict:
         for key, value in changes.items()
         if isinstance(value, dict) and isinstance(base.get(key), dict) and key != "labels"
     }
+
+
+def test_messages_of_troubleshooting_are_in_the_code() -> None:
+    """Messages are rewritten now and then; the page quotes them as they are."""
+    texts = []
+    for path in (ROOT / "s5").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    assert len(quoted) > 15
+    assert not [message for message in quoted if not any(message in text for text in texts)]

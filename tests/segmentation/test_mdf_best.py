@@ -93,6 +93,7 @@ def test_a_run_chooses_by_it(tmp_path: Path) -> None:
         assert f"{task}/mIoU" in read_checkpoint(tmp_path / f"run/vit_t_moe_mdf_best_{task}.pth")["meta"]
 
 
+@pytest.mark.slow
 def test_epsilon_of_the_norms_is_kept_with_the_weights(tmp_path: Path) -> None:
     """A model of another epsilon is rebuilt with it from its file."""
     root = write_datasets(tmp_path / "data")

@@ -111,6 +111,7 @@ def test_rows_are_drawn_after_the_geometry_and_neutral_where_there_are_none(root
     assert np.array_equal(rows[1].numpy(), draw_photometric(rng, ranges)), "keyed by the sample alone"
 
 
+@pytest.mark.slow
 def test_training_has_it_unless_it_is_switched_off(root: Path, tmp_path: Path) -> None:
     """On by default; the losses of a task without it are those of a run without any, to the first step."""
     off = {f"tasks.{task}.photometric": False for task in TASKS}

@@ -147,6 +147,7 @@ def test_options_train(root: Path, tmp_path: Path, backbone: str, changes: dict)
     assert all(0 <= scores[f"{task}/mIoU"] <= 100 for task in TASKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [0, 192])
 def test_no_experts_and_nothing_but_experts(root: Path, tmp_path: Path, channels: int) -> None:
     """The ends of the range: trained from a dense checkpoint, scored, and started from once more."""
@@ -192,6 +193,7 @@ def test_relative_data_root(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert script().main(args) == 0
 
 
+@pytest.mark.slow
 def test_images_in_training_and_validation_are_told(root: Path, tmp_path: Path) -> None:
     same = {"tasks.ponds.val": {"images": "ponds/train/images", "masks": "ponds/train/masks"}}
     assert script().main(arguments(root, tmp_path / "run", **same, **{"schedule.epochs": 1})) == 0

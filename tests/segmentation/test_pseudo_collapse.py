@@ -125,6 +125,7 @@ def train(root: Path, work_dir: Path, *extra: str, **changes: object) -> tuple[l
     return warnings, [r for r in records(work_dir) if "pseudo_collapse/missing_classes" in r]
 
 
+@pytest.mark.slow
 def test_a_run_says_what_collapses(root: Path, tmp_path: Path) -> None:
     """A new network takes most pixels for one class."""
     options = {"fixmatch.conf_thresh": 0.0, "fixmatch.collapse.share": 0.4}
@@ -138,6 +139,7 @@ def test_a_run_says_what_collapses(root: Path, tmp_path: Path) -> None:
         assert record["pseudo_collapse/missing_classes"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_confident_pixels_says_so(root: Path, tmp_path: Path) -> None:
     options = {"fixmatch.conf_thresh": 1.0, "fixmatch.collapse.missing_steps": 3}
     warnings, scalars = train(root, tmp_path / "run", **options)
@@ -147,6 +149,7 @@ def test_a_run_without_confident_pixels_says_so(root: Path, tmp_path: Path) -> N
     assert not any("pseudo_collapse/largest_share" in r for r in scalars)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_resumed_runs_count_and_warn_like_whole_ones(root: Path, tmp_path: Path, step: int) -> None:
     """In the middle of a window, before and after the onset; the warning is not repeated."""

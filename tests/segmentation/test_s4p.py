@@ -70,6 +70,7 @@ def test_weight_files_load_into_a_fresh_model(finished: Path) -> None:
     assert meta["backbone"] == "vit_t" and meta["iteration"] == 6
 
 
+@pytest.mark.slow
 def test_resume_equals_the_uninterrupted_run(root: Path, finished: Path, tmp_path: Path) -> None:
     first = tmp_path / "run"
     stop_at_4 = {"schedule.checkpoint_interval": 4, "schedule.keep_checkpoints": 5}
@@ -84,6 +85,7 @@ def test_resume_equals_the_uninterrupted_run(root: Path, finished: Path, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(root: Path, finished: Path, tmp_path: Path) -> None:
     assert script().main(arguments(root, tmp_path / "run", **{"data.workers": 2})) == 0
     assert losses(tmp_path / "run") == losses(finished)
@@ -98,6 +100,7 @@ def test_finished_run_can_be_resumed_and_validates_again(root: Path, finished: P
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> None:
     """A checkpoint is written before the validation of its step; a kill must not change the best weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -149,6 +152,7 @@ def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_p
     assert ours["mIoU"] == theirs["mIoU"] and ours["aAcc"] == theirs["aAcc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -168,6 +172,7 @@ def test_options_train(root: Path, tmp_path: Path, changes: dict) -> None:
     assert (work_dir / "final_metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_ema_teacher_resumes(root: Path, tmp_path: Path) -> None:
     changes = {"fixmatch.pseudo_labels": "ema", "schedule.total_iters": 4}
     assert script().main(arguments(root, tmp_path / "run", **changes)) == 0

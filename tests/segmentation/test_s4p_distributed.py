@@ -15,6 +15,8 @@ from s5.checkpoints.loading import read_checkpoint
 from tests.helpers.processes import PATIENCE, SCRIPTS, Process, free_port, run_here, start_ranks, wait_until
 from tests.helpers.s4p_runs import arguments, losses, options, start, write_dataset
 
+pytestmark = pytest.mark.slow
+
 TRAIN = str(SCRIPTS["train"])
 OPTIONS = {
     "data.crop": 32,

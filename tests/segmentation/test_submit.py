@@ -228,6 +228,7 @@ def test_predictions_of_another_checkpoint_are_overwritten(tests, tmp_path, capl
     assert "predicted again" not in caplog.text
 
 
+@pytest.mark.slow
 def test_several_processes_write_one_file(tests, tmp_path):
     torch.manual_seed(0)
     checkpoint = tmp_path / "model/vit_t_moe_mdf.pth"

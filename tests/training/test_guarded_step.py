@@ -240,6 +240,7 @@ def on_gpu(batch: dict) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_grad", [None, 0.05])
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_a_step_on_a_gpu_reads_nothing_back(clip_grad: float | None, monkeypatch: pytest.MonkeyPatch) -> None:

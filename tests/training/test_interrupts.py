@@ -60,6 +60,7 @@ def steps_logged(work_dir: Path) -> int:
     return max(losses(work_dir), default=0) if (work_dir / "log.jsonl").exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_and_resume_equals_the_whole_run(root: Path, whole: Path, tmp_path: Path, workers: int) -> None:
     work_dir = tmp_path / "run"
@@ -77,6 +78,7 @@ def test_kill_and_resume_equals_the_whole_run(root: Path, whole: Path, tmp_path:
     wait_until(process.is_gone, process)  # loader workers notice the death of their parent
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(root: Path, whole: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
     rng = random.Random(os.urandom(8))
@@ -94,6 +96,7 @@ def test_kills_at_random_moments(root: Path, whole: Path, tmp_path: Path) -> Non
     assert_equal_runs(work_dir, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize(("workers", "group"), [(0, False), (2, True)])
 def test_signal_saves_and_leaves_in_order(

@@ -160,6 +160,7 @@ def test_schedule_by_epoch_is_that_of_pytorch_stepped_once_an_epoch(warmup: int)
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_run_follows_the_schedule(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     changes = {

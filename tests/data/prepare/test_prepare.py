@@ -343,6 +343,7 @@ def write_scene(folder, kind, rgb, valid):
 # --- interruptions
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(repository))
     src, out, total = tmp_path / "src", tmp_path / "root", 120

@@ -26,6 +26,7 @@ def test_output_folder_that_cannot_be_written(root: Path, tmp_path: Path) -> Non
         train(root, tmp_path / "file/run")
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_checkpoint(root: Path, work_dir: Path) -> None:
     changes = {"schedule.total_iters": 8, "schedule.val_interval": 8}
     run = start("train", arguments(root, work_dir, **changes), work_dir.parent)

@@ -83,7 +83,8 @@ def test_a_small_image_is_one_pass_of_the_network(predicted: Path, model: Detect
         assert written[:, 8] == pytest.approx(scores, abs=1e-4)
         again = to_boxes(written[:, :8].reshape(-1, 4, 2))
         assert again[:, :2] == pytest.approx(boxes[:, :2], abs=0.02)
-        assert again[:, 2:4].prod(1) == pytest.approx(boxes[:, 2:4].prod(1), rel=0.02, abs=0.5)
+        sides = boxes[:, 2:4]  # corners are written to a tenth of a pixel
+        assert (abs(again[:, 2:4].prod(1) - sides.prod(1)) < 0.1 * sides.sum(1)).all()
         names = [line.split()[8] for line in path.read_text().splitlines()]
         assert names == [classes[label] for label in labels]
 

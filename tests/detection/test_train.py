@@ -51,6 +51,7 @@ def test_scores_of_windows_are_those_of_the_whole_image(finished: Path) -> None:
     assert "a/windows.mAP50" not in scores
 
 
+@pytest.mark.slow
 def test_resume_equals_the_uninterrupted_run(config: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/iter_1.pth").write_bytes((finished / "iter_1.pth").read_bytes())

@@ -78,7 +78,11 @@ def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "to", "message"),
     [
-        ("x.safetensors", "s5", r"x.safetensors: files are written with torch.save; end the name in .pth"),
+        (
+            "x.safetensors",
+            "s5",
+            r"x.safetensors: files are written with torch.save; choose a name that ends in .pth",
+        ),
         ("x.pth", "keras", "unknown layout 'keras'; available: s5, published"),
         ("x.pth", "huggingface", "Hugging Face ViT cannot be written: its networks always attend to a class"),
         ("x.pth", "timm", "vit_t_moe_mdf.pth: MAE or timm has no experts, the backbone has them for roads"),

@@ -180,9 +180,7 @@ def test_the_server_takes_all_test_images_or_none(tests, ids, tmp_path, from_che
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize(
-    ("count", "words"), [(4, "ready to be uploaded"), (5, "server will refuse the file")]
-)
+@pytest.mark.parametrize(("count", "words"), [(4, "ready for upload"), (5, "server will reject it")])
 def test_a_part_is_not_called_ready(tests, ids, tmp_path, monkeypatch, capsys, count, words):
     monkeypatch.setitem(LoveDA.counts, "test", count)
     folder = write_masks(tmp_path / "masks", ids)

@@ -208,7 +208,7 @@ def test_resume_leaves_finished_images_alone(checkpoint: Path, images: Path, tmp
     assert predict(checkpoint, images, out, "--resume") == 0
     changed = [name for name in files(out) if (out / name).stat().st_mtime_ns != written[name]]
     assert {Path(name).stem for name in changed} == {"a", "prediction"}
-    with pytest.raises(ConfigError, match=r"prediction.yaml.*overlap 12, now it is 20; .*leave out --resume"):
+    with pytest.raises(ConfigError, match=r"prediction.yaml.*overlap 12, now it is 20; .*omit --resume"):
         predict(checkpoint, images, out, "--resume", "--overlap", "20")
     with pytest.raises(ConfigError, match=r"score_thr 0.0, now it is 0.5, and 6 are of other images"):
         predict(checkpoint, images / "a.png", out, "--score-thr", "0.5")

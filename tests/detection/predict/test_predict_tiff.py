@@ -133,7 +133,7 @@ def test_a_tiff_that_is_gone_when_it_is_drawn_is_named(
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--tasks", "roads") == 1
     said = capsys.readouterr().err
     assert "in/b.tif: damaged or unsupported" in said
-    assert "1 images could not be read; all others are done" in said
+    assert "1 images could not be read; all others are finished" in said
     assert [Path(name).stem for name in files(tmp_path / "out/roads/dota")] == ["a", "c"]
 
 

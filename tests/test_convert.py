@@ -1,4 +1,4 @@
-"""python -m s5.convert: files in, files out, and what it says."""
+"""`python -m s5.convert`: input files, output files and messages."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def backbone(*tasks: str, expert_channels: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights of a backbone alone."""
+    """Random weights of a lone backbone."""
     classes = dict.fromkeys(tasks, 2)
     model = build_segmentor("vit_t", classes, 64, channels=8, expert_channels=expert_channels)
     return model.backbone.state_dict()

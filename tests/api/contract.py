@@ -1,4 +1,4 @@
-"""What every loaded model does, whatever it predicts: a class to inherit from."""
+"""Contract tests that every loaded model must pass."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Weights are read whatever objects stand beside them, and nothing of these is imported or run."""
+"""Weights are read despite other objects in the file, which are neither imported nor executed."""
 
 import argparse
 import collections

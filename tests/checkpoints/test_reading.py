@@ -197,7 +197,7 @@ def test_a_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 
 class GetattrGadget:
-    """Reaches for an attribute that a statistics buffer of mmengine does not need."""
+    """Accesses an attribute that a statistics buffer of mmengine does not need."""
 
     def __reduce__(self):
         return (getattr, (HistoryBuffer, "register_statistics"))

@@ -37,7 +37,7 @@ def arguments(root: Path, *extra: str, **changes: object) -> list[str]:
 
 
 def fails(root: Path, message: str, *extra: str, **changes: object) -> str:
-    """The run stops before its first step with an error of the kind that is told without a traceback."""
+    """The run stops before its first step with a user error, which is printed without a traceback."""
     with pytest.raises(UserError, match=message) as error:
         script().main(arguments(root, *extra, **changes))
     assert not list((root / "run").glob("*.pth")) and not (root / "run/log.jsonl").exists()
@@ -134,7 +134,7 @@ def test_missing_labels_of_the_whole_images(root: Path) -> None:
 
 
 def test_wrong_labels_of_the_whole_images(root: Path) -> None:
-    """Said before the first step, not at the first validation."""
+    """Reported before the first step, not at the first validation."""
     (root / "b/whole/big.txt").write_text(f"{LINE} kite 0\n")
     fails(root, rf"^tasks\.b\.whole: {root}/b/whole/big\.txt, line 1: unknown class 'kite'.*leave_out")
     (root / "b/whole/big.txt").unlink()

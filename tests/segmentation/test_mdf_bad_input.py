@@ -24,7 +24,7 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(root: Path, tmp_path: Path, message: str, *extra: str, **changes: object) -> None:
-    """The run stops with an error of the kind that is told without a traceback."""
+    """The run stops with a user error, which is printed without a traceback."""
     backbone = str(changes.pop("backbone", "vit_t_moe"))
     with pytest.raises(UserError, match=message):
         script().main(arguments(root, tmp_path / "run", *extra, backbone=backbone, **ONE_EPOCH, **changes))

@@ -118,7 +118,7 @@ def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> 
 def test_weights_are_written_before_the_checkpoint(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a run killed between the two does not go on from a checkpoint whose weights are missing."""
+    """So that a run killed between the two does not resume from a checkpoint whose weights are missing."""
     original, written = checkpoints.save_atomic, []
 
     def save(content: dict, path: Path) -> None:

@@ -71,7 +71,7 @@ def assert_holds(path, ids):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_masks_that_count_from_0_and_from_1_are_told_apart(tests, ids, tmp_path, shift):
+def test_masks_that_count_from_0_or_from_1_are_distinguished(tests, ids, tmp_path, shift):
     folder = write_masks(tmp_path / "masks", ids, shift)
     assert submit(folder, tests, tmp_path / "result.zip") == 0
     assert_holds(tmp_path / "result.zip", ids)

@@ -109,9 +109,9 @@ class VitLayout(Layout):
         for key, value in encoder.items():
             match = self.block_key.match(key)
             names, inner = (self.block_names, match[2]) if match else (self.names, key)
-            ours = replace_start(inner, names)
-            if ours is not None:
-                kept[f"blocks.{match[1]}.{ours}" if match else ours] = value
+            own_name = replace_start(inner, names)
+            if own_name is not None:
+                kept[f"blocks.{match[1]}.{own_name}" if match else own_name] = value
             elif match or has_name(key, BEFORE_BLOCKS):
                 name = guess(encoder)
                 raise OtherArchitectureError(
@@ -145,9 +145,9 @@ class VitLayout(Layout):
         state, left_out = {}, []
         for key, value in backbone.items():
             match = BLOCK_KEY.match(key)
-            theirs = replace_start(match[2], block_names) if match else replace_start(key, names)
-            if theirs is not None:
-                state[f"{self.blocks}.{match[1]}.{theirs}" if match else theirs] = value
+            foreign_name = replace_start(match[2], block_names) if match else replace_start(key, names)
+            if foreign_name is not None:
+                state[f"{self.blocks}.{match[1]}.{foreign_name}" if match else foreign_name] = value
             elif key.startswith("pyramid."):
                 left_out.append(key)
             else:
@@ -222,7 +222,7 @@ def require_complete(weights: Weights) -> None:
         raise CheckpointError(f"the weights are incomplete: {shorten(problems)}")
 
 
-def join(backbone: StateDict, parts: Sequence[str | None], ours: str) -> StateDict:
+def join(backbone: StateDict, parts: Sequence[str | None], name: str) -> StateDict:
     """Concatenate tensors of every block along their first dimension; None stands for zeros.
 
     Raises:
@@ -244,7 +244,7 @@ def join(backbone: StateDict, parts: Sequence[str | None], ours: str) -> StateDi
             shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
             raise CheckpointError(f"block {block} has parts of one layer of different shapes: {shapes}")
         zero = torch.zeros_like(next(iter(tensors.values())))
-        joined[f"blocks.{block}.{ours}"] = torch.cat([tensors[part] if part else zero for part in parts])
+        joined[f"blocks.{block}.{name}"] = torch.cat([tensors[part] if part else zero for part in parts])
     return joined
 
 

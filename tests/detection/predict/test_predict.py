@@ -1,4 +1,4 @@
-"""`Object_Detection/tools/predict.py`: what it writes, and that windows are merged as everywhere."""
+"""`Object_Detection/tools/predict.py`: output files, and merging of windows."""
 
 import json
 import shutil
@@ -214,7 +214,7 @@ def test_resume_leaves_finished_images_alone(checkpoint: Path, images: Path, tmp
         predict(checkpoint, images / "a.png", out, "--score-thr", "0.5")
 
 
-def test_a_killed_prediction_goes_on_where_it_stopped(
+def test_a_killed_prediction_resumes_where_it_stopped(
     predicted: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, out = det_predict.write_results, tmp_path / "out"
@@ -268,7 +268,7 @@ def test_processes_share_the_images(predicted: Path, checkpoint: Path, tmp_path:
 
 
 def test_many_images_of_one_window(checkpoint: Path, model: DetectionModel, tmp_path: Path) -> None:
-    """More than wait to be written, be cut and be read in advance."""
+    """More images than the queues for reading, cutting and writing hold."""
     for i in range(20):
         write_image(tmp_path / f"in/{i:02d}.png", picture(32, 32, i))
     assert (

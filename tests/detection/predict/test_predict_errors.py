@@ -1,4 +1,4 @@
-"""What `Object_Detection/tools/predict.py` refuses, and how it says so."""
+"""Errors of `Object_Detection/tools/predict.py`."""
 
 from pathlib import Path
 

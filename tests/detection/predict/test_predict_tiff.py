@@ -94,7 +94,7 @@ def test_a_geotiff_gives_longitude_and_latitude(
 def test_the_place_may_be_in_a_file_beside(
     checkpoint: Path, model: DetectionModel, tmp_path: Path, kind: str
 ) -> None:
-    """A world file says no reference system: GeoJSON stays in pixels, but the place is known."""
+    """A world file has no reference system: GeoJSON stays in pixels, but the location is known."""
     write_geotiff(tmp_path / "scene.tif", picture(50, 50))
     numbers = ", ".join(map(str, UTM.transform.to_gdal()))
     beside = {

@@ -1,4 +1,4 @@
-"""Folders, disks and ports that fail, and how errors are told."""
+"""Folders, disks and ports that fail, and the messages about them."""
 
 import re
 import resource

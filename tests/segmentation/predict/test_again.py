@@ -1,4 +1,4 @@
-"""What `predict.py` does with the results of an earlier run."""
+"""Results of an earlier run of `predict.py`."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `predict.py` refuses, and how it says so."""
+"""Errors of `predict.py`."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What `predict.py` writes, and where."""
+"""Output files of `predict.py`."""
 
 import logging
 import re
@@ -107,7 +107,7 @@ def test_processes_share_the_images(checkpoint, model, images, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_results_of_images_of_one_name_are_told_apart(checkpoint, model, images, tmp_path, caplog):
+def test_results_of_images_with_the_same_name_differ(checkpoint, model, images, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     one_kind = ("--tasks", "ponds", "--kinds", "index")
     predict(checkpoint, images, tmp_path / "before", *one_kind)

@@ -7,7 +7,7 @@ import torch
 
 from s5 import convert as command
 from s5.checkpoints.layouts import LAYOUTS, convert
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.trained_models import table, write_checkpoint
 

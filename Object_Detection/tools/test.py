@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from s5 import launch
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.compat.precision import resolve_precision

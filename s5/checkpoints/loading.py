@@ -10,10 +10,8 @@ from torch import nn
 from s5.backbones import Backbone, StateDict, describe, identify, list_backbones, with_experts
 from s5.backbones.moe import EXPERT_KEY
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.reading import read_checkpoint, save_atomic
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, shorten
-
-__all__ = ["LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import distinct_colors
 from s5.data.labels import get_classes
 from s5.detection.config import DetConfig

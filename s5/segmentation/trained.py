@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from s5.checkpoints.layouts import Weights
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
 from s5.errors import CheckpointError, ConfigError

@@ -17,7 +17,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.utils import apply_to
 from torch import nn
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.compat import mmcv_ext
 from s5.compat.attention import allowed_backends
 from s5.errors import CheckpointError

@@ -20,7 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
 from s5.checkpoints import inert_pickle
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError
 
 FORMATS = [(legacy, protocol) for legacy in (False, True) for protocol in (2, 3, 4, 5)]

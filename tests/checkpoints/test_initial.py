@@ -7,7 +7,7 @@ import timm
 import torch
 
 from s5.checkpoints.initial import initialise
-from s5.checkpoints.loading import save_atomic
+from s5.checkpoints.reading import save_atomic
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import Segmentor, build_segmentor
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from s5.backbones.vit import Variant, ViT
-from s5.checkpoints.loading import load_weights, save_atomic
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import save_atomic
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.trained_models import to_published

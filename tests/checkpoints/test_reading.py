@@ -17,7 +17,7 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
 from s5.checkpoints.inert_pickle import Placeholder
-from s5.checkpoints.loading import read_checkpoint, save_atomic
+from s5.checkpoints.reading import read_checkpoint, save_atomic
 from s5.errors import CheckpointError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.det_runs import losses, write_config, write_datasets
 from tests.helpers.det_runs import script as entry_script
 from tests.helpers.processes import PATIENCE, SCRIPTS, free_port, start_ranks

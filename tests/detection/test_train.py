@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.datasets import DiorR, Dota
 from s5.data.labels import get_classes
 from s5.detection.config import DetConfig

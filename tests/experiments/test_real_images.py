@@ -12,7 +12,7 @@ from experiments import real_images_mdf as experiment
 from experiments import real_tiles as tiles
 from experiments import training_runs
 from experiments.report_tables import mean_and_deviation
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.splits import Split
 from tests.helpers.mdf_runs import script
 from tests.helpers.s4p_runs import REPO

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import ConfigError
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from s5.backbones.vit import VARIANTS, Variant
-from s5.checkpoints.loading import load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import read_checkpoint
 from s5.ops.losses import pixel_cross_entropy
 from s5.segmentation.multi_dataset import MultiDataset, TaskLoss, task_parameters
 from s5.segmentation.segmentor import Segmentor, build_segmentor

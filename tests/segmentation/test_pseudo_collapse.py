@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.segmentation.hooks import CollapseWatch
 from tests.helpers.processes import run_here
 from tests.helpers.s4p_runs import CLASSES, arguments, records, write_dataset

@@ -7,7 +7,8 @@ import cv2
 import pytest
 import torch
 
-from s5.checkpoints.loading import load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, ConfigError
 from s5.segmentation.segmentor import build_segmentor
 from s5.training.hooks import checkpoints

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.processes import PATIENCE, SCRIPTS, Process, free_port, run_here, start_ranks, wait_until
 from tests.helpers.s4p_runs import arguments, losses, options, start, write_dataset
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.training.guarded_step import StepReport
 from s5.training.hooks import NonFiniteLossError, SafetyHook

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.processes import SCRIPTS, start_ranks
 from tests.helpers.s4p_runs import arguments, records, write_dataset
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.detection.network import DetectionModel
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.multi_dataset import MultiDataset

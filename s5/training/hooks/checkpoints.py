@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from s5.checkpoints.loading import save_atomic
+from s5.checkpoints.reading import save_atomic
 from s5.data.sampler import MultiSourceSampler
 from s5.errors import DataError
 from s5.training.config import Section, save_config

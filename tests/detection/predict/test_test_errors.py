@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, ConfigError, DataError, ImageError
 from s5.launch import LaunchError
 from tests.detection.predict.det_models import evaluate, fails, files, write_detector

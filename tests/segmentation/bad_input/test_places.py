@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s5 import launch
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.command import run_command
 from s5.compat.attention import BackendError
 from s5.compat.mmcv_ext import ExtensionError

@@ -140,7 +140,7 @@ class TestDetection(PredictorContract):
                 s5.load(checkpoint, "cpu", **wrong)
 
     def test_a_detector_has_no_probabilities(self, model: Predictor, image: np.ndarray) -> None:
-        with pytest.raises(ValueError, match="objects of a detector have scores"):
+        with pytest.raises(ValueError, match="detections have scores"):
             model.predict(image, "roads", probabilities=True)
 
 

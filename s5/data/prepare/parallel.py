@@ -63,7 +63,7 @@ def run_parallel(
     except BrokenProcessPool as error:
         names = ", ".join(str(item) for item in running.values())
         raise PrepareError(
-            f"a worker process was killed (out of memory?) at one of: {names}. What is finished is kept; run "
+            f"a worker process was killed (out of memory?) at one of: {names}. Finished work is kept; run "
             "the same command again, with fewer --workers if memory is short"
         ) from error
     finally:

@@ -63,7 +63,7 @@ def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
         (("--window", "16"), "window 16: must be at least 32 pixels"),
         (("--window", "0"), "window 0: must be at least 32 pixels"),
         (("--overlap", "64"), "overlap 64: must be from 0 to less than the window of 64"),
-        (("--overlap", "-1"), "overlap -1: from 0"),
+        (("--overlap", "-1"), "overlap -1: must be from 0"),
         (("--config", "x.py"), "--config: .* is self-describing"),
     ],
 )

@@ -162,7 +162,7 @@ def test_experts_of_a_published_encoder_are_named_by_position():
     two = to_published(ViT(TINY, 64, experts=("dior", "dota"), expert_channels=8).state_dict())
     assert convert(two, ("dior", "dota")).experts == ("dior", "dota")
     four = ViT(TINY, 64, experts=("a", "b", "c", "d"), expert_channels=8).state_dict()
-    with pytest.raises(CheckpointError, match=r"experts for a,b,c,d: .* are those of vaihingen,potsdam,"):
+    with pytest.raises(CheckpointError, match=r"experts for a,b,c,d: .* stand for vaihingen,potsdam,"):
         to_published(four)
     with pytest.raises(CheckpointError, match="2 experts without names"):
         convert(two, ("dior", "dota", "ships"))

@@ -198,7 +198,7 @@ def test_half_of_a_pyramid_is_an_error_and_none_is_refused_by_evaluation_alone()
     with pytest.raises(CheckpointError, match=r"pyramid\.up2\.weight: missing"):
         load_weights(segmentor(), half)
     report = load_weights(segmentor(), {key: value for key, value in whole.items() if "pyramid" not in key})
-    with pytest.raises(CheckpointError, match=r"no fitting decoder .*backbone\.pyramid"):
+    with pytest.raises(CheckpointError, match=r"no matching decoder .*backbone\.pyramid"):
         report.require_heads()
 
 
@@ -220,7 +220,7 @@ def of_channels(channels):
     ("channels", "hint"),
     [
         (13, r"13 channels.*--init-bands R,G,B.*4,3,2 for Sentinel-2"),
-        (4, r"4 channels.*counted from 1, with --init-bands R,G,B.*3,2,1"),
+        (4, r"4 channels.*1-based.* with --init-bands R,G,B.*3,2,1"),
         (1, r"single-band.*--init-bands 1,1,1"),
     ],
 )

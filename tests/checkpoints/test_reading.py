@@ -94,7 +94,7 @@ def test_a_truncated_file_is_an_error_with_name_and_size(tmp_path, share, write)
     write(path, {"w": torch.randn(1000), "v": torch.randn(30)})
     content = path.read_bytes()[: int(share * path.stat().st_size) - 1]
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"cut.\w+ \({len(content)} bytes\) is truncated: the end of"):
+    with pytest.raises(CheckpointError, match=rf"cut.\w+ \({len(content)} bytes\) is truncated: its end is"):
         read_checkpoint(path)
 
 
@@ -105,7 +105,7 @@ def test_a_file_cut_anywhere_in_its_pickles_is_truncated(tmp_path):
     whole = path.read_bytes()
     for length in range(1, len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="is truncated: the end of"):
+        with pytest.raises(CheckpointError, match="is truncated: its end is"):
             read_checkpoint(path)
 
 
@@ -153,7 +153,7 @@ def tarred(*names):
 def test_a_file_of_another_kind_is_named(tmp_path, content, kind, suffix):
     path = tmp_path / f"page.{suffix}"
     path.write_bytes(content)
-    kind = kind if suffix == "pth" else "no safetensors file but"
+    kind = kind if suffix == "pth" else "not a safetensors file but"
     with pytest.raises(CheckpointError, match=rf"page\.{suffix} .*{kind}") as error:
         read_checkpoint(path)
     assert "truncated" not in str(error.value)

@@ -277,7 +277,7 @@ def test_ctrl_c_ends_a_run_whose_workers_never_answer(tmp_path: Path) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_until(lambda: len(children.read_text().split()) == 2, process)
     process.send(signal.SIGINT, group=True)
-    wait_until(lambda: "again to stop at once" in process.text(), process)
+    wait_until(lambda: "again to stop immediately" in process.text(), process)
     time.sleep(REPEAT_AFTER + 0.5)
     process.send(signal.SIGINT, group=True)
     assert process.wait() == 128 + signal.SIGINT, process.text()

@@ -52,7 +52,7 @@ def test_same_detections_give_the_same_file(tmp_path):
 
 def test_empty_submission_is_written_with_a_warning(tmp_path, caplog):
     pack_dota(tmp_path / "a.zip", {name: make_detections() for name in IMAGES}, CLASSES, IMAGES)
-    assert "a.zip: there are no detections" in caplog.text
+    assert "a.zip contains no detections" in caplog.text
 
 
 def bad(box=(5, 5, 4, 2, 0), score=0.5, label=0):

@@ -75,7 +75,7 @@ def test_bad_values(tmp_path: Path, changes: dict, message: str) -> None:
 def test_a_mean_without_background_needs_one_in_every_task(tmp_path: Path) -> None:
     cfg = config(tmp_path, schedule__best_metric="mF1_no_background")
     with pytest.raises(
-        ConfigError, match=r"best_metric mF1_no_background: the labels of ponds name no backg"
+        ConfigError, match=r"best_metric mF1_no_background: the labels of ponds have no backg"
     ):
         scores(cfg)
     only = config(tmp_path, schedule__best_metric="mF1_no_background", schedule__best_tasks=["huts"])

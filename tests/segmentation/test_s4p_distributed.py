@@ -122,7 +122,7 @@ def test_resume_with_another_number_of_processes(root: Path, trained: Path, tmp_
     assert run_here("train", arguments(root, work_dir, "--resume", **OPTIONS)) == 0
     log = (work_dir / "train.log").read_text()
     assert "resuming with 1 processes a run that had 2: its sources continue at image [4, 8]" in log
-    assert "the batch of one step is now 3 images" in log
+    assert "a global batch now has 3 images" in log
     assert sorted(losses(work_dir)) == [3, 4]
     assert read_checkpoint(work_dir / "iter_4.pth")["data"]["consumed"] == [4 + 2, 8 + 4]
 

@@ -174,7 +174,7 @@ def test_the_file_must_be_a_zip(tests, ids, tmp_path):
 def test_the_server_takes_all_test_images_or_none(tests, ids, tmp_path, from_checkpoint):
     predictions = tmp_path / "nowhere.pth" if from_checkpoint else write_masks(tmp_path / "masks", ids)
     out = tmp_path / "zips/result.zip"
-    with pytest.raises(DataError, match=r"Test: 4 images, but LoveDA's test part has 1796.*--partial"):
+    with pytest.raises(DataError, match=r"Test: 4 images, but LoveDA's test split has 1796.*--partial"):
         submit(predictions, tests, out, partial=False)
     assert not out.parent.exists()
 

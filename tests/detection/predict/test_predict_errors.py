@@ -52,7 +52,7 @@ def test_no_images_is_an_error(
 def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
     checkpoint: Path, images: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"images is the folder of the results \(--out\) as well"):
+    with pytest.raises(DataError, match=r"images is also the folder of the results \(--out\)"):
         predict(checkpoint, images, images / "deep/..")
     assert not (images / "harbour").exists()
 
@@ -63,7 +63,7 @@ def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
         (("--window", "16"), "window 16: must be at least 32 pixels"),
         (("--window", "0"), "window 0: must be at least 32 pixels"),
         (("--overlap", "64"), "overlap 64: must be from 0 to less than the window of 64"),
-        (("--overlap", "-1"), "overlap -1: from 0"),
+        (("--overlap", "-1"), "overlap -1: must be from 0"),
         (("--config", "x.py"), "--config: .* is self-describing"),
     ],
 )
@@ -156,7 +156,7 @@ def test_checkpoints_that_are_no_detector(
     content = torch.load(tmp_path / "half.pth")
     state = {name: value for name, value in content["state_dict"].items() if ".rpn_head." not in name}
     torch.save({**content, "state_dict": state}, tmp_path / "half.pth")
-    with pytest.raises(CheckpointError, match=r"half.pth has no fitting .*heads.lake.rpn_head"):
+    with pytest.raises(CheckpointError, match=r"half.pth has no matching .*heads.lake.rpn_head"):
         predict(tmp_path / "half.pth", images, tmp_path / "out")
 
 

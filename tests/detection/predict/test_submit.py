@@ -74,7 +74,7 @@ def test_test_images_with_annotations_are_scored(config: Path, start: Path, tmp_
     report = json.loads((tmp_path / "scores.json").read_text())
     assert list(report) == ["a"] and report["a"]["split"] == "test" and report["a"]["mAP50"] > 0
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["test_a_000000.jpg"]
-    assert "without images of --split test: b" in (tmp_path / "train.log").read_text()
+    assert "without images for --split test: b" in (tmp_path / "train.log").read_text()
 
 
 def test_windows_that_are_written_as_such_are_warned_of(

@@ -129,7 +129,7 @@ def test_resume_from_weights(root: Path, work_dir: Path, trained: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.decoder_channels": 16}, r"another model: \d+ tensors differ.*\(.*8.*here .*16.*\)"),
+        ({"model.decoder_channels": 16}, r"another model: \d+ tensors differ.*\(.*8.*there, .*16.* here\)"),
         (
             {"data.labels": json.dumps({"name": "t", "classes": [*CLASSES, "d"]})},
             r"another model.*classifier",

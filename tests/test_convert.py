@@ -1,4 +1,4 @@
-"""python -m s5.convert: files in, files out, and what it says."""
+"""`python -m s5.convert`: input files, output files and messages."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def backbone(*tasks: str, expert_channels: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights of a backbone alone."""
+    """Random weights of a lone backbone."""
     classes = dict.fromkeys(tasks, 2)
     model = build_segmentor("vit_t", classes, 64, channels=8, expert_channels=expert_channels)
     return model.backbone.state_dict()
@@ -78,8 +78,12 @@ def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "to", "message"),
     [
-        ("x.safetensors", "s5", r"x.safetensors: files are written with torch.save; end the name in .pth"),
-        ("x.pth", "keras", "unknown layout 'keras'; there are s5, published"),
+        (
+            "x.safetensors",
+            "s5",
+            r"x.safetensors: files are written with torch.save; choose a name that ends in .pth",
+        ),
+        ("x.pth", "keras", "unknown layout 'keras'; available: s5, published"),
         ("x.pth", "huggingface", "Hugging Face ViT cannot be written: its networks always attend to a class"),
         ("x.pth", "timm", "vit_t_moe_mdf.pth: MAE or timm has no experts, the backbone has them for roads"),
     ],
@@ -102,7 +106,7 @@ def test_numbered_experts_get_the_names_given(tmp_path, capsys):
     moe = backbone("roads", "roofs", expert_channels=8)
     torch.save(moe, tmp_path / "own.pth")
     assert run(tmp_path / "own.pth", tmp_path / "published.pth", "--to", "published") == 0
-    assert "reading takes --tasks roads,roofs" in capsys.readouterr().out
+    assert "reading the file needs --tasks roads,roofs" in capsys.readouterr().out
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5") == 1
     assert "2 experts without names" in capsys.readouterr().err
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,roofs") == 0

@@ -18,14 +18,14 @@ from s5.data.prepare.patches import Readable
 from s5.prediction.images import LARGEST, reduced
 from s5.prediction.predictor import Result
 
-_MASK_ROWS = 256  # rows of a mask that are filled at a time
+_MASK_ROWS = 256  # rows of a mask that are filled at once
 FORMATS = {"index": (".png", ".tif"), "color": (".png", ".tif"), "overlay": (".png", ".tif")}
 ALPHA = 0.5  # weight of the colours in overlays
 BAND_PIXELS = 1 << 22  # maximum number of pixels written at once
 
 
 class BandWriter(Protocol):
-    """Writer of the bands that together cover an image."""
+    """Writer of bands that together cover an image."""
 
     def write(self, top: int, left: int, band: np.ndarray, valid: np.ndarray | None = None) -> None:
         """Write a band.
@@ -48,9 +48,9 @@ class BandWriter(Protocol):
 
 
 class PngWriter:
-    """A PNG, encoded at the end: grey with unchanged values, or RGB.
+    """Writer of a PNG, encoded at the end: greyscale with unchanged values, or RGB.
 
-    RGB is transparent where there is no data, and has no alpha channel if there is data everywhere.
+    RGB is transparent where there is no data; without missing data it has no alpha channel.
 
     Args:
         path: The file; missing folders are created.
@@ -76,7 +76,7 @@ class PngWriter:
             self._valid[window] = valid
 
     def finish(self) -> None:
-        """Encode and write."""
+        """Encode and write the file."""
         assert self._picture is not None
         if self._picture.ndim == 2:
             write_mask(self._path, self._picture)
@@ -90,9 +90,9 @@ class PngWriter:
 
 
 class TiffWriter:
-    """A compressed TIFF, only some rows of which are in memory.
+    """Writer of a compressed TIFF, of which only some rows are in memory.
 
-    If pixels have no data, RGB gets an internal mask, and a single channel declares its no-data value.
+    For missing data, RGB gets an internal mask, and a single channel declares its no-data value.
 
     Args:
         path: The file; missing folders are created.
@@ -146,7 +146,7 @@ class TiffWriter:
             self._file.nodata = self._nodata
 
     def _mask(self, top: int, left: int, valid: np.ndarray) -> None:
-        """Mark pixels without data; the mask is created at the first one."""
+        """Mark pixels without data; the mask is created on the first call."""
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             if not self._has_mask:
                 for row in range(0, self._file.height, _MASK_ROWS):  # a new mask starts as all invalid
@@ -157,7 +157,7 @@ class TiffWriter:
             self._file.write_mask(valid, window=Window(left, top, valid.shape[1], valid.shape[0]))
 
     def finish(self) -> None:
-        """Close the file and rename it."""
+        """Close the file and rename it to its final path."""
         self._file.close()
         self._temporary.replace(self._path)
 

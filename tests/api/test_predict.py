@@ -194,7 +194,7 @@ class TestWithoutMetadata:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"backbone": "vit_t"}, "backbone 'vit_t': the checkpoint has experts; name it 'vit_t_moe'"),
+            ({"backbone": "vit_t"}, "backbone 'vit_t': the checkpoint has experts; use 'vit_t_moe'"),
             ({"backbone": "vit_x"}, "backbone 'vit_x': must be one of vit_t, "),
             ({"tasks": {"lakes": 2}}, "no segmentation head 'lakes'; the file has ponds, roofs"),
             ({"tasks": {"ponds": "pools"}}, "unknown label table 'pools'"),

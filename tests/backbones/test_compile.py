@@ -28,7 +28,7 @@ WIDE = Variant("wide", 64, 4, 2, (0, 1, 2, 3))  # with 64 tokens of 64 channels 
 
 @pytest.fixture(autouse=True)
 def counted() -> Iterator[None]:
-    """Graphs are counted from here on; a call that needs another one is not answered by an earlier test's."""
+    """Reset the counter of graphs, and discard the graphs of earlier tests."""
     dynamo.reset()
     dynamo.utils.counters.clear()
     yield
@@ -67,7 +67,7 @@ def run(vit: ViT, counts: tuple[int, ...], side: int = 64) -> list[Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("moe", [False, True])
 def test_all_blocks_share_a_graph_for_training_and_one_for_evaluation(moe: bool, checkpointing: bool) -> None:
-    """Whatever is dropped, and however many images of whatever size and task there are."""
+    """For any dropped paths, and any number, size and tasks of images."""
     vit = build(moe, checkpointing).train()
     run(vit, (16, 16, 32), 128)  # 64 images of 64 tokens of 64 channels
     run(vit, (2, 3, 1))

@@ -1,4 +1,4 @@
-"""What every layout promises. A further layout is a further class: its adapter, and a checkpoint of it."""
+"""Contract tests of layouts. For a new layout, add a class with its adapter and a checkpoint."""
 
 import re
 from functools import partial
@@ -195,7 +195,7 @@ def test_every_layout_has_a_contract_and_a_key_of_its_own():
 
 
 def test_an_unknown_layout_is_an_error_that_lists_all():
-    with pytest.raises(CheckpointError, match="unknown layout 'keras'; there are s5, published"):
+    with pytest.raises(CheckpointError, match="unknown layout 'keras'; available: s5, published"):
         get_layout("keras")
 
 
@@ -267,7 +267,7 @@ def test_a_vit_with_another_layer_is_only_written_as_s5(key):
         get_layout(key).from_ours(convert(state))
 
 
-def test_a_backbone_file_of_another_architecture_is_told_by_its_metadata():
+def test_a_backbone_of_another_architecture_is_recognised_by_its_metadata():
     assert convert({"body.patch_embed.proj.weight": torch.zeros(1)}).layout == "S5"  # as of timm models
     content = {"state_dict": {"stem.weight": torch.zeros(1)}, "meta": {"backbone": "conv", "img_size": 64}}
     assert convert(content).layout == "S5"

@@ -1,4 +1,4 @@
-"""Loading weights into models: what becomes of every tensor, and the report of it."""
+"""Loading weights into models: the treatment of every tensor, and the report."""
 
 import logging
 

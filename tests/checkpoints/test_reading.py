@@ -62,7 +62,7 @@ def test_lazily_read_content_is_the_same(tmp_path, monkeypatch, new, more):
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        CheckpointError, match=f"no checkpoint mae.bin; looked for {tmp_path}/mae.bin and .*mae.bin.pth"
+        CheckpointError, match=f"no checkpoint mae.bin; tried {tmp_path}/mae.bin and .*mae.bin.pth"
     ):
         read_checkpoint("mae.bin")
 
@@ -137,15 +137,15 @@ def tarred(*names):
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
         (b"\n<html>Sign in</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
-        (b"Not found", "a text file, which starts with 'Not found'"),
+        (b"Not found", "a text file that starts with 'Not found'"),
         (b'{"error": "gated"}', "a text file"),
-        (bytes(range(200, 256)) * 20, "unknown kind, which starts with c8 c9"),
+        (bytes(range(200, 256)) * 20, "unknown kind that starts with c8 c9"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
         (gzip.compress(b"weights" * 50, mtime=0), "gzip archive: unpack"),
         (zipped("vit/README.md", "vit/vit_b.pth"), "zip archive of vit/README.md, vit/vit_b.pth: .*unpack"),
         (zipped("archive/data.pkl", "archive/constants.pkl"), "TorchScript"),
         (tarred("vit_b.pth"), "tar archive of vit_b.pth: .*unpack"),
-        (pickle.dumps({"w": [1.0]}), "a pickle that torch.save did not write"),
+        (pickle.dumps({"w": [1.0]}), "a pickle that was not written by torch.save"),
         (pickle.dumps(7, protocol=0), "a text file"),
     ],
 )
@@ -198,7 +198,7 @@ def test_an_unreadable_path_is_an_error(tmp_path, monkeypatch):
 
 def test_a_file_with_something_else_than_a_dict_is_an_error(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="list.pth holds a list"):
+    with pytest.raises(CheckpointError, match="list.pth contains a list"):
         read_checkpoint(tmp_path / "list.pth")
 
 
@@ -211,7 +211,7 @@ def test_a_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 
 class GetattrGadget:
-    """Reaches for an attribute that a statistics buffer of mmengine does not need."""
+    """Accesses an attribute that a statistics buffer of mmengine does not need."""
 
     def __reduce__(self):
         return (getattr, (HistoryBuffer, "register_statistics"))
@@ -285,7 +285,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # writing beyond fails as on a full disk
     try:
-        with pytest.raises(CheckpointError, match="cannot write .*a.pth.*disk has room.*is unchanged"):
+        with pytest.raises(CheckpointError, match="cannot write .*a.pth.*disk has free space.*is unchanged"):
             save_atomic({"w": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

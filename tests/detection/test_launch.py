@@ -71,7 +71,7 @@ def begin(work_dir: Path, checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of the documentation, with another port and the output in another place."""
+    """The command in the documentation, with another port and another output folder."""
     work_dir = tmp_path_factory.mktemp("runs") / "trained"
     command = f"-m torch.distributed.launch --nproc_per_node=2 --master_port={free_port()} tools/train.py"
     options = "--launcher pytorch --options find_unused_parameters=False"

@@ -188,7 +188,7 @@ def test_merged_images_are_scored_against_their_own_labels():
 
 
 def test_windows_are_merged_at_the_threshold_that_is_given():
-    """Two boxes of one place, of IoU 2/3."""
+    """Two boxes with the same centre and IoU 2/3."""
     objects = make_objects([[0, 0, 20, 0, 20, 10, 0, 10]], [0], [False])
     found = make_detections([[10, 5, 20, 10, 0], [14, 5, 20, 10, 0]], [0.9, 0.8], [0, 0])
     items = [({"name": window_name("one", 60, 0, 0), "task": "harbour", "objects": objects}, sample(found))]
@@ -214,7 +214,7 @@ def run_rank(rank, world, folder, work, results):
 
 
 def in_processes(work, folder, world=3):
-    """What each process gives; forked, so that they start at once."""
+    """Results of each process; processes are forked, so that they start quickly."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     ranks = [context.Process(target=run_rank, args=(r, world, folder, work, results)) for r in range(world)]

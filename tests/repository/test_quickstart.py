@@ -73,7 +73,7 @@ def test_every_task_has_masks_of_its_label_set(tasks_root: Path) -> None:
             np.testing.assert_array_equal(own, labels.apply(scene))
 
 
-def test_no_scene_is_there_twice(tasks_root: Path, objects_root: Path, scenes_root: Path) -> None:
+def test_no_scene_is_duplicate(tasks_root: Path, objects_root: Path, scenes_root: Path) -> None:
     roots = (tasks_root, objects_root, scenes_root)
     files = [path for root in roots for path in root.glob("**/images/*.png")]
     assert len(files) > 50
@@ -102,7 +102,7 @@ def test_detection_reads_the_objects_of_each_task(objects_root: Path) -> None:
     assert batch["images"].shape[2:] == (256, 256) and batch["scales"] == [2.0]
 
 
-def test_boxes_of_buildings_are_around_them() -> None:
+def test_boxes_of_buildings_enclose_them() -> None:
     mask = np.zeros((100, 100), np.uint8)
     corners = np.array([[20, 30], [60, 10], [70, 30], [30, 50]])
     cv2.fillPoly(mask, [corners], 1)

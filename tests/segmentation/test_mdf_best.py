@@ -1,4 +1,4 @@
-"""By which scores the best weights of several tasks are chosen."""
+"""Scores that select the best weights of several tasks."""
 
 import json
 from pathlib import Path

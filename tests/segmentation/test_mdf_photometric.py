@@ -113,7 +113,7 @@ def test_rows_are_drawn_after_the_geometry_and_neutral_where_there_are_none(root
 
 @pytest.mark.slow
 def test_training_has_it_unless_it_is_switched_off(root: Path, tmp_path: Path) -> None:
-    """On by default; the losses of a task without it are those of a run without any, to the first step."""
+    """On by default; in the first step, a task without it has the same loss as in a run without any."""
     off = {f"tasks.{task}.photometric": False for task in TASKS}
     runs = {"on": {}, "off": off, "ponds": {"tasks.ponds.photometric": False}}
     logged = {}

@@ -195,7 +195,7 @@ def test_relative_data_root(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_images_in_training_and_validation_are_told(root: Path, tmp_path: Path) -> None:
+def test_images_in_training_and_validation_are_reported(root: Path, tmp_path: Path) -> None:
     same = {"tasks.ponds.val": {"images": "ponds/train/images", "masks": "ponds/train/masks"}}
     assert script().main(arguments(root, tmp_path / "run", **same, **{"schedule.epochs": 1})) == 0
     assert "ponds: 6 images are in both training and validation" in (tmp_path / "run/train.log").read_text()

@@ -127,7 +127,7 @@ def train(root: Path, work_dir: Path, *extra: str, **changes: object) -> tuple[l
 
 @pytest.mark.slow
 def test_a_run_says_what_collapses(root: Path, tmp_path: Path) -> None:
-    """A new network takes most pixels for one class."""
+    """An untrained network assigns most pixels to one class."""
     options = {"fixmatch.conf_thresh": 0.0, "fixmatch.collapse.share": 0.4}
     warnings, scalars = train(root, tmp_path / "run", **options)
     assert len(warnings) == 1

@@ -119,7 +119,7 @@ def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> 
 def test_weights_are_written_before_the_checkpoint(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a run killed between the two does not go on from a checkpoint whose weights are missing."""
+    """So that a run killed between the two does not resume from a checkpoint whose weights are missing."""
     original, written = checkpoints.save_atomic, []
 
     def save(content: dict, path: Path) -> None:
@@ -192,7 +192,7 @@ def test_stored_pseudo_labels(root: Path, tmp_path: Path) -> None:
 
 def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, finished: Path) -> None:
     args = ["--backbone", "vit_t", "--device", "cpu", *options(root)]
-    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no fitting decoder.*whole model"):
+    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no matching decoder.*full model"):
         script("evaluate").main([str(finished / "vit_t_s4p.pth"), *args])
 
 

@@ -70,7 +70,7 @@ def assert_holds(path, ids):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_masks_that_count_from_0_and_from_1_are_told_apart(tests, ids, tmp_path, shift):
+def test_masks_that_count_from_0_or_from_1_are_distinguished(tests, ids, tmp_path, shift):
     folder = write_masks(tmp_path / "masks", ids, shift)
     assert submit(folder, tests, tmp_path / "result.zip") == 0
     assert_holds(tmp_path / "result.zip", ids)
@@ -179,9 +179,7 @@ def test_the_server_takes_all_test_images_or_none(tests, ids, tmp_path, from_che
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize(
-    ("count", "words"), [(4, "ready to be uploaded"), (5, "server will refuse the file")]
-)
+@pytest.mark.parametrize(("count", "words"), [(4, "ready for upload"), (5, "server will reject it")])
 def test_a_part_is_not_called_ready(tests, ids, tmp_path, monkeypatch, capsys, count, words):
     monkeypatch.setitem(LoveDA.counts, "test", count)
     folder = write_masks(tmp_path / "masks", ids)

@@ -1,4 +1,4 @@
-"""Configurations: published values, overrides, and errors that say what is valid."""
+"""Configurations: published values, overrides, and errors that list what is valid."""
 
 from pathlib import Path
 

@@ -174,7 +174,7 @@ def test_too_many_skipped_steps_stop_before_anything_is_saved(
 
 
 def test_fp16_that_skips_every_step_stops(tmp_path: Path) -> None:
-    """Loss and weights stay finite then; only the scale of the loss falls and falls."""
+    """Loss and weights stay finite then, but the scale of the loss keeps falling."""
 
     def step(scale: float) -> None:
         report = StepReport(torch.tensor([0.0, 0.0, 0.0, 1.5, scale]))

@@ -127,7 +127,7 @@ def test_also_where_all_gradients_are_finite(root: Path, tmp_path: Path, fault: 
 
 
 def test_gradients_that_are_not_finite_name_the_samples_of_both(root: Path, tmp_path: Path) -> None:
-    """Reduced gradients do not tell where they come from."""
+    """The origin of reduced gradients is unknown."""
     train(root, tmp_path / "run", "gradient", **SHORT)
     log = (tmp_path / "run/train.log").read_text()
     found = re.findall(r"skipped iteration 3, rank (\d): gradients not finite, samples: labeled/", log)

@@ -248,7 +248,7 @@ def test_limits() -> None:
 
 
 class Report(StepReport):
-    """Remembers when it is read."""
+    """Records when it is read."""
 
     def __init__(self, step: int, read: list[int], **values: float) -> None:
         names = ("fault", "stop", "own_fault", "loss", "scale")
@@ -303,7 +303,7 @@ def test_a_signal_takes_effect_where_a_checkpoint_can_still_be_written() -> None
 
 
 class Reads(TorchDispatchMode):
-    """Notes the operators that would wait for a device."""
+    """Records the operators that would synchronise the device."""
 
     names = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount", "is_nonzero")
 

@@ -31,7 +31,7 @@ class MMSegmentation(VitLayout):
     names = same_names("cls_token", "pos_embed") | {"patch_embed.projection": "patch_embed.proj"}
 
     def matches(self, parts: Parts) -> bool:
-        """PyTorch's attention in layers."""
+        """Match PyTorch's attention in layers."""
         return self.in_blocks(parts, "attn.attn.in_proj_weight")
 
 
@@ -55,5 +55,5 @@ class MMPretrain(MMSegmentation):
     }
 
     def matches(self, parts: Parts) -> bool:
-        """One linear layer for queries, keys and values, and the FFN of mmcv."""
+        """Match one linear layer for queries, keys and values, and mmcv's FFN."""
         return self.in_blocks(parts, "attn.qkv.weight") and self.in_blocks(parts, "ffn.layers")

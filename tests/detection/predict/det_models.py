@@ -101,6 +101,6 @@ def rows(path: Path) -> np.ndarray:
 def fails(
     error: type[Exception], message: str, config: Path, checkpoint: Path, folder: Path, *options: object
 ) -> None:
-    """The evaluation stops with an error of the kind that is told without a traceback."""
+    """The evaluation stops with a user error, which is printed without a traceback."""
     with pytest.raises(error, match=message):
         evaluate(config, checkpoint, folder / "work", *options)

@@ -1,4 +1,4 @@
-"""`Object_Detection/tools/predict.py`: what it writes, and that windows are merged as everywhere."""
+"""`Object_Detection/tools/predict.py`: output files, and merging of windows."""
 
 import json
 import shutil
@@ -228,13 +228,13 @@ def test_resume_leaves_finished_images_alone(checkpoint: Path, images: Path, tmp
     assert predict(checkpoint, images, out, "--resume") == 0
     changed = [name for name in files(out) if (out / name).stat().st_mtime_ns != written[name]]
     assert {Path(name).stem for name in changed} == {"a", "prediction"}
-    with pytest.raises(ConfigError, match=r"prediction.yaml.*overlap 12, now it is 20; .*leave out --resume"):
+    with pytest.raises(ConfigError, match=r"prediction.yaml.*overlap 12, now it is 20; .*omit --resume"):
         predict(checkpoint, images, out, "--resume", "--overlap", "20")
     with pytest.raises(ConfigError, match=r"score_thr 0.0, now it is 0.5, and 6 are of other images"):
         predict(checkpoint, images / "a.png", out, "--score-thr", "0.5")
 
 
-def test_a_killed_prediction_goes_on_where_it_stopped(
+def test_a_killed_prediction_resumes_where_it_stopped(
     predicted: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, out = det_predict.write_results, tmp_path / "out"
@@ -288,7 +288,7 @@ def test_processes_share_the_images(predicted: Path, checkpoint: Path, tmp_path:
 
 
 def test_many_images_of_one_window(checkpoint: Path, model: DetectionModel, tmp_path: Path) -> None:
-    """More than wait to be written, be cut and be read in advance."""
+    """More images than the queues for reading, cutting and writing hold."""
     for i in range(20):
         write_image(tmp_path / f"in/{i:02d}.png", picture(32, 32, i))
     assert (

@@ -1,4 +1,4 @@
-"""What `Object_Detection/tools/predict.py` refuses, and how it says so."""
+"""Errors of `Object_Detection/tools/predict.py`."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_unreadable_images_are_named_and_the_others_done(
     said = capsys.readouterr().err
     for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
-    assert "3 images could not be read; all others are done" in said
+    assert "3 images could not be read; all others are finished" in said
     assert files(out / "roads/dota") == ["a.txt", "deep/b.c.txt", "deep/d.txt"]
 
 
@@ -39,7 +39,7 @@ def test_unknown_task_lists_the_known(checkpoint: Path, images: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nothing", "no such file or folder"), ("*.tif", "no images in it"), ("empty", "no images in it")],
+    [("nothing", "no such file or folder"), ("*.tif", "no images found"), ("empty", "no images found")],
 )
 def test_no_images_is_an_error(
     checkpoint: Path, images: Path, tmp_path: Path, given: str, message: str
@@ -77,9 +77,9 @@ def test_settings_that_make_no_sense_are_an_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--formats", "dota,shp"), "--formats/--kinds: shp: must be of drawings, dota, geojson"),
-        (("--formats", ","), "--formats/--kinds: ',' names nothing"),
-        (("--task", ","), "--tasks/--task: ',' names nothing"),
+        (("--formats", "dota,shp"), "--formats/--kinds: shp: must be one of drawings, dota, geojson"),
+        (("--formats", ","), "--formats/--kinds: ',' contains no name"),
+        (("--task", ","), "--tasks/--task: ',' contains no name"),
         (("--score-thr", "2"), "--score-thr 2.0: must be from 0 to 1"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_the_way_out(
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"out: cannot be written .*go on with --resume"):
+    with pytest.raises(ConfigError, match=r"out: cannot be written .*continue with --resume"):
         predict(checkpoint, images, tmp_path / "out")
 
 

@@ -96,10 +96,12 @@ def test_a_submission_that_cannot_be_is_refused_before_the_work(
 
     given = unlabeled_options(unlabeled)
     refused(DataError, r"b.tar: the server accepts zip files", *given, "--submit", f"b={tmp_path}/b.tar")
-    refused(ConfigError, "--submit c: no such task is evaluated; there are b", *given, "--submit", "c=x.zip")
+    refused(
+        ConfigError, "--submit c: the task is not evaluated; evaluated are b", *given, "--submit", "c=x.zip"
+    )
     refused(ConfigError, "--submit b.zip: expected TASK=FILE.zip", *given, "--submit", "b.zip")
     both = (f"a={tmp_path}/x.zip", f"b={tmp_path}/y/../x.zip")
-    refused(ConfigError, "one file for two tasks; give each its own", "--submit", *both)
+    refused(ConfigError, "the same file for two tasks; give each its own", "--submit", *both)
     refused(
         ConfigError,
         r"b: 3 of 3 images are windows .*windows=True",

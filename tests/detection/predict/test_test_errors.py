@@ -1,4 +1,4 @@
-"""`Object_Detection/tools/test.py` given what it cannot work with."""
+"""Errors of `Object_Detection/tools/test.py`."""
 
 import json
 import shutil
@@ -89,14 +89,14 @@ def test_checkpoint_that_is_no_detector(config: Path, tmp_path: Path) -> None:
 
 
 def test_resumable_checkpoint_of_another_task_set(trained: Path, tmp_path: Path) -> None:
-    """Its data say the classes."""
+    """Its metadata contain the classes."""
     options = ("--cfg-options", "tasks.b.classes=[crate]")
     message = "task b: .*iter_2.pth was trained for the classes box, .*has crate"
     fails(ConfigError, message, trained / "config.yaml", trained / "iter_2.pth", tmp_path, *options)
 
 
 def test_resumable_checkpoint_of_other_enlarged_boxes(trained: Path, tmp_path: Path) -> None:
-    """One of before has no settings, and is taken as it is."""
+    """An older checkpoint has no settings, and is accepted."""
     config, options = trained / "config.yaml", ("--tasks", "a", "--cfg-options", "model.enlarge=[1,1]")
     message = r"iter_2.pth was trained with model.enlarge \(1.4, 1.2\), .*config.yaml has \(1.0, 1.0\)"
     fails(ConfigError, message, config, trained / "iter_2.pth", tmp_path, *options)

@@ -73,7 +73,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
     pixels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The window ends where the data do, and cannot know; what it finds is looked up in the image."""
+    """The window ends where the data ends, so its detections are checked in the image."""
     valid = np.broadcast_to(np.arange(WIDTH) >= EDGE, (HEIGHT, WIDTH))
     given = variants(tmp_path / "in", pixels, valid)
     detect, moved = det_predict._detect, []
@@ -98,7 +98,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
         assert len(found) > 3 and found[:, 0].min() >= EDGE
 
 
-def test_windows_wholly_without_data_are_not_computed(
+def test_windows_without_any_data_are_not_computed(
     checkpoint: Path,
     model: DetectionModel,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Folders, disks and ports that fail, and how errors are told."""
+"""Folders, disks and ports that fail, and the messages about them."""
 
 import re
 import resource
@@ -33,7 +33,7 @@ def test_full_disk_keeps_the_last_checkpoint(root: Path, work_dir: Path) -> None
     wait_until((work_dir / "iter_2.pth").exists, run)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # writes fail as on a full disk
     assert run.wait() == 1
-    assert re.search(r"error: cannot write \S+\.pth: .*Check that the disk has room", run.text())
+    assert re.search(r"error: cannot write \S+\.pth: .*Check that the disk has free space", run.text())
     assert "Traceback" not in run.text()
     assert not list(work_dir.glob("**/*.tmp"))
     last = max(work_dir.glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)

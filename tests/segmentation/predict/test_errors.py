@@ -1,4 +1,4 @@
-"""What `predict.py` refuses, and how it says so."""
+"""Errors of `predict.py`."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, imag
     said = capsys.readouterr().err
     for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
-    assert "3 images could not be read; all others are done" in said
+    assert "3 images could not be read; all others are finished" in said
     assert files(out / "ponds/index") == ["a.png", "deep/b.c.png", "deep/er/d.png"]
 
 
@@ -62,9 +62,9 @@ def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, m
     stream.flush()
     said = stream.buffer.getvalue().decode("utf-8")
     assert rf"error: {images}/caf\xe9 2.tif: TIFFs whose path is not UTF-8" in said
-    assert f"error: {images}/{long}.png: names of its results would have 254 bytes" in said
-    assert "2 images could not be read; all others are done" in said
-    with pytest.raises(ConfigError, match="is not UTF-8, where GDAL cannot write TIFFs"):
+    assert f"error: {images}/{long}.png: file names of its results would have 254 bytes" in said
+    assert "2 images could not be read; all others are finished" in said
+    with pytest.raises(ConfigError, match="GDAL cannot write TIFFs to a path that is not UTF-8"):
         predict(checkpoint, images, tmp_path / odd, *options)
 
 
@@ -76,7 +76,7 @@ def test_unknown_task_lists_the_known(checkpoint, model, images, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nothing", "no such file or folder"), ("*.tif", "no images in it"), ("empty", "no images in it")],
+    [("nothing", "no such file or folder"), ("*.tif", "no images found"), ("empty", "no images found")],
 )
 def test_no_images_is_an_error(checkpoint, model, images, tmp_path, given, message):
     (images / "empty").mkdir()
@@ -132,7 +132,7 @@ def test_settings_that_make_no_sense_are_an_error(checkpoint, model, images, tmp
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_the_way_out(checkpoint, model, images, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"out: cannot be written .*go on with --resume"):
+    with pytest.raises(ConfigError, match=r"out: cannot be written .*continue with --resume"):
         predict(checkpoint, images, tmp_path / "out")
 
 

@@ -20,7 +20,7 @@ from s5.data.oriented.sources import fit_image, pad_image, pad_valid
 from s5.data.prepare.patches import Decoded, Readable, Window, windows
 from s5.detection.metric import detections_of
 from s5.detection.network import DetectionModel, on_data
-from s5.detection.results import FORMATS, DetectionResult, write_results
+from s5.detection.results import FORMATS, DetectionResult, drop_without_data, write_results
 from s5.detection.trained import DetectionSpec
 from s5.errors import ConfigError, ImageError
 from s5.prediction.images import Picture, reduced
@@ -41,7 +41,6 @@ READY = 2  # number of prefetched batches
 GPU_BATCH = 4  # windows per forward pass; on a CPU, larger batches cost memory and save no time
 MANY = 100  # number of windows per image from which on their progress is shown
 BAND_BYTES = 128 << 20  # maximum size of a band of a large image in memory
-BLOCK = 1024  # side in pixels of the blocks of a TIFF that are read again to check for missing data
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class DetectionPredictor(Predictor[DetectionModel]):
                 pass
             found = image.merged(self.cutting.nms)
             if image.lacks_data:
-                found = {task: _on_data(part, pixels) for task, part in found.items()}
+                found = {task: drop_without_data(part, pixels) for task, part in found.items()}
         return {
             task: DetectionResult(task, *self.tasks[task], *size, georeference, picture, found[task])
             for task in tasks
@@ -378,27 +377,13 @@ def _write(
         if image.source.is_tiff and (image.lacks_data or "drawings" in target.formats):
             with open_pixels(image.source, None) as pixels:
                 if image.lacks_data:
-                    found = {task: _on_data(part, pixels) for task, part in found.items()}
+                    found = {task: drop_without_data(part, pixels) for task, part in found.items()}
                 if "drawings" in target.formats:
                     drawing = reduced(pixels)
         elif image.valid is not None:
             known = Decoded(image.valid, valid=image.valid)  # the pixels are no longer in memory
-            found = {task: _on_data(part, known) for task, part in found.items()}
+            found = {task: drop_without_data(part, known) for task, part in found.items()}
     except ImageError as error:
         problems.append(error)
         return
     write_results(target, image.source, classes, found, image.georeference, drawing)
-
-
-def _on_data(found: Detections, image: Readable) -> Detections:
-    """Drop detections whose centre has no data; windows could not check centres outside of themselves."""
-    columns = np.floor(found.boxes[:, 0]).astype(np.int64).clip(0, image.width - 1)
-    rows = np.floor(found.boxes[:, 1]).astype(np.int64).clip(0, image.height - 1)
-    kept = np.ones(len(rows), bool)
-    for top, left in sorted(set(zip(rows // BLOCK * BLOCK, columns // BLOCK * BLOCK, strict=True))):
-        height, width = min(BLOCK, image.height - top), min(BLOCK, image.width - left)
-        _, valid = image.read_with_valid(int(top), int(left), int(height), int(width))
-        if valid is not None:
-            here = (rows // BLOCK * BLOCK == top) & (columns // BLOCK * BLOCK == left)
-            kept[here] = valid[rows[here] - top, columns[here] - left]
-    return found.select(kept)

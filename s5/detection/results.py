@@ -13,11 +13,13 @@ from s5.data.oriented.detections import Detections, write_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.oriented.geometry import to_polygons
+from s5.data.prepare.patches import Readable
 from s5.prediction.images import LARGEST, reduced
 from s5.prediction.plan import Target
 from s5.prediction.predictor import Result
 from s5.prediction.sources import Source
 
+BLOCK = 1024  # side in pixels of the blocks of a TIFF that are read again to check for missing data
 FORMATS = {"drawings": (".jpg", ".jpg"), "dota": (".txt", ".txt"), "geojson": (".geojson", ".geojson")}
 
 
@@ -117,3 +119,17 @@ def write_results(
         if drawing is not None:
             drawn = draw_detections(*drawing, found[task], classes[task])
             write_image(target.path(task, "drawings", source), drawn)
+
+
+def drop_without_data(found: Detections, image: Readable) -> Detections:
+    """Drop detections whose centre has no data; windows could not check centres outside of themselves."""
+    columns = np.floor(found.boxes[:, 0]).astype(np.int64).clip(0, image.width - 1)
+    rows = np.floor(found.boxes[:, 1]).astype(np.int64).clip(0, image.height - 1)
+    kept = np.ones(len(rows), bool)
+    for top, left in sorted(set(zip(rows // BLOCK * BLOCK, columns // BLOCK * BLOCK, strict=True))):
+        height, width = min(BLOCK, image.height - top), min(BLOCK, image.width - left)
+        _, valid = image.read_with_valid(int(top), int(left), int(height), int(width))
+        if valid is not None:
+            here = (rows // BLOCK * BLOCK == top) & (columns // BLOCK * BLOCK == left)
+            kept[here] = valid[rows[here] - top, columns[here] - left]
+    return found.select(kept)

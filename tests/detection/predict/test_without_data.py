@@ -12,6 +12,7 @@ import torch
 from s5.data.image_io import write_image
 from s5.data.prepare.__main__ import main as prepare
 from s5.detection import predict as det_predict
+from s5.detection import results
 from s5.detection.network import DetectionModel, on_data
 from tests.detection.predict.det_models import evaluate, files, picture, predict, rows, write_geotiff
 from tests.helpers.det_runs import SIZE, write_config
@@ -88,7 +89,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
         return detected, dropped
 
     monkeypatch.setattr(det_predict, "_detect", beyond)
-    monkeypatch.setattr(det_predict, "BLOCK", 50)
+    monkeypatch.setattr(results, "BLOCK", 50)
     options = ("--overlap", 0, "--window", SIZE, "--tasks", "roads")
     predict(checkpoint, tmp_path / "in", tmp_path / "out", *options)
     assert np.concatenate(moved).any(), "some are moved over the edge"

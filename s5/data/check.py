@@ -25,7 +25,8 @@ import numpy as np
 
 from s5.command import Progress, escape_console
 from s5.data.check_report import Problem, Report
-from s5.data.datasets import TABLES
+from s5.data.datasets import DATASETS
+from s5.data.datasets.prepared import prepared_folder, read_header, require_same_table
 from s5.data.files import write_bytes
 from s5.data.folders import pair_folders
 from s5.data.image_io import init_worker, open_stored_mask, read_image_with_valid
@@ -34,7 +35,7 @@ from s5.data.labels import HELP, parse_table
 from s5.data.mask_survey import MaskSurvey
 from s5.data.masks import open_mask
 from s5.data.splits import Sample, Split
-from s5.errors import DataError, ImageError, SplitError
+from s5.errors import DataError, ImageError, SplitError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,10 @@ def require_clean(
         How the masks are coded, to be compared with the other splits of the dataset.
 
     Raises:
-        DataError: The split has errors; names the first ones and the command that lists all.
+        DataError: The split has errors; names the first ones and the command that lists all. Or the masks
+            were prepared with another state of the label table.
     """
+    require_current(split, table)
     mark = Path(cache_dir) / f"{split.path.stem}-{_fingerprint(split, table, workers)}.json"
     if mark.is_file():
         logger.info("%s: %d samples, found clean before (%s)", split.path, len(split), mark)
@@ -97,6 +100,19 @@ def require_clean(
     if mark.name == f"{split.path.stem}-{_fingerprint(split, table, workers)}.json":
         write_bytes(mark, json.dumps(report.as_dict(), indent=1).encode())
     return report.masks
+
+
+def require_current(split: Split, table: LabelTable) -> None:
+    """Refuse a split of a known dataset that was prepared before its label table was edited.
+
+    Raises:
+        DataError: See `s5.data.datasets.prepared.require_same_table`.
+    """
+    folder = prepared_folder(split)
+    command = "" if folder is None else read_header(folder).get("parameters", {}).get("command")
+    tables = DATASETS[command].tables if command in DATASETS else ()
+    if folder is not None and table in tables:
+        require_same_table(folder, tables[0])
 
 
 def check_command(split: Split, table: LabelTable | None) -> str:
@@ -255,6 +271,37 @@ def _states_beside(path: Path) -> Iterator[tuple[str, int, int]]:
                 yield ending, state.st_size, state.st_mtime_ns
 
 
+def _open_split(split: str, masks: str | None, root: str) -> Split:
+    """Open what the command line names.
+
+    Raises:
+        SplitError: There is no such split; for a folder or the name of a dataset, says what to give instead.
+    """
+    if masks:
+        return pair_folders(split, masks, root)
+    try:
+        return Split(split, root)
+    except SplitError as error:
+        if hint := _lists_of(split, Path(root)):
+            raise SplitError(f"{error}. {hint}") from None
+        raise
+
+
+def _lists_of(name: str, root: Path) -> str:
+    """Lists of a dataset or folder that was given as a split, as text; empty if it is neither."""
+    if name in DATASETS:
+        dataset = DATASETS[name]
+        lists = [dataset.split_file(split, dataset.folder or name) for split in dataset.splits]
+        there = [path for path in lists if (root / path).is_file()]
+        otherwise = f"a dataset; first prepare it: python -m s5.data.prepare {name} --src DIR --out {root}"
+    elif (root / name).is_dir():
+        there = sorted(path.relative_to(root).as_posix() for path in (root / name).glob("splits/**/*.txt"))
+        otherwise = "a folder; for a folder of images, give that of their masks with --masks"
+    else:
+        return ""
+    return f"{name} has the lists {shorten(there)}" if there else f"{name} is {otherwise}"
+
+
 @contextmanager
 def _errors_as_exit(parser: argparse.ArgumentParser) -> Iterator[None]:
     try:
@@ -271,8 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "split",
-        help="split file, or with --masks a folder of images; relative paths are looked up under --root, "
-        "a split file also in the working directory",
+        help="split file such as loveda/splits/val.txt, or with --masks a folder of images; relative paths "
+        "are looked up under --root, a split file also in the working directory",
     )
     parser.add_argument("--masks", help="folder of the masks, if SPLIT is a folder of images")
     parser.add_argument(
@@ -287,9 +334,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     init_worker()
     with _errors_as_exit(parser):
         table = parse_table(args.labels, default_name="labels") if args.labels else None
-        split = (
-            pair_folders(args.split, args.masks, args.root) if args.masks else Split(args.split, args.root)
-        )
+        split = _open_split(args.split, args.masks, args.root)
+        if table is not None:
+            require_current(split, table)
     report = check_split(split, table, args.workers)
     print(json.dumps(report.as_dict(), indent=1) if args.json else report.summary(args.show))
     return 0 if report.ok else 1

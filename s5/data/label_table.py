@@ -166,9 +166,9 @@ class LabelTable:
         """The raw values the table knows, as text."""
         return f"{_ranges(self.values)}; ignored {_ranges(self.ignore_values) or 'none'}"
 
-    def colorize(self, train_ids: np.ndarray) -> np.ndarray:
-        """Paint train ids, uint8 (H, W), in the palette: uint8 (H, W, 3) RGB; ignored pixels are black."""
-        lut = np.zeros((256, 3), np.uint8)
+    def colorize(self, train_ids: np.ndarray, ignored: RGB = (0, 0, 0)) -> np.ndarray:
+        """Paint train ids, uint8 (H, W), in the palette: uint8 (H, W, 3) RGB; ignored pixels in `ignored`."""
+        lut = np.full((256, 3), ignored, np.uint8)
         lut[: self.num_classes] = self.palette
         return lut[train_ids]
 
@@ -248,6 +248,7 @@ def build_table(
     background: int | None = None,
     ignore_values: tuple[int, ...] = (IGNORE,),
     ignore_colors: tuple[RGB, ...] = (),
+    color_code: bool = True,
 ) -> LabelTable:
     """A table from (class, RGB) pairs in the order of the train ids; raw values count from 0 by default."""
     names, palette = zip(*classes, strict=True)
@@ -259,6 +260,7 @@ def build_table(
         ignore_values=ignore_values,
         background=background,
         ignore_colors=ignore_colors,
+        color_code=color_code,
     )
 
 
@@ -266,6 +268,15 @@ def distinct_colors(n: int) -> list[RGB]:
     """``n`` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
     colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.65, (0.95, 0.65)[i % 2]) for i in range(n)]
     return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
+
+
+def spare_color(palette: Sequence[RGB]) -> RGB:
+    """A colour that is far from all of these."""
+    steps = (255, 0, 128)
+    candidates = [(r, g, b) for r in steps for g in steps for b in steps]
+    return max(
+        candidates, key=lambda c: min(sum((a - b) ** 2 for a, b in zip(c, p, strict=True)) for p in palette)
+    )
 
 
 def _problem(table: LabelTable) -> str:

@@ -205,7 +205,8 @@ def require_grey(stored: StoredMask, path: str | Path) -> None:
             raise ImageError(
                 path,
                 f"a mask of values has one channel, this has 3 that differ (colour-coded?): {shown}{more}",
-                "Add a palette to the label table, the colour of each class in the masks",
+                "Add a palette to the label table, the colour of each class in the masks (and no color_code: "
+                "false)",
             )
 
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from s5.data.datasets.prepared import code_digest, prepared_folder, require_same_table, table_facts
 from s5.data.datasets.shipped import Shipped, Source
-from s5.data.image_io import read_image_with_valid, read_mask
-from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors
-from s5.data.masks import read_ids
+from s5.data.image_io import open_stored_mask, read_image_with_valid
+from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors, spare_color
+from s5.data.masks import Mask, read_ids
 from s5.data.oriented.annotations import AnnotationReader
 from s5.data.oriented.drawing import draw_legend, draw_objects
 from s5.data.splits import Sample, Split
@@ -27,7 +28,8 @@ class Dataset:
     unpacked folder as its provider ships it (files in archives are found by the prepare command alone).
     Prepared data give the patches of the split, shipped data whole images.
 
-    A sample is a dict of `image` uint8 (H, W, 3) RGB, `name`, `path`, and the labels where the split has any:
+    A sample is a dict of `image` uint8 (H, W, 3) RGB, `name` (without folder and extension; of a patch, with
+    its window), `path`, and the labels where the split has any:
     `mask` uint8 (H, W) of train ids, 255 ignored; or, of oriented objects, `boxes` float32 (N, 5) (centre,
     long side, short side, angle), `polygons` float32 (N, 4, 2), `labels` int64 (N,) and `difficult`
     bool (N,), in pixels.
@@ -112,6 +114,9 @@ class Dataset:
     def read_mask(cls, file: Path, path: Path) -> tuple[np.ndarray, str]:
         """Read a shipped mask in raw values of the first table, uint8 (H, W), with a note for the user.
 
+        Masks of three channels and palette images hold the colours of the table, see `s5.data.masks`; with
+        `color_code=False` in the table, palette images hold values.
+
         Args:
             file: the mask on disk.
             path: what messages call it.
@@ -119,9 +124,20 @@ class Dataset:
         Raises:
             DataError: it cannot be read, or a value or colour is outside the table.
         """
-        mask = read_mask(file)
+        with open_stored_mask(file) as stored:
+            mask = Mask(stored, cls.tables[0], path).all_values()
         cls.tables[0].encode(mask, path)
         return mask, ""
+
+    @classmethod
+    def mask_facts(cls) -> dict[str, Any]:
+        """What decides the prepared masks beside the arguments of the command, as plain data."""
+        own = cls.read_mask.__func__ is not Dataset.read_mask.__func__  # type: ignore[attr-defined]
+        return {
+            **table_facts(cls.tables[0]),
+            "read_mask": code_digest(cls.read_mask) if own else "",
+            "cut_parts": list(cls.cut_parts),
+        }
 
     @classmethod
     def class_list(cls, **options: Any) -> str:
@@ -186,7 +202,7 @@ class Dataset:
                 f"{self.title} in {self.root} is prepared, and {', '.join(options)} chooses among shipped "
                 "files. Prepare a variant with --name, and give its folder"
             )
-        self.samples = list(Split(*found)) if found else self._shipped([file for file, _ in lists])
+        self.samples = self._prepared(*found) if found else self._shipped([file for file, _ in lists])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -223,9 +239,10 @@ class Dataset:
         item = self[index]
         image: np.ndarray = item["image"]
         if self.table is not None and "mask" in item:
-            image = np.concatenate([image, self.table.colorize(item["mask"])], axis=1)
-            ids = [i for i in np.unique(item["mask"]) if i != IGNORE]
-            entries = [(self.classes[i], self.palette[i]) for i in ids]
+            ignored = spare_color(self.palette)
+            image = np.concatenate([image, self.table.colorize(item["mask"], ignored)], axis=1)
+            named = [*zip(self.classes, self.palette, strict=True)]
+            entries = [("ignored", ignored) if i == IGNORE else named[i] for i in np.unique(item["mask"])]
             image = np.concatenate([image, draw_legend(entries, image.shape[1], 1)])
         elif "polygons" in item:
             image = draw_objects(image, item["polygons"], item["labels"], self.classes)
@@ -251,6 +268,13 @@ class Dataset:
         yield self.root / self.split_file(self.split, self.folder or self.name), self.root
         if not self.folder:
             yield self.root / self.split_file(self.split, self.root.name).partition("/")[2], self.root.parent
+
+    def _prepared(self, file: Path, root: Path) -> list[Sample]:
+        """The samples of a prepared split, named by their paths below the folder of its images."""
+        split = Split(file, root)
+        if self.tables and (folder := prepared_folder(split)):
+            require_same_table(folder, self.tables[0])
+        return [s._replace(name=s.name.rpartition(".")[0].partition("/images/")[2] or s.name) for s in split]
 
     def _shipped(self, lists: list[Path]) -> list[Sample]:
         """The samples in a folder as shipped."""

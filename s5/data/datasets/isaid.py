@@ -5,13 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from s5.data.datasets.base import TRAIN, VAL, Dataset
 from s5.data.datasets.shipped import Shipped, Source, safe_name
 from s5.data.folders import find_images
 from s5.data.label_table import build_table
-from s5.data.masks import open_mask
 from s5.errors import PrepareError
 
 _MASK = re.compile(r"(?P<stem>.+)_instance_color_RGB")
@@ -97,12 +94,6 @@ Masks: {_URL}  Images: {_IMAGES_URL} (DOTA-v1.0)"""
             for group, (images, masks) in found.items()
             for stem in sorted(images.keys() | masks.keys())
         ]
-
-    @classmethod
-    def read_mask(cls, file: Path, path: Path) -> tuple[np.ndarray, str]:
-        """Class ids from the colours; masks that were turned into ids are read as well."""
-        with open_mask(file, cls.tables[0]) as mask:
-            return mask.read(0, 0, mask.height, mask.width), mask.note
 
     @classmethod
     def split_file(cls, split: str, folder: str) -> str:

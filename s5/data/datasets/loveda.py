@@ -1,7 +1,6 @@
 """LoveDA: land cover of urban and rural scenes in three Chinese cities."""
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from s5.errors import PrepareError, shorten
 logger = logging.getLogger(__name__)
 
 _URL = "https://zenodo.org/record/5706578"
-_FILE = re.compile(
-    r"(?:.*/)?(?P<group>train|val|test)(?:\.zip)?/(?:.*/)?(?P<scene>urban|rural)(?:\.zip)?/"
-    r"(?P<kind>images|masks)_png/(?P<stem>\d+)\.png"
+_FILE = (
+    r"(train|val|test)(?:\.zip)?/(?:.*/)?(urban|rural)(?:\.zip)?/"  # part and scene
+    r"(images|masks)_png/(\d+)\.png"
 )
 _SHOWN = 10  # names in a message
 
@@ -72,10 +71,8 @@ Get it from {_URL}"""
     def find(cls, shipped: Shipped) -> list[Source]:
         """All images that have a mask, and the test images; what lacks its partner, to be listed."""
         found: dict[_Key, _Files] = {}
-        for place, path in shipped.files():
-            if match := _FILE.fullmatch(place):
-                key = match["group"], match["scene"].capitalize(), int(match["stem"])
-                found.setdefault(key, {}).setdefault(match["kind"], path)
+        for (group, scene, kind, number), path in shipped.match(_FILE).items():
+            found.setdefault((group, scene.capitalize(), int(number)), {}).setdefault(kind, path)
         shipped.require(_lacking(found, cls.counts))
         sources = [_source(key, files) for key, files in sorted(found.items())]
         if not any(source.group == TRAIN and not source.problem for source in sources):

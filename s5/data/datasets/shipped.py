@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s5.data.datasets.archives import Archives
+from s5.data.datasets.prepared import JOURNAL_NAME
 from s5.data.folders import find_files
 from s5.data.splits import read_list
 from s5.errors import PrepareError
@@ -71,15 +72,39 @@ class Shipped:
     def files(self) -> list[tuple[str, Path]]:
         """Every file, with its lower-case path from the source folder on, the best copy of a file first.
 
+        Folders below it that a preparation wrote are skipped.
+
         Raises:
             PrepareError: the source folder does not exist.
         """
         if not self.src.exists():
             raise PrepareError(f"{self.src}: no such folder or archive.\n{self.expected}")
         files = self.archives.files(self.src) if self.archives else find_files(self.src, self.folder)
+        prepared = {path.parent for path in files if path.name == JOURNAL_NAME} - {self.src}
+        if prepared:
+            files = [path for path in files if prepared.isdisjoint(path.parents)]
         # Unpacked files are faster to read; a shorter path is rather the original than a copy.
         files.sort(key=lambda path: (not path.is_file(), len(path.parts), path))
         return [(path.relative_to(self.src.parent).as_posix().lower(), path) for path in files]
+
+    def match(self, pattern: str) -> dict[tuple[str, ...], Path]:
+        """The files whose path, from one of its folders on, matches a pattern; of copies, the best.
+
+        Args:
+            pattern: Regular expression such as `(train|val)/(images|masks)/([^/]+).png`; case is ignored.
+
+        Returns:
+            Paths by the groups of the pattern, in lower case, the best copy of a file first.
+
+        Raises:
+            PrepareError: the source folder does not exist.
+        """
+        found: dict[tuple[str, ...], Path] = {}
+        anchored = re.compile(rf"(?:.*/)?(?:{pattern})", re.IGNORECASE)
+        for place, path in self.files():
+            if match := anchored.fullmatch(place):
+                found.setdefault(match.groups(""), path)
+        return found
 
     def local(self, path: Path) -> AbstractContextManager[Path]:
         """The file itself, or a temporary copy of the one in an archive."""

@@ -310,7 +310,7 @@ def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dic
     """
     lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
     for path in lists.values():
-        logger.info("%s: a list of classes, not an annotation; it is left out", path)
+        logger.info("%s: a list of classes, not an annotation; skipped", path)
     return {name: path for name, path in texts.items() if name not in lists}
 
 

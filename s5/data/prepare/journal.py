@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from s5.data.datasets.prepared import differences
 from s5.errors import PrepareError
 
 _VERSION = 1
@@ -36,6 +37,8 @@ class Entry:
         size: its size in bytes; a file of another size is cut again.
         patches: what was written of it.
         note: what the user should know of it; empty if nothing.
+        files: image and labels that it was cut from; one that is found with others is cut again. Empty in
+            journals of earlier versions.
     """
 
     source: str
@@ -43,6 +46,7 @@ class Entry:
     size: int
     patches: tuple[Patch, ...]
     note: str = ""
+    files: tuple[str, ...] = ()
 
 
 class Journal:
@@ -54,18 +58,21 @@ class Journal:
     Args:
         path: the file; its folder is made.
         parameters: what the patches depend on (patch size, format ...).
+        facts: what they depend on beside the arguments of the command; not in journals of earlier versions.
 
     Raises:
-        PrepareError: the file was begun with other parameters, or another run has it open.
+        PrepareError: the file was begun with other parameters or facts, or another run has it open.
     """
 
-    def __init__(self, path: Path, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, parameters: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         try:
             self._lock()
-            self.entries = self._load(dict(parameters))
+            self.entries = self._load(dict(parameters), dict(facts or {}))
         except BaseException:
             self._file.close()
             raise
@@ -100,23 +107,31 @@ class Journal:
                     ) from None
                 time.sleep(0.1)
 
-    def _load(self, parameters: dict[str, Any]) -> dict[str, Entry]:
+    def _load(self, parameters: dict[str, Any], facts: dict[str, Any]) -> dict[str, Entry]:
         self._file.seek(0)
         content = self._file.read()
         whole = content.rfind(b"\n") + 1
         os.ftruncate(self._file.fileno(), whole)
         header, *lines = [json.loads(line) for line in content[:whole].splitlines()] or [None]
         if header is None:
-            self._append({"version": _VERSION, "parameters": parameters})
+            self._append({"version": _VERSION, "parameters": parameters, "facts": facts})
         else:
             self._require_same(header, parameters)
+            changes = differences(header["facts"], facts) if "facts" in header else ""
+            if changes and not lines:  # nothing was finished: a table that fitted no mask may be mended
+                os.ftruncate(self._file.fileno(), 0)
+                self._append({**header, "facts": facts})
+            elif changes:
+                raise PrepareError(
+                    f"{self.path}: the dataset has changed since patches were cut here ({changes}). Choose "
+                    f"another --name or --out, or delete the folder {self.path.parent} to start from scratch"
+                )
         return {line["source"]: _entry(line) for line in lines}
 
     def _require_same(self, header: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         before = header.get("parameters", {})
         if header.get("version") != _VERSION or before != parameters:
-            keys = sorted(k for k in {*before, *parameters} if before.get(k) != parameters.get(k))
-            changes = ", ".join(f"{k} was {before.get(k)!r}, is {parameters.get(k)!r}" for k in keys)
+            changes = differences(before, parameters)
             raise PrepareError(
                 f"{self.path}: patches here were cut with other parameters ({changes or 'another version'}). "
                 "Run with the same ones to continue, choose another --out or --name, or delete the folder "
@@ -127,4 +142,5 @@ class Journal:
 def _entry(line: Mapping[str, Any]) -> Entry:
     patches: Sequence[Mapping[str, Any]] = line["patches"]
     written = tuple(Patch(**patch) for patch in patches)
-    return Entry(line["source"], line["group"], line["size"], written, line.get("note", ""))
+    files = tuple(line.get("files", ()))
+    return Entry(line["source"], line["group"], line["size"], written, line.get("note", ""), files)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from s5.command import Progress
 from s5.data.datasets.archives import Archives
+from s5.data.datasets.prepared import JOURNAL_NAME
 from s5.data.datasets.shipped import Source
 from s5.data.image_io import init_worker
 from s5.data.prepare.journal import Entry, Journal, Patch
@@ -33,7 +34,6 @@ from s5.errors import DataError, PrepareError, printable
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_NAME = "prepare_journal.jsonl"
 UNUSABLE_NAME = "unusable.txt"
 _SHOWN = 5  # messages in a summary
 _Item = TypeVar("_Item")
@@ -63,6 +63,7 @@ class Plan:
         out: data root; everything is written below it.
         folder: folder of the patches and the journal, relative to `out`.
         parameters: what the patches depend on; a journal with other parameters is refused.
+        facts: what they depend on beside the arguments of the command; a journal with others is refused.
         sources: the files to cut.
         cut: writes the patches of a source file; runs in worker processes. A `DataError` is reported, and the
             others go on.
@@ -86,6 +87,13 @@ class Plan:
     beside: Callable[[Source], Sequence[str]] = lambda source: ()
     archives: Archives | None = None
     usage: Callable[[], str] = lambda: ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def files(self, source: Source) -> tuple[str, ...]:
+        """Image and labels of a source, from the source folder on; of a file elsewhere, its name."""
+        src = Path(self.parameters.get("src", ""))
+        paths = [path.absolute() for path in (source.image, source.mask) if path is not None]
+        return tuple(str(p.relative_to(src)) if p.is_relative_to(src) else p.name for p in paths)
 
     def size(self, source: Source) -> int:
         """Bytes of a source's files; 0 for those that cannot be read, which `cut` complains about."""
@@ -159,6 +167,11 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     lists: dict[Path, int] = field(default_factory=dict)
 
+    def first_problems(self) -> list[str]:
+        """The number of source files that could not be used, and the first messages, as lines."""
+        shown = [f"  {message}" for message in list(self.unusable.values())[:_SHOWN]]
+        return [f"{len(self.unusable)} source files could not be used, the first:", *shown]
+
     def summary(self) -> str:
         """The counts as text."""
         if self.finished:
@@ -172,8 +185,7 @@ class Outcome:
         if self.without_data:
             lines.append(f"{self.without_data} patches without any data left out")
         if self.unusable:
-            lines.append(f"{len(self.unusable)} source files could not be used, the first:")
-            lines += [f"  {message}" for message in list(self.unusable.values())[:_SHOWN]]
+            lines += self.first_problems()
         if len(self.notes) > _SHOWN:
             lines.append(
                 f"{len(self.notes)} source files have notes, all of them in {JOURNAL_NAME}; the first:"
@@ -188,12 +200,13 @@ def prepare(plan: Plan, workers: int = 1) -> Outcome:
     May be interrupted at any point, also by ``kill -9``: the next call with the same parameters continues.
 
     Raises:
-        DataError: the folder was begun with other parameters, or a worker process was killed.
+        DataError: the folder was begun with other parameters or for another state of the dataset, a worker
+            process was killed, or no source file could be used.
         OSError: the output cannot be written.
     """
     folder = plan.out / plan.folder
     outcome = Outcome()
-    with Journal(folder / JOURNAL_NAME, plan.parameters) as journal:
+    with Journal(folder / JOURNAL_NAME, plan.parameters, plan.facts) as journal:
         present = _files(folder) if journal.entries else set()
         todo = [s for s in plan.sources if not _is_finished(journal.entries.get(s.key), s, plan, present)]
         outcome.before = len(plan.sources) - len(todo)
@@ -201,7 +214,8 @@ def prepare(plan: Plan, workers: int = 1) -> Outcome:
             plan.archives.provide(path for s in todo for path in (s.image, s.mask) if path is not None)
         with closing(_cut_all(plan, todo, workers, outcome)) as cut:
             for source, result in cut:
-                journal.add(Entry(source.key, source.group, plan.size(source), result.patches, result.note))
+                size, files = plan.size(source), plan.files(source)
+                journal.add(Entry(source.key, source.group, size, result.patches, result.note, files))
                 outcome.finished += 1
                 outcome.patches += len(result.patches)
                 outcome.empty += not result.patches
@@ -212,9 +226,11 @@ def prepare(plan: Plan, workers: int = 1) -> Outcome:
         if not plan.keep_lost:
             keys &= {source.key for source in plan.sources}
         entries = [journal.entries[key] for key in sorted(keys)]
+        _write_unusable(folder / UNUSABLE_NAME, outcome.unusable)
+        if outcome.unusable and not entries:
+            raise PrepareError("no source file could be used:\n" + "\n".join(outcome.first_problems()))
         outcome.notes = [f"{entry.source}: {entry.note}" for entry in entries if entry.note]
         outcome.lists = _write_lists(plan, entries)
-        _write_unusable(folder / UNUSABLE_NAME, outcome.unusable)
     return outcome
 
 
@@ -227,7 +243,7 @@ def _cut_all(
             progress.update()
             if isinstance(result, str):
                 outcome.unusable[source.key] = result
-                logger.warning("%s", result)
+                logger.debug("%s", result)  # the summary has the first ones, `UNUSABLE_NAME` all
             else:
                 yield source, result
 
@@ -250,6 +266,8 @@ def _cut(cut: Callable[[Source], Cut], source: Source) -> Cut | str:
 
 def _is_finished(entry: Entry | None, source: Source, plan: Plan, present: set[str]) -> bool:
     if entry is None or entry.size != plan.size(source):
+        return False
+    if entry.files and (entry.files, entry.group) != (plan.files(source), source.group):
         return False
     paths = [path for patch in entry.patches for path in (patch.image, patch.mask) if path]
     return all(str(plan.out / path) in present for path in (*paths, *plan.beside(source)))

@@ -10,6 +10,7 @@ from typing import Any
 
 from s5.data.datasets.archives import Archives
 from s5.data.datasets.base import TEST, TRAIN, VAL, Dataset
+from s5.data.datasets.prepared import JOURNAL_NAME
 from s5.data.datasets.shipped import Shipped, Source
 from s5.data.image_io import write_bytes, write_image, write_mask
 from s5.data.prepare.journal import Patch
@@ -200,14 +201,19 @@ def plan_dataset(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
         PrepareError: an argument is impossible, or the dataset is not there or incomplete.
     """
     cutter = dataset_cutter(dataset, args)
+    folder = args.out / cutter.folder
     shipped = Shipped(
         src=args.src,
         title=dataset.title,
         layout=dataset.layout,
-        folder=args.out / cutter.folder,
+        folder=folder,
         archives=cutter.archives,
         partial=getattr(args, "partial", False),
     )
+    if args.src.resolve() == folder.resolve() and not (folder / JOURNAL_NAME).exists():
+        raise PrepareError(
+            f"--src {args.src}: the prepared dataset would be written into it; choose another --out or --name"
+        )
     names = [name for name in ("src", "size", "overlap", "name", "val_size") if hasattr(args, name)]
     names += [name for name in dataset.options if name not in dataset.not_remembered]
     return Plan(
@@ -215,6 +221,7 @@ def plan_dataset(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
         out=args.out,
         folder=cutter.folder,
         parameters=plan_parameters(dataset.name, args, names),
+        facts=dataset.mask_facts(),
         sources=dataset.find(shipped, **{name: getattr(args, name) for name in dataset.options}),
         cut=cutter,
         lists={dataset.split_file(split, cutter.folder): parts for split, parts in dataset.splits.items()},

@@ -25,7 +25,7 @@ import numpy as np
 
 from s5.command import Progress, escape_console
 from s5.data.check_report import Problem, Report
-from s5.data.datasets import DATASETS
+from s5.data.datasets import DATASETS, TABLES
 from s5.data.datasets.prepared import prepared_folder, read_header, require_same_table
 from s5.data.files import write_bytes
 from s5.data.folders import pair_folders

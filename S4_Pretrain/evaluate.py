@@ -1,9 +1,9 @@
-"""Scores a checkpoint of S4P (or a published one) on a labeled split.
+"""Evaluate a checkpoint of S4P (or a published one) on a labeled split.
 
     python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --cfg-options data_root=/data/S5
-    torchrun --nproc_per_node 8 evaluate.py ...                                   the same numbers, sooner
+    torchrun --nproc_per_node 8 evaluate.py ...                                   same scores, 8 GPUs
 
-Prints the scores of every class and writes them, with a confusion matrix and pictures, to the work folder.
+Prints the scores of every class and writes them to the work folder, with a confusion matrix and pictures.
 """
 
 import argparse
@@ -36,8 +36,8 @@ logger = logging.getLogger("s5.evaluate")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
-    parser.set_defaults(backbone=None)  # the checkpoint knows
-    parser.add_argument("checkpoint", type=Path, help="whole model: <backbone>_s4p_upernet.pth")
+    parser.set_defaults(backbone=None)  # read from the checkpoint
+    parser.add_argument("checkpoint", type=Path, help="full model: <backbone>_s4p_upernet.pth")
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
     )
@@ -45,11 +45,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> SegmentationSpec:
-    """The model of a checkpoint: from its metadata, else from the configuration; predicted as configured.
+    """Build the spec from metadata or the configuration, with the configured inference settings.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: it has several tasks, or another backbone or other classes than asked for.
+        CheckpointError: The file cannot be read.
+        ConfigError: The checkpoint has several tasks, or another backbone or other classes than given.
     """
     spec = trained.spec_of_checkpoint(checkpoint, backbone)
     if spec is None:
@@ -66,24 +66,24 @@ def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> Segment
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate; returns 0."""
+    """Evaluate and return the exit code."""
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
-    place = launch.start(args.device)
+    process = launch.start(args.device)
     spec = find_spec(args.checkpoint, args.backbone, cfg)
-    work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", place)
-    launch.setup_logging(work_dir, place)
+    work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", process)
+    launch.setup_logging(work_dir, process)
 
-    experiment = s4p.S4PExperiment(cfg, spec.backbone, place, work_dir)
+    experiment = s4p.S4PExperiment(cfg, spec.backbone, process, work_dir)
     table = experiment.table
-    model = spec.build(args.checkpoint, place.device, resolve_precision(cfg.precision, place.device))
-    check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], place)
+    model = spec.build(args.checkpoint, process.device, resolve_precision(cfg.precision, process.device))
+    check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], process)
     loader = experiment.build_val_loader()
     metrics = experiment.build_metrics()
     hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]
     name = f"evaluate_{spec.backbone}"
-    run_validation(place, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
-    if place.is_main:
+    run_validation(process, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
+    if process.is_main:
         write_reports(work_dir, metrics, {s4p.TASK: {"checkpoint": str(args.checkpoint)}})
     logger.info("scores and pictures are in %s", work_dir)
     return 0

@@ -3,10 +3,10 @@
     python train.py --config configs/pretrain.yaml --backbone vit_b --init mae             one process
     torchrun --nproc_per_node 8 train.py --backbone vit_b --init mae                       8 GPUs
     python train.py --device cpu --backbone vit_t --init none --cfg-options data_root=...  no GPU
-    python train.py ... --resume                                                           go on after a stop
+    python train.py ... --resume                                                           resume
 
 Writes to the work folder: resumable checkpoints, <backbone>_s4p.pth (backbone), <backbone>_s4p_upernet.pth
-(whole model), train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
+(full model), train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it."""
+    """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
     processes = launch.start(args.device)

@@ -1,12 +1,12 @@
-"""Multi-dataset fine-tuning: one ViT, dense or with experts, on several segmentation datasets at once.
+"""Multi-dataset fine-tuning: train one backbone, dense or with experts, on several segmentation datasets.
 
     python md_finetune.py --backbone vit_b_moe --init vit_b_s4p_upernet.pth       one process
     torchrun --nproc_per_node 2 md_finetune.py --backbone vit_b_moe --init ...    2 GPUs
     python md_finetune.py --backbone vit_b --tasks loveda potsdam --init ...      dense, two tasks
-    python md_finetune.py ... --resume                                                  go on after a stop
+    python md_finetune.py ... --resume                                            resume
 
-Writes to the work folder: resumable checkpoints, <backbone>_mdf.pth (whole model), the best on average and of
-every task, train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
+Writes to the work folder: resumable checkpoints, <backbone>_mdf.pth (full model), the best weights on average
+and for every task, train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
 """
 
 import argparse
@@ -34,25 +34,25 @@ HERE = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", "vit_b_moe", experts=True)
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="train on these alone (default: all)")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks to train on (default: all)")
     parser.add_argument(
         "--load-network",
         type=true_or_false,
         metavar="True|False",
-        help="start from --init, or from random weights (default: True where --init is given)",
+        help="start from --init, or from random weights (default: True if --init is given)",
     )
     weights = "none, or the path of a checkpoint, with or without .pth (default: none)"
     add_training_options(parser, weights, "--checkpoint", work_dir="mdf_<backbone>")
     args = parser.parse_args(argv)
     if args.load_network and args.init is None:
-        parser.error("--load-network True needs --init CHECKPOINT; to start from random weights: False")
+        parser.error("--load-network True needs --init CHECKPOINT; use False to start from random weights")
     if args.load_network is False:
         args.init = None
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it."""
+    """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
     cfg = select_tasks(load_config(MDFConfig, args.config, args.cfg_options), args.tasks)
     processes = launch.start(args.device)

@@ -1,16 +1,16 @@
-"""Predicts images: index masks, colour masks and overlays for every task, from one pass of the encoder.
+"""Predict images: index masks, colour masks and overlays of every task.
 
     python predict.py vit_b_moe_mdf_best.pth images/ --out predictions                      all tasks
     python predict.py CKPT 'scenes/**/*.tif' --out predictions --tasks loveda --tta flip
     python predict.py published.pth photo.jpg --out predictions --backbone vit_b_moe --tasks potsdam
-    torchrun --nproc_per_node 8 predict.py CKPT images/ --out predictions       the images shared among 8 GPUs
+    torchrun --nproc_per_node 8 predict.py CKPT images/ --out predictions       images shared among 8 GPUs
 
-Writes <out>/<task>/{index,color,overlay}/<name>.png with the folders of the input. An index mask holds the
-raw values of the task's label table, those of its training masks; a TIFF gives TIFFs with the same
-georeferencing (transform, ground control points or RPC). Where an image has no data, index masks hold an
-ignored value, colour masks and overlays are transparent. <out>/<task>/prediction.yaml says how they were made
-and what the values mean. Existing results are overwritten; --resume keeps those made with the same settings.
-Images that cannot be read are named at the end; the exit code is then 1.
+Writes <out>/<task>/{index,color,overlay}/<name>.png, keeping the subfolders of the input. Index masks contain
+the raw values of the task's label table, like its training masks. TIFF input gives TIFF output with the same
+georeferencing (transform, ground control points or RPC). Where an image has no data, index masks have an
+ignored value, and colour masks and overlays are transparent. <out>/<task>/prediction.yaml records the
+settings and the meaning of the values. Existing results are overwritten; --resume keeps those made with the
+same settings. Images that cannot be read are listed at the end, and the exit code is then 1.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--overlay-alpha", type=float, default=ALPHA, help="weight of the colours, 0 to 1")
     args = parser.parse_args(argv)
     if not 0 <= args.overlay_alpha <= 1:
-        parser.error(f"--overlay-alpha {args.overlay_alpha}: from 0 to 1")
+        parser.error(f"--overlay-alpha {args.overlay_alpha}: must be from 0 to 1")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Predict; returns 0, or 1 when images could not be read."""
+    """Predict and return the exit code: 0, or 1 if images could not be read."""
     args = parse_args(argv)
     launch = start(args.device)
     predictor = make_predictor(args, args.checkpoint, chosen(args.tasks), launch, args.overlay_alpha)

@@ -1,12 +1,13 @@
-"""Writes the file that an evaluation server takes.
+"""Write a submission to an evaluation server.
 
     python submit.py loveda predictions/ --images LoveDA/Test --out loveda.zip
     python submit.py loveda vit_b_moe_mdf_best_loveda.pth --images LoveDA/Test --out loveda.zip --tta flip
 
-From a folder that predict.py wrote (or any of index masks named like the images), or from a checkpoint, whose
-predictions are kept beside the zip, so that a second call goes on; those of another checkpoint or with other
-settings are overwritten. Names, number, size and values are checked before the zip is written. The server
-takes all 1796 test images and no part of them; --partial writes the file of a part, to look at.
+The input is an output folder of predict.py (or any folder of index masks named like the images), or a
+checkpoint. Predictions of a checkpoint are kept beside the zip, so that a second call continues; those of
+another checkpoint or with other settings are overwritten. Names, number, sizes and values of the masks are
+checked before the zip is written. The server accepts only the complete set of 1796 test images; with
+--partial, an incomplete file is written for inspection.
 """
 
 import argparse
@@ -28,21 +29,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = prediction_parser(__doc__, HERE / "configs/rsseg.yaml")
     add_precision_option(parser)
     parser.add_argument("server", choices=["loveda"])
-    parser.add_argument("predictions", type=Path, help="folder of predictions, or checkpoint to predict with")
+    parser.add_argument("predictions", type=Path, help="folder of predictions, or a checkpoint")
     parser.add_argument("--images", type=Path, required=True, help="folder of the test images")
     parser.add_argument("--out", type=Path, required=True, metavar="ZIP")
     parser.add_argument("--task", default="loveda", help="task of the checkpoint (default: loveda)")
     parser.add_argument(
-        "--values", choices=VALUES, help="index masks count from 1 (raw) or 0 (ids); default: found out"
+        "--values",
+        choices=VALUES,
+        help="whether classes in the masks count from 1 (raw) or 0 (ids); default: detected",
     )
     parser.add_argument(
-        "--partial", action="store_true", help="also of a part of the test images, which the server refuses"
+        "--partial", action="store_true", help="also write incomplete submissions, which the server rejects"
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the submission; returns 0."""
+    """Write the submission and return the exit code."""
     args = parse_args(argv)
     find_tests(args.images, args.partial)  # before hours of prediction
     launch = start(args.device)
@@ -57,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         folder /= args.task
     if launch.is_main:
         count = pack_loveda(folder, args.images, args.out, args.values, args.partial)
-        whole = count == LoveDA.counts["test"]
-        refused = f"the server will refuse the file, as it takes all {LoveDA.counts['test']} of the test part"
-        print(f"{args.out}: {count} masks, {'ready to be uploaded' if whole else refused}")
+        complete = count == LoveDA.counts["test"]
+        rejected = f"the server will reject it, as it needs all {LoveDA.counts['test']} of the test split"
+        print(f"{args.out}: {count} masks, {'ready for upload' if complete else rejected}")
     return 0
 
 

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from mmengine.optim import OptimWrapper
 
-from benchmarks.steps import Step, StepBenchmark
-from s5.backbones import get_architecture
+from benchmarks.steps import Step, StepBenchmark, expert_channels
 from s5.compat.memory import keep_freed_memory
 from s5.detection.network import DetectionModel, build_detector
 from s5.training.optim import build_optim_wrapper, param_groups
 
 TASKS = {"dior": 20, "dota": 18}
-EXPERT_CHANNELS = 256  # at most; for small backbones a third of the width
 OBJECTS = 20  # per image
 SMALLEST = 12  # pixels; the largest have a quarter of the image's side
 
@@ -58,8 +56,8 @@ def _parts(
 ) -> tuple[DetectionModel, OptimWrapper, dict[str, Any]]:
     """The model, its optimizer and a batch of images with objects."""
     if args.device == "cpu":
-        keep_freed_memory()  # in both implementations
-    detector = build_detector(args.backbone, TASKS, args.size, expert_channels=_expert_channels(args))
+        keep_freed_memory()  # in both ways
+    detector = build_detector(args.backbone, TASKS, args.size, expert_channels=expert_channels(args))
     model = DetectionModel(detector, dtype).to(args.device, memory_format=torch.channels_last).train()
     groups = param_groups(detector, 1e-4, 0.05, 0.9)
     return model, build_optim_wrapper(groups, 1e-4, (0.9, 0.999), dtype, clip_grad=35.0), _data(args)
@@ -85,10 +83,6 @@ def _boxes(size: int) -> torch.Tensor:
     return torch.cat((draws[:, :2] * size, sides, (draws[:, 4:] - 0.5) * math.pi), dim=1)
 
 
-def _expert_channels(args: argparse.Namespace) -> int:
-    return min(EXPERT_CHANNELS, get_architecture(args.backbone).max_expert_channels // 3)
-
-
 def _batch(args: argparse.Namespace) -> int:
     return max(args.batch, 2)  # as published
 
@@ -98,7 +92,7 @@ BENCHMARK = StepBenchmark(
     plain_step,
     s5_step,
     lambda args: (
-        f"Detection step, {args.backbone} with {_expert_channels(args)} expert channels, "
+        f"Detection step, {args.backbone} with {expert_channels(args)} expert channels, "
         f"{len(TASKS)} datasets, {_batch(args)} images of {args.size}² with {OBJECTS} objects each"
     ),
     lambda args: len(TASKS) * _batch(args),

@@ -11,14 +11,13 @@ import torch
 from mmengine.optim import OptimWrapper
 
 from benchmarks.plain_step import use_plain_attention
-from benchmarks.steps import Step, StepBenchmark
+from benchmarks.steps import Step, StepBenchmark, expert_channels
 from s5.ops.losses import pixel_cross_entropy
 from s5.segmentation.multi_dataset import MultiDataset, TaskLoss
 from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.training.optim import build_optim_wrapper, param_groups
 
 TASKS = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
-EXPERT_CHANNELS = 256
 
 
 def plain_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
@@ -69,7 +68,7 @@ def _optimizer(segmentor: Segmentor, dtype: torch.dtype | None) -> OptimWrapper:
 
 
 def _segmentor(args: argparse.Namespace) -> Segmentor:
-    return build_segmentor(args.backbone, TASKS, args.size, expert_channels=EXPERT_CHANNELS)
+    return build_segmentor(args.backbone, TASKS, args.size, expert_channels=expert_channels(args))
 
 
 def _labels(args: argparse.Namespace) -> torch.Tensor:
@@ -82,7 +81,7 @@ BENCHMARK = StepBenchmark(
     plain_step,
     s5_step,
     lambda args: (
-        f"MoE-MDF step, {args.backbone} with {EXPERT_CHANNELS} expert channels, {len(TASKS)} datasets, "
+        f"MoE-MDF step, {args.backbone} with {expert_channels(args)} expert channels, {len(TASKS)} datasets, "
         f"{_batch(args)} images of {args.size}² each"
     ),
     lambda args: len(TASKS) * _batch(args),

@@ -14,13 +14,15 @@ from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
 from s5.segmentation.segmentor import Segmentor
 
+CONF_THRESH = 0.95
+
 
 class PlainStep:
     """One optimizer step on normalised float images that the loader has already augmented."""
 
-    def __init__(self, segmentor: Segmentor, dtype: torch.dtype | None, conf_thresh: float = 0.95) -> None:
+    def __init__(self, segmentor: Segmentor, dtype: torch.dtype | None) -> None:
         """Take a segmentor of unfused attention and the autocast type of the pass with gradient."""
-        self.segmentor, self.dtype, self.conf_thresh = segmentor, dtype, conf_thresh
+        self.segmentor, self.dtype = segmentor, dtype
         parameters = [p for p in segmentor.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01)
         self.device = next(segmentor.parameters()).device
@@ -36,7 +38,7 @@ class PlainStep:
             logits = self.segmentor(torch.cat([batch["labeled"], strong]))
         logits_s, logits_u = logits.tensor_split([len(batch["labels"])])
         valid = torch.ones_like(pseudo, dtype=torch.bool)
-        loss_u = pseudo_label_loss(logits_u, pseudo, conf >= self.conf_thresh, valid)
+        loss_u = pseudo_label_loss(logits_u, pseudo, conf >= CONF_THRESH, valid)
         loss = (pixel_cross_entropy(logits_s, batch["labels"]) + loss_u) / 2
         self.optimizer.zero_grad()
         loss.backward()

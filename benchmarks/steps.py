@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.timing import device_name, markdown_table
+from s5.backbones import get_architecture
 from s5.compat.memory import keep_freed_memory, peak_memory
 from s5.compat.precision import has_bf16
 
@@ -119,6 +120,11 @@ class StepBenchmark(NamedTuple):
             command += [f"--{option}", str(getattr(args, option))]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
+
+
+def expert_channels(args: argparse.Namespace) -> int:
+    """Expert channels of the chosen backbone: 256 as published, a third of the width of a small one."""
+    return min(256, get_architecture(args.backbone).max_expert_channels // 3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from s5.training.reports import text_table
+
 
 def interleaved(
     tasks: Mapping[str, Callable[[], object]],
@@ -46,7 +48,4 @@ def device_name(device: str) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Formats a table in Markdown; numbers with three significant digits."""
     cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    lines = [list(header), ["-" * width for width in widths], *cells]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return text_table(header, cells, markdown=True)

@@ -4,7 +4,7 @@
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
 Runs that are finished are kept, interrupted ones go on. Writes `report.md` with means and standard
-deviations.
+deviations. docs/real_images.md says what DATA is.
 """
 
 import argparse

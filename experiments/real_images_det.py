@@ -2,9 +2,9 @@
 
     python -m experiments.real_images_det --data DATA [--checkpoint S4P.pth] [--cfg-options ...]
 
-Datasets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format. Both are cut into
-windows of 640 pixels by ``python -m s5.data.prepare dota``; scores are those of the whole images. An
-interrupted run goes on. Writes to the folder of results:
+Datasets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format; docs/real_images.md
+says where they are from. Both are cut into windows of 640 pixels by `python -m s5.data.prepare dota`; scores
+are those of the whole images. An interrupted run goes on. Writes to the folder of results:
 
     evaluation/                scores of the end, tables, sheets with the true boxes
     predictions/               drawings, text and GeoJSON of the whole images

@@ -5,7 +5,7 @@
 Datasets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by place where it is known.
 All models of a seed start from the same weights and see equally many images of each dataset. Runs that are
 finished are kept, interrupted ones go on. Writes `report.md` with means and standard deviations, and contact
-sheets for each dataset.
+sheets for each dataset. docs/real_images.md says what DATA is.
 """
 
 import argparse

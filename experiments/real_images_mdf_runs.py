@@ -12,7 +12,8 @@ import torch
 from experiments.real_tiles import TASKS, is_validation, tiles
 from experiments.training_runs import train_once
 from s5.backbones import with_experts
-from s5.checkpoints.loading import load_weights, save_atomic
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import save_atomic
 from s5.data.splits import write_split
 from s5.errors import ConfigError
 from s5.params import count_parameters

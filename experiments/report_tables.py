@@ -10,6 +10,7 @@ from s5.data.label_table import LabelTable
 from s5.data.masks import read_ids
 from s5.data.splits import Split
 from s5.ops.confusion import confusion_matrix, scores
+from s5.training.reports import text_table
 
 MEAN = "mIoU"
 
@@ -21,16 +22,8 @@ def markdown_table(columns: Mapping[str, Mapping[str, str]], rows: Sequence[str]
         columns: for every title the cells by row.
         rows: titles of the rows, in order.
     """
-    first = max(map(len, rows))
-    widths = {title: max(len(title), *(len(cells[row]) for row in rows)) for title, cells in columns.items()}
-    lines = [
-        f"| {'':<{first}} | " + " | ".join(f"{title:>{width}}" for title, width in widths.items()) + " |",
-        f"| {'-' * first} | " + " | ".join(f"{'-' * (width - 1)}:" for width in widths.values()) + " |",
-    ]
-    for row in rows:
-        cells = (f"{cells[row]:>{widths[title]}}" for title, cells in columns.items())
-        lines.append(f"| {row:<{first}} | " + " | ".join(cells) + " |")
-    return lines
+    cells = [[row, *(column[row] for column in columns.values())] for row in rows]
+    return text_table(["", *columns], cells, markdown=True).splitlines()
 
 
 def percent(value: float | None) -> str:

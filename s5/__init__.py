@@ -4,7 +4,7 @@
     model = s5.load("vit_b_moe_mdf_best.pth")
     model.predict("scene.tif", task="loveda").save("mask.tif")
 
-Names are imported when they are first used, so that `import s5` takes no time.
+Names are imported lazily on first use, so that `import s5` is fast.
 """
 
 from importlib import import_module
@@ -21,12 +21,12 @@ __all__ = ["create_model", "list_backbones", "load"]
 
 _MODULES = ("api", "datasets")
 
-# Here and not in a function, so that spawned workers get it with whatever they import from this package.
+# At module level, so that spawned workers run it when they import anything from this package.
 mmcv_ext.install()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute
-    """Import what is asked for: a name of :mod:`s5.api`, or a module."""
+    """Import a name of :mod:`s5.api` or a module on first use."""
     if name in __all__:
         return getattr(import_module("s5.api"), name)
     if name in _MODULES and find_spec(f"s5.{name}"):
@@ -35,6 +35,6 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute
 
 
 def __dir__() -> list[str]:
-    """Also what is not imported yet."""
+    """List public names, including those not imported yet."""
     modules = (name for name in _MODULES if find_spec(f"s5.{name}"))
     return sorted(["__version__", *__all__, *modules])

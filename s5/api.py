@@ -1,4 +1,4 @@
-"""The Python interface: trained models from their files, new models, and what they predict.
+"""The Python interface: load trained models, create new ones, and predict.
 
     model = s5.load("vit_b_moe_mdf_best.pth")
     result = model.predict("scene.tif", task="loveda")
@@ -18,8 +18,8 @@ from torch import nn
 from s5 import backbones
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.reading import find_checkpoint, read_checkpoint
-from s5.data.labels import LabelTable, get_table
-from s5.data.oriented.classes import get_classes
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_classes, get_table
 from s5.detection.network import Settings
 from s5.detection.predict import DetectionPredictor
 from s5.detection.results import DetectionResult
@@ -64,23 +64,23 @@ def load(
     """Load a trained model of S4P, multi-dataset fine-tuning or detection.
 
     Args:
-        checkpoint: weights of a whole model, with or without `.pth`.
-        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU if there is one.
+        checkpoint: Weights of a full model, with or without `.pth`.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU if there is one.
         precision: `auto`, `bf16`, `fp16` or `fp32`.
-        backbone: name of the backbone, such as `vit_b_moe`; only for a file without metadata, such as one in
+        backbone: Name of the backbone, such as `vit_b_moe`; only for a file without metadata, such as one in
             the published layout.
-        tasks: names of the tasks to load, by default all. For a file without metadata, a mapping from the
-            names to the classes, such as `{"loveda": "loveda"}`, in the order of training.
-        options: how images are predicted, see :class:`~s5.segmentation.predict.SegmentationPredictor` and
+        tasks: Names of the tasks to load, by default all. For a file without metadata, a mapping from names
+            to classes, such as `{"loveda": "loveda"}`, in the order of training.
+        options: Inference options, see :class:`~s5.segmentation.predict.SegmentationPredictor` and
             :class:`~s5.detection.predict.DetectionPredictor`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or holds no whole model.
-        ConfigError: the file has no metadata and backbone or tasks are not given; or a bad value.
-        DataError: unknown or unusable classes.
+        CheckpointError: The file is missing or damaged, or does not contain a full model.
+        ConfigError: A value is invalid, or the file has no metadata and backbone or tasks are not given.
+        DataError: Classes are unknown or invalid.
     """
     path = Path(checkpoint)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, lazy=True)
     meta = meta_of(content)
     spec = DetectionSpec.from_meta(meta) or SegmentationSpec.from_meta(meta)
     if spec is None:
@@ -88,16 +88,16 @@ def load(
     else:
         if backbone not in (None, spec.backbone) or isinstance(tasks, Mapping):
             raise ConfigError(
-                f"{path} is self-describing: a {spec.backbone} for {', '.join(spec.tasks)}. Leave "
-                f"backbone out, and give tasks, if at all, as a list of names"
+                f"{path} is self-describing: a {spec.backbone} for {', '.join(spec.tasks)}. Omit backbone, "
+                f"and give tasks, if any, as a list of names"
             )
         spec = spec.only([tasks] if isinstance(tasks, str) else list(tasks or ()))
-    file, place = find_checkpoint(path), find_device(device)
+    file, chosen_device = find_checkpoint(path), find_device(device)
     product = DetectionPredictor if isinstance(spec, DetectionSpec) else SegmentationPredictor
     known = [name for name, option in signature(product).parameters.items() if option.kind is KEYWORD_ONLY]
     for name in options:
         _require(name, known, "option")
-    return product(spec, file, place, precision, **options).load()  # type: ignore[arg-type]
+    return product(spec, file, chosen_device, precision, **options).load()  # type: ignore[arg-type]
 
 
 def create_model(
@@ -113,22 +113,22 @@ def create_model(
     """Build an untrained network: a backbone with a head per task.
 
     Args:
-        backbone: a name of :func:`list_backbones`.
-        tasks: classes by task, in the order of the batch.
+        backbone: A name of :func:`list_backbones`.
+        tasks: Classes by task, in the order of the batch.
         kind: `segmentation` or `detection`.
-        experts: channels of the experts in the backbone's FFNs; by default 256 for a name that ends in
-            `_moe`, else 0.
-        img_size: side in pixels of the images to train on.
-        decoder_channels: channels inside the decoders; segmentation only.
-        settings: values of :class:`~s5.detection.network.Settings`; detection only.
+        experts: Channels of the experts in the backbone's FFNs; by default 256 for names that end in `_moe`
+            and 0 for others.
+        img_size: Side of the training images in pixels.
+        decoder_channels: Channels inside the decoders; segmentation only.
+        settings: Values of :class:`~s5.detection.network.Settings`; detection only.
 
     Returns:
-        A :class:`~s5.segmentation.segmentor.Segmentor`, whose input are normalised images (B, 3, H, W), or a
+        A :class:`~s5.segmentation.segmentor.Segmentor`, whose input is normalised images (B, 3, H, W), or a
         :class:`~s5.detection.network.MultiTaskDetector`.
 
     Raises:
-        ConfigError: an unknown backbone or kind, too wide experts, or a task that cannot have its name.
-        DataError: unknown or unusable classes.
+        ConfigError: The backbone or kind is unknown, experts are too wide, or a task has an invalid name.
+        DataError: Classes are unknown or invalid.
     """
     _require(backbone, list_backbones(), "backbone")
     _require(kind, KINDS, "kind")
@@ -143,30 +143,30 @@ def create_model(
         chosen = Settings(**settings or {})
         return DetectionSpec(name, img_size, experts, classes, chosen).build_network()
     tables = {task: _table(task, given) for task, given in tasks.items()}
-    how = dict.fromkeys(tables, Inference())
-    return SegmentationSpec(name, img_size, experts, decoder_channels, tables, how).build_network()
+    inference = dict.fromkeys(tables, Inference())
+    return SegmentationSpec(name, img_size, experts, decoder_channels, tables, inference).build_network()
 
 
 def list_backbones() -> list[str]:
-    """Names of all backbones; those that end in `_moe` have an expert per task."""
+    """List the names of all backbones; those that end in `_moe` have an expert per task."""
     return backbones.list_backbones(experts=True)
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of a name; `auto` is a GPU if there is one.
+    """Return the device of a name; `auto` is a GPU if there is one.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: The device is unknown or unavailable.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # an AssertionError without CUDA
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {str(device)!r} cannot be used ({reason}); choose cpu or auto") from None
-    return found
+    return chosen
 
 
 def _spec_of_weights(
@@ -175,7 +175,7 @@ def _spec_of_weights(
     backbone: str | None,
     tasks: Sequence[str] | Mapping[str, Classes] | None,
 ) -> DetectionSpec | SegmentationSpec:
-    """How to rebuild the model of a file without metadata."""
+    """Build the spec of a file without metadata."""
     if backbone is None or not isinstance(tasks, Mapping):
         raise ConfigError(
             f"{path} has no metadata: give the name of the backbone and the classes of its tasks, such as "
@@ -186,7 +186,7 @@ def _spec_of_weights(
     try:
         weights = convert(content, tuple(tasks))
         if not weights.heads:
-            raise CheckpointError("holds a backbone alone; give the file of a whole model")
+            raise CheckpointError("holds a backbone only; give the weights of a full model")
         if any(CLASSIFIER in head for head in weights.heads.values()):
             classes = {task: _class_names(given) for task, given in tasks.items()}
             return DetectionSpec.from_weights(weights, backbone, classes)
@@ -197,7 +197,7 @@ def _spec_of_weights(
 
 
 def _table(task: str, given: Classes) -> LabelTable:
-    """The label table of a segmentation task."""
+    """Return the label table of a segmentation task."""
     if isinstance(given, str | Mapping):
         return get_table(given, default_name=task)
     return get_table({"name": task, "classes": _class_names(given)})

@@ -1,22 +1,26 @@
-"""The outermost layer of every command: its exit code, and errors without a traceback."""
+"""What all commands share: exit codes, errors without a traceback, and the progress of long loops."""
 
 import io
 import logging
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import FrameType
+from types import FrameType, TracebackType
+
+from tqdm import tqdm
 
 from s5.errors import ESCAPE, SignalInterrupt, UserError
 
-# What PyTorch puts before the message of an error in a loader worker.
+# Prefix that PyTorch adds to the message of an error in a loader worker.
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def escape_console() -> None:
-    """Let stdout and stderr escape what they cannot encode, such as file names that are not UTF-8."""
+    """Let stdout and stderr escape characters they cannot encode, as in file names that are not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook replaces them
             stream.reconfigure(errors=ESCAPE)
@@ -26,13 +30,14 @@ def run_command(main: Callable[[], int], *, repeatable: bool = False) -> int:
     """Run `main` and return the exit code of the command.
 
     Args:
-        main: returns an exit code of its own.
-        repeatable: the command keeps what it has finished and continues when it is called again. Then
-            SIGTERM is an interrupt, log lines go to stderr, and messages about interrupts and files say so.
+        main: The command; returns an exit code.
+        repeatable: Whether the command keeps finished work and continues when run again. If so, SIGTERM acts
+            as an interrupt, log lines go to stderr, and messages about interrupts and file errors say that
+            the command can be repeated.
 
     Returns:
-        That of `main`; 1 after an error that its message explains, 130 after Ctrl-C, 128 + n after another
-        signal n. Any other error propagates with its traceback.
+        The exit code of `main`; 1 after a user error, 130 after Ctrl-C, 128 + n after another signal n. Any
+        other error propagates with its traceback.
     """
     escape_console()
     try:
@@ -43,9 +48,9 @@ def run_command(main: Callable[[], int], *, repeatable: bool = False) -> int:
     except OSError as error:
         if not repeatable:
             raise
-        return _failed(f"{error}. What is finished is kept; run the same command again.")
+        return _failed(f"{error}. Finished work is kept; run the same command again.")
     except RuntimeError as error:
-        from s5.data.worker_pool import explain_death  # imports torch, which data commands do without
+        from s5.data.worker_pool import explain_death  # imports torch, which data commands do not need
 
         explanation = explain_death(error)
         if explanation is None:
@@ -74,3 +79,54 @@ def _repeatable() -> Iterator[None]:
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+class _Bar(tqdm):
+    # No monitor thread: forking with threads is unsafe.
+    monitor_interval = 0
+
+
+class Progress:
+    """Count finished items of a known number.
+
+    Args:
+        total: Number of items.
+        what: Description of the work.
+        unit: Name of the items.
+        logger: Used when stderr is not a terminal.
+    """
+
+    def __init__(self, total: int, what: str, unit: str, logger: logging.Logger) -> None:
+        self.total, self.what, self.unit, self._logger = total, what, unit, logger
+        self.done = 0
+        self._bar = _Bar(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Add `count` finished items."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            rate = self.done / (now - self._start)
+            self._logger.info(
+                "%s: %d of %d %s, %.3g/s, %.0f s left",
+                self.what,
+                self.done,
+                self.total,
+                self.unit,
+                rate,
+                (self.total - self.done) / rate,
+            )

@@ -5,7 +5,7 @@
     python -m s5.convert vit_b_s4p.pth timm.pth --to timm
     python -m s5.convert --list
 
-The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their type.
+The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their dtype.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from typing import Any
 
 from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
 from s5.checkpoints.layouts.s5 import S5
-from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic, shorten
-from s5.errors import CheckpointError
+from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic
+from s5.errors import CheckpointError, shorten
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     args = _parse_args(argv)
     if args.list:
         print(layout_table())
@@ -39,17 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def convert_file(
     src: Path, dst: Path, layout: Layout, tasks: Sequence[str] = (), overwrite: bool = False
 ) -> None:
-    """Convert a checkpoint file and print what became of it.
+    """Convert a checkpoint file and print a report.
 
     Args:
         src: The checkpoint, of any known layout.
         dst: The file to write.
-        layout: Its layout.
-        tasks: Names of the experts of `src`, in order, where the file does not tell them.
+        layout: The layout to write.
+        tasks: Names of the experts of `src`, in order, if the file does not contain them.
         overwrite: Replace an existing file.
 
     Raises:
-        CheckpointError: `src` cannot be read or converted, or `dst` not be written.
+        CheckpointError: `src` cannot be read or converted, or `dst` cannot be written.
     """
     src = find_checkpoint(src)
     _check_target(src, dst, overwrite)
@@ -58,7 +58,7 @@ def convert_file(
         weights = convert(content, tasks)
         if tasks and weights.experts != tuple(tasks):
             has = f"has experts for {', '.join(weights.experts)}" if weights.experts else "has no experts"
-            raise CheckpointError(f"--tasks {','.join(tasks)}: the checkpoint {has}; leave --tasks out")
+            raise CheckpointError(f"--tasks {','.join(tasks)}: the checkpoint {has}; omit --tasks")
         written = layout.from_ours(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{src}: {error}") from error
@@ -70,7 +70,7 @@ def convert_file(
 def report(
     src: Path, dst: Path, layout: Layout, weights: Weights, written: Written, meta: Mapping[str, Any] | None
 ) -> str:
-    """What was read, written and left out, one line each."""
+    """Format what was read, written and left out, one line each."""
     heads = f"heads of {', '.join(weights.heads)}" if weights.heads else "no heads"
     experts = f", experts for {', '.join(weights.experts)}" if weights.experts else ""
     lines = [
@@ -83,15 +83,15 @@ def report(
     if left_out:
         lines.append(f"  left out: {len(left_out)} tensors ({shorten(left_out)})")
     if isinstance(layout, S5):
-        kept = f"kept ({', '.join(meta)})" if meta else "none: commands need --config, and --backbone"
+        kept = f"kept ({', '.join(meta)})" if meta else "none: commands need --config and --backbone"
         lines.append(f"  metadata: {kept}")
     elif meta:
-        lines.append("  left out: the metadata (backbone, tasks, classes), which this layout does not hold")
+        lines.append("  left out: the metadata (backbone, tasks, classes), which this layout does not have")
     return "\n".join(lines)
 
 
 def layout_table() -> str:
-    """All layouts with the keys by which they are recognised, and whether they can be written."""
+    """Format all layouts with the keys by which they are recognised, and whether they can be written."""
     width = max(len(layout.key) for layout in LAYOUTS)
     lines = []
     for layout in LAYOUTS:
@@ -117,7 +117,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=lambda names: names.split(","),
         default=[],
         metavar="A,B",
-        help="names of the experts in order, where SRC only numbers them",
+        help="names of the experts in order, if SRC only numbers them",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     parser.add_argument("--list", action="store_true", help="list the layouts")
@@ -134,7 +134,7 @@ def _writable() -> list[str]:
 def _check_target(src: Path, dst: Path, overwrite: bool) -> None:
     if dst.suffix not in SUFFIXES:
         raise CheckpointError(
-            f"{dst}: files are written with torch.save; end the name in {', '.join(SUFFIXES)}"
+            f"{dst}: files are written with torch.save; choose a name that ends in {', '.join(SUFFIXES)}"
         )
     if dst.is_dir():
         raise CheckpointError(f"{dst} is a folder: name the file to write")
@@ -146,7 +146,7 @@ def _check_target(src: Path, dst: Path, overwrite: bool) -> None:
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Metadata of a weights file of this package; None where there is none."""
+    """Metadata of a weight file of this package; None if it has none."""
     meta = content.get("meta")
     return dict(meta) if isinstance(meta, Mapping) and isinstance(meta.get("backbone"), str) else None
 

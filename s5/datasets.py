@@ -1,6 +1,6 @@
-"""Known datasets by index: `from s5.datasets import LoveDA; LoveDA(root, "val")[0]["mask"]`.
+"""Indexable datasets: `from s5.datasets import LoveDA; LoveDA(root, "val")[0]["mask"]`.
 
-`help(LoveDA)` tells format, classes, splits, licence and citation; `dir(s5.datasets)` lists all of them.
+`help(LoveDA)` shows format, classes, splits, licence and citation; `dir(s5.datasets)` lists all datasets.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ __all__ = ["DATASETS", "Dataset", "register"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """A registered dataset by the name of its class."""
+    """Return a registered dataset by its class name."""
     for dataset in DATASETS.values():
         if dataset.__name__ == name:
             return dataset
-    raise AttributeError(f"module 's5.datasets' has no attribute {name!r}; there are {', '.join(__dir__())}")
+    raise AttributeError(f"module 's5.datasets' has no attribute {name!r}; available: {', '.join(__dir__())}")
 
 
 def __dir__() -> list[str]:

@@ -14,13 +14,14 @@ bytes of file names that are not UTF-8, which Python represents as surrogates, a
 
 
 def printable(text: str) -> str:
-    """Escape what UTF-8 cannot encode, see `ESCAPE`."""
+    """Escape characters that UTF-8 cannot encode, see `ESCAPE`."""
     return text.encode("utf-8", ESCAPE).decode("utf-8")
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """The first names, separated by commas; `...` stands for any others."""
-    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+    """Join the first `limit` names with commas, followed by the number of the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def is_utf8(path: str | Path) -> bool:
@@ -53,11 +54,11 @@ class CheckpointError(UserError, ValueError):
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; the message names file, key and value."""
+    """A configuration is invalid; the message names file, key and value."""
 
 
 class DataError(UserError, ValueError):
-    """Something about the data on disk is wrong; the message says what and what to do.
+    """Data on disk is missing or invalid; the message names the problem and the remedy.
 
     Args:
         message: The message; bytes of file names that are not UTF-8 are escaped.
@@ -68,7 +69,7 @@ class DataError(UserError, ValueError):
 
 
 class ImageError(DataError):
-    """An image or mask that is missing, truncated or cannot be decoded.
+    """An image or mask is missing, truncated or cannot be decoded.
 
     Args:
         path: The file.
@@ -88,11 +89,11 @@ class ImageError(DataError):
 
 
 class LabelError(DataError):
-    """A malformed label table, or a mask that does not match its table."""
+    """A label table is malformed, or a mask does not match its table."""
 
 
 class SplitError(DataError):
-    """A split file that is missing, empty or malformed; its lines are `image[ mask]`."""
+    """A split file is missing, empty or malformed; its lines are `image[ mask]`."""
 
 
 class LoaderError(DataError):
@@ -100,14 +101,14 @@ class LoaderError(DataError):
 
 
 class PrepareError(DataError):
-    """Shipped data that are missing or incomplete, or a preparation that cannot start or continue."""
+    """Downloaded data is missing or incomplete, or a preparation cannot start or continue."""
 
 
 class SignalInterrupt(KeyboardInterrupt):
-    """A signal ends the run at once.
+    """A signal ends the run immediately.
 
     Attributes:
-        number: of the signal.
+        number: Signal number.
     """
 
     def __init__(self, number: int) -> None:

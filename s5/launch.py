@@ -1,4 +1,4 @@
-"""Starting a process: device, process group, logging. Works under torchrun, alone, on GPUs and on CPUs."""
+"""Process start-up: device, process group and logging, under torchrun or alone, on GPUs or CPUs."""
 
 import atexit
 import logging
@@ -19,26 +19,26 @@ from s5.errors import ESCAPE, UserError, is_utf8
 
 LOG_FILE = "train.log"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-LONGEST_WAIT = timedelta(days=30)  # for a process that works alone
+LONGEST_WAIT = timedelta(days=30)  # for one process that does long work while the others wait
 
-_MAIN_PROCESS_TIMEOUT = timedelta(days=7)  # its end is noticed at once; in milliseconds it must fit an int32
+_MAIN_PROCESS_TIMEOUT = timedelta(days=7)  # its death is noticed earlier; milliseconds must fit an int32
 _DONE, _FAILED = "done", "failed"
 _host_groups: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
 _turns = count()  # numbers the uses of main_process_first, the same in all processes
 
 
 class LaunchError(UserError, RuntimeError):
-    """The run cannot start as asked for."""
+    """The run cannot start with the given options and environment."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where this process runs.
+    """Device and rank of this process.
 
     Attributes:
-        device: device of the model.
-        rank: global rank.
-        world_size: number of processes.
+        device: Device of the model.
+        rank: Global rank.
+        world_size: Number of processes.
     """
 
     device: torch.device
@@ -60,13 +60,14 @@ ALONE = Launch(torch.device("cpu"), rank=0, world_size=1)
 
 
 def start(device: str = "auto") -> Launch:
-    """Choose the device and join the process group that torchrun's environment variables describe, if any.
+    """Choose the device and join the process group defined by torchrun's environment variables, if any.
 
     Args:
-        device: ``cuda``, ``cpu``, or ``auto`` (CUDA where there is a GPU).
+        device: `cuda`, `cpu`, or `auto` (CUDA if a GPU is visible).
 
     Raises:
-        LaunchError: CUDA was asked for and there is none, more processes than GPUs, or the port is taken.
+        LaunchError: CUDA is requested but unavailable, there are more processes than GPUs, or the port is
+            taken.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,10 +89,10 @@ def start(device: str = "auto") -> Launch:
 
 
 def host_group() -> dist.ProcessGroup:
-    """All processes, to exchange what is in host memory, and to wait for one that works for long.
+    """Return a Gloo group of all processes for exchanging objects in host memory and for long waits.
 
-    By NCCL, objects would go through the memory of the GPUs, and a process that waits would give up after
-    :data:`COLLECTIVE_TIMEOUT`. All processes have to call it.
+    NCCL would copy objects through GPU memory, and waiting processes would time out after
+    :data:`COLLECTIVE_TIMEOUT`. All processes must call this.
     """
     world = dist.group.WORLD
     if world not in _host_groups:
@@ -100,7 +101,7 @@ def host_group() -> dist.ProcessGroup:
 
 
 def setup_logging(work_dir: Path, launch: Launch) -> None:
-    """Send the package's log to the console (main process) and to ``work_dir/train.log``."""
+    """Send the package's log to the console (main process) and to `work_dir/train.log`."""
     logger = logging.getLogger("s5")
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
@@ -116,10 +117,10 @@ def setup_logging(work_dir: Path, launch: Launch) -> None:
 
 
 def make_work_dir(path: Path, launch: Launch, option: str = "--work-dir") -> Path:
-    """Create an output folder and prove that it can be written; ``option`` is what chooses it.
+    """Create an output folder and check that it is writable; `option` is the CLI option that sets it.
 
     Raises:
-        LaunchError: it cannot be created or written.
+        LaunchError: The folder cannot be created or written.
     """
     if not is_utf8(path.absolute()):
         raise LaunchError(f"{path}: not UTF-8, as TensorBoard and GDAL require; choose another {option}")
@@ -141,7 +142,7 @@ def _join_group(backend: str) -> None:
     try:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         atexit.register(_leave_group)
-        host_group()  # what keeps the processes from it shows now, not at the first validation
+        host_group()  # connection problems surface here instead of at the first validation
     except dist.DistNetworkError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LaunchError(f"cannot listen on or reach {address} ({error}); choose another port") from None
@@ -155,16 +156,16 @@ def _leave_group() -> None:
 
 @contextmanager
 def main_process_first(launch: Launch) -> Iterator[bool]:
-    """Run a block that only the main process needs to act in; the others wait, and stop if it failed.
+    """Let the main process finish a block while the others wait; they raise an error if it fails.
 
-    They wait at the store by which the processes found each other, not in a collective: the block may take
-    longer than :data:`COLLECTIVE_TIMEOUT`.
+    They wait on the rendezvous store instead of in a collective, because the block may take longer than
+    :data:`COLLECTIVE_TIMEOUT`.
 
     Yields:
         Whether this is the main process.
 
     Raises:
-        LaunchError: in the other processes, when the main process raised or died.
+        LaunchError: The main process raised an exception or died (raised in the other processes).
     """
     if launch.world_size == 1:
         yield True
@@ -195,7 +196,7 @@ def _wait_for_main_process(store: dist.Store, key: str) -> None:
 
 
 def same_everywhere(value: str | None, launch: Launch) -> bool:
-    """Whether all processes have the same value."""
+    """Whether `value` is the same in all processes; all must call this."""
     if launch.world_size == 1:
         return True
     values: list[str | None] = [None] * launch.world_size

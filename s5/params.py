@@ -17,13 +17,14 @@ from torch import nn
 from s5.backbones import create_backbone, get_architecture, list_backbones
 from s5.detection.network import MultiTaskDetector, build_head
 from s5.segmentation.segmentor import SegHead, Segmentor
+from s5.training.reports import text_table
 
 SEG_IMAGE_SIZE = 512
 SEG_SINGLE = {"isaid": 16}
 SEG_FOUR = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
 EXPERT_CHANNELS = (128, 256, 512)
 DET_IMAGE_SIZE = 512
-DET_SINGLE_IMAGE_SIZE = {"vit_h": 800}  # the published count is that of 800 pixels
+DET_SINGLE_IMAGE_SIZE = {"vit_h": 800}  # the published count is for 800 pixels
 DET_SINGLE = {"dior": 20}
 DET_TWO = {"dior": 20, "dota": 18}
 DET_EXPERT_CHANNELS = 256
@@ -31,12 +32,12 @@ DET_EXPERT_CHANNELS = 256
 
 @dataclass(frozen=True)
 class Row:
-    """Parameters of one model.
+    """Parameter count of one model.
 
     Attributes:
         backbone: Name of the backbone.
-        task: ``seg`` or ``det``.
-        datasets: Number of datasets, each with a head of its own.
+        task: `seg` or `det`.
+        datasets: Number of datasets, each with its own head.
         expert_channels: Channels of the backbone's experts; 0 for a dense backbone.
         params: Number of parameters, frozen ones included.
     """
@@ -49,7 +50,7 @@ class Row:
 
 
 def segmentation_rows(name: str) -> list[Row]:
-    """Count the segmentation models of one backbone whose experts fit it."""
+    """Count the parameters of the segmentation models with one backbone."""
     most, rows = get_architecture(name).max_expert_channels, []
     with torch.device("meta"):
         for tasks, channels in ((SEG_SINGLE, (0,)), (SEG_FOUR, (0, *EXPERT_CHANNELS))):
@@ -58,7 +59,7 @@ def segmentation_rows(name: str) -> list[Row]:
                 backbone = create_backbone(
                     name, SEG_IMAGE_SIZE, experts=tuple(tasks), expert_channels=expert_channels
                 )
-                # Heads do not depend on the experts, and making them takes most of the time.
+                # Heads do not depend on the experts, and building them takes most of the time.
                 heads = heads or {
                     task: SegHead(backbone.out_channels, classes) for task, classes in tasks.items()
                 }
@@ -68,7 +69,7 @@ def segmentation_rows(name: str) -> list[Row]:
 
 
 def detection_rows(name: str) -> list[Row]:
-    """Count the detectors of one backbone: one dataset, two with a shared backbone, two with experts."""
+    """Count the parameters of detectors with one backbone: for one dataset, for two, for two with experts."""
     single_size = DET_SINGLE_IMAGE_SIZE.get(name, DET_IMAGE_SIZE)
     models = [(DET_SINGLE, 0, single_size), (DET_TWO, 0, DET_IMAGE_SIZE)]
     if get_architecture(name).max_expert_channels > DET_EXPERT_CHANNELS:
@@ -91,20 +92,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Lay out rows as a table in millions, a line per backbone and a column per configuration."""
-    found = {(row.task, row.datasets, row.expert_channels) for row in rows}
-    columns = sorted(found, key=lambda column: (column[0] != "seg", *column[1:]))
+    """Format a table in millions, with a row per backbone and a column per configuration."""
+    configurations = {(row.task, row.datasets, row.expert_channels) for row in rows}
+    columns = sorted(configurations, key=lambda column: (column[0] != "seg", *column[1:]))
     counts = {(row.backbone, (row.task, row.datasets, row.expert_channels)): row.params for row in rows}
     titles = [_title(*column) for column in columns]
-    lines = ["parameters in millions", "  ".join(["backbone", *titles])]
-    for backbone in dict.fromkeys(row.backbone for row in rows):
-        cells = [
-            f"{counts[backbone, column] / 1e6:.3f}" if (backbone, column) in counts else "-"
-            for column in columns
-        ]
-        padded = (cell.rjust(len(title)) for cell, title in zip(cells, titles, strict=True))
-        lines.append("  ".join([backbone.ljust(len("backbone")), *padded]))
-    return "\n".join(lines)
+    cells = [
+        [name, *(f"{counts[name, c] / 1e6:.3f}" if (name, c) in counts else "-" for c in columns)]
+        for name in dict.fromkeys(row.backbone for row in rows)
+    ]
+    return f"parameters in millions\n{text_table(['backbone', *titles], cells)}"
 
 
 def _title(task: str, datasets: int, expert_channels: int) -> str:

@@ -1,4 +1,4 @@
-"""Types of settings with a range, which pydantic checks where settings are read from a configuration."""
+"""Types of settings with a range, which pydantic enforces when a configuration is read."""
 
 from typing import Annotated
 
@@ -13,10 +13,10 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def require_ordered(name: str, pair: tuple[float, float]) -> None:
-    """Refuse a range whose ends are in the wrong order.
+    """Reject a range whose ends are in the wrong order.
 
     Raises:
-        ValueError: names the setting.
+        ValueError: The first value is larger than the second; names the setting.
     """
     if pair[0] > pair[1]:
         raise ValueError(f"{name} {pair}: the first value must not be larger than the second")

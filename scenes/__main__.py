@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from s5.command import run_command
-from s5.data.prepare.parallel import default_workers
+from s5.data.prepare.pipeline import default_workers
 from scenes.dataset import PARTS, Request, write_dataset
 
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s5.data.labels import IGNORE, get_table
+from s5.data.label_table import IGNORE
+from s5.data.labels import get_table
 
 TABLE = get_table("scenes")
 CLASSES = TABLE.classes

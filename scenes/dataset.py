@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s5.command import Progress
 from s5.data.files import write_bytes
 from s5.data.image_io import write_image, write_mask
 from s5.data.oriented.detections import corners_text
-from s5.data.prepare.parallel import run_parallel
-from s5.data.progress import Progress
+from s5.data.prepare.pipeline import run_parallel
 from s5.data.splits import format_line, write_split
 from s5.errors import DataError
 from scenes.classes import BOX_CLASSES

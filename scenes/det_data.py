@@ -15,7 +15,7 @@ import numpy as np
 
 from s5.data.image_io import read_mask
 from s5.data.oriented.annotations import Objects, make_objects, write_objects
-from s5.data.prepare.parallel import default_workers
+from s5.data.prepare.pipeline import default_workers
 from scenes import CLASSES
 from scenes.dataset import Request, write_dataset
 from scenes.mdf_data import write_to

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s5.data.image_io import read_mask, write_mask
-from s5.data.prepare.parallel import default_workers
+from s5.data.prepare.pipeline import default_workers
 from s5.data.splits import format_line, write_split
 from scenes import LABEL_SETS
 from scenes.dataset import Request, write_dataset

@@ -12,6 +12,7 @@ from scenes.water import trail_wake
 
 GLASS = np.array((46, 52, 58))
 WHITE = np.array((216, 216, 212))
+STERN = 0.85  # width of the stern, relative to the hull
 
 
 class Part(NamedTuple):
@@ -99,12 +100,12 @@ def ship(canvas: Canvas, pose: Pose, long: float, wake: bool = False, clear: flo
     return placed
 
 
-def hull(long: float, wide: float, bow: float, stern: float = 0.85) -> np.ndarray:
-    """Outline of a hull (N, 2); `bow` is the tapering share, `stern` the relative width of the stern."""
+def hull(long: float, wide: float, bow: float) -> np.ndarray:
+    """Outline of a hull (N, 2); `bow` is the tapering share."""
     t = np.linspace(0, 1, 6)
     taper = np.sqrt(1 - t**1.7) * wide / 2
     x = long / 2 - bow * long * (1 - t)
-    side = np.column_stack([np.r_[-long / 2, -0.35 * long, x], np.r_[stern * wide / 2, wide / 2, taper]])
+    side = np.column_stack([np.r_[-long / 2, -0.35 * long, x], np.r_[STERN * wide / 2, wide / 2, taper]])
     return np.concatenate([side, side[-2::-1] * (1, -1)])
 
 

@@ -1,4 +1,4 @@
-"""python -m s5.convert: files in, files out, and what it says."""
+"""`python -m s5.convert`: input files, output files and messages."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 from s5 import convert as command
 from s5.checkpoints.layouts import LAYOUTS, convert
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.trained_models import table, write_checkpoint
 
@@ -22,7 +22,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def backbone(*tasks: str, expert_channels: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights of a backbone alone."""
+    """Random weights of a lone backbone."""
     classes = dict.fromkeys(tasks, 2)
     model = build_segmentor("vit_t", classes, 64, channels=8, expert_channels=expert_channels)
     return model.backbone.state_dict()
@@ -78,10 +78,18 @@ def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "to", "message"),
     [
-        ("x.safetensors", "s5", r"x.safetensors: files are written with torch.save; end the name in .pth"),
-        ("x.pth", "keras", "unknown layout 'keras'; there are s5, published"),
+        (
+            "x.safetensors",
+            "s5",
+            r"x.safetensors: files are written with torch.save; choose a name that ends in .pth",
+        ),
+        ("x.pth", "keras", "unknown layout 'keras'; available: s5, published"),
         ("x.pth", "huggingface", "Hugging Face ViT cannot be written: its networks always attend to a class"),
-        ("x.pth", "timm", "vit_t_moe_mdf.pth: MAE or timm has no experts, the backbone has them for roads"),
+        (
+            "x.pth",
+            "timm",
+            "vit_t_moe_mdf.pth: MAE or timm has no experts, but the backbone has some for roads",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_an_error_and_leaves_no_file(own, tmp_path, capsys, name, to, message):
@@ -102,7 +110,7 @@ def test_numbered_experts_get_the_names_given(tmp_path, capsys):
     moe = backbone("roads", "roofs", expert_channels=8)
     torch.save(moe, tmp_path / "own.pth")
     assert run(tmp_path / "own.pth", tmp_path / "published.pth", "--to", "published") == 0
-    assert "reading takes --tasks roads,roofs" in capsys.readouterr().out
+    assert "reading the file needs --tasks roads,roofs" in capsys.readouterr().out
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5") == 1
     assert "2 experts without names" in capsys.readouterr().err
     assert run(tmp_path / "published.pth", tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,roofs") == 0
@@ -112,9 +120,7 @@ def test_numbered_experts_get_the_names_given(tmp_path, capsys):
 
 def test_names_for_experts_that_have_names_are_an_error(own, tmp_path, capsys):
     assert run(own, tmp_path / "x.pth", "--to", "s5", "--tasks", "roads,ships") == 1
-    assert (
-        "--tasks roads,ships: the checkpoint has experts for roads, roofs; leave" in capsys.readouterr().err
-    )
+    assert "--tasks roads,ships: the checkpoint has experts for roads, roofs; omit" in capsys.readouterr().err
 
 
 def test_the_layouts_are_listed(capsys):

@@ -1,13 +1,13 @@
-"""Oriented detection: one ViT, dense or with experts, and an Oriented R-CNN per dataset, trained at once.
+"""Oriented detection: train one backbone, dense or with experts, and an Oriented R-CNN per dataset.
 
     python tools/train.py configs/obb/oriented_rcnn/mtd/vit_b_moe_dior_r_dota2.py
     torchrun --nproc_per_node 6 tools/train.py CONFIG                                    6 GPUs
     python -m torch.distributed.launch --nproc_per_node=6 tools/train.py CONFIG          the same
-    python tools/train.py CONFIG --init vit_b_s4p.pth --cfg-options data_root=/data    other values
-    python tools/train.py CONFIG --resume                                                go on after a stop
+    python tools/train.py CONFIG --init vit_b_s4p.pth --cfg-options data_root=/data      override values
+    python tools/train.py CONFIG --resume                                                resume
 
-Writes to the work folder: resumable checkpoints, <backbone>_det.pth, the best on average and of every task,
-train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
+Writes to the work folder: resumable checkpoints, <backbone>_det.pth, the best weights on average and for each
+task, train.log, log.jsonl, tensorboard/, pictures/, config.yaml, final_metrics.json.
 """
 
 import argparse
@@ -35,15 +35,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_common_options(parser, "--options")
     weights = "none, or the path of a checkpoint (default: load_from of CONFIG)"
     add_training_options(parser, weights, "--load-from", work_dir="<name of config>")
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch"], help="not needed; accepted for old commands"
-    )
+    parser.add_argument("--launcher", choices=["none", "pytorch"], help="ignored: detected automatically")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it."""
+    """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
     cfg = load_python_config(DetConfig, args.config, args.cfg_options)
     processes = launch.start(args.device)

@@ -1,6 +1,6 @@
-"""Backbones: images to four feature maps of strides 4, 8, 16 and 32.
+"""Registry of backbones, which map images to feature maps of strides 4, 8, 16 and 32.
 
-The registry. A name such as `vit_b` is a dense backbone, `vit_b_moe` the same with experts.
+A name such as `vit_b` stands for a dense backbone, `vit_b_moe` for the same backbone with experts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,22 +38,22 @@ def list_backbones(experts: bool = False) -> list[str]:
 
 
 def has_experts(name: str) -> bool:
-    """Whether the name is that of a backbone with experts."""
+    """Whether a name stands for a backbone with experts."""
     return name.endswith(MOE)
 
 
 def dense_name(name: str) -> str:
-    """Name of a dense backbone, by that with experts or its own."""
+    """Name of the dense backbone for a name with or without experts."""
     return name.removesuffix(MOE)
 
 
 def with_experts(name: str) -> str:
-    """Name of a backbone with experts, by that of the dense one."""
+    """Name of the backbone with experts for the name of a dense one."""
     return f"{name}{MOE}"
 
 
 def get_architecture(name: str | Architecture) -> Architecture:
-    """Look up a backbone by name, with or without experts; an `Architecture` is returned as it is.
+    """Look up a backbone by name, with or without experts; an `Architecture` is returned unchanged.
 
     Raises:
         ValueError: The name is unknown; the message lists the known ones.
@@ -78,16 +78,16 @@ def create_backbone(
     """Build a backbone with randomly initialised weights.
 
     Args:
-        name: As of `list_backbones`, or an `Architecture`.
-        img_size: Image size in pixels (side, or height and width) that it is built for; others work as well.
+        name: A name of `list_backbones`, or an `Architecture`.
+        img_size: Image size in pixels (side, or height and width) to build for; other sizes work as well.
         drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
-        norm_eps: Epsilon of the norms in the blocks: 1e-5 in published S5 weights, 1e-6 in MAE.
+        norm_eps: Epsilon of the norms in the blocks: 1e-5 for published S5 weights, 1e-6 for MAE.
         activation_checkpointing: Recompute activations in the backward pass to save memory.
-        experts: Names of the tasks with experts of their own.
-        expert_channels: Output channels of an expert; 0 gives a dense backbone, whatever its name.
+        experts: Names of the tasks that get an expert.
+        expert_channels: Output channels of an expert; 0 gives a dense backbone regardless of its name.
 
     Raises:
-        ValueError: Unknown name, an image size that does not fit, or experts that it cannot have.
+        ValueError: The name is unknown, the image size does not fit, or such experts are not supported.
     """
     return get_architecture(name).build(
         img_size,
@@ -100,11 +100,11 @@ def create_backbone(
 
 
 def identify(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Name of the dense backbone that weights under our names are of; None if they are of none here."""
+    """Name of the dense backbone that fits weights under this package's names; None if there is none."""
     return next((name for name, row in ARCHITECTURES.items() if row.fits(tensors)), None)
 
 
 def describe(tensors: Mapping[str, torch.Tensor]) -> str:
-    """What tells weights under our names from those of other backbones, for messages."""
+    """Describe the architecture of weights under this package's names, for messages."""
     name = identify(tensors)
     return ARCHITECTURES[name].form if name else form_of(tensors) or "an unknown network"

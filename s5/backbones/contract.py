@@ -1,7 +1,7 @@
-"""What a backbone is to the rest of the package.
+"""The interface of a backbone.
 
-A further backbone is a subclass of `Backbone`, and one of `Architecture` whose instances are rows of the
-registry in `s5.backbones`. `tests/backbones/contract.py` tests everything that is promised here.
+To add a backbone, subclass `Backbone` and `Architecture`, and add instances of the latter to the registry in
+`s5.backbones`. `tests/backbones/contract.py` tests the guarantees stated here.
 """
 
 from abc import ABC, abstractmethod
@@ -16,19 +16,19 @@ from s5.errors import CheckpointError
 STRIDES = (4, 8, 16, 32)
 StateDict = dict[str, torch.Tensor]
 Counts = Mapping[str, int]
-"""Images of each task, in the order in which the tasks follow each other in the batch."""
+"""Number of images of each task, in the order of the batch."""
 
 
 class Architecture(ABC):
-    """A backbone by its name, before it is built.
+    """Description of a backbone, from which it is built.
 
     Attributes:
-        name: Name used on the command line and in configs.
-        divisor: Sides of an input image in pixels must be multiples of it.
-        min_size: Smallest side of an input image in pixels.
-        max_expert_channels: Most channels that an expert may have; 0 if the backbone cannot have experts.
-        timm: Name of the model of timm whose weights it takes; None if there is none.
-        form: What tells its weights from those of others, for messages.
+        name: Name on the command line and in configurations.
+        divisor: The sides of an input image in pixels must be multiples of this number.
+        min_size: Minimum side of an input image in pixels.
+        max_expert_channels: Maximum number of channels of an expert; 0 if experts are not supported.
+        timm: Name of the timm model whose weights fit; None if there is none.
+        form: Description of the architecture in messages, such as its width and depth.
     """
 
     name: str
@@ -49,29 +49,30 @@ class Architecture(ABC):
         experts: Sequence[str],
         expert_channels: int,
     ) -> "Backbone":
-        """Build the backbone with randomly initialised weights; arguments as of `create_backbone`."""
+        """Build the backbone with randomly initialised weights; arguments as for `create_backbone`."""
 
     @abstractmethod
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether weights under the names of the backbone are of this architecture, complete or not."""
+        """Whether weights under the backbone's names have this architecture; they may be incomplete."""
 
     def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
-        """Side of the training images in pixels, where weights tell it; by default they do not."""
+        """Side of the training images in pixels if it follows from the weights, otherwise None."""
         return None
 
     @abstractmethod
     def pretrained(self) -> StateDict:
-        """Download timm's weights, under names that `s5.checkpoints.layouts` knows.
+        """Download timm's weights, in a layout of `s5.checkpoints.layouts`.
 
         Raises:
-            CheckpointError: There are none, or they cannot be downloaded.
+            CheckpointError: timm has no weights for this architecture.
+            OSError: The weights cannot be downloaded.
         """
 
     def check_size(self, height: int, width: int) -> None:
-        """Check that an image of that size in pixels can be an input.
+        """Check that images of this size in pixels are supported.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: A side is too small or not a multiple of `divisor`.
         """
         if height % self.divisor or width % self.divisor or min(height, width) < self.min_size:
             raise ValueError(
@@ -80,24 +81,24 @@ class Architecture(ABC):
             )
 
     def padded(self, side: int) -> int:
-        """The smallest side of an input, in pixels, that is at least `side`."""
+        """The smallest supported side in pixels that is at least `side`."""
         return max(-(-side // self.divisor) * self.divisor, self.min_size)
 
 
 class Backbone(nn.Module, ABC):
-    """Images to four feature maps of strides 4, 8, 16 and 32.
+    """Network that maps images to four feature maps of strides 4, 8, 16 and 32.
 
     Attributes:
-        architecture: What it was built from.
+        architecture: Description from which it was built.
         out_channels: Channels of the four maps.
         strides: Strides of the four maps in pixels.
-        num_layers: Layers for layer decay; the layer of this number has the full learning rate.
-        experts: Names of the tasks with experts of their own; empty for a dense backbone.
+        num_layers: Largest number of a layer for layer decay; this layer has the full learning rate.
+        experts: Names of the tasks that have an expert; empty for a dense backbone.
         expert_channels: Output channels of an expert; 0 for a dense backbone.
         activation_checkpointing: Recompute activations in the backward pass to save memory.
-        stem: Name of the weight (C, bands, k, k) of the convolution that sees the image.
-        inert: Names of parameters without effect, which weights may lack.
-        undecayed: Names of parameters, beside the norms, that weight decay leaves alone.
+        stem: Name of the weight (C, bands, k, k) of the first convolution.
+        inert: Names of parameters without effect, which may be missing in checkpoints.
+        undecayed: Names of parameters without weight decay, apart from norms.
     """
 
     strides: tuple[int, ...] = STRIDES
@@ -133,48 +134,49 @@ class Backbone(nn.Module, ABC):
         """Compute the four feature maps.
 
         Args:
-            images: (B, 3, H, W), normalised; H and W as `Architecture.check_size` demands. With experts,
-                ordered by task.
-            counts: Images of each task, in the order of the batch; may be left out for a single expert, and
-                for a dense backbone, which ignores it.
+            images: (B, 3, H, W), normalised; H and W must pass `Architecture.check_size`. Ordered by task if
+                the backbone has experts.
+            counts: Number of images of each task, in the order of the batch. Optional with a single expert;
+                ignored by a dense backbone.
 
         Returns:
             Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32 (the last rounded down), C of `out_channels`.
 
         Raises:
-            ValueError: H or W does not fit, or `counts` does not match the experts or the batch.
+            ValueError: H or W is not supported, or `counts` does not match the experts or the batch.
         """
 
     @abstractmethod
     def layer_of(self, parameter: str) -> int:
-        """Layer of a parameter by its name: 0 for the stem, rising with depth up to `num_layers`."""
+        """Layer of a parameter by its name: 0 for the stem, increasing with depth up to `num_layers`."""
 
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
-        """Run the blocks through `torch.compile`, where the backbone has blocks that compile.
+        """Compile the blocks with `torch.compile`, if the backbone supports it.
 
         Args:
-            backend: As for `torch.compile`; the default needs a C compiler on GPUs, a C++ compiler on CPUs.
+            backend: Backend of `torch.compile`; the default needs a C compiler on GPUs, a C++ compiler on
+                CPUs.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The backbone does not support compilation.
         """
         raise ValueError(f"{self.name} cannot be compiled")
 
     def fit_weights(
         self, tensors: StateDict, bands: Sequence[int] | None = None
     ) -> tuple[StateDict, list[str]]:
-        """Adapt weights of this architecture to this model: to its bands, experts, input size.
+        """Adapt weights of this architecture to the bands, experts and input size of this model.
 
         Args:
-            tensors: Under the names of this backbone; unchanged tensors are shared, not copied.
-            bands: Channels of the weights' images that are red, green and blue, counted from 1; None if they
-                have these alone.
+            tensors: Weights under the names of this backbone; unchanged tensors are shared, not copied.
+            bands: 1-based numbers of the red, green and blue channels of the images that the weights were
+                trained on; None if these are the only ones.
 
         Returns:
-            The tensors that fit, and what was changed, for a report.
+            The adapted tensors, and notes on the changes.
 
         Raises:
-            CheckpointError: They cannot be adapted.
+            CheckpointError: The weights cannot be adapted.
         """
         if bands is None:
             return tensors, []
@@ -184,10 +186,10 @@ class Backbone(nn.Module, ABC):
         return tensors | {self.stem: select_bands(weight, bands)}, [note]
 
     def resolve_counts(self, counts: Counts | None, batch: int) -> Counts | None:
-        """Check the counts of a batch; None for a dense backbone.
+        """Check and return the counts of a batch; None for a dense backbone.
 
         Raises:
-            ValueError: They name a task without expert, or do not add up to the batch.
+            ValueError: The counts contain a task without expert, or do not add up to the batch.
         """
         if not self.experts:
             return None
@@ -202,9 +204,9 @@ class Backbone(nn.Module, ABC):
 
 
 def select_bands(weight: torch.Tensor, bands: Sequence[int]) -> torch.Tensor:
-    """The first convolution of a checkpoint, for some of the channels of its images.
+    """Select the weights of some image channels from a checkpoint's first convolution.
 
-    A channel that is named k times is divided by k, so that an image of equal channels gives what it gave.
+    The weights of a channel that is selected k times are divided by k, which preserves the sum over channels.
 
     Args:
         weight: (C, channels, k, k).

@@ -22,8 +22,8 @@ EXPERT_KEY = re.compile(r"^blocks\.\d+\.mlp\.experts\.([^.]+)\.")
 class MoeMlp(nn.Module):
     """FFN with a shared part and one expert per task.
 
-    With images of a single task in the batch it multiplies by the joined weight matrix, which makes
-    it equal to a plain FFN of the same weights bit for bit.
+    If all images in the batch belong to one task, it uses the concatenated weight matrix, which makes it
+    equal to a plain FFN with the same weights bit for bit.
     """
 
     def __init__(self, width: int, hidden: int, experts: Sequence[str], expert_channels: int) -> None:
@@ -33,7 +33,7 @@ class MoeMlp(nn.Module):
             width: Channels C of a token.
             hidden: Channels between the two linear layers.
             experts: Names of the tasks.
-            expert_channels: Output channels of an expert, 1 to C; with C the second linear layer has no
+            expert_channels: Output channels of an expert, 1 to C; with C, the second linear layer has no
                 shared part.
 
         Raises:
@@ -53,10 +53,10 @@ class MoeMlp(nn.Module):
 
         Args:
             tokens: (B, N, C), ordered by task.
-            counts: Images of each task, in the order of the batch; their sum is B.
+            counts: Number of images of each task, in the order of the batch; their sum is B.
 
         Returns:
-            (B, N, C); the last `expert_channels` channels are the experts'.
+            (B, N, C); the last `expert_channels` channels come from the experts.
         """
         return self.transform(tokens, *self.select(counts, tokens.shape[1]))
 
@@ -64,11 +64,11 @@ class MoeMlp(nn.Module):
         """Select the experts of the tasks that have images in the batch.
 
         Args:
-            counts: Images of each task, in the order of the batch.
-            length: Tokens N of an image.
+            counts: Number of images of each task, in the order of the batch.
+            length: Tokens N per image.
 
         Returns:
-            Those experts and the number of tokens of each.
+            The experts and the number of tokens of each.
         """
         present = {task: count for task, count in counts.items() if count}
         experts = [cast(nn.Linear, self.experts[task]) for task in present]
@@ -79,12 +79,12 @@ class MoeMlp(nn.Module):
     ) -> torch.Tensor:
         """Transform tokens with the given experts.
 
-        Nothing in here depends on which tasks the experts belong to, so that one compiled graph serves all.
+        Nothing here depends on the tasks of the experts, so that one compiled graph serves all of them.
 
         Args:
             tokens: (B, N, C), ordered by expert.
-            experts: At least one, as of `select`.
-            sizes: Tokens of each expert; their sum is B * N.
+            experts: At least one expert, see `select`.
+            sizes: Number of tokens of each expert; their sum is B * N.
         """
         hidden = self.act(self.fc1(tokens))
         if len(experts) == 1:
@@ -100,10 +100,10 @@ class MoeMlp(nn.Module):
 
 
 def _apply(experts: Sequence[nn.Linear], hidden: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Each expert on its part of (B, N, hidden); (B, N, expert_channels)."""
+    """Apply each expert to its part of (B, N, hidden); returns (B, N, expert_channels)."""
     batch, length = hidden.shape[:2]
     if torch.compiler.is_compiling():
-        # Split by tokens: a size of 1, as of a task with a single image, would be compiled as a constant.
+        # Split by tokens: with images, a task's size of 1 would be compiled as a constant.
         hidden = hidden.flatten(0, 1)
     else:
         sizes = [size // length for size in sizes]
@@ -112,18 +112,18 @@ def _apply(experts: Sequence[nn.Linear], hidden: torch.Tensor, sizes: Sequence[i
 
 
 def expert_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of the experts of a backbone by the names of its tensors; empty for a dense one."""
+    """Names of a backbone's experts, from the names of its tensors; empty for a dense backbone."""
     return tuple(dict.fromkeys(match[1] for name in names if (match := EXPERT_KEY.match(name))))
 
 
 def split_experts(tensors: StateDict, experts: Sequence[str], expert_channels: int) -> StateDict:
-    """Turn dense FFNs into MoE ones that compute the same: each expert gets a copy of the last rows.
+    """Convert dense FFNs to equivalent MoE FFNs: each expert gets a copy of the last rows.
 
     Args:
         tensors: Weights of a dense backbone of width C.
         experts: Names of the tasks.
         expert_channels: Rows of the second linear layer that go to every expert; the first
-            ``C - expert_channels`` go to the shared part, which is absent where that is none.
+            `C - expert_channels` go to the shared part, which is absent if there are none.
     """
     split = {}
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Four feature maps of strides 4, 8, 16 and 32 from maps of other strides, such as those of a plain ViT."""
+"""Resample feature maps, such as those of a plain ViT, to strides 4, 8, 16 and 32."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -14,19 +14,19 @@ PYRAMID_NORM_EPS = 1e-6
 
 
 class Expand2x2(nn.ConvTranspose2d):
-    """Transposed convolution of kernel 2 and stride 2: every pixel becomes a square of four.
+    """Transposed convolution with kernel 2 and stride 2: every pixel becomes a 2 x 2 square.
 
-    As the squares do not overlap, this is a linear layer of four times as many channels, of which each
-    quarter is a pixel of the square. Computed so it is equal to ``nn.ConvTranspose2d`` up to rounding, and
-    on a CPU its backward pass takes less than half the time.
+    Since the squares do not overlap, this is a linear layer with four times as many output channels. This
+    implementation equals `nn.ConvTranspose2d` up to rounding, and its backward pass takes less than half the
+    time on a CPU.
     """
 
     def __init__(self, width: int) -> None:
-        """Build the layer, with the weights of ``nn.ConvTranspose2d``, for maps of `width` channels."""
+        """Build the layer, with the weights of `nn.ConvTranspose2d`, for maps with `width` channels."""
         super().__init__(width, width, kernel_size=2, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Maps (B, C, 2h, 2w), channels last in memory, of maps (B, C, h, w)."""
+        """Upsample maps (B, C, h, w) to (B, C, 2h, 2w), channels last in memory."""
         batch, channels, height, width = x.shape
         weight = self.weight.permute(2, 3, 1, 0).reshape(4 * channels, channels)
         bias = cast(torch.Tensor, self.bias).repeat(4)
@@ -38,21 +38,21 @@ class Expand2x2(nn.ConvTranspose2d):
 class Pyramid(nn.Module):
     """Resamples maps of any strides to strides 4, 8, 16 and 32, keeping their channels.
 
-    A map that is twice as coarse as wanted goes through a transposed convolution, one four times as coarse
-    through two; one that is too fine is max-pooled; one that fits is kept.
+    A map with twice the target stride goes through one transposed convolution, one with four times the target
+    stride through two. Maps with a smaller stride are max-pooled; maps with the target stride are unchanged.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
-        """Build the pyramid for four maps of these channels and strides in pixels.
+        """Build the pyramid for four maps with these channels and strides in pixels.
 
         Raises:
-            ValueError: A stride is not a power of two times the one wanted, or more than four times.
+            ValueError: A stride is neither a divisor of the target nor two or four times the target.
         """
         super().__init__()
         self.levels: list[str] = []
         for width, stride, wanted in zip(channels, strides, STRIDES, strict=True):
             level, name = _resample(width, stride, wanted)
-            # Levels have the names that published weights convert to; those of equal form are told apart.
+            # The names are those of published weights after conversion; equal names get a suffix.
             name = name if name not in self.levels else f"{name}_{wanted}"
             self.levels.append(name)
             if level is not None:
@@ -65,7 +65,7 @@ class Pyramid(nn.Module):
 
 
 def _resample(width: int, stride: int, wanted: int) -> tuple[nn.Module | None, str]:
-    """The layer from a stride to another, and its name; None where they are equal."""
+    """Return the layer that changes the stride, or None if the strides are equal, and its name."""
     if stride == wanted:
         return None, "same"
     if stride == 2 * wanted:

@@ -1,4 +1,4 @@
-"""Backbones of timm, through its `features_only`: hierarchical networks whose maps have several strides."""
+"""Backbones from timm with `features_only`: hierarchical networks with maps of several strides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from torch import nn
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.pyramid import Pyramid
 
-BODY = "body."  # before timm's names; `s5.checkpoints.layouts` recognises checkpoints by it
+BODY = "body."  # prefix of timm's names, by which `s5.checkpoints.layouts` recognises checkpoints
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class TimmModel(Architecture):
     """A model of timm.
 
     Attributes:
-        name: Name used on the command line and in configs.
+        name: Name on the command line and in configurations.
         timm: Name in timm.
-        stem: Name of the weight of its first convolution, in timm's feature network.
-        undecayed: End of the names of parameters, beside the norms, that weight decay leaves alone.
-        options: More arguments of `timm.create_model`.
-        divisor: Sides of an image must be multiples of it, so that all maps have whole strides.
-        min_size: Smallest side of an image in pixels.
+        stem: Name of the weight of the first convolution in timm's feature network.
+        undecayed: Suffixes of the names of parameters without weight decay, apart from norms.
+        options: Further arguments of `timm.create_model`.
+        divisor: The sides of an image must be multiples of this number, so that all strides divide them.
+        min_size: Minimum side of an image in pixels.
     """
 
     name: str
@@ -48,16 +48,16 @@ class TimmModel(Architecture):
         return TimmBackbone(self, img_size, **options)
 
     def create(self, **options: Any) -> Any:  # noqa: ANN401 - timm has no types
-        """The feature network of timm, on the default device."""
+        """Create timm's feature network on the default device."""
         with torch.device("cpu"):  # earlier versions of timm cannot build on `meta`
             network = timm.create_model(self.timm, features_only=True, **self.options, **options)
         return network.to(torch.get_default_device())
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Most of the names are there, with shapes as of this model."""
+        """Whether more than half of the model's tensors are present with the right shape."""
         shapes = _shapes(self)
-        found = [tensors[name].shape == shape for name, shape in shapes.items() if name in tensors]
-        return sum(found) > len(shapes) / 2
+        matching = [tensors[name].shape == shape for name, shape in shapes.items() if name in tensors]
+        return sum(matching) > len(shapes) / 2
 
     def pretrained(self) -> StateDict:
         """See the base class."""
@@ -73,8 +73,8 @@ TIMM_MODELS: dict[str, TimmModel] = {
             "swin_tiny_patch4_window7_224",
             stem="patch_embed.proj.weight",
             undecayed=("relative_position_bias_table",),
-            # Whole windows, and shifted ones in every stage, whatever the size of the image. The windows then
-            # do not depend on the size that the model is built for, nor do the shapes of the weights.
+            # Use full and shifted windows in every stage for any image size. Windows and shapes of weights
+            # then do not depend on the size that the model is built for.
             options={"strict_img_size": False, "always_partition": True},
         ),
     )
@@ -84,8 +84,8 @@ TIMM_MODELS: dict[str, TimmModel] = {
 class TimmBackbone(Backbone):
     """A feature network of timm, with a pyramid where it lacks one of the four strides.
 
-    The blocks of its stages are the layers of layer decay: what a stage has before its blocks belongs to the
-    first of them, everything before the first stage to the stem. Its images have any size.
+    The blocks of its stages are the layers for layer decay. Parameters before the blocks of a stage belong to
+    its first block, and parameters before the first stage to the stem.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class TimmBackbone(Backbone):
         """Build the backbone with randomly initialised weights.
 
         Args:
-            model: Which one.
-            img_size: Image size in pixels; checked, without effect on the weights.
+            model: The timm model.
+            img_size: Image size in pixels; it is checked, but has no effect on the weights.
             drop_path: Stochastic depth rate of the last block.
             norm_eps: Epsilon of the layer norms.
             activation_checkpointing: Recompute the stages in the backward pass.
@@ -110,10 +110,10 @@ class TimmBackbone(Backbone):
             expert_channels: Must be 0.
 
         Raises:
-            ValueError: The image size is not a multiple of `divisor`, or experts are asked for.
+            ValueError: The image size is not a multiple of `divisor`, or experts are given.
         """
         if experts and expert_channels:
-            raise ValueError(f"{model.name} cannot have experts: leave them out, or choose a plain ViT")
+            raise ValueError(f"{model.name} cannot have experts: omit them, or choose a plain ViT")
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         model.check_size(*sides)
         body = model.create(drop_path_rate=drop_path)
@@ -146,8 +146,8 @@ class TimmBackbone(Backbone):
 
 
 def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """Channels, strides and indices of the maps of a feature network that are nearest to the four strides."""
-    # The coarsest that is not too coarse; where all are, the finest.
+    """Channels, strides and indices of the maps of a feature network that are closest to the four strides."""
+    # For each target, the coarsest map that is not coarser, or else the finest map.
     chosen = [
         max((i for i, stride in enumerate(strides) if stride <= wanted), default=0) for wanted in STRIDES
     ]
@@ -155,18 +155,18 @@ def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[
 
 
 def _blocks(body: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks of all stages with their names, in order."""
-    found = []
+    """Names and blocks of all stages, in order."""
+    named = []
     for name, stage in body.named_children():
         blocks = getattr(stage, "blocks", stage)
         if isinstance(blocks, nn.Sequential):
             prefix = name if blocks is stage else f"{name}.blocks"
-            found += [(f"{prefix}.{index}", block) for index, block in blocks.named_children()]
-    return found
+            named += [(f"{prefix}.{index}", block) for index, block in blocks.named_children()]
+    return named
 
 
 def _layers(body: nn.Module) -> tuple[dict[str, int], int]:
-    """Layer of every parameter by name, and the last of them."""
+    """Layer of every parameter by name, and the number of the last layer."""
     starts = {name: i for i, (name, _) in enumerate(_blocks(body), 1)}
     first: dict[str, int] = {}
     for name, layer in starts.items():

@@ -1,7 +1,7 @@
 """Plain vision transformer with a feature pyramid, on timm's layers and with timm's parameter names.
 
-Pre-norm blocks with exact GELU, fused attention, no norm after the last block, stochastic depth on
-the FFN branch only. The input size is free: the positional embedding is resampled to the grid of the image.
+Blocks are pre-norm with exact GELU, fused attention, and stochastic depth on the FFN branch only; there is no
+norm after the last block. Images may have any size: the positional embedding is resampled to their grid.
 """
 
 import math
@@ -25,7 +25,7 @@ from s5.compat.cpu_linear import checkpoint_contexts
 from s5.errors import CheckpointError
 
 INIT_STD = 0.02
-# Of the blocks of all models in a process, see `ViT.compile_blocks`. PyTorch's own limit is 8.
+# Maximum number of graphs for the blocks of all models in a process, see `ViT.compile_blocks`.
 MAX_GRAPHS = 64
 PATCH_EMBEDDING = "patch_embed.proj.weight"
 BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -36,14 +36,14 @@ class Variant(Architecture):
     """Architecture of a plain ViT.
 
     Attributes:
-        name: Name used on the command line and in configs.
+        name: Name on the command line and in configurations.
         width: Channels C of a token.
         depth: Number of transformer blocks.
         heads: Attention heads; must divide `width`.
         out_blocks: Four block indices (from 0, ascending) whose outputs feed the pyramid.
         mlp_ratio: Hidden width of the FFN divided by `width`.
         patch: Side of a patch in pixels.
-        timm: Name of the model whose weights `--init timm` takes; None if timm has none.
+        timm: Name of the timm model for `--init timm`; None if timm has no weights.
     """
 
     name: str
@@ -57,22 +57,22 @@ class Variant(Architecture):
 
     @property
     def divisor(self) -> int:  # type: ignore[override]
-        """An image is cut into whole patches."""
+        """Side of a patch, because images are cut into full patches."""
         return self.patch
 
     @property
     def min_size(self) -> int:  # type: ignore[override]
-        """Two patches, as the coarsest level of the pyramid halves the grid."""
+        """Two patches, because the coarsest level of the pyramid halves the grid."""
         return 2 * self.patch
 
     @property
     def max_expert_channels(self) -> int:  # type: ignore[override]
-        """With as many, nothing is shared in the second linear layer."""
+        """The full width, with which nothing is shared in the second linear layer."""
         return self.width
 
     @property
     def form(self) -> str:  # type: ignore[override]
-        """As `form_of` tells it from weights."""
+        """Same description as `form_of` of its weights."""
         return _form(self.width, self.depth, self.patch)
 
     def build(self, img_size: int | tuple[int, int], **options: Any) -> "ViT":
@@ -80,11 +80,11 @@ class Variant(Architecture):
         return ViT(self, img_size, **options)
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Width, depth and patch decide."""
+        """Whether width, depth and patch are equal."""
         return form_of(tensors) == self.form
 
     def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
-        """The positional embedding tells it."""
+        """Derive the size from the positional embedding."""
         return math.isqrt(tensors["pos_embed"].shape[1]) * self.patch if "pos_embed" in tensors else None
 
     def pretrained(self) -> StateDict:
@@ -108,11 +108,11 @@ VARIANTS: dict[str, Variant] = {
         Variant("vit_g", 1408, 40, 16, (9, 19, 29, 39)),
     )
 }
-"""A size is a row of numbers; nothing else in the package knows the names."""
+"""Registered sizes; their names occur nowhere else in the package."""
 
 
 def form_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Width, depth and patch of the ViT that weights are of; None if they are of none."""
+    """Describe width, depth and patch of a ViT's weights; None if they are not from a ViT."""
     weight = tensors.get(PATCH_EMBEDDING)
     blocks = [int(match[1]) for name in tensors if (match := BLOCK.match(name))]
     if weight is None or not blocks:
@@ -129,11 +129,11 @@ def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tup
 
     Args:
         table: (1, h * w, C) for `grid` = (h, w).
-        grid: Rows and columns of the table.
-        new_grid: Rows and columns wanted.
+        grid: Rows and columns of the current grid.
+        new_grid: Rows and columns of the new grid.
 
     Returns:
-        (1, h' * w', C) in the type of `table`; `table` itself if the grids are equal.
+        (1, h' * w', C) with the dtype of `table`; `table` itself if the grids are equal.
     """
     if grid == new_grid:
         return table
@@ -174,15 +174,15 @@ class Block(nn.Module):
     def forward(self, tokens: torch.Tensor, counts: Counts | None = None) -> torch.Tensor:
         """Transform tokens (B, N, C); `counts` as in `MoeMlp.forward`, None for a plain FFN.
 
-        What differs between blocks and steps becomes an argument of `transform`: the random factors of the
-        stochastic depth, the experts of the tasks in the batch.
+        Everything that differs between blocks and steps is an argument of `transform`: the random factors of
+        stochastic depth, and the experts of the tasks in the batch.
         """
         routed = () if counts is None else cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
         factors = self._draw_factors(tokens)
         if self.backend is None:
             return self.transform(tokens, factors, *routed)
         if torch.is_inference_mode_enabled():
-            # Its tensors are of another kind than those of `no_grad`, and would get a graph of their own.
+            # Inference tensors would need a separate graph from those under `no_grad`.
             with torch.inference_mode(False), torch.no_grad():
                 tokens = tokens.clone() if tokens.is_inference() else tokens
                 return self._run_compiled(tokens, factors, *routed)
@@ -199,7 +199,7 @@ class Block(nn.Module):
 
         Args:
             tokens: (B, N, C).
-            factors: (B, 1, 1), multiply the FFN branch of each image; None leaves it as it is.
+            factors: (B, 1, 1), scale the FFN branch of each image; None does not scale it.
             experts: As in `MoeMlp.transform`; empty for a plain FFN.
             sizes: As in `MoeMlp.transform`.
         """
@@ -212,36 +212,36 @@ class Block(nn.Module):
         self, tokens: torch.Tensor, factors: torch.Tensor | None, *routed: Sequence
     ) -> torch.Tensor:
         assert self.backend is not None
-        # Tokens of the patch embedding have other strides than those of a block: another graph.
+        # Tokens of the patch embedding and of blocks have different strides, which would need two graphs.
         tokens = tokens.contiguous()
-        # `dynamic=True` alone takes sizes that are equal at first, as of 64 images of 64 tokens, for one.
+        # With `dynamic=True` alone, sizes that are equal at first (64 images of 64 tokens) count as one.
         torch._dynamo.maybe_mark_dynamic(tokens, [0, 1])
         if factors is not None:
             torch._dynamo.maybe_mark_dynamic(factors, 0)
         return _compiled_transform(self.backend)(self, tokens, factors, *routed)
 
     def _draw_factors(self, tokens: torch.Tensor) -> torch.Tensor | None:
-        """Draw the factors of `transform` as timm's `drop_path` does, in the type of the FFN's output."""
+        """Draw the factors of `transform` as timm's `drop_path` does, in the dtype of the FFN's output."""
         keep = 1 - self.drop_path.drop_prob
         if not self.training or (keep == 1 and self.backend is None):
             return None
         kind = tokens.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
         factors = tokens.new_ones((len(tokens), 1, 1), dtype=dtype)
-        # A block that drops nothing multiplies by 1 when compiled: the same graph as the others.
+        # A compiled block without dropping multiplies by 1, to share the graph of the others.
         return factors if keep == 1 else factors.bernoulli_(keep).div_(keep)
 
 
 @cache
 def _compiled_transform(backend: str | Callable) -> Callable[..., torch.Tensor]:
-    """`Block.transform` compiled for blocks of any model; a graph break is an error."""
+    """Compile `Block.transform` for blocks of all models; graph breaks are errors."""
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
     return torch.compile(Block.transform, fullgraph=True, dynamic=True, backend=backend)
 
 
 class ViT(Backbone):
-    """Plain ViT, dense or with experts, whose maps a pyramid resamples to four strides.
+    """Plain ViT, dense or with experts, with a pyramid that resamples its maps to four strides.
 
     Attributes:
         grid: Rows and columns of the positional embedding.
@@ -264,7 +264,7 @@ class ViT(Backbone):
         """Build the backbone with randomly initialised weights.
 
         Args:
-            variant: Its sizes.
+            variant: Architecture.
             img_size: Image size in pixels (side, or height and width) of the positional embedding.
             drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
             norm_eps: Epsilon of the blocks' norms: 1e-5 in published S5 weights, 1e-6 in MAE and timm.
@@ -285,7 +285,7 @@ class ViT(Backbone):
         self.grid = (sides[0] // variant.patch, sides[1] // variant.patch)
 
         self.patch_embed = PatchEmbed(None, variant.patch, 3, width)
-        # Has no effect on the output; kept so that published checkpoints convert both ways.
+        # Unused, but kept so that checkpoints can be converted from and to the published layout.
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=False)
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
         rates = torch.linspace(0, drop_path, variant.depth, device="cpu").tolist()
@@ -318,11 +318,11 @@ class ViT(Backbone):
         return self.num_layers if parameter.startswith("pyramid.") else 0
 
     def compile_blocks(self, backend: str | Callable = "inductor") -> None:
-        """Run the blocks through `torch.compile`: with one graph in training and one in evaluation.
+        """Compile the blocks with `torch.compile`: one graph for training and one for evaluation.
 
-        All blocks share them, for any number and size of images and whichever tasks these belong to. A batch
-        of a single image, another number of tasks in a batch, and frozen weights as of an EMA teacher are
-        compiled separately, once each. A graph break is an error.
+        All blocks share them, for any number, size and tasks of images. Batches of a single image, other
+        numbers of tasks in a batch, and frozen weights (of an EMA teacher) are compiled separately, once
+        each. Graph breaks are errors.
         """
         for block in self.blocks:
             cast(Block, block).backend = backend
@@ -352,7 +352,7 @@ class ViT(Backbone):
         # As a linear layer on flattened patches, not as a convolution.
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
         nn.init.zeros_(self.patch_embed.get_parameter("proj.bias"))
-        # A smooth table survives resampling to other image sizes, a random one does not.
+        # A smooth positional embedding can be resampled to other image sizes, a random one cannot.
         table = build_sincos2d_pos_embed(
             list(self.grid), self.variant.width, interleave_sin_cos=False, device=self.pos_embed.device
         )
@@ -361,10 +361,10 @@ class ViT(Backbone):
 
 
 def fit_positions(tensors: StateDict, grid: tuple[int, int]) -> StateDict:
-    """Resample the positional embedding to `grid` (rows, columns); one of the right length is kept.
+    """Resample the positional embedding to `grid` (rows, columns) unless it has the right length.
 
     Raises:
-        CheckpointError: There is none, or its length is another one and its grid not square.
+        CheckpointError: There is no positional embedding, or it needs resampling and its grid is not square.
     """
     if "pos_embed" not in tensors:
         raise CheckpointError("the checkpoint has no positional embedding (pos_embed)")

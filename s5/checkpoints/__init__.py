@@ -1,1 +1,1 @@
-"""Checkpoints: safe reading, loading with a report, initial weights, layouts of other projects."""
+"""Checkpoints: safe reading, loading with a report, initial weights, and layouts of other projects."""

@@ -1,9 +1,9 @@
-"""Unpickling that imports and calls nothing a file asks for.
+"""Unpickling that never imports or calls anything named in the file.
 
-A pickle names the functions and classes that rebuild its objects, so unpickling can run any code. Here only
-those for tensors and plain containers are resolved. Every other name becomes a :class:`Placeholder`, which
-accepts whatever the pickle does with it and does nothing: training arguments, paths of another
-operating system, configurations or optimizers beside the weights neither run nor prevent reading the weights.
+A pickle names the functions and classes that rebuild its objects, so unpickling can run arbitrary code. Here
+only those for tensors and plain containers are resolved. Every other name becomes a :class:`Placeholder`,
+which accepts everything the pickle does with it and does nothing. Training arguments, configurations or
+optimizers in the file are therefore not executed and do not prevent reading its weights.
 """
 
 import pickle
@@ -16,19 +16,19 @@ import torch
 
 
 class Placeholder:
-    """Stand-in for an object that is not read; `origin` is the name of its class or function in the file."""
+    """Stand-in for a skipped object; `origin` is the name of its class or function in the file."""
 
     origin = ""
-    dump_patches = False  # torch asks this of the classes of pickled modules
+    dump_patches = False  # torch reads this attribute of the classes of pickled modules
 
     def __new__(cls, *args: object, **kwargs: object) -> "Placeholder":
-        """Accept any arguments: the pickle meant them for another class or function."""
+        """Accept any arguments, which are meant for another class or function."""
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
     def __call__(self, *args: object, **kwargs: object) -> "Placeholder":
-        """Stand for the result of a call as well."""
+        """Return a placeholder for the result of a call."""
         return type(self)()
 
     def __setstate__(self, state: object) -> None: ...
@@ -36,16 +36,16 @@ class Placeholder:
     def __setitem__(self, key: object, value: object) -> None: ...
 
     def _ignore(self, *items: object) -> None:
-        """The methods by which a pickle fills lists and sets."""
+        """Ignore items that the pickle adds to lists and sets."""
 
     append = extend = add = update = _ignore
 
 
 def pickle_module(origins: set[str]) -> SimpleNamespace:
-    """The reader as ``torch.load(..., weights_only=False, pickle_module=...)`` takes it.
+    """Create the module for `torch.load(..., weights_only=False, pickle_module=...)`.
 
     Args:
-        origins: Receives the names of the classes and functions that were replaced by placeholders.
+        origins: Set that collects the names of classes and functions replaced by placeholders.
     """
 
     class Unpickler(_Unpickler):
@@ -57,12 +57,12 @@ def pickle_module(origins: set[str]) -> SimpleNamespace:
     return SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load)
 
 
-# Python's implementation: the one in C reserves memory for any number of objects that a damaged file claims.
+# The pure Python implementation, because the one in C allocates memory for any size stated in a damaged file.
 class _Unpickler(pickle._Unpickler):
     names: set[str]
 
     def __init__(self, file: BinaryIO, **options: object) -> None:
-        # Latin-1 reads any byte string of Python 2; text of Python 3 is not affected.
+        # Latin-1 decodes any byte string of Python 2; text of Python 3 is not affected.
         super().__init__(_Whole(file), encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - classes and functions
@@ -74,7 +74,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Whole:
-    """A file that raises an error when a read comes back short, which Python's unpickler does not check."""
+    """A file that raises an error on short reads, which Python's unpickler does not check."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -82,18 +82,18 @@ class _Whole:
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         if len(data) < size:
-            raise EOFError("the file ends in a pickle")
+            raise EOFError("the file ends within a pickle")
         return data
 
     def readline(self) -> bytes:
         line = self._file.readline()
         if not line.endswith(b"\n"):
-            raise EOFError("the file ends in a pickle")
+            raise EOFError("the file ends within a pickle")
         return line
 
 
 class _Function:
-    """A function that a pickle may call but not change: its instruction to set attributes is ignored."""
+    """A function that a pickle may call but not modify: instructions to set attributes are ignored."""
 
     __slots__ = ("_call",)
 
@@ -116,10 +116,10 @@ class _UntypedStorage:
 
 
 def _rebuilt(rebuild: Callable) -> _Function:
-    """A function of torch that rebuilds a tensor, without the hooks that a file may attach to it.
+    """Wrap a function of torch that rebuilds a tensor, dropping hooks that a file may attach to it.
 
     Its arguments are storage, offset, size, stride, requires_grad, hooks and more. If the storage is a
-    placeholder, so is the tensor.
+    placeholder, the tensor becomes one too.
     """
 
     def call(storage: object, *args: Any) -> object:  # noqa: ANN401 - sizes, flags, dtypes
@@ -135,12 +135,12 @@ def _rebuilt(rebuild: Callable) -> _Function:
 
 
 def _parameter_data(data: object, *args: object) -> object:
-    """A parameter is read as its tensor."""
+    """Read a parameter as its tensor."""
     return data
 
 
 def _plain_tensor(rebuild: Callable, kind: object, args: tuple, state: object) -> object:
-    """A tensor of a subclass, or with attributes, is read as a plain one."""
+    """Read a tensor of a subclass, or with attributes, as a plain tensor."""
     return rebuild(*args)
 
 
@@ -149,11 +149,11 @@ def _plain_dict(factory: object = None, *items: Any) -> dict:  # noqa: ANN401 - 
 
 
 def _to_bytes(text: str, encoding: str) -> bytes:
-    """How protocol 2 stores bytes."""
+    """Decode bytes as stored by protocol 2."""
     return text.encode("latin1")
 
 
-# Names of functions here are `_Function`s, classes are those that Python lets nobody change.
+# Functions are wrapped as `_Function`; the classes are immutable.
 _REAL: dict[str, Any] = {
     "builtins.set": set,
     "builtins.frozenset": frozenset,

@@ -1,4 +1,4 @@
-"""Initial weights by the name a user gives: ``none``, ``mae``, ``timm`` or a checkpoint's path."""
+"""Initial weights by name: `none`, `mae`, `timm` or the path of a checkpoint."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 WHERE_TO_GET = (
     "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
     "github.com/ViTAE-Transformer/Remote-Sensing-RVSA), MTP (ViT-L: github.com/ViTAE-Transformer/MTP) and S5 "
-    "(github.com/MiliLab/S5); ViT-B and L pre-trained on ImageNet (github.com/facebookresearch/mae) load "
+    "(github.com/MiliLab/S5); ViT-B and L pre-trained on ImageNet (github.com/facebookresearch/mae) work "
     "as well"
 )
 
@@ -28,18 +28,18 @@ def initialise(
     base: Path,
     bands: Sequence[int] | None = None,
 ) -> None:
-    """Load the initial weights into ``segmentor``.
+    """Load the initial weights into `segmentor`.
 
     Args:
-        segmentor: the network, randomly initialised.
-        backbone: its name, ``vit_b`` ...
-        init: ``none``, a row of ``init_paths`` such as ``mae``, ``timm``, or the path of a checkpoint.
-        init_paths: paths by row and backbone.
-        base: folder that relative paths of ``init_paths`` start from.
-        bands: see :func:`s5.checkpoints.loading.load_weights`.
+        segmentor: The network, randomly initialised.
+        backbone: Name of its backbone, such as `vit_b`.
+        init: `none`, `timm`, a key of `init_paths` such as `mae`, or the path of a checkpoint.
+        init_paths: Paths by key and backbone.
+        base: Base folder of relative paths in `init_paths`.
+        bands: See :func:`s5.checkpoints.loading.load_weights`.
 
     Raises:
-        CheckpointError: the file is missing (says where it is to be had) or does not fit.
+        CheckpointError: The file is missing (the message says where to download it) or does not fit.
     """
     if init == "none":
         start_from(segmentor, None, bands)
@@ -52,37 +52,37 @@ def initialise(
         listed = init_paths.get(init, {}).get(backbone)
         if listed is None:
             raise CheckpointError(
-                f"init {init!r}: init_paths.{init} of the configuration has no path for {backbone}; set "
+                f"init {init!r}: init_paths.{init} in the configuration has no path for {backbone}; set "
                 f"init_paths.{init}.{backbone}, or use none, timm, or the path of a checkpoint"
             )
         path = base / listed.expanduser()
     path = path.expanduser()
     if not path.is_file() and not path.with_name(path.name + ".pth").is_file():
         rows = ", ".join(dict.fromkeys(("none", "mae", "timm", *init_paths)))
-        known = f"INIT is {rows}, or the path of a checkpoint"
+        known = f"Use {rows}, or the path of a checkpoint"
         hint = f"{WHERE_TO_GET}; then set init_paths.mae.{backbone}" if init == "mae" else known
         raise CheckpointError(f"init {init!r}: no file at {path.absolute()}. {hint}.")
     load_weights(segmentor, path, bands=bands)
 
 
 def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int] | None = None) -> None:
-    """Load a checkpoint into ``network``, or leave its random weights.
+    """Load a checkpoint into `network`, or leave its random weights.
 
     Args:
-        network: a segmentor or detector, randomly initialised.
-        checkpoint: its path; None for random weights.
-        bands: see :func:`s5.checkpoints.loading.load_weights`.
+        network: A segmentor or detector, randomly initialised.
+        checkpoint: Path of the checkpoint; None for random weights.
+        bands: See :func:`s5.checkpoints.loading.load_weights`.
 
     Raises:
-        CheckpointError: the file does not fit, or there are bands but no file.
+        CheckpointError: The file does not fit, or bands are given without a file.
     """
     if checkpoint is not None:
         load_weights(network, checkpoint, bands=bands)
         return
     if bands is not None:
         raise CheckpointError(
-            f"init_bands {','.join(map(str, bands))} chooses channels of a checkpoint, but the initial "
-            f"weights are random: leave it out, or name a checkpoint with --init"
+            f"init_bands {','.join(map(str, bands))} selects channels of a checkpoint, but the initial "
+            f"weights are random: omit it, or give a checkpoint with --init"
         )
     logger.info("initial weights: random")
 
@@ -94,6 +94,6 @@ def _timm_state(backbone: str) -> StateDict:
         return architecture.pretrained()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"timm could not fetch {architecture.timm} ({error}); without a network, put the file anywhere "
-            f"and name it as init_paths.timm.{backbone}"
+            f"timm could not download {architecture.timm} ({error}); without internet access, download the "
+            f"file elsewhere and set init_paths.timm.{backbone} to its path"
         ) from None

@@ -1,4 +1,4 @@
-"""Loading of weights into models with a report; the reading and writing of files beside it."""
+"""Load weights into models and report what was loaded."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,8 @@ from torch import nn
 from s5.backbones import Backbone, StateDict, describe, identify, list_backbones, with_experts
 from s5.backbones.moe import EXPERT_KEY
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.reading import read_checkpoint, save_atomic, shorten
-from s5.errors import CheckpointError
-
-__all__ = ["LoadReport", "load_weights", "read_checkpoint", "save_atomic"]
+from s5.checkpoints.reading import read_checkpoint
+from s5.errors import CheckpointError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +23,18 @@ CLASSIFIERS = ("classifier.", "roi_head.bbox_head.fc_cls.")  # of segmentation a
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a checkpoint and of a model.
+    """Result of loading a checkpoint into a model.
 
     Attributes:
-        source: File name, or what the weights came from.
+        source: File name or other origin of the weights.
         layout: Layout of the checkpoint (`s5.checkpoints.layouts`).
         loaded: Names of the model's tensors that were loaded.
-        missing: Names of the model's tensors that the checkpoint lacks.
-        unexpected: Names in the checkpoint without a place in the model.
+        missing: Names of the model's tensors that are not in the checkpoint.
+        unexpected: Names in the checkpoint that are not in the model.
         misshaped: Name, shape in the checkpoint and shape in the model.
-        notes: What was changed to make the weights fit.
-        backbone_share: Loaded share of the backbone's parameters, 0 to 1. What the layout never has,
-            such as the pyramid, is not counted.
+        notes: Changes that made the weights fit.
+        backbone_share: Loaded share of the backbone's parameters, 0 to 1. Parameters that the layout never
+            has, such as the pyramid, are not counted.
     """
 
     source: str
@@ -49,23 +47,23 @@ class LoadReport:
     backbone_share: float
 
     def require_heads(self) -> None:
-        """Insist that the heads and the pyramid were loaded too, as evaluation needs it.
+        """Check that the heads and the pyramid were loaded too, as needed for evaluation.
 
         Raises:
-            CheckpointError: part of them is missing or of another shape.
+            CheckpointError: Some of their tensors are missing or have another shape.
         """
         names = (*self.missing, *(name for name, *_ in self.misshaped))
         needed = ("heads.", "backbone.pyramid.")
-        lost = [name for name in names if name.startswith(needed) and UNUSED_CLASSIFIER not in name]
-        if lost:
+        absent = [name for name in names if name.startswith(needed) and UNUSED_CLASSIFIER not in name]
+        if absent:
             raise CheckpointError(
-                f"{self.source} has no fitting decoder or classifier ({len(lost)} tensors, the first "
-                f"{lost[0]}): give the file of the whole model, and the configuration it was trained with"
+                f"{self.source} has no matching decoder or classifier ({len(absent)} tensors, the first is "
+                f"{absent[0]}): give the weights of the full model, and the configuration of its training"
             )
 
     def table(self) -> str:
-        """Format the report as a table, long lists of names shortened."""
-        shapes = [f"{name} ({theirs}, in the model {ours})" for name, theirs, ours in self.misshaped]
+        """Format the report as a table with shortened lists of names."""
+        shapes = [f"{name} ({stored}, in the model {needed})" for name, stored, needed in self.misshaped]
         lines = [
             f"weights from {self.source}, layout {self.layout}",
             f"  {'loaded':<11}{len(self.loaded):>6}  {self.backbone_share:.1%} of the backbone's parameters",
@@ -90,22 +88,22 @@ def load_weights(
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
 
-    The patch embedding, the positional embedding and every tensor of the blocks must be there and fit.
-    Positional embeddings of other sizes are resampled and dense FFNs split among the experts of an MoE
-    backbone. The weights of a backbone without pyramid leave the model's pyramid as it is. Heads are matched
-    by task name; a single head in the checkpoint goes to a single head of the model whatever its name, and
-    its decoder to all heads of a model with several. A classifier for another number of classes is left as
-    it is and reported.
+    The checkpoint must contain fitting tensors of the patch embedding, the positional embedding and all
+    blocks. Positional embeddings of other sizes are resampled, and dense FFNs are split among the experts of
+    an MoE backbone. Without weights for the pyramid, that of the model is unchanged. Heads are matched by
+    task name. If the checkpoint has a single head, it is loaded into the model's only head regardless of its
+    name, or its decoder into all heads. A classifier for another number of classes is not loaded, but
+    reported.
 
     Args:
-        model: A backbone, or a model with one as its ``backbone`` and possibly ``heads``.
+        model: A backbone, or a model with the attributes `backbone` and optionally `heads`.
         source: Path of a checkpoint, or its content.
-        bands: Channels of the checkpoint's images that are red, green and blue, counted from 1; by default
-            it must have these three in this order.
+        bands: 1-based numbers of the red, green and blue channels of the images that the checkpoint was
+            trained on; by default, it must be trained on these three channels in this order.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, is of another architecture, or lacks a tensor
-            that the backbone cannot do without.
+        CheckpointError: The checkpoint cannot be read, has another architecture, or lacks a required tensor
+            of the backbone.
     """
     name = "memory" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
@@ -139,9 +137,9 @@ def _check_architecture(weights: Weights, backbone: Backbone) -> None:
     if backbone.architecture.fits(weights.backbone):
         return
     name = identify(weights.backbone)
-    hint = f"No backbone of this package has that form; there are {', '.join(list_backbones())}"
+    hint = f"No backbone of this package matches; available: {', '.join(list_backbones())}"
     if name is not None:
-        hint = f"The checkpoint is {name}: choose {name} as the backbone"
+        hint = f"The checkpoint is a {name}: choose {name} as the backbone"
     raise CheckpointError(
         f"weights of another architecture: {describe(weights.backbone)} in the checkpoint, "
         f"{backbone.architecture.form} in {backbone.name}. {hint}"
@@ -149,26 +147,26 @@ def _check_architecture(weights: Weights, backbone: Backbone) -> None:
 
 
 def _require_decisive(tensors: StateDict, backbone: Backbone, layout: str) -> None:
-    """Refuse weights that lack a tensor of the backbone, or have one that it does not have.
+    """Reject weights with missing or additional tensors of the backbone.
 
-    Tensors without effect, such as a class token, may be missing, and so may the whole pyramid, which other
-    projects do not have; experts of tasks that are not trained may be left over.
+    Tensors without effect, such as a class token, may be missing, and so may the entire pyramid, which other
+    projects do not have. Experts of tasks that the model does not have are ignored.
     """
     pyramid = any(name.startswith("pyramid.") for name in tensors)
     problems = []
     for name, parameter in backbone.named_parameters():
         if name in backbone.inert or (name.startswith("pyramid.") and not pyramid):
             continue
-        found, ours = tensors.get(name), tuple(parameter.shape)
-        if found is None:
-            problems.append(f"{name}: missing, in the model {ours}")
-        elif found.shape != parameter.shape:
-            problems.append(f"{name}: {tuple(found.shape)}, in the model {ours}")
-        elif not found.is_floating_point():
-            problems.append(f"{name}: of type {found.dtype}, which is no floating-point type")
+        tensor, shape = tensors.get(name), tuple(parameter.shape)
+        if tensor is None:
+            problems.append(f"{name}: missing, in the model {shape}")
+        elif tensor.shape != parameter.shape:
+            problems.append(f"{name}: {tuple(tensor.shape)}, in the model {shape}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{name}: of type {tensor.dtype}, which is not a floating-point type")
     own = backbone.state_dict()
-    strange = [name for name in tensors if name not in own and not EXPERT_KEY.match(name)]
-    problems += [f"{name}: not in the model" for name in strange]
+    unknown = [name for name in tensors if name not in own and not EXPERT_KEY.match(name)]
+    problems += [f"{name}: not in the model" for name in unknown]
     if not problems:
         return
     hint = (
@@ -180,37 +178,36 @@ def _require_decisive(tensors: StateDict, backbone: Backbone, layout: str) -> No
         hint = _band_hint(stem.shape[1])
     more = [f"... and {len(problems) - NAMES_SHOWN} more"] if len(problems) > NAMES_SHOWN else []
     listed = "\n".join(f"  {line}" for line in (*problems[:NAMES_SHOWN], *more))
-    raise CheckpointError(f"decisive weights do not fit:\n{listed}\n{hint}")
+    raise CheckpointError(f"required weights do not fit:\n{listed}\n{hint}")
 
 
 def _band_hint(channels: int) -> str:
     if channels == 1:
-        return "The checkpoint is of single-band images: --init-bands 1,1,1 takes its band for all three"
-    examples = "3,2,1 where the first channels are blue, green and red"
+        return "The checkpoint was trained on single-band images: use --init-bands 1,1,1"
+    examples = "3,2,1 if the first channels are blue, green and red"
     if channels in SENTINEL2_CHANNELS:
         examples = "4,3,2 for Sentinel-2 from band 1 on"
     return (
-        f"The checkpoint is of images with {channels} channels. Say which of them are red, green and blue, "
-        f"counted from 1, with --init-bands R,G,B (init_bands of the configuration): {examples}"
+        f"The checkpoint was trained on images with {channels} channels. Give the 1-based numbers of red, "
+        f"green and blue with --init-bands R,G,B (init_bands in the configuration): {examples}"
     )
 
 
 def _check_experts(weights: Weights, backbone: Backbone) -> None:
-    """Refuse experts that the model cannot take; a dense checkpoint fits any model."""
-    theirs, ours = weights.experts, backbone.experts
-    if not theirs:
+    """Reject experts that do not fit the model; a dense checkpoint fits any model."""
+    if not weights.experts:
         return
     width = next(len(tensor) for name, tensor in weights.backbone.items() if EXPERT_KEY.match(name))
-    has = f"the checkpoint has experts for {', '.join(theirs)}"
-    if not ours:
+    has = f"the checkpoint has experts for {', '.join(weights.experts)}"
+    if not backbone.experts:
         raise CheckpointError(
             f"{has}, the model has none: choose a backbone with experts, {with_experts(backbone.name)}, "
             f"and model.expert_channels={width}"
         )
-    if lacking := [task for task in ours if task not in theirs]:
+    if missing := [task for task in backbone.experts if task not in weights.experts]:
         raise CheckpointError(
-            f"{has}, but none for {', '.join(lacking)}, which the model has: start from a dense checkpoint "
-            f"(such as of S4P), or train tasks of the checkpoint alone"
+            f"{has}, but none for {', '.join(missing)}, which the model has: start from a dense checkpoint "
+            f"(such as from S4P), or train only tasks of the checkpoint"
         )
     if width != backbone.expert_channels:
         raise CheckpointError(
@@ -220,7 +217,7 @@ def _check_experts(weights: Weights, backbone: Backbone) -> None:
 
 
 def _match_heads(heads: Mapping[str, StateDict], tasks: tuple[str, ...]) -> StateDict:
-    """Name the heads' tensors as in the model; the decoder of a lone head serves all tasks."""
+    """Name the heads' tensors as in the model; the decoder of a single head is used for all tasks."""
     if len(heads) == 1:
         ((name, head),) = heads.items()
         decoder = {key: value for key, value in head.items() if not key.startswith(CLASSIFIERS)}
@@ -229,19 +226,20 @@ def _match_heads(heads: Mapping[str, StateDict], tasks: tuple[str, ...]) -> Stat
     return {f"heads.{task}.{key}": value for task, head in heads.items() for key, value in head.items()}
 
 
-def _other_tasks(theirs: tuple[str, ...], ours: tuple[str, ...]) -> list[str]:
-    """What to say of the heads of several tasks that are not all those of the model."""
-    strange, new = ([task for task in a if task not in b] for a, b in ((theirs, ours), (ours, theirs)))
-    if len(theirs) < 2 or not strange:
+def _other_tasks(stored: tuple[str, ...], tasks: tuple[str, ...]) -> list[str]:
+    """Note on heads of several tasks of which the model does not have all."""
+    unknown = [task for task in stored if task not in tasks]
+    new = [task for task in tasks if task not in stored]
+    if len(stored) < 2 or not unknown:
         return []
     rest = f"; {', '.join(new)} start from random weights" if new else ""
-    return [f"the model has no {', '.join(strange)}, whose heads are not loaded{rest}"]
+    return [f"the model has no {', '.join(unknown)}, whose heads are not loaded{rest}"]
 
 
 def _compare(
     source: str, weights: Weights, tensors: StateDict, notes: list[str], model: nn.Module, backbone: Backbone
 ) -> tuple[StateDict, LoadReport]:
-    """Sort the tensors; return those that fit, and the report."""
+    """Compare tensors with the model; return those that fit, and the report."""
     own = model.state_dict()
     fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
     misshaped = [k for k in tensors if k in own and k not in fitting]

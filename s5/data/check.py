@@ -23,18 +23,17 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from s5.command import escape_console
+from s5.command import Progress, escape_console
 from s5.data.check_report import Problem, Report
-from s5.data.datasets import DATASETS
+from s5.data.datasets import DATASETS, TABLES
 from s5.data.datasets.prepared import prepared_folder, read_header, require_same_table
 from s5.data.files import write_bytes
 from s5.data.folders import pair_folders
 from s5.data.image_io import init_worker, open_stored_mask, read_image_with_valid
 from s5.data.label_table import LabelTable
-from s5.data.labels import HELP, TABLES, parse_table
+from s5.data.labels import HELP, parse_table
 from s5.data.mask_survey import MaskSurvey
 from s5.data.masks import open_mask
-from s5.data.progress import Progress
 from s5.data.splits import Sample, Split
 from s5.errors import DataError, ImageError, SplitError, shorten
 

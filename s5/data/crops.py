@@ -111,23 +111,22 @@ def crop_image(image: np.ndarray, p: CropParams) -> np.ndarray:
     return _pad_and_turn(_resample(image, rows, columns), rows, columns, p, fill=0)
 
 
-def crop_mask(mask: np.ndarray, p: CropParams, fill: int = IGNORE) -> np.ndarray:
-    """Crop a mask; nearest neighbour.
+def crop_mask(mask: np.ndarray, p: CropParams) -> np.ndarray:
+    """Crop a mask; nearest neighbour, 255 in the padding.
 
     Args:
         mask: (H, W) uint8.
         p: The crop.
-        fill: Value of the padding.
 
     Returns:
         (size, size) uint8, contiguous.
     """
     rows, columns = _spans(mask, p)
     if rows.count <= 0 or columns.count <= 0:
-        return np.full((p.size, p.size), fill, np.uint8)
+        return np.full((p.size, p.size), IGNORE, np.uint8)
     picked = mask[_nearest(rows, p.scale_size[0], mask.shape[0])]
     picked = picked.take(_nearest(columns, p.scale_size[1], mask.shape[1]), axis=1)
-    return _pad_and_turn(picked, rows, columns, p, fill)
+    return _pad_and_turn(picked, rows, columns, p, IGNORE)
 
 
 def valid_mask(p: CropParams) -> np.ndarray:

@@ -174,17 +174,16 @@ def pair_folders(images: str | Path, masks: str | Path, root: str | Path) -> Spl
     return Split.from_lines(lines, root, root / images)
 
 
-def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
+def hold_out(split: Split, share: float) -> tuple[Split, Split]:
     """Divide a split at random into training and validation images.
 
-    The choice depends only on the image names and the seed, not on their order. Each part has at
-    least one image, and an image that is listed more than once is in one part only. Tiles of the same scene
-    may end up in both parts; if that matters, write two split files.
+    The choice depends only on the image names, not on their order. Each part has at least one image, and an
+    image that is listed more than once is in one part only. Tiles of the same scene may end up in both parts;
+    if that matters, write two split files.
 
     Args:
         split: Two images or more.
         share: Share of the images to hold out, between 0 and 1.
-        seed: Seed of the choice.
 
     Returns:
         Training and validation split, both in the order of `split`.
@@ -195,7 +194,7 @@ def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
     if not 0 < share < 1:
         raise SplitError(f"{split.path}: the share to hold out must be between 0 and 1, got {share}")
     names = [split.name(index) for index in range(len(split))]
-    ranked = sorted(set(names), key=lambda name: _rank(name, seed))
+    ranked = sorted(set(names), key=_rank)
     if len(ranked) < 2:
         raise SplitError(f"{split.path}: one image cannot be divided into training and validation; add more")
     held = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
@@ -232,5 +231,6 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _rank(name: str, seed: int) -> bytes:
-    return blake2b(f"{seed}/{name}".encode(errors="surrogateescape"), digest_size=8).digest()
+def _rank(name: str) -> bytes:
+    """Position of an image in the order in which images are held out, the same in every run."""
+    return blake2b(f"0/{name}".encode(errors="surrogateescape"), digest_size=8).digest()

@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from s5.data import gdal_files, rasters
 from s5.data import image_formats as png
-from s5.data import rasters as geotiff
 from s5.data.files import write_bytes
 from s5.data.image_formats import detect_format, is_complete
 from s5.data.stored_mask import (
@@ -95,7 +95,7 @@ def _decoder(read: Callable[[str | Path], _Pixels]) -> Callable[[str | Path], _P
 
     @wraps(read)
     def guarded(path: str | Path) -> _Pixels:
-        with geotiff.decoding(path):
+        with gdal_files.decoding(path):
             return read(path)
 
     return guarded
@@ -114,7 +114,7 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     """
     kind, data = read_file(path)
     if kind == "tiff":
-        with geotiff.open_raster(path) as raster:
+        with rasters.open_raster(path) as raster:
             require_size(raster.height, raster.width, path)
             return raster.read_with_valid()
     if kind == "png":
@@ -159,7 +159,7 @@ def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
             values = _read_packed_png(data, path) if packed else png.decode_png(data, path)[0]
             yield LoadedMask(header, values[None])
             return
-    with geotiff.open_dataset(path if kind == "tiff" else data, path) as dataset:
+    with gdal_files.open_dataset(path if kind == "tiff" else data, path) as dataset:
         if kind == "tiff":
             yield DatasetMask(dataset, path)
             return
@@ -182,7 +182,7 @@ def read_mask_header(path: str | Path) -> MaskHeader:
             data += file.read()
     if kind == "png" and (header := _plain_header(data, path)) is not None:
         return header
-    with geotiff.open_dataset(path if kind == "tiff" else data, path) as dataset:
+    with gdal_files.open_dataset(path if kind == "tiff" else data, path) as dataset:
         return mask_header(dataset, path)
 
 
@@ -195,7 +195,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _open(path) as file, _reading(path):
         kind = _require_format(file.read(16), path)
         if kind == "tiff":
-            return geotiff.size(path)
+            return gdal_files.size(path)
         file.seek(0)
         try:
             with _PILLOW[kind](file) as image:
@@ -326,7 +326,7 @@ def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | N
         image, key = _decode(data, _COLOR, path), png.transparent_grey(data)
         alpha = None if key is None else (_read_packed_png(data, path) != key).astype(np.uint8)
         return _blanked(image, alpha)
-    with geotiff.open_raster(data, path) as raster:
+    with rasters.open_raster(data, path) as raster:
         return raster.read_with_valid()
 
 

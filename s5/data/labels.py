@@ -1,7 +1,8 @@
-"""Label tables by name, or from a mapping in a configuration: raw mask value -> class name -> train id.
+"""What labels mean, by the name of a known dataset or as a configuration states it.
 
-The tables of known datasets are facts of :mod:`s5.data.datasets`; a user's own dataset is a mapping in the
-YAML configuration, read by the same :func:`get_table`.
+Masks have a label table: raw value -> class name -> train id (:func:`get_table`). Objects have a list of
+class names (:func:`get_classes`). Those of known datasets are facts of :mod:`s5.data.datasets`; a user's own
+are a mapping or a list in the configuration.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from s5.data.datasets import TABLES
+from s5.data.datasets import CLASS_LISTS, TABLES
 from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors
-from s5.errors import LabelError
-
-__all__ = ["IGNORE", "RGB", "TABLES", "LabelTable", "distinct_colors", "get_table"]
+from s5.data.oriented.annotations import class_ids
+from s5.errors import DataError, LabelError
 
 
 def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | None = None) -> LabelTable:
@@ -26,11 +26,12 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | No
     values 0 and 1, or 0 and the one in ``values``.
 
     Args:
-        spec: a name in :data:`TABLES`, or a mapping with ``classes`` and, optionally, ``name``, ``values``
-            (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each class), ``ignore`` (raw
-            values to ignore, a list or one; default ``[255]`` unless 255 is a class), ``background`` (train
-            id), ``ignore_colors`` (RGB colours of a colour-coded mask that mean "ignore") and ``color_code``
-            (whether masks in colours are read by the palette; default: if it is given).
+        spec: a name in :data:`~s5.data.datasets.TABLES`, or a mapping with ``classes`` and, optionally,
+            ``name``, ``values`` (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each
+            class), ``ignore`` (raw values to ignore, a list or one; default ``[255]`` unless 255 is a class),
+            ``background`` (train id), ``ignore_colors`` (RGB colours of a colour-coded mask that mean
+            "ignore") and ``color_code`` (whether masks in colours are read by the palette; default: if it is
+            given).
         default_name: name of a table whose mapping has none; without it the mapping needs a name.
 
     Raises:
@@ -46,6 +47,23 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | No
             "A table of your own is a mapping with name and classes"
         )
     return TABLES[spec]
+
+
+def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """Class names of objects by the name of a known list, or those given.
+
+    Raises:
+        DataError: the list is unknown; or as :func:`~s5.data.oriented.annotations.class_ids`.
+    """
+    if isinstance(spec, str):
+        if spec not in CLASS_LISTS:
+            raise DataError(
+                f"classes {spec!r}: must be {', '.join(CLASS_LISTS)}, or a list of names; a single class is "
+                f"written [{spec!r}]"
+            )
+        return CLASS_LISTS[spec]
+    class_ids(spec)
+    return tuple(spec)
 
 
 _KEYS = ("name", "classes", "values", "palette", "ignore", "background", "ignore_colors", "color_code")

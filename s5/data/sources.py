@@ -138,8 +138,9 @@ class UnlabeledImages:
         strong: Ranges of the strong views.
         views: Number of strong views.
         stored: Label table of stored pseudo-labels (255 = no pseudo-label), or None.
-        name: Name for messages.
     """
+
+    name = "unlabeled"  # for messages
 
     def __init__(
         self,
@@ -147,10 +148,9 @@ class UnlabeledImages:
         weak: WeakAugmentation,
         strong: StrongAugmentation,
         stored: LabelTable | None = None,
-        name: str = "unlabeled",
     ) -> None:
         self.split, self.weak, self.strong = split, weak, strong
-        self.stored, self.name = stored, name
+        self.stored = stored
 
     def __len__(self) -> int:
         return len(self.split)

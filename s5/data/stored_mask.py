@@ -14,7 +14,8 @@ from rasterio.enums import ColorInterp, Compression
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from s5.data.rasters import decoding, has_mask, nodata_value
+from s5.data.gdal_files import decoding
+from s5.data.rasters import has_mask, nodata_value
 from s5.errors import ImageError
 
 Coding = Literal["values", "palette", "colors"]

@@ -1,4 +1,4 @@
-"""The configuration of oriented detection, the Python files below ``Object_Detection/configs``."""
+"""Configuration of oriented detection, the Python files in `Object_Detection/configs`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from s5.data.oriented.classes import CLASSES
+from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.detection.network import Settings
 from s5.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat, ShareBelowOne
 from s5.training.command import check_task_names
@@ -14,10 +14,10 @@ from s5.training.config import NORM_EPS, EpochScheduleConfig, OptimConfig, RunCo
 
 
 class ObjectsConfig(Section):
-    """Images and their objects; paths are relative to ``data_root`` unless absolute.
+    """Images and their objects; paths are relative to `data_root` unless absolute.
 
-    ``images`` and ``annotations`` are a folder each, or several; annotations are DOTA text files, or DIOR-R's
-    XML files, of the images' names. ``names`` is a file that lists the images to take, or several; all by
+    `images` and `annotations` are one or several folders each; annotations are DOTA text files or DIOR-R XML
+    files with the names of the images. `names` is one or several files that list the images to use; all by
     default.
     """
 
@@ -27,10 +27,10 @@ class ObjectsConfig(Section):
 
 
 class DetTestConfig(Section):
-    """Test images, as a rule without annotations; paths as in :class:`ObjectsConfig`.
+    """Test images, usually without annotations; paths as in :class:`ObjectsConfig`.
 
-    With ``windows``, the images are windows of larger ones, named as ``python -m s5.data.prepare dota`` names
-    them: their detections are merged.
+    With `windows`, the images are windows of larger ones, named as by `python -m s5.data.prepare dota`, and
+    their detections are merged.
     """
 
     images: Path | tuple[Path, ...]
@@ -42,14 +42,13 @@ class DetTestConfig(Section):
 class DetTaskConfig(Section):
     """One dataset.
 
-    With ``whole``, the validation images are windows, and this is the folder with the labels of the images
-    that they were cut from: scores are then those of the whole images, with detections merged. ``test`` are
-    images to submit to a server; training does not read them.
+    With `whole`, the validation images are windows; it is the folder with the labels of the full images they
+    were cut from. Detections are then merged and scored on the full images. `test` are images for a
+    submission to a server and are not used in training.
 
-    ``train_difficult`` trains on difficult objects as on others, as mmrotate does; scores leave them out in
-    any case. Objects whose upright box has a side below ``ignore_below`` pixels at the input are neither
-    objects nor background in training. ``leave_out`` names classes that the annotations have and the task has
-    not.
+    `train_difficult` trains on difficult objects like on any others, as mmrotate does; scores always exclude
+    them. Objects whose upright box has a side below `ignore_below` pixels at the input size are ignored in
+    training. `leave_out` names classes in the annotations that the task does not have.
     """
 
     classes: str | tuple[str, ...]
@@ -71,14 +70,14 @@ class DetTaskConfig(Section):
         taken = {name.casefold() for name in named}
         if both := [name for name in self.leave_out if name.casefold() in taken]:
             raise ValueError(
-                f"leave_out has {', '.join(both)}, which classes has as well; take them out of one of the two"
+                f"{', '.join(both)} in both classes and leave_out; remove them from one of the two"
             )
         return self
 
 
 @dataclass(frozen=True)
 class DetModelConfig(Settings):
-    """The detector: settings of Oriented R-CNN, and of the backbone."""
+    """The detector: settings of Oriented R-CNN and of the backbone."""
 
     expert_channels: NonNegative = 256
     drop_path: ShareBelowOne = 0.1
@@ -87,12 +86,12 @@ class DetModelConfig(Settings):
     compile: bool = False
 
     def settings(self) -> Settings:
-        """What is chosen of Oriented R-CNN."""
+        """Return the settings of Oriented R-CNN."""
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
 
 class DetOptimConfig(OptimConfig):
-    """AdamW with the published values of detection."""
+    """AdamW with the published values for detection."""
 
     lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
@@ -111,7 +110,7 @@ class DetScheduleConfig(EpochScheduleConfig):
 
 
 class DetConfig(RunConfig):
-    """Everything one detection run depends on."""
+    """Configuration of a detection run."""
 
     data_root: Path
     backbone: str = "vit_b_moe"
@@ -131,7 +130,7 @@ class DetConfig(RunConfig):
         late = [epoch for epoch in self.schedule.milestones if epoch >= self.schedule.epochs]
         if late or list(self.schedule.milestones) != sorted(set(self.schedule.milestones)):
             raise ValueError(
-                f"schedule.milestones {list(self.schedule.milestones)} must rise and lie below "
-                f"schedule.epochs {self.schedule.epochs}"
+                f"schedule.milestones {list(self.schedule.milestones)} must increase and be "
+                f"smaller than schedule.epochs {self.schedule.epochs}"
             )
         return self

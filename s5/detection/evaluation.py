@@ -1,4 +1,4 @@
-"""Evaluation of a detector: which images, collecting detections, and reports of scores."""
+"""Evaluation of a detector: selecting images, collecting detections, and reporting scores."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,100 +23,100 @@ logger = logging.getLogger(__name__)
 PARTS = ("val", "test")
 SUMMARY = ("mAP50", "mAP75", "mAP50:95", "mAP50_area", "windows.mAP50")
 TABLE = "{}_classes.csv"
-PICTURES = "pictures/{}_*_000000.jpg"  # of no step: those of a training in the same folder stay
+PICTURES = "pictures/{}_*_000000.jpg"  # step 0 only, to keep pictures of a training run in the same folder
 
 
 def select_part(cfg: DetConfig, part: str, tasks: Sequence[str]) -> DetConfig:
-    """The configuration with the named tasks only; without names, with those that have images of the part.
+    """Restrict the configuration to the named tasks, or without names to those with images of the part.
 
     Args:
-        cfg: the configuration.
-        part: of :data:`PARTS`.
-        tasks: names; may be empty.
+        cfg: The configuration.
+        part: One of :data:`PARTS`.
+        tasks: Names of the tasks; may be empty.
 
     Raises:
-        ConfigError: a task is unknown, or has no test images.
+        ConfigError: A named task is unknown or has no images of the part, or no task has any.
     """
     for name in tasks:
         if name not in cfg.tasks:
             raise ConfigError(
-                f"--tasks {name}: the configuration has no such task; it has {', '.join(cfg.tasks)}"
+                f"--tasks {name}: no such task in the configuration; it has {', '.join(cfg.tasks)}"
             )
     kept = {name: task for name, task in cfg.tasks.items() if name in tasks or not tasks}
-    having = {name: task for name, task in kept.items() if getattr(task, part) is not None}
-    lacking = [name for name in kept if name not in having]
-    if (lacking and tasks) or not having:
+    available = {name: task for name, task in kept.items() if getattr(task, part) is not None}
+    missing = [name for name in kept if name not in available]
+    if (missing and tasks) or not available:
         raise ConfigError(
-            f"--split {part}: {', '.join(lacking)} without images to test; add for example "
-            f"tasks.{lacking[0]}.test=dict(images='dota/test-dev/images', windows=True)"
+            f"--split {part}: no test images configured for {', '.join(missing)}; add for example "
+            f"tasks.{missing[0]}.test=dict(images='dota/test-dev/images', windows=True)"
         )
-    return cfg.model_copy(update={"tasks": having})
+    return cfg.model_copy(update={"tasks": available})
 
 
 def image_names(images: OrientedValidation, merged: bool) -> list[str]:
-    """Names of the whole images of a task.
+    """Names of a task's full images.
 
     Raises:
-        ConfigError: some of them are windows that are not merged.
+        ConfigError: Some images are windows that are not merged.
     """
-    if problem := _lone_windows(images, merged):
+    if problem := _unmerged_windows(images, merged):
         raise ConfigError(problem)
     return whole_names(images.samples.names)
 
 
 def warn_of_windows(images: OrientedValidation, merged: bool) -> None:
     """Warn if images of a task are windows whose detections are not merged."""
-    if problem := _lone_windows(images, merged):
-        logger.warning("%s. Without it, the detections written are of single windows", problem)
+    if problem := _unmerged_windows(images, merged):
+        logger.warning("%s. Otherwise, detections are written per window", problem)
 
 
-def _lone_windows(images: OrientedValidation, merged: bool) -> str | None:
-    """What to do about windows that are not merged; None if there are none."""
+def _unmerged_windows(images: OrientedValidation, merged: bool) -> str | None:
+    """Message about windows that are not merged; None if there are none."""
     names = images.samples.names
     windows = [name for name in names if parse_window_name(name).image != name]
     if merged or not windows:
         return None
     return (
-        f"{images.task}: {len(windows)} of {len(names)} images are windows of larger ones by their names "
-        f"({windows[0]}): set test.windows=True for test images, whole for validation images"
+        f"{images.task}: by their names ({windows[0]}), {len(windows)} of {len(names)} images are windows of "
+        f"larger ones: set test.windows=True for test images, whole for validation images"
     )
 
 
 class DetectionCollector(BaseMetric):
-    """Collects the detections of one task's images in the main process; gives no scores.
+    """Collects the detections of one task's images in the main process, without computing scores.
 
     Args:
-        classes: names of the classes, by label.
-        task: whose images are taken.
-        merge: merge windows of larger images.
-        nms: IoU above which detections of overlapping windows are one, for ``merge``.
+        classes: Class names by label.
+        task: Task whose images are collected.
+        merge: Merge windows of larger images.
+        nms: With `merge`, the IoU above which detections of overlapping windows are duplicates.
 
     Attributes:
-        detections: of the last evaluation, by name of the image; empty in other processes.
+        detections: Detections of the last evaluation by image name; empty in other processes.
     """
 
-    default_prefix = ""  # mmengine asks for one
+    default_prefix = ""  # mmengine warns without one
 
     def __init__(self, classes: Sequence[str], task: str, merge: bool, nms: float = NMS_THRESHOLD) -> None:
         super().__init__()
         self.classes, self.task, self.merge, self.nms = tuple(classes), task, merge, nms
         self.detections: dict[str, Detections] = {}
-        self._found: dict[str, Detections] = {}
+        self._collected: dict[str, Detections] = {}
 
     def process(self, data_batch: Mapping[str, Sequence], data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take the detections of the task's images in a batch, see :class:`DetectionMetric`."""
+        """Collect the detections of the task's images in a batch, see :class:`DetectionMetric`."""
         for name, task, sample in zip(data_batch["name"], data_batch["task"], data_samples, strict=True):
             if task == self.task:
-                self._found[name] = detections_of(sample["pred_instances"])
+                self._collected[name] = detections_of(sample["pred_instances"])
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather the detections of all processes; there are no scores."""
-        found = gather(self._found) or {}
-        self._found = {}
-        return self.compute_metrics(found)
+        """Gather the detections of all processes; returns no scores."""
+        collected = gather(self._collected) or {}
+        self._collected = {}
+        return self.compute_metrics(collected)
 
     def compute_metrics(self, results: dict[str, Detections]) -> dict[str, float]:
-        """Keep the detections, merged or as they are, in the order of the names."""
+        """Store the detections, merged if configured, ordered by image name."""
         self.detections = (
             merge_windows(results.items(), self.nms)
             if self.merge
@@ -127,26 +127,26 @@ class DetectionCollector(BaseMetric):
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn an OSError into an error that names the file and the way out.
+    """Turn an OSError into an error that names the file and the remedy.
 
     Raises:
-        LaunchError: a file cannot be written.
+        LaunchError: A file cannot be written.
     """
     try:
         yield
     except OSError as error:
         raise LaunchError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}). Make room or choose "
-            f"another folder, and run again"
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}). Free disk space or "
+            f"choose another folder, and run again"
         ) from None
 
 
 def remove_reports(folder: Path, parts: Sequence[str]) -> None:
-    """Remove scores, tables and pictures of an earlier evaluation, perhaps of other tasks or weights.
+    """Remove scores, tables and pictures of an earlier evaluation, which may be of other tasks or weights.
 
     Args:
-        folder: of the evaluation.
-        parts: parts of the data that may have pictures, such as `val`.
+        folder: Folder of the evaluation.
+        parts: Parts of the data that may have pictures, such as `val`.
     """
     for pattern in (SCORES_FILE, TABLE.format("*"), *map(PICTURES.format, parts)):
         for path in folder.glob(pattern):
@@ -154,7 +154,7 @@ def remove_reports(folder: Path, parts: Sequence[str]) -> None:
 
 
 def write_texts(folder: Path, collector: DetectionCollector) -> None:
-    """Write ``<folder>/<task>/<image>.txt`` for each image, see :mod:`s5.data.oriented.detections`."""
+    """Write `<folder>/<task>/<image>.txt` for each image, see :mod:`s5.data.oriented.detections`."""
     for name, found in collector.detections.items():
         write_detections(folder / collector.task / f"{name}.txt", found, collector.classes)
 
@@ -165,13 +165,13 @@ def write_reports(
     scores: Mapping[str, float],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write ``scores.json``, and of each task ``<task>_classes.csv``; log a line per task.
+    """Write `scores.json` and, for each task, `<task>_classes.csv`; log a row per task.
 
     Args:
-        folder: where to.
-        metrics: after their evaluation.
-        scores: their results, with prefixes.
-        settings: what was evaluated and how, for `scores.json`.
+        folder: Output folder.
+        metrics: Metrics that have been evaluated.
+        scores: Results of the metrics, with prefixes.
+        settings: What was evaluated and with which settings, for `scores.json`.
     """
     means = {metric.task: _means(metric.task, scores) for metric in metrics}
     report = {
@@ -184,7 +184,7 @@ def write_reports(
 
 
 def class_scores(metric: DetectionMetric) -> dict[str, dict[str, float]]:
-    """Scores of every class in percent (NaN without objects), its objects and detections."""
+    """Scores of every class in percent (NaN without objects), and its numbers of objects and detections."""
     precision = metric.precision
     assert precision is not None
     columns = {
@@ -205,7 +205,7 @@ def class_scores(metric: DetectionMetric) -> dict[str, dict[str, float]]:
 
 
 def _means(task: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores of a task over all classes."""
+    """Scores of a task averaged over its classes."""
     own = {
         name.removeprefix(f"{task}/"): value for name, value in scores.items() if name.startswith(f"{task}/")
     }
@@ -213,7 +213,7 @@ def _means(task: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _table(metric: DetectionMetric, means: Mapping[str, float]) -> list[list[object]]:
-    """A line per class and one of the means."""
+    """Table with a row per class and a row of means."""
     rows = class_scores(metric)
     columns = list(next(iter(rows.values())))
     counts = ("objects", "detections")

@@ -1,4 +1,4 @@
-"""An oriented detection run: one detector with a head, and perhaps an expert, per dataset."""
+"""The oriented detection experiment: one detector with a head, and optionally an expert, per dataset."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,8 +8,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
+from s5.data.labels import get_classes
 from s5.data.loaders import TrainingData
-from s5.data.oriented.classes import get_classes
 from s5.data.oriented.sources import (
     OrientedImages,
     OrientedValidation,
@@ -20,6 +20,7 @@ from s5.detection.config import DetConfig, DetTestConfig, ObjectsConfig
 from s5.detection.hooks import BoxPicturesHook
 from s5.detection.metric import DetectionMetric, build_metrics
 from s5.detection.network import DetectionModel, with_heads
+from s5.detection.trained import DetectionSpec
 from s5.launch import ALONE, Launch
 from s5.training.command import expert_channels, naming
 from s5.training.experiment import Experiment, Steps, epoch_steps, steps_of_epochs
@@ -35,7 +36,7 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
     """A run on all tasks of the configuration.
 
     Attributes:
-        classes: names of the classes of each task.
+        classes: Names of the classes of each task.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
         self.classes = build_classes(cfg)
 
     def new_model(self) -> DetectionModel:
-        """The detector and what is around it."""
+        """Build the detector and its mmengine model."""
         cfg = self.cfg
         counts = {name: len(names) for name, names in self.classes.items()}
         channels = expert_channels(self.backbone, cfg.model.expert_channels)
@@ -55,15 +56,15 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
         return DetectionModel(detector, self.dtype(), weights)
 
     def build_training_data(self) -> TrainingData:
-        """The training images of all tasks in one batch."""
+        """Batches with the training images of all tasks."""
         cfg = self.cfg
         sources = [_training_images(cfg, name, names) for name, names in self.classes.items()]
         sizes = [task.batch_size for task in cfg.tasks.values()]
-        about = {"settings": asdict(cfg.model.settings())}
-        return objects_loader(sources, sizes, cfg.seed, self.launch, cfg.workers, about)
+        meta = {"settings": asdict(cfg.model.settings())}
+        return objects_loader(sources, sizes, cfg.seed, self.launch, cfg.workers, meta)
 
     def build_val_loader(self, part: str = "val") -> DataLoader:
-        """The validation images of this process, of all tasks; with `part` "test", those to be submitted."""
+        """The validation images of all tasks for this process; with `part` "test", the test images."""
         parts = [_validation_images(self.cfg, name, names, part) for name, names in self.classes.items()]
         return objects_validation_loader(parts, self.launch, self.cfg.workers)
 
@@ -72,33 +73,25 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
         return build_metrics(self.cfg, self.classes, self.val_loader)
 
     def steps(self) -> Steps:
-        """Length and intervals, which the configuration has in epochs."""
+        """Length and intervals, configured in epochs."""
         return steps_of_epochs(self.cfg.schedule, self.data)
 
     def lr_schedule(self) -> list[dict[str, Any]]:
-        """The learning rate falls at the milestones."""
+        """Multiply the learning rate by `gamma` at the milestones."""
         schedule = self.cfg.schedule
         milestones = [epoch * epoch_steps(schedule, self.data) for epoch in schedule.milestones]
         return step_schedule(milestones, schedule.gamma, self.cfg.optim.warmup_iters)
 
     def weight_files(self) -> WeightFiles:
-        """`<name>_det.pth`."""
+        """A file named `<backbone>_det.pth`."""
         return WeightFiles(f"{self.backbone}_det.pth")
 
     def weights_meta(self) -> dict[str, Any]:
-        """What a weights file says of its model; enough to predict with it."""
-        cfg = self.cfg
-        return {
-            "backbone": self.backbone,
-            "expert_channels": expert_channels(self.backbone, cfg.model.expert_channels),
-            "img_size": cfg.size,
-            "norm_eps": cfg.model.norm_eps,
-            "tasks": {name: list(names) for name, names in self.classes.items()},
-            "settings": asdict(cfg.model.settings()),
-        }
+        """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
+        return DetectionSpec.from_config(self.cfg).meta()
 
     def best_scores(self) -> Mapping[str, list[str]]:
-        """On average, and of each of several tasks."""
+        """The mean mAP50 over all tasks and, with several tasks, that of each one."""
         scores = {task: [f"{task}/{BEST}"] for task in self.classes}
         best = {"best": [score for part in scores.values() for score in part]}
         if len(scores) > 1:
@@ -111,15 +104,15 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """As the configuration says."""
+        """Whether DistributedDataParallel looks for parameters without gradient, as configured."""
         return self.cfg.find_unused_parameters
 
 
 def build_classes(cfg: DetConfig) -> Classes:
-    """Names of the classes of each task.
+    """Return the class names of each task.
 
     Raises:
-        DataError: the name of a list of classes is unknown.
+        DataError: The name of a class list is unknown.
     """
     return {name: get_classes(task.classes) for name, task in cfg.tasks.items()}
 
@@ -128,7 +121,7 @@ def _training_images(cfg: DetConfig, name: str, classes: tuple[str, ...]) -> Ori
     task = cfg.tasks[name]
     with naming(f"tasks.{name}.train"):
         return OrientedImages(
-            **_where(cfg.data_root, task.train),
+            **_files(cfg.data_root, task.train),
             classes=classes,
             size=cfg.size,
             flip=task.flip,
@@ -144,7 +137,7 @@ def _validation_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part
     task = cfg.tasks[name]
     with naming(f"tasks.{name}.{part}"):
         return OrientedValidation(
-            **_where(cfg.data_root, getattr(task, part)),
+            **_files(cfg.data_root, getattr(task, part)),
             classes=classes,
             task=name,
             size=cfg.size,
@@ -152,7 +145,7 @@ def _validation_images(cfg: DetConfig, name: str, classes: tuple[str, ...], part
         )
 
 
-def _where(root: Path, objects: ObjectsConfig | DetTestConfig) -> dict[str, Any]:
+def _files(root: Path, objects: ObjectsConfig | DetTestConfig) -> dict[str, Any]:
     def below(folders: Path | tuple[Path, ...]) -> list[Path]:
         return [root / folder for folder in (folders if isinstance(folders, tuple) else (folders,))]
 

@@ -1,4 +1,4 @@
-"""Drawings of what a detector finds in validation or test images, at every validation."""
+"""Pictures of detections in validation or test images, drawn at every validation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,18 +11,18 @@ from s5.data.oriented.drawing import draw_polygons, draw_truth
 from s5.data.oriented.geometry import to_polygons
 from s5.training.hooks.pictures import write_sheet
 
-MIN_SCORE = 0.3
+MIN_SCORE = 0.3  # of the detections drawn
 
 
 class BoxPicturesHook(Hook):
-    """Writes ground truth (white) and detections of the first validation images of every task.
+    """Draws ground truth (white) and detections of the first validation images of every task.
 
-    To ``work_dir/pictures/<part>_<task>_<iter>.jpg`` and TensorBoard.
+    The contact sheets go to `work_dir/pictures/<part>_<task>_<iter>.jpg` and TensorBoard.
 
     Args:
-        classes: names of the classes of each task.
-        count: rows of a sheet.
-        part: "val" or "test", which the images are.
+        classes: Names of the classes of each task.
+        count: Rows of a sheet.
+        part: Part of the data that the images are from, "val" or "test".
     """
 
     priority = "LOW"

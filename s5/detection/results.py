@@ -1,4 +1,4 @@
-"""Detected boxes: in memory, drawn, and written as DOTA's text and GeoJSON."""
+"""Detection results: in memory, drawn, and written as DOTA text and GeoJSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,26 +7,28 @@ from typing import ClassVar
 
 import numpy as np
 
+from s5.data.gdal_files import Georeference
 from s5.data.image_io import write_image
 from s5.data.oriented.detections import Detections, write_detections
 from s5.data.oriented.drawing import draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.oriented.geometry import to_polygons
-from s5.data.rasters import Georeference
+from s5.data.prepare.patches import Readable
 from s5.prediction.images import LARGEST, reduced
 from s5.prediction.plan import Target
 from s5.prediction.predictor import Result
 from s5.prediction.sources import Source
 
+BLOCK = 1024  # side in pixels of the blocks of a TIFF that are read again to check for missing data
 FORMATS = {"drawings": (".jpg", ".jpg"), "dota": (".txt", ".txt"), "geojson": (".geojson", ".geojson")}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectionResult(Result):
-    """The objects in an image.
+    """The objects detected in an image.
 
     Attributes:
-        detections: boxes, scores and labels.
+        detections: Boxes, scores and labels.
     """
 
     suffixes: ClassVar[Mapping[str, str]] = {
@@ -41,14 +43,14 @@ class DetectionResult(Result):
     def boxes(self) -> np.ndarray:
         """Rotated boxes float32 (n, 5): centre x and y, width, height in pixels, and angle in radians.
 
-        The width is the longer side, and the angle, in [-pi/2, pi/2), turns the x axis into it, clockwise on
-        the screen.
+        The width is the longer side. The angle from the x axis to it is in [-pi/2, pi/2), clockwise in the
+        image.
         """
         return self.detections.boxes
 
     @property
     def corners(self) -> np.ndarray:
-        """Corners of the boxes in pixels, float32 (n, 4, 2), x and y, clockwise on the screen."""
+        """Corners of the boxes in pixels, float32 (n, 4, 2), x and y, clockwise in the image."""
         return to_polygons(self.boxes)
 
     @property
@@ -66,14 +68,14 @@ class DetectionResult(Result):
         return len(self.labels)
 
     def __repr__(self) -> str:
-        """Task, size and the number of objects of each class."""
+        """Show task, size and the number of objects of each class."""
         counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
-        found = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True) if n)
-        where = "" if self.georeference is None else ", georeferenced"
-        return f"DetectionResult({self.task}: {self.height}x{self.width}{where}; {found or 'nothing found'})"
+        objects = ", ".join(f"{n} {name}" for name, n in zip(self.classes, counts, strict=True) if n)
+        geo = "" if self.georeference is None else ", georeferenced"
+        return f"DetectionResult({self.task}: {self.height}x{self.width}{geo}; {objects or 'no objects'})"
 
     def draw(self, largest: int = LARGEST) -> np.ndarray:
-        """Outlines with names and scores, see :meth:`Result.draw`; many with a legend instead."""
+        """Draw outlines with names and scores, or a legend if there are many; see :meth:`Result.draw`."""
         with self.picture.open() as pixels:
             return draw_detections(*reduced(pixels, largest), self.detections, self.classes)
 
@@ -96,18 +98,18 @@ def write_results(
     georeference: Georeference | None,
     drawing: tuple[np.ndarray, int] | None,
 ) -> None:
-    """Write what was found in an image file, each result whole or not at all.
+    """Write the detections of an image file; each result file is written atomically.
 
     Args:
-        target: where to.
-        source: the image.
-        classes: names of the classes by task.
-        found: by task, in pixels of the image.
-        georeference: of the image.
-        drawing: image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
+        target: Output folder, tasks and formats.
+        source: The image.
+        classes: Names of the classes by task.
+        found: Detections by task, in pixels of the image.
+        georeference: Georeference of the image, for GeoJSON.
+        drawing: Image to draw on, from :func:`s5.prediction.images.reduced`; None for no drawings.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: A file cannot be written.
     """
     for task in target.tasks:
         if "dota" in target.formats:
@@ -117,3 +119,17 @@ def write_results(
         if drawing is not None:
             drawn = draw_detections(*drawing, found[task], classes[task])
             write_image(target.path(task, "drawings", source), drawn)
+
+
+def drop_without_data(found: Detections, image: Readable) -> Detections:
+    """Drop detections whose centre has no data; windows could not check centres outside of themselves."""
+    columns = np.floor(found.boxes[:, 0]).astype(np.int64).clip(0, image.width - 1)
+    rows = np.floor(found.boxes[:, 1]).astype(np.int64).clip(0, image.height - 1)
+    kept = np.ones(len(rows), bool)
+    for top, left in sorted(set(zip(rows // BLOCK * BLOCK, columns // BLOCK * BLOCK, strict=True))):
+        height, width = min(BLOCK, image.height - top), min(BLOCK, image.width - left)
+        _, valid = image.read_with_valid(int(top), int(left), int(height), int(width))
+        if valid is not None:
+            here = (rows // BLOCK * BLOCK == top) & (columns // BLOCK * BLOCK == left)
+            kept[here] = valid[rows[here] - top, columns[here] - left]
+    return found.select(kept)

@@ -1,7 +1,7 @@
-"""The file that DOTA's evaluation server takes for task 1: a flat zip with a text file for each class.
+"""Submission for task 1 of DOTA's evaluation server: a flat zip with a text file for each class.
 
-``Task1_<class>.txt`` has a line ``image score x1 y1 x2 y2 x3 y3 x4 y4`` for each detection in whole images,
-the image without extension. Files of classes without detections are there, too.
+`Task1_<class>.txt` has a line `image score x1 y1 x2 y2 x3 y3 x4 y4` for each detection in full images, with
+image names without extension. Classes without detections have an empty file.
 """
 
 import logging
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.data.files import atomic_path
-from s5.data.oriented.classes import CLASSES
 from s5.data.oriented.detections import Detections, corners_text
 from s5.data.oriented.geometry import to_polygons
 from s5.detection.evaluation import DetectionCollector, write_texts
@@ -22,29 +22,29 @@ from s5.errors import ConfigError, DataError, is_utf8, shorten
 
 logger = logging.getLogger(__name__)
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the same detections give the same file
+EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp, so that equal detections give equal files
 FIELDS = 10
 
 
 def pack_dota(
     out: Path, detections: Mapping[str, Detections], classes: Sequence[str], images: Sequence[str]
 ) -> Counter[str]:
-    """Write the submission, read it back and put it in its place: whole and right, or not at all.
+    """Write the submission atomically, after reading it back and checking it.
 
-    Scores keep all their digits, as the server sorts by them; corners have two decimals.
+    Scores keep all digits because the server sorts by them; corners have two decimals.
 
     Args:
-        out: the zip.
-        detections: of the whole images, by name.
-        classes: the server's names of the classes, by label.
-        images: names of all test images.
+        out: The zip file.
+        detections: Detections in the full images, by image name.
+        classes: Class names of the server, by label.
+        images: Names of all test images.
 
     Returns:
         Number of detections of each class.
 
     Raises:
-        DataError: images are missing, unknown or have unusable names, a detection has values that cannot be,
-            or the file is not named ``.zip``.
+        DataError: Images are missing, unknown or have unusable names, a detection is invalid, or the file
+            name does not end in `.zip`.
     """
     require_names(out, images)
     _require_all(detections, images)
@@ -58,22 +58,22 @@ def pack_dota(
                 archive.writestr(member, _text(detections, label))
         counts = check_submission(temporary, classes, images)
     if not counts.total():
-        logger.warning("%s: there are no detections in it", out)
+        logger.warning("%s contains no detections", out)
     return counts
 
 
 def require_names(out: Path, images: Sequence[str]) -> None:
-    """Refuse names that a submission cannot have.
+    """Reject names that the server would not accept.
 
     Raises:
-        DataError: the file is not named ``.zip``, or names of images have a '/' or white space or are not
-            UTF-8.
+        DataError: The file name does not end in `.zip`, or image names contain a '/' or white space or are
+            not UTF-8.
     """
     if out.suffix.lower() != ".zip":
-        raise DataError(f"{out}: the server takes a .zip; name it so")
+        raise DataError(f"{out}: the server accepts zip files; choose a name that ends in .zip")
     _require_none(
         [name for name in images if "/" in name or any(c.isspace() for c in name)],
-        "have '/' or white space",
+        "have '/' or white space in their names",
         len(images),
     )
     _require_none(
@@ -82,26 +82,26 @@ def require_names(out: Path, images: Sequence[str]) -> None:
 
 
 def check_submission(path: Path, classes: Sequence[str], images: Sequence[str]) -> Counter[str]:
-    """Check a submission as the server would.
+    """Check a submission the way the server would.
 
     Args:
-        path: the zip.
-        classes: names of the classes.
-        images: names of the test images.
+        path: The zip file.
+        classes: Class names.
+        images: Names of the test images.
 
     Returns:
         Number of detections of each class.
 
     Raises:
-        DataError: it is no zip, lacks a class or has other files, or a line that cannot be; names file and
-            line.
+        DataError: The file is not a zip, a class is missing, or there is a superfluous file or an invalid
+            line; names file and line.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _require_members(path, archive.namelist(), classes)
             texts = {name: archive.read(_member(name)).decode() for name in classes}
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a zip of texts ({error})") from error
+        raise DataError(f"{path}: cannot be read as a zip of text files ({error})") from error
     known = set(images)
     counts: Counter[str] = Counter(dict.fromkeys(classes, 0))
     for name, text in texts.items():
@@ -133,11 +133,11 @@ def _require_all(detections: Mapping[str, Detections], images: Sequence[str]) ->
 
 
 def _require_none(names: Sequence[str], what: str, count: int) -> None:
-    """Refuse images of which something is said that must be said of none."""
+    """Raise an error about the named images, if there are any."""
     if names:
         raise DataError(
-            f"{len(names)} of {count} images {what}: {shorten(names)}. A submission has "
-            "every test image, by its name without extension"
+            f"{len(names)} of {count} images {what}: {shorten(names)}. A submission must cover every test "
+            "image, by its name without extension"
         )
 
 
@@ -148,20 +148,22 @@ def _require_sound(name: str, found: Detections, classes: Sequence[str]) -> None
     if not sound.all():
         index = int(sound.argmin())
         raise DataError(
-            f"{name}: detection {index} cannot be: box {found.boxes[index].tolist()}, score {scores[index]}, "
+            f"{name}: invalid detection {index}: box {found.boxes[index].tolist()}, score {scores[index]}, "
             f"label {labels[index]} of {len(classes)} classes"
         )
 
 
 def _require_members(path: Path, members: Sequence[str], classes: Sequence[str]) -> None:
     expected = {_member(name) for name in classes}
-    for names, what in ((expected - set(members), "lacks"), (set(members) - expected, "should not hold")):
+    for names, what in ((expected - set(members), "lacks"), (set(members) - expected, "should not contain")):
         if names:
-            raise DataError(f"{path}: {what} {', '.join(sorted(names))}; it is a flat zip of all classes")
+            raise DataError(
+                f"{path}: {what} {', '.join(sorted(names))}; a submission has one file per class, no folders"
+            )
 
 
 def _problem(line: str, images: set[str]) -> str:
-    """What is wrong with a line; empty if nothing."""
+    """Describe what is wrong with a line; empty if it is valid."""
     fields = line.split(" ")
     if len(fields) != FIELDS:
         return f"{len(fields)} fields instead of {FIELDS}"
@@ -172,22 +174,24 @@ def _problem(line: str, images: set[str]) -> str:
     except ValueError as error:
         return str(error)
     if not 0 <= score <= 1:
-        return "the score is not in 0..1"
+        return "the score is not between 0 and 1"
     return "" if all(map(math.isfinite, corners)) else "a coordinate is not finite"
 
 
 def require_submission(out: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse what :func:`submit` could not write, before the network has run for hours.
+    """Reject what :func:`submit` could not write, before the network runs for hours.
 
     Raises:
-        ConfigError: the file is a folder.
-        DataError: the file is not named ``.zip``, or images have names that the server cannot take.
+        ConfigError: The file is a folder.
+        DataError: The file name does not end in `.zip`, or the server would not accept names of images.
     """
     require_names(out, names)
     if out.is_dir():
         raise ConfigError(f"--submit: {out} is a folder; give the file to be written")
     if not any(set(classes) == set(known) for name, known in CLASSES.items() if name.startswith("dota")):
-        logger.warning("%s: the classes are of no version of DOTA, whose server would refuse them", out)
+        logger.warning(
+            "%s: DOTA's server would reject these classes, which belong to no version of DOTA", out
+        )
 
 
 def submit(
@@ -196,16 +200,16 @@ def submit(
     names: Mapping[str, Sequence[str]],
     rescue: Path | None,
 ) -> None:
-    """Write the files that DOTA's server takes, see :func:`~s5.detection.submission.pack_dota`.
+    """Write submissions to DOTA's server, see :func:`~s5.detection.submission.pack_dota`.
 
     Args:
-        submissions: the files by task.
-        collectors: the detections.
-        names: of the images.
-        rescue: where the detections are written as text if a file cannot be; None if they are somewhere.
+        submissions: Output files by task.
+        collectors: Detections by task.
+        names: Names of the images by task.
+        rescue: Folder for the detections as text if a submission fails; None if they are saved elsewhere.
 
     Raises:
-        DataError: one cannot be made of these detections, or not written; the others are there.
+        DataError: A submission is invalid or cannot be written; the other submissions have been written.
     """
     problems = []
     for task, out in submissions.items():
@@ -213,13 +217,13 @@ def submit(
         try:
             counts = pack_dota(out, collector.detections, collector.classes, names[task])
         except (DataError, OSError) as error:
-            problems.append(f"{out} is not written: {error}")
+            problems.append(f"{out} was not written: {error}")
             if rescue is not None:
                 write_texts(rescue, collector)
                 problems.append(f"the detections are in {rescue / task}")
         else:
             logger.info(
-                "%s: %d detections in %d images, ready to be uploaded", out, counts.total(), len(names[task])
+                "%s: %d detections in %d images, ready for upload", out, counts.total(), len(names[task])
             )
     if problems:
         raise DataError("; ".join(problems))

@@ -1,7 +1,7 @@
-"""How to rebuild a trained detector: from its checkpoint's metadata, a configuration or arguments."""
+"""Rebuild a trained detector from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from s5.backbones import describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
-from s5.checkpoints.loading import read_checkpoint
-from s5.data.labels import distinct_colors
-from s5.data.oriented.classes import get_classes
+from s5.checkpoints.reading import read_checkpoint
+from s5.data.label_table import distinct_colors
+from s5.data.labels import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, build_detector
 from s5.errors import CheckpointError, ConfigError
@@ -29,11 +29,11 @@ FIRST_FC = "roi_head.bbox_head.shared_fcs.0.weight"
 
 @dataclass(frozen=True)
 class DetectionSpec(ModelSpec[DetectionModel]):
-    """What has to be known to rebuild a detector and to predict with it.
+    """Description of a detector, sufficient to rebuild it and to predict with it.
 
     Attributes:
-        classes: names of the classes of each task.
-        settings: of Oriented R-CNN.
+        classes: Names of the classes of each task.
+        settings: Settings of Oriented R-CNN.
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -41,7 +41,7 @@ class DetectionSpec(ModelSpec[DetectionModel]):
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> "DetectionSpec | None":
-        """From the metadata of a weights file; None if they are not enough."""
+        """Build from the metadata of a weight file; None if it is insufficient."""
         if not all(key in meta for key in NEEDED):
             return None
         known = {field.name for field in fields(Settings)}
@@ -54,13 +54,24 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
 
+    def meta(self) -> dict[str, Any]:
+        """What a weights file says of its model, for :meth:`from_meta`."""
+        return {
+            "backbone": self.backbone,
+            "expert_channels": self.expert_channels,
+            "img_size": self.img_size,
+            "norm_eps": self.norm_eps,
+            "tasks": {task: list(names) for task, names in self.classes.items()},
+            "settings": asdict(self.settings),
+        }
+
     @classmethod
     def from_config(cls, cfg: DetConfig) -> "DetectionSpec":
-        """From a configuration.
+        """Build from a configuration.
 
         Raises:
-            ConfigError: the experts are too wide for the backbone.
-            DataError: the name of a list of classes is unknown.
+            ConfigError: The experts are too wide for the backbone.
+            DataError: The name of a class list is unknown.
         """
         return cls(
             cfg.backbone,
@@ -76,18 +87,18 @@ class DetectionSpec(ModelSpec[DetectionModel]):
     def from_weights(
         cls, weights: Weights, backbone: str, classes: Mapping[str, tuple[str, ...]]
     ) -> "DetectionSpec":
-        """From the weights of a file without metadata, and what they do not tell.
+        """Build from weights without metadata and the facts that the weights do not contain.
 
-        What weights do not show of Oriented R-CNN has the published values.
+        Settings of Oriented R-CNN that do not show in the weights have the published values.
 
         Raises:
-            CheckpointError: there is no detection head for a task.
+            CheckpointError: There is no detection head for a task.
         """
         size, experts = sizes_of(weights, backbone)
         for task in classes:
             if CLASSIFIER not in weights.heads.get(task, {}):
                 raise CheckpointError(
-                    f"no detection head {task!r}; there are {', '.join(weights.heads) or 'none'}"
+                    f"no detection head {task!r}; the file has {', '.join(weights.heads) or 'none'}"
                 )
         head = weights.heads[next(iter(classes))]
         settings = Settings(
@@ -108,7 +119,7 @@ class DetectionSpec(ModelSpec[DetectionModel]):
         return replace(self, classes={task: self.classes[task] for task in known_tasks(self.classes, tasks)})
 
     def build_network(self) -> MultiTaskDetector:
-        """The detector, randomly initialised."""
+        """Build the detector, randomly initialised."""
         return build_detector(
             self.backbone,
             {task: len(names) for task, names in self.classes.items()},
@@ -119,33 +130,33 @@ class DetectionSpec(ModelSpec[DetectionModel]):
         )
 
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> DetectionModel:
-        """The model around a detector."""
+        """Wrap a detector in its model."""
         return DetectionModel(cast(MultiTaskDetector, network), dtype)
 
 
 def load_det_config(path: str | Path, overrides: Sequence[str] = ()) -> DetConfig:
-    """A configuration: Python as a user writes it, or YAML as a run leaves it in its folder.
+    """Load a configuration, either the Python file of a user or the YAML file that a run has saved.
 
     Raises:
-        ConfigError: it cannot be read, or has a bad value.
+        ConfigError: The file cannot be read or has an invalid value.
     """
     read = load_config if Path(path).suffix in (".yaml", ".yml") else load_python_config
     return read(DetConfig, path, [*overrides])
 
 
 def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = ()) -> DetectionSpec:
-    """From a checkpoint's metadata, else from a configuration.
+    """Build the spec from a checkpoint's metadata, or else from a configuration.
 
     Args:
-        checkpoint: weights of a whole detector.
-        config: read for a checkpoint without metadata; by default `config.yaml` beside it.
-        overrides: `section.key=value` for the configuration.
+        checkpoint: Weights of a full detector.
+        config: Configuration for a checkpoint without metadata; by default `config.yaml` beside it.
+        overrides: Overrides of the configuration, `section.key=value`.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds no detector.
-        ConfigError: there is no configuration where one is needed, it is wrong, or of another detector.
+        CheckpointError: The file cannot be read, or is not a detector.
+        ConfigError: A configuration is needed but missing, invalid, or of another detector.
     """
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, lazy=True)
     spec = DetectionSpec.from_meta(meta_of(content))
     if spec is not None:
         return spec
@@ -153,7 +164,7 @@ def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = (
     beside = checkpoint.parent / "config.yaml"
     if config is None and not beside.is_file():
         raise ConfigError(
-            f"{checkpoint} does not say what network it holds: give the configuration that it was trained "
+            f"{checkpoint} has no metadata about its network: give the configuration that it was trained "
             f"with (--config)"
         )
     path = config or beside
@@ -163,58 +174,58 @@ def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = (
 
 
 def require_fit(
-    checkpoint: Path, content: Mapping[str, Any], spec: DetectionSpec, where: str = "the configuration"
+    checkpoint: Path, content: Mapping[str, Any], spec: DetectionSpec, origin: str = "the configuration"
 ) -> None:
-    """Refuse a checkpoint whose network, tasks or classes differ from a spec.
+    """Reject a checkpoint whose network, tasks or classes differ from a spec.
 
-    Further tasks of the checkpoint do not matter.
+    The checkpoint may have additional tasks.
 
     Args:
-        checkpoint: its path, for messages.
-        content: of the checkpoint.
-        spec: what it should hold.
-        where: the source of the spec, for messages.
+        checkpoint: Path of the checkpoint, for messages.
+        content: Content of the checkpoint.
+        spec: Expected network, tasks and classes.
+        origin: Origin of the spec, for messages.
 
     Raises:
-        CheckpointError: it holds no detector.
-        ConfigError: names what differs, and both values.
+        CheckpointError: The checkpoint is not a detector.
+        ConfigError: Checkpoint and spec differ; names the difference and both values.
     """
     weights, meta = _convert(checkpoint, content), meta_of(content)
-    said_of_data = meta.get("dataset_meta") or {}  # of resumable checkpoints
+    data_meta = meta.get("dataset_meta") or {}  # in resumable checkpoints
     heads = _heads(checkpoint, weights)
     backbone = _backbone(weights)
     if backbone != spec.backbone:
         raise ConfigError(
-            f"{checkpoint} holds a {backbone}, {where} has the backbone {spec.backbone}; give the "
+            f"{checkpoint} holds a {backbone}, {origin} has the backbone {spec.backbone}; give the "
             f"configuration of this checkpoint, or set backbone={backbone}"
         )
-    lacking = [task for task in spec.classes if task not in heads]
-    if lacking:
+    missing = [task for task in spec.classes if task not in heads]
+    if missing:
         raise ConfigError(
-            f"{checkpoint} has the tasks {', '.join(heads)}, but not {', '.join(lacking)}, which {where} "
-            f"has; choose among them with --tasks"
+            f"{checkpoint} has the tasks {', '.join(heads)}, but not {', '.join(missing)}, which {origin} "
+            f"has; choose from them with --tasks"
         )
-    named = meta.get("tasks") or said_of_data.get("tasks") or {}
-    for task, ours in spec.classes.items():
-        theirs = tuple(named.get(task, ()))
-        count = len(heads[task][CLASSIFIER]) - 1  # the last row is the background's
-        if count != len(ours) or (theirs and theirs != ours):
-            said = f"the classes {', '.join(theirs)}" if theirs else f"{count} classes"
+    named = meta.get("tasks") or data_meta.get("tasks") or {}
+    for task, expected in spec.classes.items():
+        trained = tuple(named.get(task, ()))
+        count = len(heads[task][CLASSIFIER]) - 1  # the last row is background
+        if count != len(expected) or (trained and trained != expected):
+            classes = f"the classes {', '.join(trained)}" if trained else f"{count} classes"
             raise ConfigError(
-                f"task {task}: {checkpoint} was trained for {said}, {where} has {', '.join(ours)}"
+                f"task {task}: {checkpoint} was trained for {classes}, {origin} has {', '.join(expected)}"
             )
         norm = FPN_NORM in heads[task]
         if norm != spec.settings.fpn_norm:
             raise ConfigError(
-                f"task {task}: {checkpoint} was trained with model.fpn_norm {norm}, {where} has "
+                f"task {task}: {checkpoint} was trained with model.fpn_norm {norm}, {origin} has "
                 f"{spec.settings.fpn_norm}; set model.fpn_norm={norm}"
             )
-    settings = meta.get("settings") or said_of_data.get("settings") or {}
+    settings = meta.get("settings") or data_meta.get("settings") or {}
     enlarge = tuple(settings.get("enlarge", spec.settings.enlarge))
     if enlarge != tuple(spec.settings.enlarge):
         raise ConfigError(
-            f"{checkpoint} was trained with model.enlarge {enlarge}, {where} has {spec.settings.enlarge}; "
-            f"scores would suffer"
+            f"{checkpoint} was trained with model.enlarge {enlarge}, {origin} has {spec.settings.enlarge}, "
+            f"which would lower its scores; set model.enlarge={list(enlarge)}"
         )
 
 
@@ -226,19 +237,17 @@ def _convert(checkpoint: Path, content: Mapping[str, Any]) -> Weights:
 
 
 def _heads(checkpoint: Path, weights: Weights) -> Mapping[str, Mapping[str, torch.Tensor]]:
-    """The heads of a detector by task."""
-    found = {task: head for task, head in weights.heads.items() if CLASSIFIER in head}
-    if not found:
-        others = (
-            f"heads of segmentation ({', '.join(weights.heads)})" if weights.heads else "a backbone alone"
-        )
+    """Return the heads of a detector by task."""
+    heads = {task: head for task, head in weights.heads.items() if CLASSIFIER in head}
+    if not heads:
+        content = f"segmentation heads ({', '.join(weights.heads)})" if weights.heads else "a backbone only"
         raise CheckpointError(
-            f"{checkpoint} holds no detector but {others}; give the file of a whole detector"
+            f"{checkpoint} holds {content}, not a detector; give the weights of a full detector"
         )
-    return found
+    return heads
 
 
 def _backbone(weights: Weights) -> str:
-    """Name of the backbone that has the form of the weights."""
+    """Name of the backbone that fits the weights."""
     name = identify(weights.backbone) or f"backbone of {describe(weights.backbone)}"
     return with_experts(name) if weights.experts else name

@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from s5 import __version__
-from s5.doctor import device, environment, training
-from s5.doctor.findings import ROOT, Finding, describe, page
+from s5.doctor import ROOT, Finding, describe, device, environment, page, training
 
 LIMIT = 180.0  # seconds between two findings; the first use of a GPU can take a minute
 REPORT = "look for the message in the issues of S5, and report it with this page if it is new"

@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s5.doctor import Finding, describe, ok
 from s5.doctor.environment import GIB, SHARED_MEMORY
-from s5.doctor.findings import Finding, describe, ok
 
 if TYPE_CHECKING:
     import torch

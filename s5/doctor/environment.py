@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s5.doctor.findings import ROOT, Finding, describe, ok
+from s5.doctor import ROOT, Finding, describe, ok
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from s5.doctor import Finding, describe, ok
 from s5.doctor.device import choose
 from s5.doctor.environment import INSTALL, SHARED_MEMORY
-from s5.doctor.findings import Finding, describe, ok
 
 PROGRAMS = {
     "pre-training": "s5.segmentation.s4p",

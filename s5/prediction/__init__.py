@@ -1,1 +1,1 @@
-"""Prediction of image files, whole or by windows: sources, plan, threads and writers."""
+"""Prediction shared by segmentation and detection: sources, plan, threads and writers."""

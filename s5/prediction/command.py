@@ -1,4 +1,4 @@
-"""What the commands that predict image files share: options, and the way from a predictor to files."""
+"""Options and steps shared by the commands that predict image files."""
 
 import argparse
 import logging
@@ -18,14 +18,14 @@ from s5.prediction.predictor import Predictor
 
 
 def add_prediction_options(parser: argparse.ArgumentParser, formats: Sequence[str]) -> None:
-    """Arguments of a command that predicts image files, for :func:`predict_to_files`.
+    """Add the arguments of a command that predicts image files with :func:`predict_to_files`.
 
     Args:
-        parser: of the command.
-        formats: names of the formats that it writes.
+        parser: The parser to extend.
+        formats: Names of the formats that the command writes.
     """
-    parser.add_argument("checkpoint", type=Path, help="whole model, with or without .pth")
-    parser.add_argument("input", nargs="+", help="folders (with subfolders), files, or patterns in quotes")
+    parser.add_argument("checkpoint", type=Path, help="full model, with or without .pth")
+    parser.add_argument("input", nargs="+", help="folders (recursive), files, or quoted patterns")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         *("--tasks", "--task"), nargs="+", type=_names, default=[], metavar="NAME", help="default: all"
@@ -36,25 +36,25 @@ def add_prediction_options(parser: argparse.ArgumentParser, formats: Sequence[st
         type=partial(_names, known=formats),
         default=[[*formats]],
         metavar="NAME",
-        help=f"of {', '.join(formats)}; default: all",
+        help=f"some of {', '.join(formats)}; default: all",
     )
-    parser.add_argument("--resume", action="store_true", help="leave images alone whose results exist")
+    parser.add_argument("--resume", action="store_true", help="skip images whose results exist")
     add_precision_option(parser)
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
-    """`--precision`."""
+    """Add `--precision`."""
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
 
 
 def chosen(names: Sequence[Sequence[str]]) -> list[str]:
-    """The names of an option that takes lists with spaces or commas, each once; none for `all`."""
+    """Flatten the names of an option and drop duplicates; empty for `all`."""
     flat = list(dict.fromkeys(name for part in names for name in part))
     return [] if flat == ["all"] else flat
 
 
 def start(device: str) -> Launch:
-    """Join the other processes, if any, and log to the console from the main one."""
+    """Join the process group, if any, and log to the console from the main process."""
     launch = start_launch(device)
     level = logging.INFO if launch.is_main else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -71,23 +71,23 @@ def predict_to_files(
     resume: bool = False,
     renew: bool = False,
 ) -> list[ImageError]:
-    """Predict image files for all tasks of a predictor; several processes share them.
+    """Predict image files for all tasks of a predictor, distributed over processes.
 
     Args:
-        predictor: its weights are read only if something is left to do.
-        given: folders, files or patterns.
-        out: folder of the results.
-        formats: names of formats.
-        launch: this process.
-        resume: leave images alone whose results exist.
-        renew: with `resume`, overwrite results that were made with other settings, instead of an error.
+        predictor: The predictor; its weights are loaded only if something is left to do.
+        given: Folders, files or patterns.
+        out: Folder of the results.
+        formats: Names of the formats to write.
+        launch: Device and processes.
+        resume: Skip images whose results exist.
+        renew: With `resume`, overwrite results of other settings instead of raising an error.
 
     Returns:
-        Errors of images that could not be read; of all processes, in the main one.
+        Errors of images that could not be read; in the main process, those of all processes.
 
     Raises:
-        ConfigError: existing results were made with other settings, or cannot be written.
-        DataError: no images.
+        ConfigError: Existing results were made with other settings, or results cannot be written.
+        DataError: There are no images.
     """
     target = Target(out, tuple(predictor.tasks), tuple(formats), predictor.formats)
     precision = str(predictor.dtype or torch.float32).removeprefix("torch.")
@@ -101,23 +101,23 @@ def predict_to_files(
 
 
 def report(problems: Sequence[ImageError]) -> int:
-    """Name the images that could not be read; returns the exit code."""
+    """Print the images that could not be read and return the exit code."""
     for problem in problems:
         print("error:", problem, file=sys.stderr)
     if problems:
-        print(f"{len(problems)} images could not be read; all others are done", file=sys.stderr)
+        print(f"{len(problems)} images could not be read; all others are finished", file=sys.stderr)
     return 1 if problems else 0
 
 
 def _names(text: str, known: Sequence[str] = ()) -> list[str]:
-    """Names with commas between them.
+    """Split names at commas.
 
     Raises:
-        argparse.ArgumentTypeError: none, or one that is not known.
+        argparse.ArgumentTypeError: There is no name, or one is unknown.
     """
     names = [name for name in text.split(",") if name]
     if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+        raise argparse.ArgumentTypeError(f"{text!r} contains no name")
     if unknown := [name for name in names if known and name not in known]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]}: must be of {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]}: must be one of {', '.join(known)}")
     return names

@@ -1,4 +1,4 @@
-"""What the API predicts: arrays, PIL images and files, opened as the commands open their files."""
+"""Input images of the API: arrays, PIL images and files, read like those of the commands."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,31 +9,25 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.image_io import read_image_with_valid
 from s5.data.prepare.patches import Decoded, Readable, is_tiff
-from s5.data.rasters import (
-    Georeference,
-    open_raster,
-    read_georeference,
-    require_bands,
-    stretch,
-    stretch_limits,
-)
+from s5.data.rasters import open_raster, require_bands, stretch, stretch_limits
 
 ImageLike = np.ndarray | Image.Image | str | Path
 """An image to predict: see :meth:`s5.prediction.predictor.Predictor.predict`."""
 
-LARGEST = 4096  # pixels of the longer side of a drawing; larger images are reduced by a whole number
-BAND_BYTES = 64 << 20  # of a large image that is being reduced
+LARGEST = 4096  # maximum longer side of a drawing in pixels; larger images are reduced by an integer factor
+BAND_BYTES = 64 << 20  # maximum size of a band when a large image is reduced
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to predict, opened when it is needed.
+    """An image to predict, opened on demand.
 
     Attributes:
-        source: array, PIL image or path.
-        bands: red, green and blue band, counted from 1; None for the first three.
+        source: Array, PIL image or path.
+        bands: 1-based numbers of the red, green and blue bands; None for the first three.
     """
 
     source: ImageLike
@@ -41,11 +35,11 @@ class Picture:
 
     @contextmanager
     def open(self) -> Iterator[Readable]:
-        """The pixels, of a TIFF read by windows.
+        """Open the pixels; those of a TIFF are read by windows.
 
         Raises:
-            ImageError: the image cannot be read, or lacks a band.
-            TypeError: it is no image.
+            ImageError: The image cannot be read, or lacks a band.
+            TypeError: The source is not an image.
         """
         if isinstance(self.source, Image.Image):
             array, valid = _pil_pixels(self.source)
@@ -57,15 +51,15 @@ class Picture:
                 yield pixels
         else:
             raise TypeError(
-                f"{type(self.source).__name__} is no image: give a NumPy array (H, W, 3), a PIL image, "
+                f"{type(self.source).__name__} is not an image: give a NumPy array (H, W, 3), a PIL image, "
                 f"a path, or a list of these"
             )
 
     def read_georeference(self) -> Georeference | None:
-        """Location of a GeoTIFF; None for everything else.
+        """Read the georeference of a GeoTIFF; None for everything else.
 
         Raises:
-            ImageError: the file is damaged.
+            ImageError: The file is damaged.
         """
         if not isinstance(self.source, str | Path) or not is_tiff(Path(self.source)):
             return None
@@ -84,7 +78,7 @@ def _open_file(path: Path, bands: Sequence[int] | None) -> Iterator[Readable]:
 
 
 def _choose(array: np.ndarray, bands: Sequence[int] | None, path: str | Path) -> np.ndarray:
-    """RGB (H, W, 3) of an image (H, W, C); a single band is repeated."""
+    """Select RGB (H, W, 3) from an image (H, W, C); a single band is repeated."""
     if bands is None:
         bands = (1, 2, 3) if array.shape[2] >= 3 else (1,)
     require_bands(bands, array.shape[2], path)
@@ -94,13 +88,13 @@ def _choose(array: np.ndarray, bands: Sequence[int] | None, path: str | Path) ->
 
 
 def _decode_array(array: np.ndarray, bands: Sequence[int] | None) -> Decoded:
-    """Pixels of an array (H, W) or (H, W, C); types other than uint8 are stretched, NaN is no data."""
+    """Convert an array (H, W) or (H, W, C): dtypes other than uint8 are stretched, NaN means no data."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or not array.size or array.dtype.kind not in "uif":
         raise TypeError(
             f"array of shape {array.shape} and type {array.dtype}: expected numbers (H, W, C), such as uint8 "
-            f"(H, W, 3) RGB; several images are given as a list"
+            f"(H, W, 3) RGB; give several images as a list"
         )
     if array.shape[2] > min(array.shape[:2]) and array.shape[0] in (1, 3, 4):
         raise TypeError(f"array of shape {array.shape} has its channels first: transpose it to (H, W, C)")
@@ -115,12 +109,12 @@ def _decode_array(array: np.ndarray, bands: Sequence[int] | None) -> Decoded:
 
 
 def _decoded(pixels: np.ndarray, valid: np.ndarray | None = None) -> Decoded:
-    """An image as PyTorch takes it: it refuses reversed views, and warns of arrays that are not writable."""
+    """Make pixels usable by PyTorch, which rejects reversed views and warns about read-only arrays."""
     return Decoded(np.require(pixels, requirements=["C", "W"]), valid=valid)
 
 
 def _pil_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """RGB and where the image has data: a transparent pixel has none and is 0, as in files."""
+    """Convert to RGB and a data mask: transparent pixels have no data and become 0, as in files."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more
         decoded = _decode_array(np.asarray(image), None)
         return decoded.read_with_valid(0, 0, decoded.height, decoded.width)
@@ -133,26 +127,26 @@ def _pil_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def reduced(pixels: Readable, largest: int = LARGEST) -> tuple[np.ndarray, int]:
-    """An image reduced by the least whole number that makes its longer side fit, and this number.
+    """Reduce an image by the smallest integer factor that makes its longer side fit.
 
-    It is read by bands, so that a huge one is never whole in memory.
+    The image is read in bands, so that a large one is never held in memory.
 
     Args:
-        pixels: the image.
-        largest: pixels of the longer side of the result.
+        pixels: The image.
+        largest: Maximum longer side of the result in pixels.
 
     Returns:
-        uint8 (H // n, W // n, 3) and n.
+        The reduced image, uint8 (H // n, W // n, 3), and the factor n.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: The image cannot be read.
     """
     factor = -(-max(pixels.height, pixels.width) // largest)
     height, width = max(1, pixels.height // factor), max(1, pixels.width // factor)
     if factor == 1:
         return pixels.read(0, 0, height, width), 1
     small = np.empty((height, width, 3), np.uint8)
-    rows = max(1, BAND_BYTES // (3 * factor * pixels.width))  # of the result in a band
+    rows = max(1, BAND_BYTES // (3 * factor * pixels.width))  # rows of the result per band
     for top in range(0, height, rows):
         count = min(rows, height - top)
         band = pixels.read(

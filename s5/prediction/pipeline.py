@@ -1,4 +1,4 @@
-"""Threads around a network: images are read in advance, and results written in the background."""
+"""Threads around a network: images are prefetched, and results are written in the background."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,8 +15,8 @@ from s5.prediction.sources import Source
 
 T = TypeVar("T")
 
-AHEAD = 2  # images read in advance
-AHEAD_BYTES = 512 << 20  # that they may take, decoded; a larger one is read alone
+AHEAD = 2  # number of prefetched images
+AHEAD_BYTES = 512 << 20  # maximum size of prefetched images, decoded; a larger one is read alone
 
 
 def prefetch(items: Generator[T], count: int) -> Generator[T]:
@@ -26,11 +26,11 @@ def prefetch(items: Generator[T], count: int) -> Generator[T]:
     a thread, such as rasterio's files.
 
     Args:
-        items: the generator.
-        count: items made in advance.
+        items: The generator.
+        count: Number of prefetched items.
 
     Raises:
-        Exception: what the generator raises.
+        Exception: The generator raises it.
     """
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
@@ -47,8 +47,8 @@ class Lanes:
     """Threads for jobs that release the GIL, such as encoding images.
 
     Args:
-        count: threads.
-        waiting: jobs that may wait or run before :meth:`submit` waits for the oldest; bounds the memory.
+        count: Number of threads.
+        waiting: Maximum number of unfinished jobs, above which :meth:`submit` waits; limits the memory.
     """
 
     def __init__(self, count: int, waiting: int) -> None:
@@ -60,7 +60,7 @@ class Lanes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait until all submitted jobs have ended."""
+        """Wait until all submitted jobs have finished."""
         for lane in self._lanes:
             lane.shutdown()
 
@@ -68,7 +68,7 @@ class Lanes:
         """Submit a job; jobs of one lane (modulo their number) run one after the other.
 
         Raises:
-            Exception: what an earlier job raised.
+            Exception: An earlier job raised it.
         """
         while len(self._pending) >= self._waiting:
             self._pending.popleft().result()
@@ -79,30 +79,30 @@ class Lanes:
         """Wait for all jobs.
 
         Raises:
-            Exception: what the first that failed raised.
+            Exception: The first failed job raised it.
         """
         while self._pending:
             self._pending.popleft().result()
 
 
 class Reading:
-    """A pending read; `take` drops the reference, as large images must not stay in memory."""
+    """A pending read; `take` drops the reference, so that a large image does not stay in memory."""
 
     def __init__(self, future: Future) -> None:
         self._futures = [future]
 
     def take(self) -> Decoded:
-        """The image, once.
+        """Return the image; can be called once.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: The image cannot be read.
         """
         pixels, valid = self._futures.pop().result()
         return Decoded(pixels, valid=valid)
 
 
 def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | None]]:
-    """Read images in threads, a few in advance; TIFFs come without pixels (None), to be read by bands."""
+    """Prefetch images in threads; TIFFs are yielded with None, because they are read in bands."""
     with ThreadPoolExecutor(AHEAD) as pool:
         ahead: deque[tuple[int, tuple[Source, Reading | None]]] = deque()
         for source in sources:
@@ -118,7 +118,7 @@ def read_ahead(sources: Sequence[Source]) -> Generator[tuple[Source, Reading | N
 
 
 def _bytes(path: Path) -> int:
-    """Size of an image in memory, from its header; 0 if that is damaged, which is reported on reading."""
+    """Size of a decoded image, from its header; 0 for a damaged header, which is reported on reading."""
     try:
         height, width = image_size(path)
     except ImageError:
@@ -128,10 +128,10 @@ def _bytes(path: Path) -> int:
 
 @contextmanager
 def open_pixels(source: Source, image: Reading | None) -> Iterator[Readable]:
-    """The pixels of an image of :func:`read_ahead`, in memory or read when they are needed.
+    """Open the pixels of an image from :func:`read_ahead`, in memory or read on demand.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: The image cannot be read.
     """
     if image is not None:
         yield image.take()

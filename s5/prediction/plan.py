@@ -1,4 +1,4 @@
-"""Plan and run a prediction to files: pending images, outdated results, work shared by processes."""
+"""Plan and run batch prediction: pending images, outdated results, work split between processes."""
 
 import logging
 import os
@@ -21,22 +21,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Settings = Mapping[str, Mapping[str, Any]]
-"""What the results of each task depend on, and what their values mean."""
+"""Settings that the results of each task depend on, including the meaning of their values."""
 Work = Callable[[Sequence[Source]], list[ImageError]]
 """Predicts images to files; returns the errors of those that could not be read."""
 
-_NAME_BYTES = 255 - len("..tmp")  # of a file name; a file being written has this beside its name
+_NAME_BYTES = 255 - len("..tmp")  # maximum length of a file name; temporary names are this much longer
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go and which.
+    """Output folder, tasks and formats of a prediction.
 
     Attributes:
-        folder: results are `<folder>/<task>/<format>/<name>` and the extension of the format.
-        tasks: names of the tasks to predict.
-        formats: of `known`.
-        known: all formats of the product: the extension, and that for a TIFF.
+        folder: Results are `<folder>/<task>/<format>/<name>` with the extension of the format.
+        tasks: Names of the tasks to predict.
+        formats: Formats to write, from `known`.
+        known: All formats, with the extensions for other images and for TIFF input.
     """
 
     folder: Path
@@ -45,28 +45,28 @@ class Target:
     known: Mapping[str, tuple[str, str]]
 
     def all_of(self, tasks: Sequence[str]) -> "Target":
-        """The same with every format for some of the tasks."""
+        """Return a copy with some of the tasks and all formats."""
         return replace(self, tasks=tuple(tasks), formats=tuple(self.known))
 
     def path(self, task: str, kind: str, source: Source) -> Path:
-        """One result of an image."""
+        """Path of one result of an image."""
         return self.folder / task / kind / f"{source.name}{self.known[kind][source.is_tiff]}"
 
     def paths(self, source: Source) -> list[Path]:
-        """All results of an image."""
+        """Paths of all results of an image."""
         return [self.path(task, kind, source) for task in self.tasks for kind in self.formats]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prediction to files, as asked for.
+    """A requested prediction to files.
 
     Attributes:
-        given: folders, files or patterns.
-        target: where results go.
-        settings: what the results depend on.
-        resume: leave images alone whose results exist.
-        renew: with `resume`, overwrite results that were made with other settings, instead of an error.
+        given: Folders, files or patterns.
+        target: Output folder, tasks and formats.
+        settings: Settings that the results depend on.
+        resume: Skip images whose results exist.
+        renew: With `resume`, overwrite results of other settings instead of raising an error.
     """
 
     given: Sequence[str]
@@ -81,9 +81,9 @@ class _Plan:
     """The work of all processes together.
 
     Attributes:
-        sources: images to predict.
-        outdated: tasks whose results in the folder were made in another way.
-        problems: errors of images that are left out.
+        sources: Images to predict.
+        outdated: Tasks whose existing results were made with other settings.
+        problems: Errors of images that are skipped.
     """
 
     sources: list[Source]
@@ -92,22 +92,22 @@ class _Plan:
 
 
 def carry_out(request: Request, build: Callable[[], Work], launch: Launch) -> list[ImageError]:
-    """Predict images to files; several processes share them.
+    """Predict images to files, distributed over processes.
 
-    Results that were made in another way (checkpoint, windows ...) are removed before the first new one is
-    written, so that after an interruption none of them can be mistaken for a new one.
+    Results of other settings (checkpoint, windows ...) are removed before the first new one is written, so
+    that they cannot be mistaken for new results after an interruption.
 
     Args:
-        request: what is asked for.
-        build: returns the function that predicts images; not called if nothing is left to do.
-        launch: this process.
+        request: The requested prediction.
+        build: Returns the function that predicts images; not called if nothing is left to do.
+        launch: Device and processes.
 
     Returns:
-        Errors of images that could not be read; of all processes, in the main one.
+        Errors of images that could not be read; in the main process, those of all processes.
 
     Raises:
-        ConfigError: existing results were made with other settings, or results cannot be written.
-        DataError: no images.
+        ConfigError: Existing results were made with other settings, or results cannot be written.
+        DataError: There are no images.
     """
     plan = from_main(lambda: _plan(request), launch)
     if not plan.sources:
@@ -128,30 +128,32 @@ def _plan(request: Request) -> _Plan:
     changed = changes(target.folder, request.settings)
     if changed and request.resume and not request.renew:
         what = next(iter(changed.values()))
-        raise ConfigError(f"{what}; choose another folder, or leave out --resume to overwrite them")
+        raise ConfigError(f"{what}; choose another folder, or omit --resume to overwrite them")
     for task, what in changed.items():
         _require_no_others(target.all_of([task]), sources, what)
         logger.warning("%s; they are predicted again", what)
     if changed or not request.resume:
         return _Plan(sources, list(changed), problems)
     left = [source for source in sources if not all(path.exists() for path in target.paths(source))]
-    logger.info("%d of %d images are finished already", len(sources) - len(left), len(sources))
+    logger.info("%d of %d images are already finished", len(sources) - len(left), len(sources))
     return _Plan(left, [], problems)
 
 
 def _nameable(sources: Sequence[Source], target: Target) -> tuple[list[Source], list[ImageError]]:
-    """The images whose results can have their names, and errors of the others.
+    """Return the images whose results have valid file names, and errors of the others.
 
     Raises:
-        ConfigError: there are TIFFs, whose results cannot be written to a folder of this name.
+        ConfigError: There are TIFFs, whose results cannot be written to a folder of this name.
     """
     if not is_utf8(target.folder) and any(source.is_tiff for source in sources):
-        raise ConfigError(f"--out {target.folder}: a path that is not UTF-8, where GDAL cannot write TIFFs")
+        raise ConfigError(
+            f"--out {target.folder}: GDAL cannot write TIFFs to a path that is not UTF-8; choose another"
+        )
     named, problems = [], []
     for source in sources:
         length = max(len(os.fsencode(path.name)) for path in target.paths(source))
         if length > _NAME_BYTES:
-            reason = f"names of its results would have {length} bytes, more than {_NAME_BYTES}"
+            reason = f"file names of its results would have {length} bytes, more than {_NAME_BYTES}"
             problems.append(ImageError(source.path, reason, "Rename it"))
         else:
             named.append(source)
@@ -159,10 +161,10 @@ def _nameable(sources: Sequence[Source], target: Target) -> tuple[list[Source], 
 
 
 def _require_no_others(target: Target, sources: Sequence[Source], what: str) -> None:
-    """Refuse a folder in which results of other images would no longer match `prediction.yaml`."""
-    ours = {path for source in sources for path in target.paths(source)}
+    """Reject a folder in which results of other images would no longer match `prediction.yaml`."""
+    expected = {path for source in sources for path in target.paths(source)}
     folders = (target.folder / task / kind for task in target.tasks for kind in target.formats)
-    others = [path for folder in folders for path in find_files(folder) if path not in ours]
+    others = [path for folder in folders for path in find_files(folder) if path not in expected]
     if others:
         raise ConfigError(
             f"{what}, and {len(others)} are of other images ({others[0]}); choose another folder, or remove "
@@ -171,7 +173,7 @@ def _require_no_others(target: Target, sources: Sequence[Source], what: str) -> 
 
 
 def _prepare(request: Request, plan: _Plan) -> None:
-    """Remove outdated results and write how the new ones are made."""
+    """Remove outdated results and write the settings of the new ones."""
     target = request.target
     try:
         for source in plan.sources:
@@ -186,31 +188,31 @@ def from_main(make: Callable[[], T], launch: Launch) -> T:
     """Call a function in the main process and return its result in all processes.
 
     Raises:
-        LaunchError: in the other processes, when the main process raised.
+        LaunchError: The main process raised an exception (raised in the other processes).
     """
-    made: list = [None]
+    result: list = [None]
     with main_process_first(launch) as is_main:
         if is_main:
-            made = [make()]
+            result = [make()]
     if launch.world_size > 1:
-        dist.broadcast_object_list(made, src=0, device=launch.device)
-    return made[0]
+        dist.broadcast_object_list(result, src=0, device=launch.device)
+    return result[0]
 
 
 def predict_share(work: Work, sources: Sequence[Source], folder: Path, launch: Launch) -> list[ImageError]:
     """Predict the images of this process; the main process waits for the others.
 
     Args:
-        work: predicts images and writes the results.
-        sources: the images of all processes.
-        folder: of the results, for messages.
-        launch: this process.
+        work: Predicts images and writes the results.
+        sources: The images of all processes.
+        folder: Folder of the results, for messages.
+        launch: Device and processes.
 
     Returns:
-        Errors of images that could not be read: in the main process those of all, in the others none.
+        Errors of images that could not be read: in the main process, those of all processes; in others, none.
 
     Raises:
-        ConfigError: a result cannot be written; in the main process.
+        ConfigError: A result cannot be written (raised in the main process).
     """
     group: Any = host_group() if launch.world_size > 1 else None
     problems: list[ImageError] = []
@@ -221,7 +223,7 @@ def predict_share(work: Work, sources: Sequence[Source], folder: Path, launch: L
         failure = cannot_write(folder, error)
     shares = [(problems, failure)]
     if launch.world_size > 1:
-        # Nobody leaves before all are done: torchrun ends the others of a process that ended with an error.
+        # All processes wait for each other, because torchrun kills the others when one exits with an error.
         shares = [([], None)] * launch.world_size if launch.is_main else []
         dist.gather_object((problems, failure), shares if launch.is_main else None, group=group)
     for _, failure in shares:
@@ -231,15 +233,15 @@ def predict_share(work: Work, sources: Sequence[Source], folder: Path, launch: L
 
 
 def cannot_write(folder: Path, error: OSError) -> ConfigError:
-    """The error of a folder of results, with the way out."""
+    """Create the error for a folder of results that cannot be written."""
     return ConfigError(
-        f"{folder}: cannot be written ({error.strerror or error}); what is finished is kept, go on with "
+        f"{folder}: cannot be written ({error.strerror or error}); finished results are kept, continue with "
         f"--resume"
     )
 
 
 def identify(checkpoint: Path) -> dict[str, str | int]:
-    """Path, size and time of a readable checkpoint, which tell when another one or a newer file is used."""
+    """Path, size and time of a checkpoint, by which another or a newer file is recognised."""
     file = checkpoint.expanduser()
     file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
     stat = file.stat()
@@ -251,30 +253,31 @@ def identify(checkpoint: Path) -> dict[str, str | int]:
 
 
 def changes(folder: Path, settings: Settings) -> dict[str, str]:
-    """What has changed since the results in a folder were made, by task; empty if nothing."""
-    found = {}
+    """Describe by task what has changed since the results in a folder were made; empty if nothing has."""
+    messages = {}
     for task, values in settings.items():
         path = folder / task / SETTINGS_FILE
         if path.exists():
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))
-            changed = [key for key, value in values.items() if there.get(key) != value]
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+            changed = [key for key, value in values.items() if stored.get(key) != value]
             if changed:
-                found[task] = f"{path}: the results there were made {_difference(changed[0], there, values)}"
-    return found
+                difference = _difference(changed[0], stored, values)
+                messages[task] = f"{path}: the existing results were made {difference}"
+    return messages
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write `prediction.yaml` of each task.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: A file cannot be written.
     """
     for task, values in settings.items():
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
         write_bytes(folder / task / SETTINGS_FILE, text.encode())
 
 
-def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _difference(key: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if key in ("checkpoint_bytes", "checkpoint_modified_ns"):
         return f"before {now['checkpoint']} was overwritten"
-    return f"with {key} {there.get(key)}, now it is {now[key]}"
+    return f"with {key} {stored.get(key)}, now it is {now[key]}"

@@ -1,4 +1,4 @@
-"""Prediction with a trained model, the same for all products: images in, results or files out."""
+"""Prediction with a trained model, for segmentation and detection: from images to results or files."""
 
 import io
 from abc import ABC, abstractmethod
@@ -13,34 +13,34 @@ import torch
 from PIL import Image
 
 from s5.compat.precision import resolve_precision
+from s5.data.gdal_files import Georeference
 from s5.data.label_table import RGB
-from s5.data.rasters import Georeference
 from s5.errors import ImageError
 from s5.prediction.images import LARGEST, ImageLike, Picture
 from s5.prediction.plan import Target
 from s5.prediction.sources import Source
 from s5.prediction.spec import M, ModelSpec, TaskClasses
 
-NOTEBOOK = 1024  # pixels of the longer side of a picture in a notebook
+NOTEBOOK = 1024  # maximum longer side of a picture in a notebook, pixels
 ALL = "all"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result(ABC):
-    """What a model predicts of one image for one task.
+    """Prediction of one image for one task.
 
     Attributes:
-        task: name of the task.
-        classes: names of its classes.
-        palette: their colours, RGB, 0..255.
-        height: rows of the image.
-        width: columns of the image.
-        georeference: location of a GeoTIFF; None for other images.
-        picture: the image, which is read again when it is drawn.
+        task: Name of the task.
+        classes: Names of the classes.
+        palette: Colours of the classes, RGB, 0..255.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        georeference: Georeference of a GeoTIFF; None for other images.
+        picture: The image, which is read again for drawings.
     """
 
     suffixes: ClassVar[Mapping[str, str]]
-    """Format by the extension of a file, for :meth:`save`."""
+    """Format by file extension, for :meth:`save`."""
 
     task: str
     classes: tuple[str, ...]
@@ -52,60 +52,60 @@ class Result(ABC):
 
     @abstractmethod
     def draw(self, largest: int = LARGEST) -> np.ndarray:
-        """The prediction on the image, uint8 (h, w, 3) RGB, its longer side at most `largest` pixels."""
+        """Draw the prediction on the image, uint8 (h, w, 3) RGB, with a longer side of at most `largest`."""
 
     @abstractmethod
     def _write(self, path: Path, kind: str) -> None:
         """Write one of the formats."""
 
     def plot(self, largest: int = LARGEST) -> Image.Image:
-        """The prediction on the image as a PIL image, with names of the classes.
+        """Draw the prediction on the image, with class names, as a PIL image.
 
         Args:
-            largest: pixels of the longer side; larger images are reduced by a whole number.
+            largest: Maximum longer side in pixels; larger images are reduced by an integer factor.
 
         Raises:
-            ImageError: the file of the image is gone.
+            ImageError: The image file is no longer readable.
         """
         return Image.fromarray(self.draw(largest))
 
     def save(self, path: str | Path, kind: str | None = None) -> None:
-        """Write the result, whole or not at all; missing folders are made.
+        """Write the result atomically; missing folders are created.
 
         Args:
-            path: the file, whose extension tells the format, see `suffixes`.
-            kind: format where the extension leaves a choice, such as `color`.
+            path: The file, whose extension selects the format, see `suffixes`.
+            kind: Format if the extension allows several, such as `color`.
 
         Raises:
-            ValueError: unknown extension or format.
-            ImageError: the image, read again for a drawing, is gone.
-            OSError: the file cannot be written.
+            ValueError: The extension or format is unknown.
+            ImageError: The image, which is read again for a drawing, is no longer readable.
+            OSError: The file cannot be written.
         """
         path = Path(path).expanduser()
-        usual = self.suffixes.get(path.suffix.lower())
-        if usual is None:
+        default = self.suffixes.get(path.suffix.lower())
+        if default is None:
             raise ValueError(f"{path}: the extension must be one of {', '.join(self.suffixes)}")
-        self._write(path, kind or usual)
+        self._write(path, kind or default)
 
     def _repr_png_(self) -> bytes:
-        """The picture that notebooks show."""
+        """Picture displayed by notebooks."""
         png = io.BytesIO()
         self.plot(NOTEBOOK).save(png, "PNG")
         return png.getvalue()
 
 
 class Predictor(ABC, Generic[M]):
-    """A trained model that predicts images; each product has a subclass.
+    """A trained model that predicts images; base class for segmentation and detection.
 
     Args:
-        spec: how to rebuild the model.
-        checkpoint: its weights, read by :meth:`load` or before the first prediction.
-        device: where it runs.
+        spec: Description of the model.
+        checkpoint: Weights of the model, read by :meth:`load` or before the first prediction.
+        device: Device to predict on.
         precision: `auto`, `bf16`, `fp16` or `fp32`.
     """
 
     formats: ClassVar[Mapping[str, tuple[str, str]]]
-    """Formats of files: the extension, and that for a TIFF."""
+    """File formats: the extensions for other images and for TIFF input."""
 
     def __init__(
         self, spec: ModelSpec[M], checkpoint: Path, device: torch.device, precision: str = "auto"
@@ -126,12 +126,12 @@ class Predictor(ABC, Generic[M]):
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Names of the classes of each task."""
-        return {task: found.classes for task, found in self.tasks.items()}
+        return {task: entry.classes for task, entry in self.tasks.items()}
 
     @property
     def palette(self) -> dict[str, tuple[RGB, ...]]:
         """Colours of the classes of each task."""
-        return {task: found.palette for task, found in self.tasks.items()}
+        return {task: entry.palette for task, entry in self.tasks.items()}
 
     @cached_property
     def model(self) -> M:
@@ -139,19 +139,19 @@ class Predictor(ABC, Generic[M]):
         return self.spec.build(self.checkpoint, self.device, self.dtype)
 
     def load(self) -> "Predictor[M]":
-        """Read the weights now.
+        """Load the weights now.
 
         Raises:
-            CheckpointError: they do not fit, or part of a head is missing.
+            CheckpointError: The weights do not fit, or part of a head is missing.
         """
         _ = self.model
         return self
 
     def __repr__(self) -> str:
-        """Backbone, device, precision and a line per task."""
+        """Show backbone, device, precision and a line per task."""
         precision = str(self.dtype or torch.float32).removeprefix("torch.")
         lines = [f"{type(self).__name__}: {self.backbone} on {self.device}, {precision}"]
-        lines += [f"  {task}: {', '.join(found.classes)}" for task, found in self.tasks.items()]
+        lines += [f"  {task}: {', '.join(entry.classes)}" for task, entry in self.tasks.items()]
         return "\n".join(lines)
 
     def predict(
@@ -161,29 +161,30 @@ class Predictor(ABC, Generic[M]):
         *,
         bands: Sequence[int] | None = None,
         probabilities: bool = False,
-    ) -> Any:  # noqa: ANN401 - what it is depends on the arguments
-        """Predict an image or several.
+    ) -> Any:  # noqa: ANN401 - depends on the arguments
+        """Predict one or several images.
 
         Args:
-            image: NumPy array (H, W, C) of uint8, other types being stretched to 0..255 as in files; PIL
-                image; path of a file of any format, size, depth and number of bands; or an iterable of these.
-            task: whose classes; needed if the model has several. `all` predicts them together.
-            bands: red, green and blue band, counted from 1; by default the first three.
-            probabilities: keep those of all classes, 4 bytes per pixel and class; segmentation only.
+            image: A NumPy array (H, W, C), stretched to 0..255 unless it is uint8; a PIL image; the path of a
+                file of any format, size, depth and number of bands; or an iterable of these.
+            task: Name of the task; required if the model has several. `all` predicts all tasks together.
+            bands: 1-based numbers of the red, green and blue bands; by default the first three.
+            probabilities: Keep the probabilities of all classes, 4 bytes per pixel and class; segmentation
+                only.
 
         Returns:
-            A :class:`Result`; a dict of them by task with `task="all"`; for several images a list of either,
-            all in memory: :meth:`predict_iter` yields one after the other.
+            A :class:`Result`, or a dict of results by task with `task="all"`; for several images, a list of
+            these. All are held in memory; :meth:`predict_iter` yields them one by one.
 
         Raises:
-            ImageError: an image cannot be read, or lacks a band.
-            TypeError: something is no image.
-            ValueError: unknown task, or none given where there are several; probabilities of a detector.
+            ImageError: An image cannot be read, or lacks a band.
+            TypeError: An item is not an image.
+            ValueError: The task is unknown or missing, or probabilities are requested from a detector.
         """
         if isinstance(image, ImageLike):
             (result,) = self.predict_iter([image], task, bands=bands, probabilities=probabilities)
             return result
-        images = image if isinstance(image, Iterable) else [image]  # refused with its type
+        images = image if isinstance(image, Iterable) else [image]  # raises a TypeError that names its type
         return list(self.predict_iter(images, task, bands=bands, probabilities=probabilities))
 
     def predict_iter(
@@ -197,7 +198,7 @@ class Predictor(ABC, Generic[M]):
         """Predict images one after the other; arguments as for :meth:`predict`.
 
         Yields:
-            A result, or a dict of them, per image. Only this image is in memory.
+            A result, or a dict of results by task, per image. One image at a time is in memory.
         """
         tasks = self._chosen(task)
         for image in images:
@@ -225,16 +226,16 @@ class Predictor(ABC, Generic[M]):
         """Predict image files and write the results; reading, the network and writing overlap.
 
         Args:
-            sources: the images.
-            target: where to, and which formats.
+            sources: The images.
+            target: Output folder, tasks and formats.
 
         Returns:
-            Errors of images that could not be read; the others are done.
+            Errors of images that could not be read; all others have been predicted.
 
         Raises:
-            OSError: a result cannot be written.
+            OSError: A result cannot be written.
         """
 
     @abstractmethod
     def settings(self, task: str) -> dict[str, Any]:
-        """What the results of a task depend on beside weights and precision, as plain data."""
+        """Settings that the results of a task depend on, apart from weights and precision, as plain data."""

@@ -16,7 +16,7 @@ from s5.errors import DataError
 logger = logging.getLogger(__name__)
 
 MAGIC = "*?["
-SETTINGS_FILE = "prediction.yaml"  # beside the results of a task: how they were made
+SETTINGS_FILE = "prediction.yaml"  # records the settings, beside the results of a task
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Source:
     """One image to predict.
 
     Attributes:
-        path: the file.
-        name: path of its results below their folder, without extension.
-        is_tiff: whether it is a TIFF, judged by its content.
+        path: The file.
+        name: Relative path of its results, without extension.
+        is_tiff: Whether its content is a TIFF.
     """
 
     path: Path
@@ -35,31 +35,31 @@ class Source:
 
 
 def find_sources(given: Sequence[str], out: Path) -> list[Source]:
-    """The images of folders (with their subfolders), files or glob patterns; of each ordered by name.
+    """Find the images of folders (recursively), files or glob patterns, each ordered by name.
 
-    A name that exists is taken literally, even with brackets in it, and so are the leading folders of a
+    A name that exists is taken literally, even if it contains brackets, and so are the leading folders of a
     pattern as far as they exist. Names of results are relative to the folder, or to these leading folders of
-    the pattern. Images whose results would have the same name get a mark in it. Hidden files, thumbnails,
-    recycle bins and earlier results in ``out`` are left out.
+    the pattern. Results that would have the same name get a suffix. Hidden files, thumbnails, recycle bins
+    and earlier results in `out` are skipped.
 
     Raises:
-        DataError: nothing found, a folder is ``out`` itself, or two results would have the same name although
-            marked.
+        DataError: There are no images, a folder is `out` itself, or two results would have the same name even
+            with a suffix.
     """
-    found = [source for each in given for source in _sources(each, out)]
-    count = Counter(source.name for source in found)
-    sources: dict[tuple[Path, Path | None], Source] = {}  # a file that is given twice is one source
-    for source in found:
+    listed = [source for each in given for source in _sources(each, out)]
+    count = Counter(source.name for source in listed)
+    sources: dict[tuple[Path, Path | None], Source] = {}  # a file given twice is one source
+    for source in listed:
         real = source.path.resolve() if count[source.name] > 1 else None
         sources.setdefault((source.name, real), source)
-    return _told_apart([*sources.values()])
+    return _with_unique_names([*sources.values()])
 
 
-def _told_apart(sources: Sequence[Source]) -> list[Source]:
-    """The sources, those of equal names with a mark in them."""
+def _with_unique_names(sources: Sequence[Source]) -> list[Source]:
+    """Add a suffix to equal names."""
     names = [str(source.name) for source in sources]
-    # The mark is made of the file's name below the given folder, so that it does not depend on how the folder
-    # is given. Files of several folders can agree in it, and only their whole paths differ.
+    # The suffix is derived from the file's path below the given folder, so that it does not depend on how the
+    # folder is given. Files of several folders can agree in it, and differ in their full paths only.
     marked = tell_apart(names, [f"{source.name}{source.path.suffix}" for source in sources])
     marked = tell_apart(marked, [str(source.path.resolve()) for source in sources])
     owners: dict[str, Source] = {}
@@ -73,8 +73,8 @@ def _told_apart(sources: Sequence[Source]) -> list[Source]:
         shared = next(name for name in names if count[name] > 1)
         first, second = [i for i in changed if names[i] == shared][:2]
         logger.info(
-            "%d images share their name with another; a mark tells their results apart: those of %s are "
-            "named %s, of %s %s",
+            "%d images share their name with another; their results get a suffix: those of %s are named %s, "
+            "those of %s %s",
             *(len(changed), sources[first].path, marked[first], sources[second].path, marked[second]),
         )
     return [replace(source, name=Path(name)) for source, name in zip(sources, marked, strict=True)]
@@ -85,8 +85,8 @@ def _sources(given: str, out: Path) -> list[Source]:
     if path.is_dir():
         if path.resolve() == out.resolve():
             raise DataError(
-                f"{given} is the folder of the results (--out) as well, where no images are looked for; "
-                f"choose another for the results, as {path / 'predictions'}"
+                f"{given} is also the folder of the results (--out), which is not searched for images; "
+                f"choose another folder for the results, such as {path / 'predictions'}"
             )
         root, files = path, find_images(path, leave_out=out)
     elif path.is_file():
@@ -95,23 +95,21 @@ def _sources(given: str, out: Path) -> list[Source]:
         root, pattern = _divided(path)
         results = _result_folders(out, root)
         paths = (root / name for name in glob.iglob(pattern, root_dir=root, recursive=True))
-        found = (p for p in paths if p.name.lower().endswith(IMAGE_EXTENSIONS) and p.is_file())
-        files = sorted(p for p in found if not results.intersection(_folders_of(p)))
+        images = (p for p in paths if p.name.lower().endswith(IMAGE_EXTENSIONS) and p.is_file())
+        files = sorted(p for p in images if not results.intersection(_folders_of(p)))
         files = without_system_files(files, root)
     else:
-        raise DataError(f"{given}: no such file or folder, and no pattern with * or ?")
+        raise DataError(f"{given}: no such file or folder, and not a pattern with * or ?")
     if not files:
-        hint = (
-            ". In a pattern, a bracket of a name is written [[]" if "[" in given and not path.is_dir() else ""
-        )
+        hint = ". In a pattern, write a literal bracket as [[]" if "[" in given and not path.is_dir() else ""
         raise DataError(
-            f"{given}: no images in it; files that end in {', '.join(IMAGE_EXTENSIONS)} are images{hint}"
+            f"{given}: no images found; images are files that end in {', '.join(IMAGE_EXTENSIONS)}{hint}"
         )
     return [Source(file, file.relative_to(root).with_suffix(""), is_tiff(file)) for file in files]
 
 
 def _result_folders(out: Path, root: Path) -> set[Path]:
-    """Folders whose images are left out: `out` below `root`, else the tasks' folders in it."""
+    """Folders whose images are skipped: `out` if it is below `root`, otherwise the tasks' folders in it."""
     out, root = out.resolve(), root.resolve()
     if root in out.parents:
         return {out}
@@ -123,7 +121,7 @@ def _folders_of(path: Path) -> Sequence[Path]:
 
 
 def _divided(pattern: Path) -> tuple[Path, str]:
-    """The first folders of a pattern, as far as they exist under these very names, and the rest of it."""
+    """Split a pattern into its leading folders, as far as they literally exist, and the rest."""
     parts = pattern.parts
     count = 0
     while count < len(parts) - 1 and Path(*parts[: count + 1]).is_dir():

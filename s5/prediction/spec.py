@@ -1,4 +1,4 @@
-"""How to rebuild a trained model, for loading, prediction and evaluation of all products."""
+"""Description of a trained model, for loading, prediction and evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from s5.training.config import NORM_EPS
 from s5.training.model import TaskModel
 
 M = TypeVar("M", bound=TaskModel)
-IMG_SIZE = 512  # pixels, of networks whose weights do not depend on it
+IMG_SIZE = 512  # pixels, for networks whose weights do not depend on the image size
 
 
 class TaskClasses(NamedTuple):
     """Classes of a task.
 
     Attributes:
-        classes: names, by train id or label.
+        classes: Names by train id or label.
         palette: RGB colours, 0..255, in the same order.
     """
 
@@ -36,14 +36,16 @@ class TaskClasses(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSpec(ABC, Generic[M]):
-    """What has to be known to rebuild a trained model and to predict with it; each product has a subclass.
+    """Description of a trained model, sufficient to rebuild it and to predict with it.
+
+    There are subclasses for segmentation and detection.
 
     Attributes:
-        backbone: name, `vit_b_moe` or `vit_b`.
-        img_size: side in pixels of the images it was trained on.
-        expert_channels: channels of the experts, 0 without.
-        norm_eps: epsilon of the blocks' norms.
-        configured: whether it comes from a configuration or arguments instead of the checkpoint's metadata.
+        backbone: Name of the backbone, such as `vit_b_moe` or `vit_b`.
+        img_size: Side of the training images in pixels.
+        expert_channels: Channels of the experts; 0 for a dense backbone.
+        norm_eps: Epsilon of the norms in the blocks.
+        configured: Whether the spec comes from a configuration or arguments instead of metadata.
     """
 
     backbone: str
@@ -59,25 +61,25 @@ class ModelSpec(ABC, Generic[M]):
 
     @abstractmethod
     def only(self, tasks: Sequence[str]) -> "ModelSpec[M]":
-        """The same with some of the tasks; all if none are named.
+        """Return a copy with some of the tasks; with all if none are named.
 
         Raises:
-            ConfigError: unknown task; lists the known ones.
+            ConfigError: A task is unknown; lists the known ones.
         """
 
     @abstractmethod
     def build_network(self) -> nn.Module:
-        """The network, randomly initialised."""
+        """Build the network, randomly initialised."""
 
     @abstractmethod
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> M:
-        """The mmengine model around a network; `dtype` is the autocast type, None for float32."""
+        """Wrap a network in its mmengine model; `dtype` is the autocast dtype, None for float32."""
 
     def build(self, checkpoint: str | Path, device: torch.device, dtype: torch.dtype | None) -> M:
-        """The model with the weights of a checkpoint, on the device, in evaluation mode.
+        """Build the model with the weights of a checkpoint, on the device, in evaluation mode.
 
         Raises:
-            CheckpointError: the weights do not fit, or lack part of the head of a task.
+            CheckpointError: The weights do not fit, or part of a head is missing.
         """
         network = self.build_network()
         load_weights(network, checkpoint).require_heads()
@@ -85,34 +87,34 @@ class ModelSpec(ABC, Generic[M]):
 
 
 def meta_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Metadata of a checkpoint; empty without any."""
+    """Metadata of a checkpoint; empty if there is none."""
     meta = content.get("meta")
     return meta if isinstance(meta, Mapping) else {}
 
 
 def sizes_of(weights: Weights, backbone: str) -> tuple[int, int]:
-    """Image size and expert channels of a spec, read from converted weights.
+    """Determine image size and expert channels from converted weights.
 
     Raises:
-        ConfigError: the backbone's name says that there are experts and the weights have none, or vice versa.
+        ConfigError: Only one of the backbone's name and the weights has experts.
     """
     if has_experts(backbone) != bool(weights.experts):
         names = {True: ("experts", with_experts(backbone)), False: ("no experts", dense_name(backbone))}
         has, name = names[bool(weights.experts)]
-        raise ConfigError(f"backbone {backbone!r}: the checkpoint has {has}; name it {name!r}")
+        raise ConfigError(f"backbone {backbone!r}: the checkpoint has {has}; use {name!r}")
     experts = (len(tensor) for name, tensor in weights.backbone.items() if EXPERT_KEY.match(name))
     size = get_architecture(backbone).img_size_of(weights.backbone) or IMG_SIZE
     return size, next(experts, 0)
 
 
 def refuse_configuration(spec: ModelSpec, checkpoint: Path, config: str | None, options: list[str]) -> None:
-    """Refuse a configuration on the command line that is not read because the checkpoint has metadata.
+    """Reject a configuration on the command line if it is not read because the checkpoint has metadata.
 
     Raises:
-        ConfigError: names the option.
+        ConfigError: A configuration is given although it is not needed; names the option.
     """
     given = "--config" if config else "--cfg-options" if options else None
     if given and not spec.configured:
         raise ConfigError(
-            f"{given}: {checkpoint} is self-describing, so no configuration is read; leave the option out"
+            f"{given}: {checkpoint} is self-describing, so no configuration is read; omit the option"
         )

@@ -1,4 +1,4 @@
-"""Scores of a trained model on validation images, and the files that report them."""
+"""Evaluation reports: scores as JSON and CSV, confusion matrices as CSV and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,47 +18,47 @@ from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_c
 SUMMARY = ("mIoU", "mIoU_no_background", "mF1", "mAcc", "aAcc")
 PER_CLASS = ("IoU", "F1", "Precision", "Recall", "Acc")
 
-CELL_SIZES = (64, 48, 22, 10, 4)  # pixels; the largest that keeps the matrix within MATRIX_SIDE is taken
-MATRIX_SIDE = 1100
-NUMBERS_FROM = 48  # pixels of a cell in which a number can be read
-NAMES_FROM = 22
-MARGIN = 16
-TEXT = 15  # height of letters in pixels
+CELL_SIZES = (64, 48, 22, 10, 4)  # pixels; the largest for which the matrix fits MATRIX_SIDE is used
+MATRIX_SIDE = 1100  # pixels
+NUMBERS_FROM = 48  # smallest cell size with numbers, pixels
+NAMES_FROM = 22  # smallest cell size with class names, pixels
+MARGIN = 16  # pixels
+TEXT = 15  # font size in pixels
 DARK = (20, 20, 20)
 GREY = (225, 225, 225)  # classes without a pixel
 LOW, HIGH = np.array([255.0, 255.0, 255.0]), np.array([8.0, 69.0, 148.0])  # 0 % and 100 %
 
 
 def check_classes(trained: Mapping[str, LabelTable], data: Mapping[str, LabelTable]) -> None:
-    """Refuse data whose tasks or classes differ from those a model was trained for.
+    """Reject data whose tasks or classes differ from those that a model was trained for.
 
     Raises:
-        ConfigError: names the task and both lists.
+        ConfigError: A task is unknown to the model or has other classes; names the task and both lists.
     """
-    lacking = [task for task in data if task not in trained]
-    if lacking:
+    unknown = [task for task in data if task not in trained]
+    if unknown:
         raise ConfigError(
-            f"the checkpoint has no task {', '.join(lacking)}; it has {', '.join(trained)}. Choose some of "
+            f"the checkpoint has no task {', '.join(unknown)}; it has {', '.join(trained)}. Choose from "
             f"them with --tasks"
         )
     for task, table in data.items():
-        theirs, ours = trained[task].classes, table.classes
-        if theirs != ours:
+        expected, configured = trained[task].classes, table.classes
+        if expected != configured:
             raise ConfigError(
-                f"task {task}: the checkpoint was trained for the classes {', '.join(theirs)}, the "
-                f"configuration has {', '.join(ours)}"
+                f"task {task}: the checkpoint was trained for the classes {', '.join(expected)}, the "
+                f"configuration has {', '.join(configured)}"
             )
 
 
 def write_reports(
     folder: Path, metrics: Sequence[SegmentationMetric], settings: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the scores of every task: ``scores.json``, and per task two CSV files and a picture.
+    """Write the scores of every task: `scores.json`, and per task two CSV files and a picture.
 
     Args:
-        folder: where to.
-        metrics: after their evaluation.
-        settings: what was evaluated and how, by task; goes into ``scores.json``.
+        folder: Output folder.
+        metrics: Metrics that have been evaluated.
+        settings: What was evaluated and with which settings, by task, for `scores.json`.
     """
     report = {}
     for metric in metrics:
@@ -71,25 +71,25 @@ def write_reports(
         }
         write_class_csv(folder / f"{metric.task}_classes.csv", matrix, table.classes)
         write_confusion_csv(folder / f"{metric.task}_confusion.csv", matrix, table.classes)
-        title = f"{metric.task}: mIoU {means['mIoU']:.2f}, per true class in percent"
+        title = f"{metric.task}: mIoU {means['mIoU']:.2f}, in percent of each true class"
         picture = draw_confusion(matrix, table.classes, title)
         write_image(folder / f"{metric.task}_confusion.png", picture)
     write_json(folder / SCORES_FILE, report)
 
 
 def mean_scores(metric: SegmentationMetric) -> dict[str, float]:
-    """The scores over all classes, in percent."""
+    """Scores over all classes, in percent."""
     values = scores(metric.matrix, metric.table.background)
     return {name: 100 * value for name, value in values.items() if isinstance(value, float)}
 
 
 def summary(metrics: Sequence[SegmentationMetric]) -> str:
-    """A table with a line per task, and the mean over several; says where a task has no score."""
+    """Format a table with a row per task and their mean, see :func:`~s5.training.reports.summary_table`."""
     return summary_table({metric.task: mean_scores(metric) for metric in metrics}, SUMMARY)
 
 
 def class_table(matrix: Tensor, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Scores of every class in percent (NaN where undefined), and its true and predicted pixels."""
+    """Scores of every class in percent (NaN where undefined), and its true and predicted pixel counts."""
     values = scores(matrix)
     true, predicted = matrix.sum(1).tolist(), matrix.sum(0).tolist()
     return {
@@ -103,14 +103,14 @@ def class_table(matrix: Tensor, classes: Sequence[str]) -> dict[str, dict[str, f
 
 
 def write_class_csv(path: Path, matrix: Tensor, classes: Sequence[str]) -> None:
-    """Write one line per class: scores in percent (empty where undefined) and pixels."""
+    """Write one row per class: scores in percent (empty where undefined) and pixel counts."""
     columns = (*PER_CLASS, "pixels", "predicted_pixels")
     rows = class_table(matrix, classes).items()
     write_csv(path, [["class", *columns], *([name, *map(number_cell, row.values())] for name, row in rows)])
 
 
 def write_confusion_csv(path: Path, matrix: Tensor, classes: Sequence[str]) -> None:
-    """Write pixel counts: a line per true class, a column per predicted one."""
+    """Write pixel counts: a row per true class, a column per predicted class."""
     rows = zip(classes, matrix.tolist(), strict=True)
     write_csv(path, [["true \\ predicted", *classes], *([name, *row] for name, row in rows)])
 
@@ -119,12 +119,12 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> np.nda
     """Draw a confusion matrix; every row (true class) adds up to 100 %.
 
     Args:
-        matrix: pixel counts (K, K), rows = ground truth.
-        classes: names, any script.
-        title: first line of the picture.
+        matrix: Pixel counts (K, K), rows = ground truth.
+        classes: Names, any script.
+        title: First line of the picture.
 
     Returns:
-        uint8 (H, W, 3) RGB. Numbers are left out of matrices with very many classes.
+        Uint8 (H, W, 3) RGB. Numbers, then names are omitted for many classes.
     """
     counts = matrix.double().numpy()
     with np.errstate(invalid="ignore"):
@@ -169,7 +169,7 @@ def _numbers(canvas: np.ndarray, shares: np.ndarray, cell: int) -> None:
 
 
 def _font() -> cv2.FontFace:
-    return cv2.FontFace("sans")  # comes with OpenCV; draws all scripts, unlike its older fonts
+    return cv2.FontFace("sans")  # ships with OpenCV and, unlike the Hershey fonts, draws all scripts
 
 
 def _text_width(text: str) -> int:
@@ -180,7 +180,7 @@ def _text_width(text: str) -> int:
 
 
 def _text(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int] = DARK) -> None:
-    """Write from (x, y) on, y being the line that the letters stand on."""
+    """Write text rightwards from (x, y) on its baseline."""
     patch = np.ascontiguousarray(canvas)
     cv2.putText(patch, text, (int(x), int(y)), color, _font(), TEXT, 400)
     if patch is not canvas:
@@ -188,7 +188,7 @@ def _text(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, 
 
 
 def _upright(canvas: np.ndarray, text: str, x: int, y: int) -> None:
-    """Write upwards from (x, y), x being the left side of the letters."""
+    """Write text upwards from (x, y), its lower left corner."""
     if not text:
         return
     width, height = _text_width(text) + 2, TEXT + 8

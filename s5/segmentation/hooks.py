@@ -1,4 +1,4 @@
-"""Hooks of the segmentation trees: pseudo-labels of S4P, and tasks that start late."""
+"""Hooks of the segmentation trees: monitoring of S4P's pseudo-labels, and tasks that start late."""
 
 import logging
 from collections.abc import Sequence
@@ -20,21 +20,23 @@ from s5.training.runner import S5Runner, unwrap
 
 logger = logging.getLogger(__name__)
 
+ROWS = 4  # of a sheet of views
+
 
 class CollapseWatch:
-    """Warns when one class takes over the pseudo-labels, and when a class vanishes from them.
+    """Warns when one class dominates the pseudo-labels, and when a class disappears from them.
 
-    Logs the onset and the end of either, not every report in between.
+    The start and the end of either condition are logged once.
 
     Args:
-        classes: names of the classes.
-        share: largest share of the confident pixels of a report that one class may hold.
-        missing_steps: a class that occurs in the labels is missing after this many steps without a confident
-            pixel, rounded up to whole reports.
+        classes: Names of the classes.
+        share: A class dominates if it has more than this share of a report's confident pixels.
+        missing_steps: A class that occurs in the labels is missing after this many steps without a confident
+            pixel, rounded up to full reports.
 
     Attributes:
-        dominant: index of the class that holds more than ``share``, or None.
-        missing: indices of missing classes.
+        dominant: Index of the dominant class, or None.
+        missing: Indices of the missing classes.
     """
 
     def __init__(self, classes: Sequence[str], share: float = 0.95, missing_steps: int = 1000) -> None:
@@ -47,12 +49,12 @@ class CollapseWatch:
         self._steps_without = [0] * len(self.classes)
 
     def report(self, pseudo: Sequence[int], labeled: Sequence[int], steps: int) -> None:
-        """Judge the confident and the labeled pixels of each class in the last ``steps`` steps."""
+        """Check the numbers of confident and labeled pixels of each class in the last `steps` steps."""
         self._report_dominance(pseudo, labeled, steps)
         self._report_missing(pseudo, labeled, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return the state for resuming."""
         return {
             "dominant": self.dominant,
             "missing": sorted(self.missing),
@@ -61,7 +63,7 @@ class CollapseWatch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
+        """Restore the state returned by :meth:`state_dict`."""
         self.dominant, self.missing = state["dominant"], set(state["missing"])
         self._labeled, self._steps_without = list(state["labeled"]), list(state["steps_without"])
 
@@ -74,10 +76,10 @@ class CollapseWatch:
         before, self.dominant = self.dominant, largest if share > self.share else None
         if self.dominant is not None and self.dominant != before:
             logger.warning(
-                "pseudo-labels collapse: %s holds %.1f %% of the confident pixels of the last %d steps, and "
-                "%.1f %% of the labeled ones (fixmatch.collapse.share = %g). Unless the images are as "
-                "uneven, start from weights trained on the labels alone (--init), lower optim.lr or raise "
-                "fixmatch.conf_thresh",
+                "pseudo-labels collapse: %s has %.1f %% of the confident pixels of the last %d steps, and "
+                "%.1f %% of the labeled ones (fixmatch.collapse.share = %g). Unless the images are that "
+                "imbalanced, start from weights trained on the labels alone (--init), lower optim.lr or "
+                "raise fixmatch.conf_thresh",
                 self.classes[largest],
                 100 * share,
                 steps,
@@ -86,7 +88,7 @@ class CollapseWatch:
             )
         elif self.dominant is None and before is not None:
             logger.info(
-                "pseudo-labels: collapse is over, %s holds %.1f %% of the confident pixels",
+                "pseudo-labels: the collapse is over, %s has %.1f %% of the confident pixels",
                 self.classes[largest],
                 100 * share,
             )
@@ -102,9 +104,9 @@ class CollapseWatch:
                 missing.add(i)
         if new := missing - self.missing:
             logger.warning(
-                "pseudo-labels: no confident pixel of %s in the last %d steps, although the labels have it "
-                "(fixmatch.collapse.missing_steps = %d). Lower fixmatch.conf_thresh or add labeled images "
-                "that show it",
+                "pseudo-labels: no confident pixel of %s in the last %d steps, although it occurs in the "
+                "labels (fixmatch.collapse.missing_steps = %d). Lower fixmatch.conf_thresh or add labeled "
+                "images that show it",
                 self._names(new),
                 max(self._steps_without[i] for i in new),
                 self.missing_steps,
@@ -120,12 +122,12 @@ class CollapseWatch:
 class PseudoLabelHook(ResumableHook):
     """Logs the class shares of confident pseudo-labels, and warns when they collapse.
 
-    The model counts pixels on the device. They are summed over all processes and read every ``interval``
+    The model counts pixels on the device. The counts are summed over all processes and read every `interval`
     iterations.
 
     Args:
-        watch: warns of a collapse.
-        interval: iterations between log lines.
+        watch: Warns about a collapse.
+        interval: Iterations between log lines.
     """
 
     priority = "NORMAL"
@@ -140,7 +142,7 @@ class PseudoLabelHook(ResumableHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Log when it is time."""
+        """Log if a report is due."""
         self._steps += 1
         if not self.every_n_train_iters(runner, self.interval):
             return
@@ -159,11 +161,11 @@ class PseudoLabelHook(ResumableHook):
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
     def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
-        """The counts since the last log line and the state of the watch."""
+        """Return the counts since the last log line and the state of the watch."""
         return {"counts": self._counts(runner), "steps": self._steps, "watch": self.watch.state_dict()}
 
     def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the counts and the state of the watch."""
         self._resumed, self._steps = state["counts"], state["steps"]
         self.watch.load_state_dict(state["watch"])
 
@@ -180,34 +182,33 @@ class PseudoLabelHook(ResumableHook):
 
 
 class ViewsHook(Hook):
-    """Writes weak view, strong view, confident pseudo-label and prediction on the strong view.
+    """Draws weak view, strong view, confident pseudo-labels and prediction on the strong view.
 
-    To ``work_dir/pictures/unlabeled_<iter>.jpg`` and TensorBoard, of the newest training batch.
+    The pictures show the newest training batch and go to `work_dir/pictures/unlabeled_<iter>.jpg` and
+    TensorBoard.
 
     Args:
-        table: classes and colours.
-        count: rows of a sheet.
+        table: Label table.
     """
 
     priority = "LOW"
 
-    def __init__(self, table: LabelTable, count: int = 4) -> None:
+    def __init__(self, table: LabelTable) -> None:
         self.table = table
-        self.count = count
         self._batch: dict[str, Any] | None = None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Remember the newest batch; it is drawn at the next validation."""
+        """Keep the newest batch for the next validation."""
         self._batch = data_batch
 
     def before_val(self, runner: Runner) -> None:
-        """Draw it."""
+        """Draw the newest batch."""
         if runner.rank != 0 or self._batch is None:
             return
         model = cast(FixMatch, unwrap(runner.model))
-        views = {name: value.cpu() for name, value in model.preview(self._batch, self.count).items()}
+        views = {name: value.cpu() for name, value in model.preview(self._batch, ROWS).items()}
         rows = [
             [_rgb(weak), _rgb(strong), colored(pseudo, self.table), colored(prediction, self.table)]
             for weak, strong, pseudo, prediction in zip(
@@ -222,13 +223,13 @@ def _rgb(image: torch.Tensor) -> np.ndarray:
 
 
 class TaskStartHook(Hook):
-    """Before a task starts, its weights are frozen and its validation images are left out.
+    """Freezes the weights and leaves out the validation images of tasks that have not started.
 
-    Its training images are left out by the sampler, so that it costs nothing.
+    Their training images are left out by the training sampler.
 
     Args:
-        starts: first step of each task.
-        validation: the sampler of the validation images.
+        starts: First step of each task.
+        validation: Sampler of the validation images.
     """
 
     priority = "VERY_HIGH"
@@ -238,7 +239,7 @@ class TaskStartHook(Hook):
         self.validation = validation
 
     def started(self, step: int) -> set[str]:
-        """Tasks that take part in ``step``."""
+        """Return the tasks that take part in `step`."""
         return {task for task, first in self.starts.items() if step >= first}
 
     def before_train(self, runner: Runner) -> None:
@@ -246,7 +247,7 @@ class TaskStartHook(Hook):
         self._follow(cast(S5Runner, runner), max(runner.iter - 1, 0))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
-        """Start tasks whose time has come."""
+        """Start the tasks that are due."""
         self._follow(cast(S5Runner, runner), runner.iter)
 
     def _follow(self, runner: S5Runner, step: int) -> None:
@@ -257,6 +258,6 @@ class TaskStartHook(Hook):
             return
         new = sorted(tasks - model.active)
         if new:
-            logger.info("step %d: %s joined", step, ", ".join(new))
+            logger.info("step %d: %s started", step, ", ".join(new))
         model.activate(tasks)
         runner.rewrap_model()

@@ -1,8 +1,7 @@
-"""A multi-dataset fine-tuning run: one network with a head, and perhaps an expert, per dataset."""
+"""The multi-dataset fine-tuning experiment: one network with a head, optionally an expert, per dataset."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from s5.segmentation.mdf_config import FoldersConfig, HoldOutConfig, MDFConfig
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
+from s5.segmentation.trained import SegmentationSpec
 from s5.training.command import expert_channels, naming
 from s5.training.experiment import Experiment, Steps, check_splits, epoch_steps, steps_of_epochs
 from s5.training.hooks import PicturesHook, WeightFiles
@@ -35,20 +35,20 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
     """A run on all tasks of the configuration.
 
     Attributes:
-        tables: classes of each task.
-        splits: training and validation images of each task, once the data is built.
+        tables: Label table of each task.
+        splits: Training and validation images of each task, set by :meth:`build_data`.
     """
 
     splits: dict[str, tuple[Split, Split]]
 
     def __init__(
-        self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+        self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
     ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, name or f"mdf_{backbone}")
+        super().__init__(cfg, backbone, launch, work_dir, f"mdf_{backbone}")
         self.tables = build_tables(cfg)
 
     def new_model(self) -> MultiDataset:
-        """The network with a head, and under `<backbone>_moe` an expert, for every task."""
+        """Build the network with a head, and for `<backbone>_moe` an expert, per task."""
         cfg = self.cfg
         classes = {name: table.num_classes for name, table in self.tables.items()}
         experts = expert_channels(self.backbone, cfg.model.expert_channels)
@@ -61,11 +61,11 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
         )
 
     def build_training_data(self) -> TrainingData:
-        """The training images of all tasks in one batch.
+        """Batches with the training images of all tasks.
 
         Raises:
-            ConfigError: a batch of one image, whose batch norm would have nothing to compare, or a task that
-                would start after the end.
+            ConfigError: A task has a single image per step, too few for batch norm, or would start after the
+                end of training.
         """
         cfg = self.cfg
         self.splits = {name: find_images(cfg, name) for name in cfg.tasks}
@@ -74,7 +74,7 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
             if task.batch_size < 2 and not self.synchronises_batch_norm():
                 raise ConfigError(
                     f"tasks.{name}.batch_size = 1: batch norm in the task's decoder needs at least two "
-                    f"images in a step"
+                    f"images per step"
                 )
         sources = []
         for name, task in cfg.tasks.items():
@@ -86,7 +86,7 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
         return tasks_loader(sources, sizes, [*starts.values()], cfg.seed, self.launch, cfg.workers, steps)
 
     def build_val_loader(self) -> DataLoader:
-        """The validation images of this process, of all tasks."""
+        """The validation images of all tasks for this process."""
         images = [
             ValidationImages(validation_split(self.cfg, name), table, name)
             for name, table in self.tables.items()
@@ -98,7 +98,7 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
         return [SegmentationMetric(table, name, prefix=name) for name, table in self.tables.items()]
 
     def check_data(self) -> None:
-        """Refuse splits with errors, unless the configuration says not to look."""
+        """Reject splits with errors, unless `check` is false."""
         if self.cfg.check:
             splits = [
                 (f"{name} {part}", split, self.tables[name])
@@ -108,35 +108,25 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
             check_splits(splits, self.work_dir, self.cfg.workers, self.launch)
 
     def steps(self) -> Steps:
-        """Length and intervals, which the configuration has in epochs."""
+        """Length and intervals, configured in epochs."""
         return steps_of_epochs(self.cfg.schedule, self.data)
 
     def lr_schedule(self) -> list[dict[str, Any]]:
-        """Cosine to zero, by step or by epoch."""
+        """Cosine decay to zero, per step or per epoch."""
         schedule = self.cfg.schedule
         epoch = epoch_steps(schedule, self.data) if schedule.lr_per_epoch else None
         return cosine_schedule(self.steps().total, self.cfg.optim.warmup_iters, epoch)
 
     def weight_files(self) -> WeightFiles:
-        """`<name>_mdf.pth`."""
+        """A file named `<backbone>_mdf.pth`."""
         return WeightFiles(f"{self.backbone}_mdf.pth")
 
     def weights_meta(self) -> dict[str, Any]:
-        """What a weights file says of its model; enough to predict with it."""
-        cfg = self.cfg
-        return {
-            "backbone": self.backbone,
-            "decoder_channels": cfg.model.decoder_channels,
-            "norm_eps": cfg.model.norm_eps,
-            "expert_channels": expert_channels(self.backbone, cfg.model.expert_channels),
-            "img_size": cfg.crop,
-            "tasks": {name: list(table.classes) for name, table in self.tables.items()},
-            "labels": {name: table.as_mapping() for name, table in self.tables.items()},
-            "inference": {name: asdict(task.evaluation.inference()) for name, task in cfg.tasks.items()},
-        }
+        """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
+        return SegmentationSpec.from_mdf_config(self.cfg, self.backbone).meta()
 
     def best_scores(self) -> dict[str, list[str]]:
-        """Scores by which the best weights are chosen."""
+        """Scores that select the best weights."""
         return best_scores(self.cfg, self.tables)
 
     def pictures(self) -> Hook:
@@ -144,24 +134,23 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
         return PicturesHook(self.tables)
 
     def own_hooks(self) -> list[Hook]:
-        """The start of tasks that join late."""
+        """The hook that starts tasks during training."""
         starts = dict(zip(self.tables, self.data.sampler.starts, strict=True))
         return [TaskStartHook(starts, cast(ValidationSampler, self.val_loader.sampler))]
 
 
 def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
-    """The configuration with the named tasks alone, in the order of the file; all without names.
+    """Restrict the configuration to the named tasks, in the order of the file; all tasks without names.
 
     Raises:
-        ConfigError: a name that the configuration lacks, or the best weights of several tasks would be chosen
-            by none of them.
+        ConfigError: A task is unknown, or `schedule.best_tasks` contains none of the named ones.
     """
     if not names:
         return cfg
     unknown = [name for name in names if name not in cfg.tasks]
     if unknown:
         raise ConfigError(
-            f"--tasks {unknown[0]}: the configuration has no such task; it has {', '.join(cfg.tasks)}"
+            f"--tasks {unknown[0]}: no such task in the configuration; it has {', '.join(cfg.tasks)}"
         )
     tasks = {name: task for name, task in cfg.tasks.items() if name in names}
     best = tuple(name for name in cfg.schedule.best_tasks or () if name in tasks) or None
@@ -175,10 +164,10 @@ def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
 
 
 def start_epochs(cfg: MDFConfig) -> dict[str, int]:
-    """The epoch in which each task starts; the earliest starts at once, whatever the configuration says.
+    """Return the first epoch of each task, shifted so that the earliest task starts at epoch 0.
 
     Raises:
-        ConfigError: a task would start after the end.
+        ConfigError: A task would start after the end of training.
     """
     earliest = min(task.start_epoch for task in cfg.tasks.values())
     if earliest:
@@ -188,25 +177,25 @@ def start_epochs(cfg: MDFConfig) -> dict[str, int]:
         if epoch >= cfg.schedule.epochs:
             raise ConfigError(
                 f"tasks.{name}.start_epoch {cfg.tasks[name].start_epoch}: training ends after "
-                f"schedule.epochs {cfg.schedule.epochs}; let it start earlier, or leave it out with --tasks"
+                f"schedule.epochs {cfg.schedule.epochs}; start it earlier, or leave it out with --tasks"
             )
     return starts
 
 
 def build_tables(cfg: MDFConfig) -> dict[str, LabelTable]:
-    """The classes of each task.
+    """Return the label table of each task.
 
     Raises:
-        LabelError: an unknown table, or one that contradicts itself.
+        LabelError: A table is unknown or inconsistent.
     """
     return {name: get_table(task.labels, default_name=name) for name, task in cfg.tasks.items()}
 
 
 def find_images(cfg: MDFConfig, name: str) -> tuple[Split, Split]:
-    """The training and validation images of a task.
+    """Find the training and validation images of a task.
 
     Raises:
-        DataError: a split file or folder is missing, empty, or has images without masks.
+        DataError: A split file or folder is missing or empty, or has images without masks.
     """
     task, train = cfg.tasks[name], _training_images(cfg, name)
     if isinstance(task.val, HoldOutConfig):
@@ -214,15 +203,15 @@ def find_images(cfg: MDFConfig, name: str) -> tuple[Split, Split]:
             train, _ = hold_out(train, task.val.hold_out)
     val = validation_split(cfg, name)
     if shared := len({s.image for s in train} & {s.image for s in val}):
-        logger.warning("%s: %d images are in training and validation", name, shared)
+        logger.warning("%s: %d images are in both training and validation", name, shared)
     return train, val
 
 
 def validation_split(cfg: MDFConfig, name: str) -> Split:
-    """The validation images of a task. Training images are not needed unless some of them are held out.
+    """Find the validation images of a task; training images are read only if some of them are held out.
 
     Raises:
-        DataError: as :func:`find_images`.
+        DataError: As for :func:`find_images`.
     """
     task = cfg.tasks[name]
     if isinstance(task.val, HoldOutConfig):
@@ -234,10 +223,10 @@ def validation_split(cfg: MDFConfig, name: str) -> Split:
 
 
 def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, list[str]]:
-    """By which scores the best weights are chosen: on average, and of each of several tasks.
+    """Scores that select the best weights: their mean over tasks and, for several tasks, that of each one.
 
     Raises:
-        ConfigError: a score without background, of a dataset that has none.
+        ConfigError: A score without background is chosen for a dataset that has no background class.
     """
     own = {name: task.evaluation.metric for name, task in cfg.tasks.items()}
     for name, metric in own.items():
@@ -256,10 +245,10 @@ def best_scores(cfg: MDFConfig, tables: Mapping[str, LabelTable]) -> dict[str, l
 
 
 def _require_background(name: str, table: LabelTable, key: str, metric: str) -> None:
-    """Refuse a score without background of a task whose classes have none."""
+    """Reject a score without background for a task that has no background class."""
     if metric.endswith("_no_background") and table.background is None:
         raise ConfigError(
-            f"{key} {metric}: the labels of {name} name no background; set background in "
+            f"{key} {metric}: the labels of {name} have no background class; set background in "
             f"tasks.{name}.labels, or choose another metric"
         )
 
@@ -269,7 +258,7 @@ def _training_images(cfg: MDFConfig, name: str) -> Split:
         return _images(cfg.data_root, cfg.tasks[name].train)
 
 
-def _images(root: Path, where: Path | FoldersConfig) -> Split:
-    if isinstance(where, FoldersConfig):
-        return pair_folders(where.images, where.masks, root)
-    return resolve_split(root, where)
+def _images(root: Path, files: Path | FoldersConfig) -> Split:
+    if isinstance(files, FoldersConfig):
+        return pair_folders(files.images, files.masks, root)
+    return resolve_split(root, files)

@@ -1,4 +1,4 @@
-"""The configuration of multi-dataset fine-tuning, ``Semantic_Segmentation/configs/rsseg.yaml``."""
+"""Configuration of multi-dataset fine-tuning, `Semantic_Segmentation/configs/rsseg.yaml`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,20 @@ from s5.training.config import (
 
 
 class FoldersConfig(Section):
-    """A folder of images and one of masks of the same names."""
+    """A folder of images and a folder of masks with the same names."""
 
     images: Path
     masks: Path
 
 
 class HoldOutConfig(Section):
-    """A share of the training images kept back for validation."""
+    """A share of the training images held out for validation."""
 
     hold_out: Annotated[Share, Field(gt=0, lt=1)]
 
 
 def _kind(value: object) -> str:
-    """How images are given, so that an error is about that kind alone."""
+    """Tag of the way images are specified, so that an error message is about that alternative alone."""
     if isinstance(value, HoldOutConfig) or (isinstance(value, dict) and "hold_out" in value):
         return "hold_out"
     return "folders" if isinstance(value, dict | FoldersConfig) else "file"
@@ -49,15 +49,15 @@ HoldOut = Annotated[HoldOutConfig, Tag("hold_out")]
 
 @dataclass(frozen=True)
 class EvaluationConfig(Inference):
-    """How the validation images of a task are predicted, and by which score its best weights are chosen."""
+    """Inference settings of a task's validation images, and the score that selects its best weights."""
 
     metric: Score = "mIoU"
 
 
 class TaskConfig(ScaleRange):
-    """One dataset; paths are relative to ``data_root`` unless absolute.
+    """One dataset; paths are relative to `data_root` unless absolute.
 
-    ``photometric`` has the published values by default; ``false`` trains without.
+    `photometric` has the published values by default; `false` disables it.
     """
 
     labels: str | dict[str, Any]
@@ -72,7 +72,7 @@ class TaskConfig(ScaleRange):
     @field_validator("photometric", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        """``false`` for none, ``true`` for the defaults, as of ``flip`` and ``rotate``."""
+        """Accept `false` for none and `true` for the defaults, as for `flip` and `rotate`."""
         if value is False:
             return None
         return Photometric() if value is True else value
@@ -82,20 +82,20 @@ class TaskConfig(ScaleRange):
     def _has_validation(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
         if isinstance(values, dict) and values.get("val") is None:
             raise ValueError(
-                "no validation images. The best weights are chosen on them: set val to a split file, to "
-                "{images: FOLDER, masks: FOLDER}, or to {hold_out: 0.1} to keep back a tenth of train"
+                "no validation images, which select the best weights: set val to a split file, to "
+                "{images: FOLDER, masks: FOLDER}, or to {hold_out: 0.1} to hold out a tenth of train"
             )
         return values
 
 
 class MDFModelConfig(ModelConfig):
-    """The network; a backbone named ``vit_b_moe`` has experts unless their channels are 0, ``vit_b`` none."""
+    """The network; `expert_channels` matters for backbones named `*_moe` only, and 0 makes them dense."""
 
     expert_channels: NonNegative = 256
 
 
 class MDFOptimConfig(OptimConfig):
-    """AdamW with the published values of fine-tuning."""
+    """AdamW with the published fine-tuning values."""
 
     weight_decay: NonNegativeFloat = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -104,9 +104,9 @@ class MDFOptimConfig(OptimConfig):
 class MDFScheduleConfig(EpochScheduleConfig):
     """Length and intervals in epochs.
 
-    `lr_per_epoch` changes the learning rate once an epoch instead of every step. The best weights of
-    several tasks are chosen by the mean of `best_metric` (None: the metric of each task) over `best_tasks`
-    (None: all).
+    `lr_per_epoch` updates the learning rate once per epoch instead of every step. The best weights of several
+    tasks are selected by the mean of `best_metric` (None: the metric of each task) over `best_tasks` (None:
+    all).
     """
 
     epochs: Positive = 100
@@ -117,7 +117,7 @@ class MDFScheduleConfig(EpochScheduleConfig):
 
 
 class MDFConfig(CropsConfig):
-    """Everything one fine-tuning run depends on."""
+    """Configuration of a fine-tuning run."""
 
     data_root: Path
     tasks: dict[str, TaskConfig]
@@ -142,6 +142,6 @@ class MDFConfig(CropsConfig):
         return self
 
     def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:
-        """Key of the side of the crops, and photometric augmentation by key."""
+        """Key of the crop size in pixels, and the photometric augmentations by key."""
         changes = {f"tasks.{name}.photometric": task.photometric for name, task in self.tasks.items()}
         return "crop", {key: change for key, change in changes.items() if change is not None}

@@ -1,4 +1,4 @@
-"""Segmentation scores from one confusion matrix, exact under any number of processes."""
+"""Segmentation scores from a confusion matrix, exact with any number of processes."""
 
 import logging
 from typing import Any
@@ -7,33 +7,32 @@ import torch
 import torch.distributed as dist
 from mmengine.evaluator import BaseMetric
 
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE
+from s5.data.label_table import IGNORE, LabelTable
 from s5.ops.confusion import confusion_matrix, scores
+from s5.training.reports import text_table
 
 logger = logging.getLogger(__name__)
 
 PER_CLASS = ("IoU", "F1", "Precision", "Recall")
-COLUMN = 11  # characters
 
 
 class SegmentationMetric(BaseMetric):
     """Per-class scores, mIoU, mF1, mAcc and overall accuracy of one task, in percent.
 
-    Images of other tasks are left to their own metric. Ignored pixels count nowhere; classes absent from
-    ground truth and prediction are not averaged in. Processes contribute their confusion matrices (integers),
-    so the result does not depend on how images were distributed.
+    Images of other tasks are skipped. Ignored pixels are not counted; classes absent from both ground truth
+    and prediction are excluded from means. Processes sum their integer confusion matrices, so the result does
+    not depend on the distribution of the images.
 
     Args:
-        table: classes of the labels.
-        task: whose images are counted.
-        prefix: scores are named ``<prefix>/mIoU``, or ``mIoU`` without one.
+        table: Label table.
+        task: Task whose images are counted.
+        prefix: Scores are named `<prefix>/mIoU`, or `mIoU` without one.
 
     Attributes:
-        matrix: counts (K, K) of the last evaluation by all processes together, rows = ground truth.
+        matrix: Counts (K, K) of the last evaluation by all processes together, rows = ground truth.
     """
 
-    default_prefix = ""  # mmengine asks for one
+    default_prefix = ""  # mmengine warns without one
 
     def __init__(self, table: LabelTable, task: str, prefix: str = "") -> None:
         super().__init__(prefix=prefix)
@@ -43,7 +42,7 @@ class SegmentationMetric(BaseMetric):
         self._matrix: torch.Tensor | None = None
 
     def process(self, data_batch: dict[str, Any], data_samples: list[torch.Tensor]) -> None:
-        """Count the predictions (H, W) of the task's images in one batch against their ``labels``."""
+        """Add a batch's images of the task to the confusion matrix: predictions (H, W) and `labels`."""
         for prediction, label, task in zip(
             data_samples, data_batch["labels"], data_batch["tasks"], strict=True
         ):
@@ -53,7 +52,7 @@ class SegmentationMetric(BaseMetric):
             self._matrix = counts if self._matrix is None else self._matrix + counts
 
     def evaluate(self, size: int) -> dict[str, Any]:
-        """Scores of everything processed since the last call, by all processes together."""
+        """Compute scores of the images that all processes have processed since the last call."""
         matrix = self._matrix
         self._matrix = None
         if matrix is None:  # more processes than images
@@ -67,7 +66,7 @@ class SegmentationMetric(BaseMetric):
         return {prefix + name: value for name, value in self.compute_metrics(self.matrix).items()}
 
     def compute_metrics(self, results: torch.Tensor) -> dict[str, Any]:
-        """Scores of a confusion matrix (K, K), rows = ground truth; logs the table of classes."""
+        """Compute scores of a confusion matrix (K, K), rows = ground truth, and log those of the classes."""
         values: dict[str, Any] = {**scores(results, background=self.table.background)}
         logger.info("%s\n%s", self.task, self._format(values))
         metrics = {name: 100 * float(value) for name, value in values.items() if _is_scalar(value)}
@@ -77,13 +76,12 @@ class SegmentationMetric(BaseMetric):
         return metrics
 
     def _format(self, values: dict[str, Any]) -> str:
-        width = max(len(name) for name in self.table.classes) + 2
-        lines = [f"{'class':<{width}}" + "".join(f"{name:>{COLUMN}}" for name in PER_CLASS)]
-        for i, name in enumerate(self.table.classes):
-            cells = "".join(f"{100 * float(values[key][i]):{COLUMN}.2f}" for key in PER_CLASS)
-            lines.append(f"{name:<{width}}{cells}")
-        lines.append("  ".join(f"{k} {100 * float(v):.2f}" for k, v in values.items() if _is_scalar(v)))
-        return "\n".join(lines)
+        rows = [
+            [name, *(f"{100 * float(values[key][i]):.2f}" for key in PER_CLASS)]
+            for i, name in enumerate(self.table.classes)
+        ]
+        means = (f"{k} {100 * float(v):.2f}" for k, v in values.items() if _is_scalar(v))
+        return f"{text_table(['class', *PER_CLASS], rows)}\n{'  '.join(means)}"
 
 
 def _is_scalar(value: object) -> bool:

@@ -1,7 +1,6 @@
-"""A segmentor with everything around it that training and evaluation share.
+"""The mmengine model of segmentation: normalisation on the device, autocast, and prediction of full images.
 
-It normalises uint8 images on the device, chooses the arithmetic, and predicts whole images. Training methods
-subclass it and add a loss.
+Training methods subclass it and add a loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +16,17 @@ from s5.segmentation.tta import Tta, augmented
 from s5.segmentation.windows import Inference, Rows, most_probable, predict_bands, rows_of
 from s5.training.model import TaskModel
 
-GPU_WINDOWS = 4  # in one pass; on a CPU more than one take memory and no less time
+GPU_WINDOWS = 4  # per forward pass; on a CPU, larger batches cost memory and save no time
 
 
 class SegmentationModel(TaskModel):
     """mmengine model around a :class:`~s5.segmentation.segmentor.Segmentor`.
 
     Args:
-        segmentor: the network; images in, logits out.
-        inference: how images of each task are predicted.
-        dtype: autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
-            None is float32.
-        tta: views that predictions are averaged over; None predicts the image as it is.
+        segmentor: The network; images in, logits out.
+        inference: Inference settings of each task.
+        dtype: Autocast dtype (see :func:`s5.compat.precision.resolve_precision`); None is float32.
+        tta: Test-time augmentation; None predicts the unaugmented image.
     """
 
     def __init__(
@@ -45,11 +43,11 @@ class SegmentationModel(TaskModel):
 
     @property
     def network(self) -> Segmentor:
-        """What is saved and loaded as weights."""
+        """The network, whose state dict is saved and loaded as weights."""
         return self.segmentor
 
     def logits(self, images: Tensor, network: Segmentor | None = None, float32: bool = False) -> Tensor:
-        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]; ``float32``: without autocast."""
+        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]; `float32` disables autocast."""
         network = network or self.segmentor
         with autocast(self.device, None if float32 else self.dtype):
             return network(self._prepare(images)).float()
@@ -59,18 +57,18 @@ class SegmentationModel(TaskModel):
 
         Args:
             images: (B, 3, H, W) on the device, uint8 or in [0, 1].
-            tasks: whose classes follow each other in the result.
+            tasks: Tasks in the order in which their classes are concatenated.
         """
         with self.autocast():
             logits = self.segmentor.forward_all(self._prepare(images), tasks)
         return torch.cat([logits[task].float().softmax(1) for task in tasks], dim=1)
 
     def predict(self, image: Tensor, task: str) -> Tensor:
-        """Train ids (H, W) uint8, on the device, of one uint8 image (3, H, W) of any size."""
+        """Predict train ids (H, W) uint8, on the device, for one uint8 image (3, H, W) of any size."""
         return self.predict_tasks(image, [task])[task]
 
     def predict_tasks(self, image: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Train ids (H, W) uint8, on the device, of one image by task."""
+        """Predict train ids (H, W) uint8 of one image by task, on the device."""
         parts: dict[str, list[Tensor]] = {task: [] for task in tasks}
         with self.autocast():
             for _, bands in self.predict_rows(rows_of(image), tasks):
@@ -81,12 +79,12 @@ class SegmentationModel(TaskModel):
     def predict_rows(self, rows: Rows, tasks: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Predict an image of which only some rows are in memory at a time.
 
-        Tasks that are predicted alike share the passes of the encoder; those predicted in another way come
-        after them, again from the top.
+        Tasks with equal inference settings share the passes of the encoder. Groups of tasks with different
+        settings are predicted one after the other.
 
         Yields:
-            First row of a band, and its train ids (rows, W) uint8, on the device, by task; the bands of a
-            task from top to bottom.
+            First row of a band, and its train ids (rows, W) uint8 by task, on the device; bands are ordered
+            from top to bottom.
         """
         for top, group, band in self._bands(rows, tasks):
             yield top, dict(zip(group, most_probable(band, self._num_classes(group)), strict=True))
@@ -94,9 +92,9 @@ class SegmentationModel(TaskModel):
     def predict_probabilities(
         self, rows: Rows, tasks: Sequence[str]
     ) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
-        """As :meth:`predict_rows`, with the probabilities (K, rows, W) after the train ids.
+        """Like :meth:`predict_rows`, but yield train ids and probabilities (K, rows, W).
 
-        They are on the device and overwritten when the next band is asked for.
+        Probabilities are on the device and overwritten when the next band is computed.
         """
         for top, group, band in self._bands(rows, tasks):
             classes = self._num_classes(group)
@@ -104,17 +102,17 @@ class SegmentationModel(TaskModel):
             yield top, dict(zip(group, parts, strict=True))
 
     def _bands(self, rows: Rows, tasks: Sequence[str]) -> Iterator[tuple[int, list[str], Tensor]]:
-        """First row, tasks and probabilities (sum of K, rows, W) of each band."""
+        """Yield first row, tasks and probabilities (sum of K, rows, W) of each band."""
         windows = GPU_WINDOWS if self.device.type == "cuda" else 1
-        for how, group in self._predicted_alike(tasks).items():
+        for inference, group in self._by_inference(tasks).items():
             network = augmented(partial(self.probabilities, tasks=group), self.tta)
-            for top, band in predict_bands(network, rows, how, self.device, windows):
+            for top, band in predict_bands(network, rows, inference, self.device, windows):
                 yield top, group, band
 
     def _num_classes(self, tasks: Sequence[str]) -> list[int]:
         return [cast(SegHead, self.segmentor.heads[task]).num_classes for task in tasks]
 
-    def _predicted_alike(self, tasks: Sequence[str]) -> dict[Inference, list[str]]:
+    def _by_inference(self, tasks: Sequence[str]) -> dict[Inference, list[str]]:
         groups: dict[Inference, list[str]] = {}
         for task in tasks:
             groups.setdefault(self.inference[task], []).append(task)
@@ -123,18 +121,18 @@ class SegmentationModel(TaskModel):
     def forward(
         self, images: Tensor | Sequence[Tensor], mode: str = "predict", **batch: Any
     ) -> dict[str, Tensor] | list[Tensor]:
-        """Losses of a training batch, or train ids of whole images.
+        """Return losses of a training batch, or train ids of full images.
 
         Args:
-            images: ``loss``: (B, 3, H, W) uint8. ``predict``: uint8 images (3, H, W) of any size.
-            mode: ``loss`` or ``predict``.
-            batch: ``loss``: the rest of the batch. ``predict``: ``tasks``, the task of each image; the others
-                are for metrics.
+            images: `loss`: (B, 3, H, W) uint8. `predict`: uint8 images (3, H, W) of any size.
+            mode: `loss` or `predict`.
+            batch: `loss`: the other entries of the batch. `predict`: `tasks`, the task of each image; other
+                entries are ignored.
         """
         if mode == "loss":
             return self.loss(cast(Tensor, images), **batch)
         return [self.predict(image, task) for image, task in zip(images, batch["tasks"], strict=True)]
 
     def loss(self, images: Tensor, *args: Any, **batch: Any) -> dict[str, Tensor]:
-        """Losses of a training batch, with ``loss`` the one to minimise; training methods have one."""
+        """Return the losses of a training batch, of which `loss` is minimised; implemented by methods."""
         raise NotImplementedError(f"{type(self).__name__} cannot be trained")

@@ -18,18 +18,18 @@ from s5.segmentation.windows import Inference
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """What one task adds to the loss.
+    """Loss of one task.
 
     Attributes:
-        kind: ``ce`` cross-entropy, ``ce_dice`` its sum with the Dice loss, or ``focal``.
-        weight: factor of the task in the sum.
+        kind: `ce` (cross-entropy), `ce_dice` (cross-entropy plus Dice loss) or `focal`.
+        weight: Weight of the task in the total loss.
     """
 
     kind: Literal["ce", "ce_dice", "focal"] = "ce"
     weight: PositiveFloat = 1.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of logits (B, K, H, W) against train ids (B, H, W), 255 ignored; without the weight."""
+        """Compute the unweighted loss of logits (B, K, H, W) and train ids (B, H, W), 255 = ignored."""
         if self.kind == "focal":
             return focal_loss(logits, labels)
         loss = pixel_cross_entropy(logits, labels)
@@ -37,18 +37,19 @@ class TaskLoss:
 
 
 class MultiDataset(SegmentationModel):
-    """A segmentor that is trained on several tasks at once.
+    """A segmentor that is trained on several tasks simultaneously.
 
-    The loss is the weighted sum of the tasks'. Tasks that have not started are frozen (:meth:`activate`):
-    they have no gradient, no optimizer step and no part in any reduction between processes.
+    The loss is the weighted sum of the tasks' losses. Tasks that have not started are frozen
+    (:meth:`activate`): their parameters have no gradients and take part in neither optimizer steps nor
+    gradient reductions.
 
     Args:
-        segmentor: the network, with a head and possibly experts per task.
-        inference: how validation images of each task are predicted.
-        losses: loss of each task.
-        dtype: autocast type, None = float32.
-        max_blur_sigma: of each task with photometric augmentation, the largest sigma of its blur in pixels;
-            images of other tasks are left as they are.
+        segmentor: The network, with a head and possibly experts per task.
+        inference: Inference settings of each task, for validation.
+        losses: Loss of each task.
+        dtype: Autocast dtype; None is float32.
+        max_blur_sigma: Maximum sigma of the blur, in pixels, of each task with photometric augmentation;
+            images of other tasks are not augmented.
     """
 
     def __init__(
@@ -73,16 +74,18 @@ class MultiDataset(SegmentationModel):
         photometric: Tensor | None = None,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """Losses of one batch.
+        """Compute the losses of one batch.
 
         Args:
             images: (B, 3, H, W) uint8, ordered by task.
             labels: (B, H, W) uint8 train ids of each image's task, 255 ignored.
-            counts: images of each task, in the order of the batch; 0 for tasks that have not started.
-            photometric: (B, 6) rows of :func:`~s5.ops.photometric.apply_photometric`; None changes nothing.
+            counts: Number of images of each task, in the order of the batch; 0 for tasks that have not
+                started.
+            photometric: (B, 6) parameters of :func:`~s5.ops.photometric.apply_photometric`; None disables
+                the augmentation.
 
         Returns:
-            ``loss``, and ``loss_<task>`` of each task in the batch, without its weight.
+            `loss`, and the unweighted `loss_<task>` of each task in the batch.
         """
         images = to_unit(images)
         if photometric is not None:
@@ -96,7 +99,7 @@ class MultiDataset(SegmentationModel):
 
     @torch.no_grad()
     def _augmented(self, images: Tensor, photometric: Tensor, counts: Counts) -> Tensor:
-        """Photometric change of the tasks that have it, each with the blur kernel of its own range."""
+        """Augment the images of tasks with photometric augmentation, with a blur kernel size per task."""
         if not self.max_blur_sigma:
             return images
         sizes = list(counts.values())
@@ -107,7 +110,7 @@ class MultiDataset(SegmentationModel):
         return torch.cat(parts)
 
     def activate(self, tasks: Collection[str]) -> None:
-        """Freeze heads and experts of all other tasks."""
+        """Train the heads and experts of these tasks and freeze those of all others."""
         self.active = set(tasks)
         for task in self.segmentor.tasks:
             for name, parameter in task_parameters(self.segmentor, task):
@@ -115,6 +118,6 @@ class MultiDataset(SegmentationModel):
 
 
 def task_parameters(segmentor: Segmentor, task: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and weights of the head and the experts of a task."""
+    """Named parameters of the head and the experts of a task."""
     head, expert = f"heads.{task}.", f".experts.{task}."
     return ((name, p) for name, p in segmentor.named_parameters() if name.startswith(head) or expert in name)

@@ -1,4 +1,4 @@
-"""Prediction with a trained segmentor: of images in memory, and of files of any size in bounded memory."""
+"""Prediction with a trained segmentor, of images in memory and of files of any size in bounded memory."""
 
 import argparse
 import logging
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE
+from s5.command import Progress
+from s5.data.gdal_files import read_georeference
+from s5.data.label_table import IGNORE, LabelTable
 from s5.data.prepare.patches import Readable
-from s5.data.progress import Progress
-from s5.data.rasters import read_georeference
 from s5.errors import ImageError
 from s5.launch import Launch
 from s5.prediction.images import Picture
@@ -25,10 +24,9 @@ from s5.prediction.plan import Target
 from s5.prediction.predictor import Predictor
 from s5.prediction.sources import Source
 from s5.prediction.spec import refuse_configuration
-from s5.prediction.writers import BandWriter
 from s5.segmentation import trained
 from s5.segmentation.model import SegmentationModel
-from s5.segmentation.results import ALPHA, FORMATS, SegmentationResult, make_writer, paint
+from s5.segmentation.results import ALPHA, FORMATS, BandWriter, SegmentationResult, make_writer, paint
 from s5.segmentation.trained import SegmentationSpec
 from s5.segmentation.tta import add_inference_options, changed_inference, make_tta
 from s5.segmentation.windows import Inference, Mode, Rows, Strip, column_strips
@@ -37,26 +35,26 @@ from s5.training.command import command_parser
 logger = logging.getLogger(__name__)
 
 WRITERS = 4  # threads
-WAITING = 6  # bands or images that wait to be written
+WAITING = 6  # maximum number of bands waiting to be written
 
 
 class SegmentationPredictor(Predictor[SegmentationModel]):
     """Predicts a mask per image and task.
 
     Args:
-        spec: how to rebuild the model, and how images are predicted unless the following say otherwise.
-        checkpoint: its weights.
-        device: where it runs.
-        precision: see :func:`s5.compat.precision.resolve_precision`.
+        spec: Description of the model and its inference settings, which the arguments below override.
+        checkpoint: Weights of the model.
+        device: Device to predict on.
+        precision: See :func:`s5.compat.precision.resolve_precision`.
         mode: `original` in one pass, `resize` to a square, or `slide_window`.
-        crop: side of a window or of the resized image, in pixels; the stride follows unless it is given.
-        stride: step between windows in pixels.
-        flip: average over the flips of each window: four times the work.
-        scales: average over the windows resized by these factors.
-        alpha: weight of the colours in overlays, 0 to 1.
+        crop: Side of a window or of the resized image, in pixels; the stride scales with it by default.
+        stride: Step between windows in pixels.
+        flip: Average over four flips of each window.
+        scales: Average over each window resized by these factors.
+        alpha: Weight of the colours in overlays, 0 to 1.
 
     Raises:
-        ConfigError: windows that would leave gaps, or a scale that is not positive.
+        ConfigError: The stride would leave gaps between windows, or a scale is not positive.
     """
 
     formats = FORMATS
@@ -128,13 +126,13 @@ class SegmentationPredictor(Predictor[SegmentationModel]):
     def predict_files(self, sources: Sequence[Source], target: Target) -> list[ImageError]:
         """See :meth:`Predictor.predict_files`.
 
-        Images are held whole, TIFFs by bands of rows; what is computed of them by bands of rows, and of wide
-        images by strips of columns (in the mode `slide_window`). Every result appears whole or not at all.
+        TIFFs are read in bands of rows, other images at once. With `slide_window`, results are computed in
+        bands of rows, and those of wide images in strips of columns. Result files are written atomically.
         """
         return predict_files(self, sources, target)
 
     def settings(self, task: str) -> dict[str, Any]:
-        """Windows, test-time augmentation, and the meaning of the values."""
+        """Inference settings, test-time augmentation and label table."""
         table = self.spec.tables[task]
         return {
             **asdict(self.spec.inference[task]),
@@ -147,14 +145,14 @@ class SegmentationPredictor(Predictor[SegmentationModel]):
 
 @dataclass
 class _Band:
-    """A part of an image as it is written.
+    """A part of an image that is ready to be written.
 
     Attributes:
-        top: first row.
-        left: first column.
-        ids: train ids uint8 (rows, columns) by task.
-        photo: the image, uint8 (rows, columns, 3); None where nothing needs it.
-        valid: bool (rows, columns), false where the image has no data; None if it has data everywhere.
+        top: First row.
+        left: First column.
+        ids: Train ids uint8 (rows, columns) by task.
+        photo: The image, uint8 (rows, columns, 3); None if no format needs it.
+        valid: Bool (rows, columns), false where the image has no data; None if it has data everywhere.
     """
 
     top: int
@@ -192,7 +190,7 @@ def _predict_image(
     lanes: Lanes,
     lane: int,
 ) -> None:
-    """Predict one image, which is in memory no longer than this."""
+    """Predict one image and release its memory."""
     with open_pixels(source, image) as pixels:
         _stream(predictor, pixels, source, target, lanes, lane)
 
@@ -205,7 +203,7 @@ def _stream(
     lanes: Lanes,
     lane: int,
 ) -> None:
-    """Predict one image; its bands are handed to the image's lane, which writes them."""
+    """Predict one image and submit its bands to the image's writer lane."""
     georeference = read_georeference(source.path) if source.is_tiff else None
     size, tables = (pixels.height, pixels.width), predictor.spec.tables
     writers = {
@@ -241,7 +239,7 @@ def _stream(
 def _bands(
     model: SegmentationModel, pixels: Readable, tables: Mapping[str, LabelTable], probabilities: bool = False
 ) -> Iterator[tuple[int, int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """The bands of an image: first row, first column, train ids and, if asked for, probabilities by task."""
+    """Yield the bands of an image: first row and column, train ids and optionally probabilities by task."""
     with model.autocast():
         for tasks, strip in _strips(model.inference, pixels.width, tables):
             own = slice(strip.start - strip.left, strip.stop - strip.left)
@@ -250,14 +248,14 @@ def _bands(
                 for top, bands in model.predict_rows(rows, tasks):
                     yield top, strip.start, {t: band[:, own].cpu().numpy() for t, band in bands.items()}, {}
                 continue
-            for top, found in model.predict_probabilities(rows, tasks):
-                ids = {task: band[:, own].cpu().numpy() for task, (band, _) in found.items()}
-                parts = {task: part[..., own].cpu().numpy() for task, (_, part) in found.items()}
+            for top, outputs in model.predict_probabilities(rows, tasks):
+                ids = {task: band[:, own].cpu().numpy() for task, (band, _) in outputs.items()}
+                parts = {task: part[..., own].cpu().numpy() for task, (_, part) in outputs.items()}
                 yield top, strip.start, ids, parts
 
 
 def columns(image: Readable, left: int, right: int) -> Rows:
-    """The columns [left, right) of an image as the image to predict."""
+    """Restrict an image to its columns [left, right)."""
 
     def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         pixels, valid = image.read_with_valid(top, left, bottom - top, right - left)
@@ -269,10 +267,10 @@ def columns(image: Readable, left: int, right: int) -> Rows:
 def _strips(
     inference: Mapping[str, Inference], width: int, tables: Mapping[str, LabelTable]
 ) -> Iterator[tuple[list[str], Strip]]:
-    """The strips of an image, and the tasks that are predicted alike and therefore in the same strips."""
-    for how in dict.fromkeys(inference[task] for task in tables):
-        tasks = [task for task in tables if inference[task] == how]
-        for strip in column_strips(width, how, sum(tables[task].num_classes for task in tasks)):
+    """Yield the strips of an image, with the tasks that share inference settings and therefore strips."""
+    for settings in dict.fromkeys(inference[task] for task in tables):
+        tasks = [task for task in tables if inference[task] == settings]
+        for strip in column_strips(width, settings, sum(tables[task].num_classes for task in tasks)):
             yield tasks, strip
 
 
@@ -284,7 +282,7 @@ def _write_band(
 ) -> None:
     for (task, kind), writer in writers.items():
         ids = band.ids.get(task)
-        if ids is None:  # predicted in other bands
+        if ids is None:  # the task is predicted in other bands
             continue
         if band.valid is not None:
             ids = np.where(band.valid, ids, np.uint8(IGNORE))
@@ -297,14 +295,14 @@ def _finish(writers: Mapping[tuple[str, str], BandWriter]) -> None:
 
 
 def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser:
-    """A parser with the options of how images are predicted.
+    """Create a parser with the inference options.
 
     Args:
-        description: the module's docstring.
-        config: read for checkpoints without metadata.
+        description: Docstring of the command's module.
+        config: Default configuration for checkpoints without metadata.
     """
     parser = command_parser(description, config, experts=True)
-    parser.set_defaults(config=None, backbone=None, default_config=config)  # the checkpoint knows
+    parser.set_defaults(config=None, backbone=None, default_config=config)  # read from the checkpoint
     add_inference_options(parser)
     return parser
 
@@ -312,18 +310,19 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
 def make_predictor(
     args: argparse.Namespace, checkpoint: Path, tasks: Sequence[str], launch: Launch, alpha: float = ALPHA
 ) -> SegmentationPredictor:
-    """The predictor of a command line; its weights are not read yet.
+    """Create the predictor of a command line; its weights are loaded later.
 
     Args:
-        args: of :func:`prediction_parser`, with `precision`.
-        checkpoint: weights of a whole model.
-        tasks: names; all if empty.
-        launch: this process.
-        alpha: weight of the colours in overlays.
+        args: Arguments parsed by :func:`prediction_parser`, with `precision`.
+        checkpoint: Weights of a full model.
+        tasks: Names of the tasks; all if empty.
+        launch: Device and processes.
+        alpha: Weight of the colours in overlays, 0 to 1.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: unknown task, no backbone, a configuration that is not needed, or windows with gaps.
+        CheckpointError: The file cannot be read.
+        ConfigError: A task is unknown, the backbone is missing, a configuration is given but not needed, or
+            the stride would leave gaps between windows.
     """
     config = trained.find_config(args.config, checkpoint, args.default_config)
     spec = trained.find_spec(checkpoint, args.backbone, config, args.cfg_options)

@@ -1,6 +1,5 @@
-"""An S4P pre-training run: a semi-supervised method on labeled and unlabeled images."""
+"""The S4P pre-training experiment: a semi-supervised method on labeled and unlabeled images."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
+from s5.segmentation.trained import SegmentationSpec
 from s5.training.experiment import Experiment, Steps, check_splits
 from s5.training.hooks import PicturesHook, WeightFiles
 from s5.training.optim import cosine_schedule
@@ -26,37 +26,37 @@ TASK = "s4p"
 
 
 class S4PExperiment(Experiment[S4PConfig, FixMatch]):
-    """A run of the method that the configuration names.
+    """A run of the semi-supervised method chosen in the configuration.
 
     Attributes:
-        table: the classes.
+        table: Label table.
     """
 
     def __init__(
-        self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
+        self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
     ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, name or f"s4p_{backbone}")
+        super().__init__(cfg, backbone, launch, work_dir, f"s4p_{backbone}")
         self.table = get_table(cfg.data.labels)
 
     def new_model(self) -> FixMatch:
-        """The network, and the method around it."""
+        """Build the network and the method around it."""
         cfg = self.cfg
         classes = {TASK: self.table.num_classes}
         network = build_network(self.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
         return METHODS[cfg.method](network, {TASK: cfg.data.val.inference()}, self.dtype(), cfg.settings)
 
     def build_training_data(self) -> TrainingData:
-        """Labeled and, unless their batch size is 0, unlabeled images in one batch.
+        """Batches of labeled and, unless their batch size is 0, unlabeled images.
 
         Raises:
-            ConfigError: a batch of one image, whose batch norm would have nothing to compare.
+            ConfigError: A batch has a single image, too few for batch norm.
         """
         data, settings = self.cfg.data, self.cfg.settings
         sizes = data.labeled.batch_size, data.unlabeled.batch_size
         if sum(sizes) < 2 and not self.synchronises_batch_norm():
             raise ConfigError(
                 f"data.labeled.batch_size = {sizes[0]} without unlabeled images: batch norm needs at least "
-                f"two images in a step"
+                f"two images per step"
             )
         weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
         labeled = LabeledImages(resolve_split(self.cfg.data_root, data.labeled.split), self.table, weak)
@@ -80,7 +80,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         return [SegmentationMetric(self.table, TASK)]
 
     def check_data(self) -> None:
-        """Refuse labeled and validation splits with errors, unless the configuration says not to look."""
+        """Reject labeled and validation splits with errors, unless `data.check` is false."""
         data = self.cfg.data
         if data.check:
             parts = {"labeled": data.labeled.split, "validation": data.val.split}
@@ -89,32 +89,26 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
             check_splits(splits, self.work_dir, data.workers, self.launch)
 
     def steps(self) -> Steps:
-        """Length and intervals, which the configuration has in steps."""
+        """Length and intervals, configured in steps."""
         schedule = self.cfg.schedule
         return Steps(schedule.total_iters, schedule.val_interval, schedule.checkpoint_interval)
 
     def lr_schedule(self) -> list[dict[str, Any]]:
-        """Cosine to zero."""
+        """Cosine decay to zero."""
         return cosine_schedule(self.cfg.schedule.total_iters, self.cfg.optim.warmup_iters)
 
     def weight_files(self) -> WeightFiles:
-        """`<name>_s4p_upernet.pth` and `<name>_s4p.pth`."""
+        """Files named `<backbone>_s4p_upernet.pth` and `<backbone>_s4p.pth`."""
         return WeightFiles(f"{self.backbone}_s4p_upernet.pth", f"{self.backbone}_s4p.pth")
 
     def weights_meta(self) -> dict[str, Any]:
-        """What a weights file says of its model."""
-        return {
-            "backbone": self.backbone,
-            "decoder_channels": self.cfg.model.decoder_channels,
-            "norm_eps": self.cfg.model.norm_eps,
-            "img_size": self.cfg.data.crop,
-            "tasks": {TASK: list(self.table.classes)},
-            "labels": {TASK: self.table.as_mapping()},
-            "inference": {TASK: asdict(self.cfg.data.val.inference())},
-        }
+        """Metadata of the weight files, sufficient to rebuild the model."""
+        meta = SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK).meta()
+        del meta["expert_channels"]  # the network is always dense
+        return meta
 
     def best_scores(self) -> dict[str, list[str]]:
-        """The best weights are those of the best mIoU."""
+        """Select the best weights by mIoU."""
         return {"best": ["mIoU"]}
 
     def pictures(self) -> Hook:

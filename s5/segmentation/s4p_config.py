@@ -1,4 +1,4 @@
-"""The configuration of S4P pre-training, ``S4_Pretrain/configs/pretrain.yaml``."""
+"""Configuration of S4P pre-training, `S4_Pretrain/configs/pretrain.yaml`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class LabeledConfig(Section):
 
 
 class UnlabeledConfig(Section):
-    """Unlabeled training images; ``batch_size: 0`` trains on the labeled ones alone."""
+    """Unlabeled training images; `batch_size: 0` trains on labeled images alone."""
 
     split: Path
     batch_size: NonNegative
@@ -38,13 +38,13 @@ class UnlabeledConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ValConfig(Inference):
-    """Validation images and how they are predicted."""
+    """Validation images and inference settings."""
 
     split: Path
 
 
 class DataConfig(ScaleRange):
-    """Images and how crops are taken; split paths are relative to ``data_root`` unless absolute."""
+    """Images and geometry of the crops; split paths are relative to `data_root` unless absolute."""
 
     labels: str | dict[str, Any] = "isaid"
     labeled: LabeledConfig
@@ -65,9 +65,10 @@ class S4PScheduleConfig(ScheduleConfig):
 
 
 class S4PConfig(CropsConfig):
-    """Everything one pre-training run depends on.
+    """Configuration of a pre-training run.
 
-    `method` chooses the semi-supervised method, whose settings are in the section that its class names.
+    `method` chooses the semi-supervised method. Its settings are in the section named by the `section`
+    attribute of its class.
     """
 
     data_root: Path
@@ -88,12 +89,12 @@ class S4PConfig(CropsConfig):
 
     @property
     def section(self) -> str:
-        """Name of the section with the settings of the method."""
+        """Name of the section with the method's settings."""
         return METHODS[self.method].section
 
     @property
     def settings(self) -> FixMatchSettings:
-        """The settings of the method."""
+        """Settings of the method."""
         return getattr(self, self.section)
 
     @model_validator(mode="after")
@@ -106,5 +107,5 @@ class S4PConfig(CropsConfig):
         return self
 
     def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:
-        """Key of the side of the crops, and photometric augmentation by key."""
+        """Key of the crop size in pixels, and the photometric augmentations by key."""
         return "data.crop", {f"{self.section}.strong": self.settings.strong}

@@ -15,21 +15,19 @@ from s5.training.model import MultiTaskNetwork, configured_backbone
 
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_INIT_STD = 0.01
+DROPOUT = 0.1  # share of decoder channels dropped in training
 
 
 class SegHead(nn.Module):
-    """Feature maps of strides 4, 8, 16 and 32 to class logits at stride 4."""
+    """Segmentation head, from feature maps of strides 4, 8, 16 and 32 to class logits at stride 4."""
 
-    def __init__(
-        self, in_channels: Sequence[int], num_classes: int, channels: int = 256, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 256) -> None:
         """Build the head.
 
         Args:
             in_channels: Channels of the four feature maps.
             num_classes: Number of classes K.
             channels: Channels inside the decoder.
-            dropout: Share of decoder channels dropped in training.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -38,8 +36,8 @@ class SegHead(nn.Module):
             in_channels=list(in_channels),
             in_index=[0, 1, 2, 3],
             channels=channels,
-            # UPerHead brings a classifier of its own. It is not used, but kept with one output so that
-            # published checkpoints convert both ways.
+            # UPerHead has its own classifier. It is unused, but kept with one output so that checkpoints can
+            # be converted from and to the published layout.
             num_classes=1,
             out_channels=1,
             threshold=0.5,
@@ -49,7 +47,7 @@ class SegHead(nn.Module):
             align_corners=False,
         )
         self.decode_head.conv_seg.requires_grad_(False)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(DROPOUT)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         normal_init(self.classifier, std=CLASSIFIER_INIT_STD)  # bias 0
 
@@ -67,13 +65,13 @@ class Segmentor(MultiTaskNetwork):
 
         Args:
             images: (B, 3, H, W), normalised, any size.
-            task: Name of the task; may be left out if there is only one.
+            task: Name of the task; optional if there is only one.
 
         Returns:
             Logits (B, K, H, W), float32.
 
         Raises:
-            ValueError: Unknown task, or none given where there are several.
+            ValueError: The task is unknown, or None although there are several.
         """
         task = self.resolve_task(task)
         return self.decode(self.encode(images, {task: len(images)}), task, images.shape[-2:])
@@ -83,8 +81,8 @@ class Segmentor(MultiTaskNetwork):
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            counts: Images of each task, in the order of the batch; tasks without images are left out of the
-                result.
+            counts: Number of images of each task, in the order of the batch; tasks without images are absent
+                from the result.
 
         Returns:
             Logits (counts[t], K_t, H, W), float32, by task.
@@ -95,13 +93,13 @@ class Segmentor(MultiTaskNetwork):
     def forward_all(
         self, images: torch.Tensor, tasks: Sequence[str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Segment the same images (B, 3, H, W), normalised, any size, for several tasks; all if left out.
+        """Segment the same images (B, 3, H, W), normalised, of any size, for several tasks, by default all.
 
         Returns:
             Logits (B, K, H, W), float32, by task.
 
         Raises:
-            ValueError: Unknown task.
+            ValueError: A task is unknown.
         """
         features = self.features_of_all(images, tasks)
         return {task: self.decode(part, task, images.shape[-2:]) for task, part in features.items()}
@@ -122,7 +120,6 @@ def build_segmentor(
     img_size: int | tuple[int, int] = 512,
     *,
     channels: int = 256,
-    dropout: float = 0.1,
     expert_channels: int = 0,
     **options: Any,
 ) -> Segmentor:
@@ -133,14 +130,13 @@ def build_segmentor(
         tasks: Number of classes by task name.
         img_size: Image size in pixels that the backbone is built for.
         channels: Channels inside the decoders.
-        dropout: Dropout rate before the classifiers.
         expert_channels: Task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
-        options: More arguments of `s5.backbones.create_backbone`.
+        options: Further arguments of `s5.backbones.create_backbone`.
     """
     built = create_backbone(
         backbone, img_size, experts=tuple(tasks), expert_channels=expert_channels, **options
     )
-    return _with_heads(built, tasks, channels, dropout)
+    return _with_heads(built, tasks, channels)
 
 
 def build_network(
@@ -151,27 +147,23 @@ def build_network(
     expert_channels: int = 0,
     crop_key: str = "crop",
 ) -> Segmentor:
-    """The segmentor of a configuration.
+    """Build the segmentor of a configuration, randomly initialised.
 
     Args:
-        backbone: name of the backbone.
-        tasks: number of classes by task.
-        crop: side of the training crops in pixels.
-        cfg: the configuration's ``model``.
-        expert_channels: 0 for a dense backbone.
-        crop_key: where the crop is configured, for messages.
+        backbone: Name of the backbone.
+        tasks: Number of classes by task.
+        crop: Side of the training crops in pixels.
+        cfg: The `model` section of the configuration.
+        expert_channels: Channels of the experts; 0 for a dense backbone.
+        crop_key: Key of the crop in the configuration, for messages.
 
     Raises:
-        ConfigError: the backbone does not go with the crop or the configuration.
+        ConfigError: The backbone does not support the crop size, or cannot be compiled.
     """
     built = configured_backbone(backbone, tuple(tasks), crop, cfg, expert_channels, crop_key)
     return _with_heads(built, tasks, cfg.decoder_channels)
 
 
-def _with_heads(
-    backbone: Backbone, tasks: Mapping[str, int], channels: int, dropout: float = 0.1
-) -> Segmentor:
-    heads = {
-        name: SegHead(backbone.out_channels, classes, channels, dropout) for name, classes in tasks.items()
-    }
+def _with_heads(backbone: Backbone, tasks: Mapping[str, int], channels: int) -> Segmentor:
+    heads = {name: SegHead(backbone.out_channels, classes, channels) for name, classes in tasks.items()}
     return Segmentor(backbone, heads)

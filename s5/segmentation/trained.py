@@ -1,7 +1,7 @@
-"""How to rebuild a trained segmentor: from its checkpoint's metadata, a configuration or arguments."""
+"""Rebuild a trained segmentor from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from s5.checkpoints.layouts import Weights
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
 from s5.errors import CheckpointError, ConfigError
@@ -24,18 +24,18 @@ from s5.training.command import expert_channels, known_tasks
 from s5.training.config import NORM_EPS, load_config
 
 NEEDED = ("backbone", "decoder_channels", "img_size", "labels", "inference")
-OVERLAP = 4  # windows share a quarter of their side where nothing says otherwise
+OVERLAP = 4  # by default, windows overlap by a quarter of their side
 
 
 @dataclass(frozen=True)
 class SegmentationSpec(ModelSpec[SegmentationModel]):
-    """What has to be known to rebuild a segmentor and to predict with it.
+    """Description of a segmentor, sufficient to rebuild it and to predict with it.
 
     Attributes:
-        decoder_channels: channels inside the decoders.
-        tables: classes of each task.
-        inference: how images of each task are predicted.
-        tta: views that predictions are averaged over; None for the image as it is.
+        decoder_channels: Channels inside the decoders.
+        tables: Label table of each task.
+        inference: Inference settings of each task.
+        tta: Test-time augmentation, if any.
     """
 
     decoder_channels: int
@@ -45,7 +45,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> "SegmentationSpec | None":
-        """From the metadata of a weights file; None if they are not enough."""
+        """Build from the metadata of a weight file; None if it is insufficient."""
         if not all(key in meta for key in NEEDED) or not isinstance(meta["labels"], Mapping):
             return None
         return cls(
@@ -54,16 +54,29 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             meta.get("expert_channels", 0),
             meta["decoder_channels"],
             {task: get_table(table) for task, table in meta["labels"].items()},
-            {task: Inference(**how) for task, how in meta["inference"].items()},
+            {task: Inference(**settings) for task, settings in meta["inference"].items()},
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
 
+    def meta(self) -> dict[str, Any]:
+        """What a weights file says of its model, for :meth:`from_meta`."""
+        return {
+            "backbone": self.backbone,
+            "decoder_channels": self.decoder_channels,
+            "norm_eps": self.norm_eps,
+            "expert_channels": self.expert_channels,
+            "img_size": self.img_size,
+            "tasks": {task: list(table.classes) for task, table in self.tables.items()},
+            "labels": {task: table.as_mapping() for task, table in self.tables.items()},
+            "inference": {task: asdict(how) for task, how in self.inference.items()},
+        }
+
     @classmethod
     def from_mdf_config(cls, cfg: MDFConfig, backbone: str) -> "SegmentationSpec":
-        """From a configuration of multi-dataset fine-tuning.
+        """Build from a configuration of multi-dataset fine-tuning.
 
         Raises:
-            ConfigError: the experts are too wide for the backbone.
+            ConfigError: The experts are too wide for the backbone.
         """
         return cls(
             backbone,
@@ -78,7 +91,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
 
     @classmethod
     def from_s4p_config(cls, cfg: S4PConfig, backbone: str, task: str) -> "SegmentationSpec":
-        """From a configuration of pre-training, whose only task gets the name `task`."""
+        """Build from a pre-training configuration, whose only task is named `task`."""
         table, inference = get_table(cfg.data.labels), cfg.data.val.inference()
         channels = cfg.model.decoder_channels
         return cls(
@@ -96,25 +109,25 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
     def from_weights(
         cls, weights: Weights, backbone: str, tables: Mapping[str, LabelTable]
     ) -> "SegmentationSpec":
-        """From the weights of a file without metadata, and what they do not tell.
+        """Build from weights without metadata and the facts that the weights do not contain.
 
         Images are predicted in windows of the training size that overlap by a quarter.
 
         Raises:
-            CheckpointError: there is no segmentation head for a task.
+            CheckpointError: There is no segmentation head for a task.
         """
         size, experts = sizes_of(weights, backbone)
-        lone = len(weights.heads) == len(tables) == 1  # its name does not matter
-        heads = dict(zip(tables, weights.heads.values(), strict=True)) if lone else weights.heads
+        single = len(weights.heads) == len(tables) == 1  # then the names need not match
+        heads = dict(zip(tables, weights.heads.values(), strict=True)) if single else weights.heads
         for task in tables:
             if "classifier.weight" not in heads.get(task, {}):
                 raise CheckpointError(
-                    f"no segmentation head {task!r}; there are {', '.join(heads) or 'none'}"
+                    f"no segmentation head {task!r}; the file has {', '.join(heads) or 'none'}"
                 )
         decoder = heads[next(iter(tables))]["classifier.weight"].shape[1]
-        how = Inference("slide_window", size, size - size // OVERLAP)
+        windows = Inference("slide_window", size, size - size // OVERLAP)
         return cls(
-            backbone, size, experts, decoder, dict(tables), dict.fromkeys(tables, how), configured=True
+            backbone, size, experts, decoder, dict(tables), dict.fromkeys(tables, windows), configured=True
         )
 
     @property
@@ -132,7 +145,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
         )
 
     def build_network(self) -> Segmentor:
-        """The segmentor, randomly initialised."""
+        """Build the segmentor, randomly initialised."""
         return build_segmentor(
             self.backbone,
             {task: table.num_classes for task, table in self.tables.items()},
@@ -143,12 +156,12 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
         )
 
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> SegmentationModel:
-        """The model around a segmentor."""
+        """Wrap a segmentor in its model."""
         return SegmentationModel(cast(Segmentor, network), self.inference, dtype, self.tta)
 
 
 def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:
-    """The configuration named, else the one beside the checkpoint, else the default."""
+    """Return the given configuration, or else `config.yaml` beside the checkpoint, or else the default."""
     if config is not None:
         return Path(config)
     beside = checkpoint.parent / "config.yaml"
@@ -156,43 +169,44 @@ def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:
 
 
 def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSpec | None:
-    """From a checkpoint's metadata; None if they are not enough.
+    """Build the spec from a checkpoint's metadata; None if it is insufficient.
 
     Args:
-        checkpoint: weights of a whole model.
-        backbone: name given on the command line, which must be the checkpoint's.
+        checkpoint: Weights of a full model.
+        backbone: Backbone given on the command line, if any; must match the checkpoint.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: the backbone is another one.
+        CheckpointError: The file cannot be read.
+        ConfigError: The checkpoint has another backbone.
     """
-    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint)))
+    spec = SegmentationSpec.from_meta(meta_of(read_checkpoint(checkpoint, lazy=True)))
     if spec is not None and backbone not in (None, spec.backbone):
-        raise ConfigError(f"--backbone {backbone}: {checkpoint} holds a {spec.backbone}; leave it out")
+        raise ConfigError(f"--backbone {backbone}: {checkpoint} holds a {spec.backbone}; omit the option")
     return spec
 
 
 def find_spec(
     checkpoint: Path, backbone: str | None, config: Path, overrides: Sequence[str] = ()
 ) -> SegmentationSpec:
-    """From a checkpoint's metadata, else from a multi-dataset configuration and the name of a backbone.
+    """Build the spec from a checkpoint's metadata, or else from an MDF configuration and a backbone name.
 
     Args:
-        checkpoint: weights of a whole model.
-        backbone: needed for a checkpoint without metadata.
-        config: read for a checkpoint without metadata.
-        overrides: `section.key=value` for the configuration.
+        checkpoint: Weights of a full model.
+        backbone: Name of the backbone; required for a checkpoint without metadata.
+        config: Configuration for a checkpoint without metadata.
+        overrides: Overrides of the configuration, `section.key=value`.
 
     Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: the backbone is not known, or not the checkpoint's; or the configuration is wrong.
+        CheckpointError: The file cannot be read.
+        ConfigError: The backbone is missing or does not match the checkpoint, or the configuration is
+            invalid.
     """
     spec = spec_of_checkpoint(checkpoint, backbone)
     if spec is not None:
         return spec
     if backbone is None:
         raise ConfigError(
-            f"{checkpoint} does not say what network it holds: name it with --backbone (vit_b_moe, vit_b "
-            f"...), and the configuration of its tasks with --config (now {config})"
+            f"{checkpoint} has no metadata about its network: give its --backbone (vit_b_moe, vit_b ...) "
+            f"and the --config with its tasks (currently {config})"
         )
     return SegmentationSpec.from_mdf_config(load_config(MDFConfig, config, [*overrides]), backbone)

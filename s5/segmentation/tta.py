@@ -1,4 +1,4 @@
-"""Test-time augmentation: probabilities averaged over flipped and resized views of the same window."""
+"""Test-time augmentation: average probabilities over flipped and resized views of each window."""
 
 import argparse
 import math
@@ -12,39 +12,39 @@ from s5.errors import ConfigError
 from s5.ops.photometric import to_unit
 from s5.segmentation.windows import Inference, Mode, Probabilities, resize
 
-# Dimensions to flip; together they are a group, so that the average turns with the image.
+# Dimensions to flip. The flips form a group, so the average is equivariant to them.
 FLIPS = ((), (-1,), (-2,), (-2, -1))
 MIN_SIDE = 16  # pixels
 
 
 @dataclass(frozen=True)
 class Tta:
-    """Which views are averaged.
+    """Settings of test-time augmentation.
 
     Attributes:
-        flip: also the horizontal flip, the vertical one and both.
-        scales: factors by which a window is resized; 1 is the window as it is.
+        flip: Add the horizontal flip, the vertical flip and both.
+        scales: Factors by which a window is resized; 1 keeps its size.
 
     Raises:
-        ValueError: no scale, or one that is not a positive number.
+        ValueError: There is no scale, or one that is not a positive number.
     """
 
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        """Refuse scales that leave nothing."""
+        """Reject missing and non-positive scales."""
         if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
             raise ValueError(f"scales must be positive numbers, at least one, got {list(self.scales)}")
 
     @property
     def views(self) -> int:
-        """Passes of the network for one window."""
+        """Forward passes per window."""
         return len(self.scales) * (len(FLIPS) if self.flip else 1)
 
 
 def augmented(probabilities: Probabilities, tta: Tta | None) -> Probabilities:
-    """The network that averages over the views of ``tta``; None or a single plain view leaves it as it is."""
+    """Make a network average over the views of `tta`; returns it unchanged if there is a single view."""
     if tta is None or (tta.views == 1 and tta.scales == (1.0,)):
         return probabilities
 
@@ -70,36 +70,38 @@ def _scaled(windows: Tensor, scale: float) -> Tensor:
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
-    """Options of how images are predicted, for :func:`changed_inference` and :func:`make_tta`."""
-    group = parser.add_argument_group("prediction (default: as the task was validated in training)")
+    """Add the options for :func:`changed_inference` and :func:`make_tta`."""
+    group = parser.add_argument_group(
+        "prediction (default: the settings of the task's validation in training)"
+    )
     group.add_argument("--mode", choices=get_args(Mode))
     group.add_argument("--crop", type=int, metavar="PIXELS", help="side of a window or resized image")
     group.add_argument("--stride", type=int, metavar="PIXELS", help="step between windows")
-    group.add_argument("--tta", choices=["flip"], help="average over flips: four times the work")
+    group.add_argument("--tta", choices=["flip"], help="average over flips (four forward passes)")
     group.add_argument(
-        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="average over sizes"
+        "--scales", nargs="+", type=float, default=[1.0], metavar="FACTOR", help="average over image scales"
     )
 
 
 def changed_inference(
-    how: Mapping[str, Inference],
+    inference: Mapping[str, Inference],
     mode: Mode | None = None,
     crop: int | None = None,
     stride: int | None = None,
 ) -> dict[str, Inference]:
-    """The settings of tasks with some values changed; another crop alone scales the stride with it.
+    """Return the settings of all tasks with some values replaced; a new crop alone also scales the stride.
 
     Raises:
-        ConfigError: the windows would leave gaps.
+        ConfigError: A value is invalid, or the stride would leave gaps between windows.
     """
-    return {task: _changed(settings, mode, crop, stride) for task, settings in how.items()}
+    return {task: _changed(settings, mode, crop, stride) for task, settings in inference.items()}
 
 
 def make_tta(flip: bool, scales: Sequence[float]) -> Tta | None:
-    """The augmentation, None without.
+    """Build the augmentation, or None if there is nothing to average.
 
     Raises:
-        ConfigError: a scale that is not a positive number.
+        ConfigError: A scale is not a positive number.
     """
     try:
         tta = Tta(flip, tuple(scales))
@@ -108,16 +110,16 @@ def make_tta(flip: bool, scales: Sequence[float]) -> Tta | None:
     return None if tta == Tta() else tta
 
 
-def _changed(how: Inference, mode: Mode | None, crop: int | None, stride: int | None) -> Inference:
+def _changed(inference: Inference, mode: Mode | None, crop: int | None, stride: int | None) -> Inference:
     if crop is None:
-        crop = how.crop
+        crop = inference.crop
     if stride is None:
-        stride = max(1, round(how.stride * crop / how.crop))
+        stride = max(1, round(inference.stride * crop / inference.crop))
     if crop < 1:
-        raise ConfigError(f"crop {crop}: at least one pixel")
+        raise ConfigError(f"crop {crop}: must be at least one pixel")
     if mode is not None and mode not in get_args(Mode):
         raise ConfigError(f"mode {mode!r}: must be one of {', '.join(get_args(Mode))}")
     try:
-        return Inference(mode or how.mode, crop, stride)
+        return Inference(mode or inference.mode, crop, stride)
     except ValueError as error:
         raise ConfigError(f"stride {stride}: {error}") from None

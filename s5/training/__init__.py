@@ -1,1 +1,1 @@
-"""Training: configuration, launching, optimisation, hooks and logging, the same for all trees."""
+"""Training shared by all trees: configuration, experiment, optimisation, hooks and logging."""

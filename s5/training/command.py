@@ -1,4 +1,4 @@
-"""Options that several commands share, and names on the command line: backbones and tasks."""
+"""Command-line options shared by several commands, and validation of backbone and task names."""
 
 import argparse
 import re
@@ -16,13 +16,13 @@ from s5.errors import ConfigError, DataError
 def command_parser(
     description: str, config: Path, default: str = "vit_b", experts: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser with the options that all commands of a tree share.
+    """Create a parser with the options shared by all commands of a tree.
 
     Args:
-        description: the module's docstring.
-        config: default configuration.
-        default: the backbone without ``--backbone``.
-        experts: whether it may be one with experts.
+        description: Docstring of the command's module.
+        config: Default configuration.
+        default: Default of `--backbone`.
+        experts: Whether backbones with experts are allowed.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -34,9 +34,9 @@ def command_parser(
 
 
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
-    """The options of all commands of all trees; ``aliases`` are further names of ``--cfg-options``."""
+    """Add the options of all commands of all trees; `aliases` are further names of `--cfg-options`."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    # Once needed for checkpoints with other objects in them; accepted so that earlier commands still run.
+    # Formerly needed for checkpoints with pickled objects; accepted so that older commands still work.
     parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
@@ -52,14 +52,14 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
 def add_training_options(
     parser: argparse.ArgumentParser, init: str, *aliases: str, default: str | None = None, work_dir: str
 ) -> None:
-    """The options of all commands that train: initial weights, output folder, resuming.
+    """Add the options of all training commands: initial weights, output folder, resuming.
 
     Args:
-        parser: takes the options.
-        init: what `--init` takes.
-        aliases: further names of `--init`.
-        default: of `--init`.
-        work_dir: name of the default output folder, for the help.
+        parser: The parser to extend.
+        init: Values that `--init` accepts, for the help.
+        aliases: Further names of `--init`.
+        default: Default of `--init`.
+        work_dir: Name of the default output folder, for the help.
     """
     parser.add_argument("--init", *aliases, default=default, metavar="WEIGHTS", help=f"start from {init}")
     parser.add_argument(  # short for --cfg-options init_bands=R,G,B
@@ -68,7 +68,8 @@ def add_training_options(
         action="append",
         type=lambda text: f"init_bands=[{text}]",
         metavar="R,G,B",
-        help="channels of the initial weights' images that are red, green and blue, counted from 1: 3,2,1",
+        help="1-based red, green and blue channels of the images that the initial weights were trained on, "
+        "such as 3,2,1",
     )
     parser.add_argument("--work-dir", type=Path, help=f"output folder (default: work_dirs/{work_dir})")
     parser.add_argument(
@@ -76,20 +77,20 @@ def add_training_options(
         nargs="?",
         const="latest",
         metavar="PATH",
-        help="go on from the latest checkpoint of the work folder, or from PATH",
+        help="resume from the latest checkpoint in the work folder, or from PATH",
     )
 
 
 def initial_checkpoint(init: str | None) -> Path | None:
-    """The checkpoint that `--init` names; None for random weights."""
+    """Return the checkpoint given by `--init`; None for random weights."""
     return None if init in (None, "none") else Path(init)
 
 
 def true_or_false(text: str) -> bool:
-    """``True`` or ``False`` of a command line, in any case.
+    """Parse `True` or `False`, ignoring case.
 
     Raises:
-        argparse.ArgumentTypeError: anything else.
+        argparse.ArgumentTypeError: The text is neither.
     """
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
@@ -102,10 +103,10 @@ TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
-    """Refuse names that cannot name a module or a file; returns the tasks.
+    """Return the tasks after checking that their names can be names of modules and files.
 
     Raises:
-        ValueError: no task, or a bad name.
+        ValueError: There is no task, or a name is invalid or duplicate.
     """
     if not tasks:
         raise ValueError("at least one dataset is needed")
@@ -113,20 +114,20 @@ def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
     for name in tasks:
         if not TASK_NAME.fullmatch(name) or name in taken:
             raise ValueError(
-                f"{name!r} cannot name a task: a letter, then letters, digits, _ and -, and no name of "
-                f"an attribute of torch's modules such as 'keys' or 'type'"
+                f"{name!r} cannot name a task: use a letter followed by letters, digits, _ and -, and no "
+                f"attribute of torch modules such as 'keys' or 'type'"
             )
     twice = [name for name in tasks if sum(name.lower() == other.lower() for other in tasks) > 1]
     if twice:
-        raise ValueError(f"datasets of the same name: {', '.join(twice)}")
+        raise ValueError(f"dataset names must differ in more than case: {', '.join(twice)}")
     return tasks
 
 
 def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
-    """The tasks of a model that are wanted, in its order; all if none are named.
+    """Return the wanted tasks in the order of the model; all tasks if `wanted` is empty.
 
     Raises:
-        ConfigError: unknown task; lists the known ones.
+        ConfigError: A task is unknown; lists the known ones.
     """
     for task in wanted:
         if task not in known:
@@ -136,7 +137,7 @@ def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
 
 @contextmanager
 def naming(key: str) -> Iterator[None]:
-    """Errors say the key of the configuration whose data they are of."""
+    """Prefix data errors raised inside with the configuration key that the data belongs to."""
     try:
         yield
     except DataError as error:
@@ -144,10 +145,10 @@ def naming(key: str) -> Iterator[None]:
 
 
 def expert_channels(backbone: str, channels: int) -> int:
-    """Channels of the experts: 0 for a dense backbone, else those of the configuration.
+    """Channels of the experts: 0 for a dense backbone, otherwise the configured number.
 
     Raises:
-        ConfigError: unknown backbone, or more than it is wide.
+        ConfigError: The backbone is unknown, or has fewer channels than the experts.
     """
     try:
         width = get_architecture(backbone).max_expert_channels

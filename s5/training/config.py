@@ -1,8 +1,8 @@
-"""Configurations, YAML or Python, read into validated objects.
+"""Read YAML or Python configurations into validated objects.
 
-A configuration is a pydantic model. Its sections are models too, or the dataclasses that the code takes. An
-unknown key or a bad value is an error that names the key and lists what is valid. Values can be overridden
-from the command line as `section.key=value`.
+A configuration is a pydantic model. Its sections are pydantic models too, or the dataclasses that the code
+uses directly. An unknown key or an invalid value raises an error that names the key and lists the valid ones.
+Values can be overridden on the command line as `section.key=value`.
 """
 
 import difflib
@@ -32,7 +32,7 @@ from s5.ranges import (
 
 
 class Section(BaseModel):
-    """Base of all configuration sections: unknown keys are errors, values are frozen."""
+    """Base class of all configuration sections: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -41,21 +41,22 @@ T = TypeVar("T", bound=Section)
 
 
 def load_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Read ``path`` into ``schema``, with ``section.key=value`` overrides applied on top.
+    """Read `path` into `schema`, with `section.key=value` overrides applied on top.
 
     Raises:
-        ConfigError: file missing, not YAML, unknown key, or a value of the wrong type or out of range.
+        ConfigError: The file is missing or not YAML, a key is unknown, or a value is of the wrong type or out
+            of range.
     """
     return _validate(schema, path, _read_yaml(Path(path)), overrides)
 
 
 def load_python_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Read a Python configuration of mmengine into ``schema``, with overrides as in :func:`load_config`.
+    """Read an mmengine Python configuration into `schema`, with overrides as in :func:`load_config`.
 
-    Names with a leading underscore are helpers of the file and not part of the configuration.
+    Names with a leading underscore are local to the file and not part of the configuration.
 
     Raises:
-        ConfigError: as :func:`load_config`, or Python that does not run.
+        ConfigError: As for :func:`load_config`, or the Python code raises an exception.
     """
     from mmengine.config import Config
 
@@ -89,14 +90,14 @@ def save_config(config: Section, path: str | Path) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, where YAML would silently take the last."""
+    """A YAML loader that rejects duplicate keys; plain YAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for (key_node, _), key in zip(node.value, keys, strict=True):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is there twice; names in a section must differ", key_node.start_mark
+                    None, None, f"duplicate key {key!r}; it must occur only once", key_node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -125,7 +126,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: 
         child = values.get(key, {})
         if not isinstance(child, dict):
             raise ConfigError(f"--cfg-options {'.'.join(keys)}: {key!r} is a value, not a section")
-        values[key] = dict(child)  # a copy, as a YAML alias shares one section between several keys
+        values[key] = dict(child)  # a copy, because a YAML alias shares one section between several keys
         values = values[key]
     values[keys[-1]] = value
 
@@ -133,7 +134,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:  # noqa: 
 def _describe(schema: type[BaseModel], values: dict[str, Any], problem: Any) -> str:  # noqa: ANN401 - pydantic's
     location = [part for part in problem["loc"] if isinstance(part, str)]
     name = _key(values, problem["loc"], problem["type"] == "missing")
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of a model, of a dataclass
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # in a model, in a dataclass
         valid = sorted(_fields_at(schema, location[:-1]))
         close = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f" - did you mean {close[0]!r}?" if close else ""
@@ -147,7 +148,7 @@ def _describe(schema: type[BaseModel], values: dict[str, Any], problem: Any) -> 
 
 
 def _key(values: Any, location: Sequence[str | int], missing: bool) -> str:  # noqa: ANN401 - any YAML value
-    """The key as the user writes it: pydantic adds levels that name the alternative it tried."""
+    """Return the key as written by the user: pydantic adds levels for the union member it tried."""
     parts = []
     for i, part in enumerate(location):
         if isinstance(values, dict) and part in values:
@@ -161,7 +162,7 @@ def _key(values: Any, location: Sequence[str | int], missing: bool) -> str:  # n
 
 
 def _fields_at(schema: type, location: list[str]) -> set[str]:
-    """Valid keys of the section at `location`; names of entries and alternatives in it are passed over."""
+    """Valid keys of the section at `location`; names of dict entries and union members in it are skipped."""
     schemas = [schema]
     for key in location:
         annotations = [fields[key] for fields in map(_fields, schemas) if key in fields]
@@ -171,7 +172,7 @@ def _fields_at(schema: type, location: list[str]) -> set[str]:
 
 
 def _fields(section: type) -> dict[str, Any]:
-    """Types by key of a section, which is a model or a dataclass."""
+    """Types of a section (a model or a dataclass) by key."""
     if issubclass(section, BaseModel):
         return {name: field.annotation for name, field in section.model_fields.items()}
     hints = get_type_hints(section)
@@ -179,13 +180,13 @@ def _fields(section: type) -> dict[str, Any]:
 
 
 def _sections(annotation: Any) -> list[type]:  # noqa: ANN401 - any type expression
-    """The sections in a type such as `dict[str, Section]` or `Path | Section`."""
+    """Sections contained in a type such as `dict[str, Section]` or `Path | Section`."""
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
-NORM_EPS = 1e-5  # of published weights, and of the published code also where it starts from MAE (1e-6)
+NORM_EPS = 1e-5  # as in the published weights and code, which use it even on top of MAE weights (1e-6)
 RGB = ("red", "green", "blue")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -204,7 +205,7 @@ class ScaleRange(Section):
 
 
 class ModelConfig(Section):
-    """The network around the backbone that the command names; ``norm_eps`` is that of the blocks' norms."""
+    """The network except for the choice of backbone; `norm_eps` is the epsilon of the norms in its blocks."""
 
     decoder_channels: Positive = 256
     drop_path: ShareBelowOne = 0.1
@@ -214,7 +215,7 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW; ``exempt_norms`` leaves norms and the positional embedding without weight decay."""
+    """AdamW; `exempt_norms` excludes norms and the positional embedding from weight decay."""
 
     lr: PositiveFloat = 5e-5
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
@@ -226,9 +227,9 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Intervals, in iterations or epochs, and how many steps may be skipped before the run ends.
+    """Intervals, in iterations or epochs, and the limits on skipped steps.
 
-    Steps are skipped whose loss or gradients are not finite.
+    A step is skipped if its loss or gradients are not finite.
     """
 
     val_interval: Positive
@@ -242,8 +243,8 @@ class ScheduleConfig(Section):
 class EpochScheduleConfig(ScheduleConfig):
     """Length and intervals in epochs.
 
-    An epoch is as many whole steps as the images of the dataset that takes longest suffice for, or
-    `steps_per_epoch`.
+    An epoch is `steps_per_epoch` steps, by default as many as one pass over the images of the dataset that
+    takes longest (an incomplete last step is dropped).
     """
 
     epochs: Positive
@@ -251,10 +252,10 @@ class EpochScheduleConfig(ScheduleConfig):
 
 
 class RunConfig(Section):
-    """What every training run has besides its own sections, among them `optim` and `schedule`.
+    """Configuration shared by all training runs; subclasses refine `optim` and `schedule` and add sections.
 
-    ``init_bands`` are the channels that are red, green and blue in the images of the initial weights, counted
-    from 1.
+    `init_bands` are the 1-based numbers of the channels that were red, green and blue in the images that the
+    initial weights were trained on.
     """
 
     optim: OptimConfig
@@ -267,7 +268,7 @@ class RunConfig(Section):
     @field_validator("init_bands", mode="before")
     @classmethod
     def _three_bands(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        """Take ``3,2,1`` of a command line as the list that it is."""
+        """Parse the `3,2,1` of a command line as a list."""
         if value is None:
             return None
         bands = re.split(r"\s*,\s*", value.strip()) if isinstance(value, str) else value
@@ -281,22 +282,22 @@ class RunConfig(Section):
 
 
 class CropsConfig(RunConfig):
-    """A run on crops with photometric augmentation."""
+    """Configuration of a run on crops with photometric augmentation."""
 
     @abstractmethod
     def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:
-        """Key of the side of the crops in pixels, and photometric augmentation by key."""
+        """Key of the crop size in pixels, and the photometric augmentations by key."""
 
     @model_validator(mode="after")
     def _blur_fits(self) -> "CropsConfig":
-        """Refuse a blur whose kernel is wider than the crops."""
+        """Reject a blur whose kernel radius is not smaller than the crops."""
         crop_key, changes = self.crop_and_changes()
         crop = reduce(getattr, crop_key.split("."), cast(Any, self))
         for key, change in changes.items():
             reach = math.ceil(3 * change.blur_sigma[1])
             if reach >= crop:
                 raise ValueError(
-                    f"{key}.blur_sigma {change.blur_sigma[1]} reaches {reach} pixels, more than {crop_key} "
-                    f"{crop} has; set a smaller sigma or larger crops"
+                    f"{key}.blur_sigma {change.blur_sigma[1]} has a kernel radius of {reach} pixels, which "
+                    f"must be smaller than {crop_key} {crop}; set a smaller sigma or larger crops"
                 )
         return self

@@ -1,4 +1,4 @@
-"""One training run, the same for all trees: an experiment says what differs, :func:`run` trains it."""
+"""Training runs of all trees: an :class:`Experiment` defines what differs, :func:`run` trains it."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from s5.data.loaders import TrainingData, stop_workers
 from s5.data.mask_survey import MaskSurvey, refuse_together, require_readable_together
 from s5.data.splits import Split
 from s5.errors import ConfigError
-from s5.launch import ALONE, Launch, main_process_first
+from s5.launch import Launch, main_process_first
 from s5.training.config import EpochScheduleConfig, RunConfig
 from s5.training.guarded_step import SkippedSteps
 from s5.training.hooks import (
@@ -34,7 +34,7 @@ from s5.training.hooks import (
     ThroughputHook,
     WeightFiles,
 )
-from s5.training.log import build_visualizer, log_options
+from s5.training.hooks.progress import build_visualizer, log_options
 from s5.training.model import TaskModel
 from s5.training.optim import build_optim_wrapper, param_groups
 from s5.training.runner import S5Runner
@@ -55,23 +55,23 @@ class Steps:
 
 
 class Experiment(ABC, Generic[Config, Model]):
-    """What :func:`run` has to know of a run; each tree subclasses it.
+    """Definition of a training run for :func:`run`; each tree subclasses it.
 
-    :meth:`build_data` and :meth:`build_model` are called before, in this order: problems with the data show
-    before a model is built, and initial weights are loaded in between.
+    Call :meth:`build_data`, then :meth:`build_model`, then load initial weights, and only then :func:`run`.
+    In this order, problems with the data are reported before a model is built.
 
     Args:
-        cfg: the configuration.
-        backbone: name of the backbone.
-        launch: device and processes.
-        work_dir: output folder.
-        name: of the run, in the log and TensorBoard.
+        cfg: The configuration.
+        backbone: Name of the backbone.
+        launch: Device and processes.
+        work_dir: Output folder.
+        name: Name of the run in the log and in TensorBoard; the backbone's by default.
 
     Attributes:
-        data: training images.
-        val_loader: validation images.
-        metrics: of the validation.
-        model: the model.
+        data: Training images.
+        val_loader: Validation images.
+        metrics: Validation metrics.
+        model: The model.
     """
 
     data: TrainingData
@@ -79,28 +79,26 @@ class Experiment(ABC, Generic[Config, Model]):
     metrics: Sequence[BaseMetric]
     model: Model
 
-    def __init__(
-        self, cfg: Config, backbone: str, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
-    ) -> None:
+    def __init__(self, cfg: Config, backbone: str, launch: Launch, work_dir: Path, name: str) -> None:
         self.cfg, self.backbone, self.launch, self.work_dir = cfg, backbone, launch, work_dir
-        self.name = name or backbone
+        self.name = name
 
     def build_data(self) -> None:
         """Find the images of the run.
 
         Raises:
-            DataError: images or labels are missing or wrong, or fewer than one global step takes.
-            ConfigError: the configuration does not fit the data.
+            DataError: Images or labels are missing or invalid, or there are too few for one global step.
+            ConfigError: The configuration does not fit the data.
         """
         self.data = self.build_training_data()
         self.val_loader = self.build_val_loader()
         self.metrics = self.build_metrics()
 
     def build_model(self) -> Model:
-        """The model, with random weights that only the seed decides.
+        """Build the model with random weights that depend on the seed alone.
 
         Raises:
-            ConfigError: unknown backbone, too wide experts, or fp16 on a CPU.
+            ConfigError: The backbone is unknown, its experts are too wide, or fp16 is requested on a CPU.
         """
         torch.manual_seed(self.cfg.seed)
         self.model = self.new_model()
@@ -108,37 +106,37 @@ class Experiment(ABC, Generic[Config, Model]):
 
     @abstractmethod
     def new_model(self) -> Model:
-        """A new model, see :meth:`build_model`."""
+        """Return a new model, see :meth:`build_model`."""
 
     @abstractmethod
     def build_training_data(self) -> TrainingData:
-        """The training images of this process, see :meth:`build_data`."""
+        """Return the training images of this process, see :meth:`build_data`."""
 
     @abstractmethod
     def build_val_loader(self) -> DataLoader:
-        """The validation images of this process, see :meth:`build_data`."""
+        """Return the validation images of this process, see :meth:`build_data`."""
 
     @abstractmethod
     def build_metrics(self) -> Sequence[BaseMetric]:
-        """Metrics of the validation."""
+        """Return the validation metrics."""
 
     def check_data(self) -> None:  # noqa: B027 - nothing by default
-        """Read the labels of all images and refuse those with errors, where the tree can.
+        """Read the labels of all images and reject invalid ones; a tree may leave this out.
 
         Raises:
-            DataError: naming the first problems.
+            DataError: There are invalid labels; names the first problems.
         """
 
     @abstractmethod
     def steps(self) -> Steps:
-        """Length and intervals."""
+        """Length and intervals of the run."""
 
     @abstractmethod
     def lr_schedule(self) -> list[dict[str, Any]]:
-        """The learning rate, see :mod:`s5.training.optim`.
+        """Learning-rate schedule, see :mod:`s5.training.optim`.
 
         Raises:
-            ConfigError: it does not fit the length of the run.
+            ConfigError: The schedule does not fit the length of the run.
         """
 
     @abstractmethod
@@ -147,23 +145,23 @@ class Experiment(ABC, Generic[Config, Model]):
 
     @abstractmethod
     def weights_meta(self) -> dict[str, Any]:
-        """What a weights file says of its model; enough to rebuild it and to predict with it."""
+        """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
 
     @abstractmethod
     def best_scores(self) -> Mapping[str, Sequence[str]]:
-        """Scores by which the best weights are chosen, see :class:`~s5.training.hooks.CheckpointHook`."""
+        """Scores that select the best weights, see :class:`~s5.training.hooks.CheckpointHook`."""
 
     @abstractmethod
     def pictures(self) -> Hook:
         """The hook that draws validation images."""
 
     def own_hooks(self) -> list[Hook]:
-        """Hooks that only this tree has."""
+        """Hooks specific to this tree."""
         return []
 
     @property
     def max_unreadable(self) -> float:
-        """Share of unlabeled images that may be unreadable."""
+        """Share of the unlabeled images that may be unreadable, 0 to 1."""
         return 0.0
 
     @property
@@ -172,23 +170,23 @@ class Experiment(ABC, Generic[Config, Model]):
         return False
 
     def dtype(self) -> torch.dtype | None:
-        """Autocast type of training, None = float32.
+        """Autocast dtype for training; None is float32.
 
         Raises:
-            ConfigError: fp16 was asked for and the device is a CPU.
+            ConfigError: fp16 is requested on a CPU.
         """
         dtype = resolve_precision(self.cfg.precision, self.launch.device)
         if dtype is torch.float16 and self.launch.device.type == "cpu":
-            raise ConfigError("precision fp16 needs a GPU, which scales the loss; on a CPU use bf16 or fp32")
+            raise ConfigError("precision fp16 needs a GPU for loss scaling; on a CPU use bf16 or fp32")
         return dtype
 
     def synchronises_batch_norm(self) -> bool:
-        """Whether batch norm sees the images of all processes, and so may have one of each."""
+        """Whether batch norm uses the images of all processes, so that one image per process suffices."""
         launch = self.launch
         return self.cfg.sync_bn and launch.world_size > 1 and launch.device.type == "cuda"
 
     def hooks(self, safety: SafetyHook) -> list[Hook]:
-        """All hooks of the run; :mod:`s5.training.hooks` lists them in the order in which they act."""
+        """All hooks of the run; :mod:`s5.training.hooks` lists them in execution order."""
         schedule, launch = self.cfg.schedule, self.launch
         checkpoints = CheckpointHook(
             self.steps().checkpoint_interval,
@@ -212,25 +210,26 @@ class Experiment(ABC, Generic[Config, Model]):
 
 
 def epoch_steps(schedule: EpochScheduleConfig, data: TrainingData) -> int:
-    """Steps of an epoch."""
+    """Number of steps in an epoch."""
     return schedule.steps_per_epoch or data.sampler.epoch_steps
 
 
 def steps_of_epochs(schedule: EpochScheduleConfig, data: TrainingData) -> Steps:
-    """Length and intervals of a run whose schedule counts epochs."""
+    """Convert a schedule in epochs to steps."""
     counts = (schedule.epochs, schedule.val_interval, schedule.checkpoint_interval)
     return Steps(*(epochs * epoch_steps(schedule, data) for epochs in counts))
 
 
 def run(experiment: Experiment, resume_from: Path | None = None) -> int:
-    """Train; returns the exit code: 0 when done, 128 + n when signal n stopped it.
+    """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n.
 
     Args:
-        experiment: with its data and its model, which has its initial weights.
-        resume_from: checkpoint to go on from, see :mod:`s5.training.resume`.
+        experiment: An experiment whose data and model are built and whose initial weights are loaded.
+        resume_from: Checkpoint to resume from, see :mod:`s5.training.resume`.
 
     Raises:
-        UserError: the data has errors, the checkpoint does not fit, or too many steps were not finite.
+        UserError: The data has errors, the checkpoint does not fit, or too many steps were skipped because
+            of non-finite losses or gradients.
     """
     experiment.check_data()
     cfg, launch, model = experiment.cfg, experiment.launch, experiment.model
@@ -266,7 +265,9 @@ def run(experiment: Experiment, resume_from: Path | None = None) -> int:
         runner.train()
     stop_workers(experiment.data.loader, experiment.val_loader)
     if safety.stopped_by is not None:
-        logger.info("stopped by %s at iteration %d; go on with --resume", safety.stopped_by.name, runner.iter)
+        logger.info(
+            "stopped by %s at iteration %d; continue with --resume", safety.stopped_by.name, runner.iter
+        )
         return 128 + safety.stopped_by
     logger.info("done; weights, log and pictures are in %s", experiment.work_dir)
     return 0
@@ -275,12 +276,18 @@ def run(experiment: Experiment, resume_from: Path | None = None) -> int:
 def check_splits(
     splits: Sequence[tuple[str, Split, LabelTable]], work_dir: Path, workers: int, launch: Launch
 ) -> None:
-    """Refuse labeled splits, given with a name, that have errors; clean ones are remembered.
+    """Reject labeled splits with errors; results for clean ones are cached in `work_dir/checks`.
 
-    Splits that are read by one table are one dataset: their masks must be coded alike.
+    Splits that share a label table belong to one dataset, so their masks must use the same encoding.
+
+    Args:
+        splits: Name, split and label table of each.
+        work_dir: Output folder of the run.
+        workers: Processes that read masks.
+        launch: The processes of the run; only the main one reads.
 
     Raises:
-        DataError: naming the first problems.
+        DataError: There are errors; names the first problems.
     """
     with main_process_first(launch) as first:
         if first:
@@ -294,10 +301,10 @@ def check_splits(
 
 
 def check_codings(splits: Sequence[tuple[Split, LabelTable]], launch: Launch) -> None:
-    """Refuse splits some of whose masks are coded differently from the others, before they are scored.
+    """Before scoring, reject splits whose masks do not all use the same encoding.
 
     Raises:
-        DataError: naming the first of them.
+        DataError: Some masks differ; names the first of them.
     """
     with main_process_first(launch) as first:
         if first:
@@ -316,7 +323,7 @@ def run_validation(
     hooks: Sequence[Hook],
     log_interval: int,
 ) -> dict[str, float]:
-    """Predict the validation images and let metrics and hooks see them; returns all scores."""
+    """Predict the validation images, run the hooks on them, and return all scores."""
     runner = S5Runner(
         launch=launch,
         model=model,

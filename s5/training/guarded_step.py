@@ -1,7 +1,7 @@
-"""The optimizer step, skipped on all processes where a loss or a gradient of any of them is not finite.
+"""An optimizer step that all processes skip if the loss or a gradient of any of them is not finite.
 
-There is no device synchronisation here: the decision is a tensor on the device, and the host reads the
-outcome of a step later (:class:`StepReport`).
+It needs no device synchronisation: the decision is a tensor on the device, and the host reads the outcome of
+the step later (:class:`StepReport`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,15 +19,15 @@ from s5.training.model import TaskModel
 
 
 class StepOutcome(NamedTuple):
-    """What became of one step.
+    """Outcome of one step.
 
     Attributes:
-        fault: whether the step was skipped because a loss, a running statistic or a gradient was not finite.
+        fault: Whether the step was skipped because a loss, a running statistic or a gradient was not finite.
             False for steps that a loss scaler skips while it searches for its scale.
-        stop: number of the largest signal that any process has received, 0 if none has.
-        own_fault: whether the loss or the running statistics of this process were not finite.
-        loss: loss of this process.
-        scale: factor of the loss before the backward pass; 1 without a loss scaler.
+        stop: The largest signal number that any process has received, 0 for none.
+        own_fault: Whether the loss or the running statistics of this process were not finite.
+        loss: Loss of this process.
+        scale: Factor of the loss before the backward pass; 1 without a loss scaler.
     """
 
     fault: bool
@@ -38,7 +38,7 @@ class StepOutcome(NamedTuple):
 
 
 class StepReport:
-    """The outcome of one step on its way to the host.
+    """The outcome of one step, copied to the host asynchronously.
 
     Reading it waits for that step, but not for the steps queued after it.
 
@@ -54,7 +54,7 @@ class StepReport:
             self._arrived.record()
 
     def read(self) -> StepOutcome:
-        """The outcome."""
+        """Wait for the step and return its outcome."""
         if self._arrived is not None:
             self._arrived.synchronize()
         fault, stop, own_fault, loss, scale = self._values.tolist()
@@ -62,10 +62,10 @@ class StepReport:
 
 
 class RunningStatistics:
-    """Buffers of a network, which its batch norms update in the forward pass, before a step is judged.
+    """Backup of a network's buffers, which batch norm updates before it is known whether the step is skipped.
 
     Args:
-        buffers: the tensors themselves, which must not be replaced later.
+        buffers: The tensors; they must not be replaced later.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
@@ -81,12 +81,12 @@ class RunningStatistics:
         self._before = [_flat(group) for group in self._groups]
 
     def finite(self) -> Iterator[Tensor]:
-        """Bool scalars on the device: whether the buffers are finite now."""
+        """Bool scalars on the device, one per floating-point dtype: whether all buffers are finite."""
         return (_flat(group).isfinite().all() for group in self._groups if group[0].is_floating_point())
 
     @torch.no_grad()
     def restore_where(self, skipped: Tensor) -> None:
-        """Restore what was saved if ``skipped``, a bool scalar; otherwise leave the buffers as they are."""
+        """Restore the saved buffers if the bool scalar `skipped` is true; otherwise leave them unchanged."""
         for group, before in zip(self._groups, self._before, strict=True):
             kept = torch.where(skipped, before, _flat(group)).split([buffer.numel() for buffer in group])
             torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(kept, group, strict=True)])
@@ -95,24 +95,23 @@ class RunningStatistics:
 class GuardedOptimWrapper(OptimWrapper):
     """Optimizer wrapper whose step has no effect if the loss or the gradients of any process are not finite.
 
-    Weights, optimizer state, running statistics and whatever the model updates in
-    :meth:`~s5.training.model.TaskModel.after_step` (an EMA teacher) then stay those of the step before.
-    The learning-rate schedule counts skipped steps like others. Several processes agree in one small
-    reduction, which also carries the signal to stop.
+    A skipped step leaves weights, optimizer state, running statistics and everything that the model updates
+    in :meth:`~s5.training.model.TaskModel.after_step` (an EMA teacher) unchanged. The learning-rate schedule
+    counts skipped steps too. Processes agree in one small all-reduce, which also carries the stop signal.
 
-    Gradients count as not finite if their norm is not, in float32. With a loss scaler they are no fault as
-    long as the loss is finite: this is how it finds its scale. If the loss is not finite the scale is kept,
-    because scaling comes after the loss and cannot be the cause.
+    Gradients count as non-finite if their total norm in float32 is. With a loss scaler, non-finite gradients
+    are expected while it searches for its scale, and are a fault only if the loss is not finite either. In
+    that case the scale is kept: scaling is applied after the loss and cannot be the cause.
 
     Args:
-        optimizer: a fused one, which can skip a step on the device.
-        clip_grad: largest total norm of the gradients; None does not clip.
-        loss_scaler: for fp16.
+        optimizer: A fused optimizer, which can skip a step on the device.
+        clip_grad: Maximum total norm of the gradients; None disables clipping.
+        loss_scaler: Gradient scaler for fp16.
 
     Attributes:
-        grad_norm: total norm of the gradients of the newest step before clipping, on the device.
-        report: outcome of the newest step.
-        stop_request: called in every step; returns the signal that this process has received, or 0.
+        grad_norm: Total norm of the gradients of the newest step before clipping, on the device.
+        report: Outcome of the newest step.
+        stop_request: Called in every step; returns the signal that this process has received, or 0.
     """
 
     grad_norm: Tensor
@@ -134,14 +133,14 @@ class GuardedOptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Save the running statistics before the forward pass updates them."""
         inner = cast(TaskModel, model.module if is_model_wrapper(model) else model)
-        if inner is not self._model:  # walking through all modules takes most of a millisecond
+        if inner is not self._model:  # traversing all modules takes almost a millisecond
             self._model, self._statistics = inner, RunningStatistics(inner.network.buffers())
         self._statistics.save()
         with super().optim_context(model):
             yield
 
     def update_params(self, loss: Tensor) -> None:  # type: ignore[override]
-        """Run the backward pass and the step, which is undone or left out if anything is not finite."""
+        """Run the backward pass and the optimizer step, which has no effect if anything is not finite."""
         self.backward(loss if self.loss_scaler is None else self.loss_scaler.scale(loss))
         if self.loss_scaler is not None:
             self.loss_scaler.unscale_(self.optimizer)
@@ -161,23 +160,23 @@ class GuardedOptimWrapper(OptimWrapper):
         self.report = StepReport(torch.stack([fault, stop, own_fault.float(), loss.detach().float(), scale]))
 
     def step(self, **kwargs: Any) -> None:
-        """Let the optimizer step, with gradients as they are."""
+        """Step the optimizer with the current gradients."""
         self.optimizer.step(**kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer and of the loss scaler."""
+        """Return the state of the optimizer and of the loss scaler."""
         state = super().state_dict()
         return state if self.loss_scaler is None else {**state, "loss_scaler": self.loss_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load both; the state of a loss scaler may be missing, or be left over from a run in fp16."""
+        """Load both states; that of the loss scaler may be missing, and is ignored without a loss scaler."""
         scaler = state_dict.pop("loss_scaler", None)
         if scaler is not None and self.loss_scaler is not None:
             self.loss_scaler.load_state_dict(scaler)
         super().load_state_dict(state_dict)
 
     def _clip_to_norm(self) -> Tensor:
-        """Clip the gradients if configured; returns their total norm, not finite if any gradient is not."""
+        """Clip the gradients if configured; return their total norm, non-finite if any gradient is."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         weights = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
         if self.clip_grad_kwargs:
@@ -189,7 +188,7 @@ class GuardedOptimWrapper(OptimWrapper):
         return ~finite.all()
 
     def _agree(self, loss_fault: Tensor, gradient_fault: Tensor) -> Tensor:
-        """Maxima over all processes (3,) of the two faults (0 or 1) and the signal to stop."""
+        """Return the maxima over all processes (3,) of the two faults (0 or 1) and the stop signal."""
         stop = torch.full((), self.stop_request(), dtype=torch.float32, device=loss_fault.device)
         flags = torch.stack([loss_fault.float(), gradient_fault.float(), stop])
         if dist.is_initialized():
@@ -197,7 +196,7 @@ class GuardedOptimWrapper(OptimWrapper):
         return flags
 
     def _update_scale(self, loss_fault: Tensor, like: Tensor) -> Tensor:
-        """Update the loss scaler unless the loss was not finite; returns the new scale."""
+        """Update the loss scaler if the loss was finite; return the new scale."""
         scaler = self.loss_scaler
         if scaler is None:
             return torch.ones_like(like)
@@ -218,14 +217,15 @@ WINDOW = 1000  # steps
 
 @dataclass
 class SkippedSteps:
-    """Counter of skipped steps, with the limits at which a run must end.
+    """Counter of skipped steps, with the limits at which a run ends.
 
     Attributes:
-        max_in_a_row: this many skipped steps in a row end the run.
-        max_share: more than this share of 1000 among the last 1000 end it too, however young the run is.
-        total: skipped steps since the run began.
-        in_a_row: length of the current series.
-        recent: iterations (from 1) of the skipped steps among the last 1000 before the newest of them.
+        max_in_a_row: Number of consecutive skipped steps that ends the run.
+        max_share: The run also ends with more than this share of 1000 skipped steps within the last 1000
+            steps, even if it has taken fewer than 1000.
+        total: Skipped steps since the start of the run.
+        in_a_row: Current number of consecutive skipped steps.
+        recent: Iterations (from 1) of the skipped steps within the 1000 steps up to the newest of them.
     """
 
     max_in_a_row: int = 10
@@ -235,7 +235,7 @@ class SkippedSteps:
     recent: list[int] = field(default_factory=list)
 
     def count(self, iteration: int, skipped: bool) -> str | None:
-        """Count one step; returns why the run must end, or None."""
+        """Count one step; return why the run must end, or None."""
         if not skipped:
             self.in_a_row = 0
             return None
@@ -255,7 +255,7 @@ class SkippedSteps:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, without the limits."""
+        """Return the counts, without the limits."""
         return {name: value for name, value in asdict(self).items() if not name.startswith("max_")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

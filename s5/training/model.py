@@ -1,4 +1,4 @@
-"""What the models of all trees share: a backbone with heads by task, its arithmetic and its losses."""
+"""Base classes of all models: a backbone with a head per task, autocast and losses."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Features = tuple[Tensor, ...]  # (B, C, H / s, W / s) for s = 4, 8, 16, 32
 
 
 class MultiTaskNetwork(nn.Module):
-    """A backbone that runs once on the images of all tasks, and a head per task that gets their slice.
+    """A backbone that runs once on the images of all tasks, and a head per task for its slice of the batch.
 
     Attributes:
         backbone: The encoder, shared by all tasks.
@@ -33,7 +33,7 @@ class MultiTaskNetwork(nn.Module):
         """Join a backbone and its heads.
 
         Raises:
-            ValueError: The backbone has experts for other tasks than there are heads.
+            ValueError: The experts of the backbone and the heads are for different tasks.
         """
         super().__init__()
         if backbone.experts and tuple(heads) != backbone.experts:
@@ -55,11 +55,11 @@ class MultiTaskNetwork(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, images: Tensor, counts: Counts | None = None) -> Features:
-        """Feature maps of images (B, 3, H, W), normalised, of any size, padded right and below as needed.
+        """Compute the feature maps of images of any size, padded on the right and at the bottom as needed.
 
         Args:
-            images: With experts, ordered by task.
-            counts: Images of each task, in the order of the batch.
+            images: (B, 3, H, W), normalised; ordered by task if the backbone has experts.
+            counts: Number of images of each task, in the order of the batch.
         """
         height, width = images.shape[-2:]
         padded_height, padded_width = self.padded_size(height, width)
@@ -68,15 +68,15 @@ class MultiTaskNetwork(nn.Module):
         return self.backbone(images, counts)
 
     def features(self, images: Tensor, counts: Counts) -> dict[str, Features]:
-        """Feature maps of the images of every task in the batch, from one pass of the backbone.
+        """Compute the feature maps of the images of every task in one pass of the backbone.
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            counts: Images of each task, in the order of the batch; those without images are left out of the
-                result.
+            counts: Number of images of each task, in the order of the batch. Tasks without images are absent
+                from the result.
 
         Raises:
-            ValueError: Unknown task.
+            ValueError: A task is unknown.
         """
         for task in counts:
             self.resolve_task(task)
@@ -85,17 +85,17 @@ class MultiTaskNetwork(nn.Module):
         return {task: part for (task, count), part in slices if count}
 
     def features_of_all(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Features]:
-        """Feature maps of the same images for several tasks.
+        """Compute the feature maps of the same images for several tasks.
 
-        A dense backbone computes them once; one with experts goes through once with the images repeated for
-        every task.
+        A dense backbone computes them once and shares them; a backbone with experts runs on a batch that
+        repeats the images for every task.
 
         Args:
             images: (B, 3, H, W), normalised.
-            tasks: Names of the tasks; all if left out.
+            tasks: Names of the tasks; all by default.
 
         Raises:
-            ValueError: Unknown task.
+            ValueError: A task is unknown.
         """
         named = {self.resolve_task(task) for task in (self.tasks if tasks is None else tasks)}
         wanted = [task for task in self.tasks if task in named]
@@ -105,15 +105,15 @@ class MultiTaskNetwork(nn.Module):
         return dict.fromkeys(wanted, self.encode(images))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the images that the backbone gets."""
+        """Height and width after padding for the backbone."""
         architecture = self.backbone.architecture
         return architecture.padded(height), architecture.padded(width)
 
     def resolve_task(self, task: str | None) -> str:
-        """The task itself, or the only one if none is named.
+        """Return `task`, or the model's only task if it is None.
 
         Raises:
-            ValueError: Unknown task, or none named where there are several.
+            ValueError: The task is unknown, or None although the model has several.
         """
         if task is None and len(self.heads) == 1:
             return self.tasks[0]
@@ -123,7 +123,7 @@ class MultiTaskNetwork(nn.Module):
 
 
 class BackboneSettings(Protocol):
-    """What a configuration's `model` says of the backbone."""
+    """Backbone settings in the `model` section of a configuration."""
 
     @property
     def drop_path(self) -> float: ...  # noqa: D102
@@ -138,25 +138,25 @@ class BackboneSettings(Protocol):
 def configured_backbone(
     name: str, tasks: Sequence[str], size: int, cfg: BackboneSettings, expert_channels: int, size_key: str
 ) -> Backbone:
-    """The backbone of a configuration.
+    """Create the backbone that a configuration describes.
 
     Args:
-        name: Of the backbone.
+        name: Name of the backbone.
         tasks: Names of the tasks.
         size: Side of the training images in pixels.
-        cfg: The configuration's `model`.
-        expert_channels: As of `s5.training.command.expert_channels`.
-        size_key: Where the size is configured, for messages.
+        cfg: The `model` section of the configuration.
+        expert_channels: Channels of the experts, see `s5.training.command.expert_channels`.
+        size_key: Key of the size in the configuration, for messages.
 
     Raises:
-        ConfigError: The backbone cannot take images of that size, or cannot be compiled.
+        ConfigError: The backbone does not support this image size, or cannot be compiled.
     """
     architecture = get_architecture(name)
     smallest, step = architecture.min_size, architecture.divisor
     if size != architecture.padded(size):
         raise ConfigError(
             f"{size_key} = {size}: {name} takes images whose sides are a multiple of {step} and at least "
-            f"{smallest}; set it to {architecture.padded(size)}"
+            f"{smallest} pixels; set it to {architecture.padded(size)}"
         )
     backbone = create_backbone(
         architecture,
@@ -179,8 +179,7 @@ class TaskModel(BaseModel):
     """mmengine model around a :class:`MultiTaskNetwork`.
 
     Args:
-        dtype: autocast type of the matrix work (see :func:`s5.compat.precision.resolve_precision`);
-            None is float32.
+        dtype: Autocast dtype (see :func:`s5.compat.precision.resolve_precision`); None is float32.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -190,7 +189,7 @@ class TaskModel(BaseModel):
     @property
     @abstractmethod
     def network(self) -> MultiTaskNetwork:
-        """What is saved and loaded as weights."""
+        """The network, whose state dict is saved and loaded as weights."""
 
     @property
     def device(self) -> torch.device:
@@ -198,20 +197,20 @@ class TaskModel(BaseModel):
         return self.network.device
 
     def autocast(self) -> AbstractContextManager:
-        """The arithmetic of the network; around many passes it casts the weights only once."""
+        """Autocast context of the network; one context around several passes casts the weights only once."""
         return autocast(self.device, self.dtype)
 
     def after_step(self, skipped: Tensor) -> None:
-        """Update what follows the weights, after every optimizer step; nothing by default.
+        """Update state derived from the weights after every optimizer step; does nothing by default.
 
         Args:
-            skipped: bool scalar on the device. If true, the step was skipped and nothing may change.
+            skipped: Bool scalar on the device; true if the step was skipped, so that nothing may change.
         """
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, which is ``loss`` alone, and all values to log.
+        """Return the loss to minimise, which is `loss` alone, and all values to log.
 
-        mmengine would add up everything whose name contains "loss".
+        mmengine would sum all values whose name contains "loss".
         """
         values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in losses.items()}
         return losses["loss"], values

@@ -13,7 +13,7 @@ from s5.errors import ConfigError
 from s5.training.guarded_step import GuardedOptimWrapper
 from s5.training.model import MultiTaskNetwork
 
-BACKBONE = "backbone."  # before the names of its parameters
+BACKBONE = "backbone."  # prefix of its parameters' names
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
@@ -26,19 +26,19 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
-    Unless ``exempt_norms`` is false, norms and what the backbone names, such as its positional embedding, are
-    not decayed. With ``layer_decay`` < 1 the learning rate falls by that factor from each layer of the
-    backbone to the one before it; the heads have the full rate.
+    The learning rate of a layer is `lr` times `layer_decay` to the power of its distance from the top, so the
+    heads train with the full rate.
 
     Args:
-        network: whose backbone knows the layers of its parameters.
-        lr: full learning rate.
-        weight_decay: of all weights, but for the exempt ones.
-        layer_decay: factor from one layer to the one before it.
-        exempt_norms: no weight decay on norms and the like.
+        network: The network; its backbone maps parameters to layers.
+        lr: Full learning rate.
+        weight_decay: Weight decay of all parameters that are not exempt.
+        layer_decay: Ratio of the learning rates of a backbone layer and the next one, 0 to 1.
+        exempt_norms: Exclude norms and `backbone.undecayed` (such as the positional embedding) from weight
+            decay.
 
     Returns:
-        Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` (``layer_<i>[_no_decay]``).
+        Groups with `params`, `lr`, `weight_decay` and `name` (`layer_<i>[_no_decay]`).
     """
     top = network.backbone.num_layers
     exempt = set(_undecayed(network)) if exempt_norms else set()
@@ -63,10 +63,10 @@ def build_optim_wrapper(
     dtype: torch.dtype | None,
     clip_grad: float | None = None,
 ) -> GuardedOptimWrapper:
-    """Fused AdamW with base rate ``lr``; with a gradient scaler when the arithmetic is fp16.
+    """Build a fused AdamW with base learning rate `lr`, and a gradient scaler for fp16.
 
-    The model opens autocast itself, around its matrix work. An outer autocast would put the losses into fp16,
-    and share its cache of cast weights between the pass without gradient and the one with.
+    The model enters autocast itself, around its forward pass. An outer autocast would compute the losses in
+    fp16 and share its cache of cast weights between passes with and without gradients.
     """
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     scaler = torch.amp.GradScaler() if dtype is torch.float16 else None
@@ -75,13 +75,13 @@ def build_optim_wrapper(
 
 @PARAM_SCHEDULERS.register_module()
 class EpochCosineLR(_ParamScheduler):
-    """Cosine to zero that is constant within an epoch, as ``CosineAnnealingLR`` stepped once an epoch.
+    """Cosine decay to zero that is constant within an epoch, like `CosineAnnealingLR` stepped once per epoch.
 
     Args:
-        optimizer: whose learning rates follow it.
-        T_max: iterations from the beginning to zero.
-        epoch_iters: iterations of an epoch; epochs are counted from iteration 0.
-        kwargs: ``begin`` and ``end`` in iterations, and ``by_epoch``, which is false.
+        optimizer: The optimizer whose learning rates are set.
+        T_max: Iterations until the rate is zero.
+        epoch_iters: Iterations of an epoch; epochs are counted from iteration 0.
+        kwargs: `begin` and `end` in iterations, and `by_epoch=False`.
     """
 
     def __init__(self, optimizer: Any, T_max: int, epoch_iters: int, **kwargs: Any) -> None:  # noqa: ANN401
@@ -97,16 +97,16 @@ class EpochCosineLR(_ParamScheduler):
 def cosine_schedule(
     total_iters: int, warmup_iters: int = 0, epoch_iters: int | None = None
 ) -> list[dict[str, Any]]:
-    """Cosine to zero over the iterations, after an optional linear warm-up (mmengine scheduler configs).
+    """Cosine decay to zero after an optional linear warm-up, as mmengine scheduler configs.
 
     Args:
-        total_iters: length of the run.
-        warmup_iters: iterations of the warm-up.
-        epoch_iters: iterations of an epoch, within which the rate stays the same; None changes it every
+        total_iters: Length of the run in iterations.
+        warmup_iters: Iterations of the warm-up.
+        epoch_iters: Iterations of an epoch, within which the rate is constant; None updates it every
             iteration.
 
     Raises:
-        ConfigError: the warm-up takes the whole run.
+        ConfigError: The warm-up is not shorter than the run.
     """
     if warmup_iters >= total_iters:
         raise ConfigError(f"optim.warmup_iters {warmup_iters}: the run has only {total_iters} iterations")
@@ -122,13 +122,13 @@ def cosine_schedule(
 
 
 def step_schedule(milestones: Sequence[int], gamma: float, warmup_iters: int = 0) -> list[dict[str, Any]]:
-    """Multiplied by ``gamma`` at each of the iterations, after an optional linear warm-up."""
+    """Multiply the rate by `gamma` at each milestone (iterations), after an optional linear warm-up."""
     steps = {"type": "MultiStepLR", "milestones": list(milestones), "gamma": gamma, "by_epoch": False}
     return [*_warmup(warmup_iters), steps]
 
 
 def _warmup(iters: int) -> list[dict[str, Any]]:
-    if iters < 2:  # a ramp of one step has nothing to rise from, and LinearLR would stay at its start
+    if iters < 2:  # LinearLR cannot ramp up within one step and would stay at its start factor
         return []
     linear = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": iters}
     return [linear]

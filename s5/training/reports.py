@@ -1,4 +1,4 @@
-"""Files and tables that report scores."""
+"""Files and tables of scores."""
 
 import csv
 import io
@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from prettytable import PrettyTable, TableStyle
+
 from s5.data.files import write_bytes
 from s5.errors import printable
 
@@ -16,31 +18,41 @@ SCORES_FILE = "scores.json"
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report; JSON has no NaN, an undefined score is null."""
+    """Write a report as JSON, with null for undefined (NaN) scores."""
     text = json.dumps(_encodable(report), indent=1, ensure_ascii=False)
     write_bytes(path, f"{text}\n".encode())
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Write a table for spreadsheets."""
+    """Write rows as CSV."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     write_bytes(path, text.getvalue().encode("utf-8"))
 
 
 def number_cell(value: float) -> str:
-    """A number for :func:`write_csv`; empty if undefined."""
+    """Format a number for :func:`write_csv`; empty if it is NaN."""
     if isinstance(value, int):
         return str(value)
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
+    """A table, with rules if it is Markdown: the first column to the left, the others to the right."""
+    table = PrettyTable(header, border=False, align="r")
+    if markdown:
+        table.set_style(TableStyle.MARKDOWN)
+    table.align[header[0]] = "l"
+    table.add_rows([list(row) for row in rows])
+    return table.get_string()
+
+
 def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
-    """A table with a line per task, and the mean over several; says where a task has no score.
+    """Format a table with a row per task and, for several tasks, their mean; notes missing scores below.
 
     Args:
-        scores: in percent, by task and name.
-        names: the columns; those that no task has are left out.
+        scores: Scores in percent by task and name.
+        names: The columns; columns that no task has are left out.
     """
     rows = dict(scores)
     columns = [name for name in names if any(name in row for row in rows.values())]
@@ -51,21 +63,15 @@ def summary_table(scores: Mapping[str, Mapping[str, float]], names: Sequence[str
         counts = {name: len(values) for name, values in known.items() if len(values) < len(rows)}
         notes = [f"{name} of {count} of {len(rows)} tasks" for name, count in counts.items()]
         rows["mean"] = {name: fmean(values) if values else math.nan for name, values in known.items()}
-    width = max(map(len, rows)) + 2
-    lines = [f"{'task':<{width}}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
-    for task, row in rows.items():
-        cells = (f"{row[name]:.2f}" if name in row else "" for name in columns)
-        lines.append(
-            f"{task:<{width}}"
-            + "".join(f"{c:>{len(name) + 3}}" for c, name in zip(cells, columns, strict=True))
-        )
-    if notes:
-        lines.append(f"(mean where there is a score: {', '.join(notes)})")
-    return "\n".join(lines)
+    cells = [
+        [task, *(f"{row[name]:.2f}" if name in row else "" for name in columns)] for task, row in rows.items()
+    ]
+    note = f"\n(mean over tasks with a score: {', '.join(notes)})" if notes else ""
+    return text_table(["task", *columns], cells) + note
 
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """The value with null for NaN, and paths that are not UTF-8 escaped."""
+    """Replace NaN by None and escape paths that are not UTF-8."""
     if isinstance(value, Mapping):
         return {key: _encodable(item) for key, item in value.items()}
     if isinstance(value, str):

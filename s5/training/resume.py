@@ -1,16 +1,17 @@
-"""How a run resumes: the losses of a resumed run are those of the uninterrupted one, bit for bit.
+"""Exact resuming: a resumed run has the same losses as an uninterrupted one, bit for bit.
 
 - :class:`~s5.training.hooks.CheckpointHook` writes `iter_<n>.pth` at intervals, at the end, and when a signal
-  stops the run; :meth:`S5Runner.resumable_state` collects its content: weights (of the whole model, with an
-  EMA teacher), optimizer, loss scaler, learning-rate schedule, message hub (means and best scores so far),
-  and under a key of its own the state of every :class:`ResumableHook`, such as the positions in the data.
-- Random numbers are not stored: every sample draws from its position and every step from its number.
-- :func:`find_resume` turns `--resume [PATH]` into a checkpoint that all processes see.
-- :meth:`S5Runner.load_checkpoint` reads it, :func:`why_not` refuses one of another model or schedule, and
-  the hooks get their states back. The sampler then skips what was drawn, without reading an image.
-- :class:`~s5.training.runner.TrainLoop` begins with a validation if one was due at the checkpoint.
+  stops the run. :meth:`S5Runner.resumable_state` collects its content: weights (of the full model, including
+  an EMA teacher), optimizer, loss scaler, learning-rate schedule, message hub (means and best scores so far),
+  and the state of every :class:`ResumableHook` under its own key, such as the positions in the data.
+- Random states are not stored: samples are seeded by their position in the data, steps by their number.
+- :func:`find_resume` resolves `--resume [PATH]` to a checkpoint that all processes see.
+- :meth:`S5Runner.load_checkpoint` reads it, :func:`why_not` rejects one of another model or schedule, and
+  the states of the hooks are restored. The sampler skips the samples already drawn without reading images.
+- :class:`~s5.training.runner.TrainLoop` starts with a validation if one was due at the checkpoint.
 
-After the same steps another number of processes goes on with the same images, in batches of another size.
+With a different number of processes, a run continues at the same position in the data, with another global
+batch size.
 """
 
 import logging
@@ -34,28 +35,28 @@ _PATTERN = re.compile(r"iter_(\d+)\.pth$")
 
 
 class ResumableHook(Hook):
-    """A hook with a state that a resumed run goes on from.
+    """A hook whose state is stored in resumable checkpoints.
 
     Attributes:
-        key: name of its state in resumable checkpoints.
+        key: Key of the state in the checkpoint.
     """
 
     key: ClassVar[str]
 
     @abstractmethod
     def state_dict(self, runner: Runner, iteration: int) -> Any:  # noqa: ANN401 - what torch.save takes
-        """The state after `iteration` steps; all processes call it, the main one's is saved."""
+        """Return the state after `iteration` steps; called in all processes, saved from the main one."""
 
     @abstractmethod
     def load_state_dict(self, runner: Runner, iteration: int, state: Any) -> None:  # noqa: ANN401
-        """Go on from the state after `iteration` steps."""
+        """Restore the state after `iteration` steps."""
 
 
 def open_work_dir(work_dir: Path, launch: Launch, resume: str | None) -> Path | None:
-    """Create the output folder of a run, log to it, and find the checkpoint that `--resume [PATH]` means.
+    """Create the work folder of a run, log to it, and find the checkpoint given by `--resume [PATH]`.
 
     Raises:
-        LaunchError: as :func:`~s5.launch.make_work_dir` and :func:`find_resume`.
+        LaunchError: As for :func:`~s5.launch.make_work_dir` and :func:`find_resume`.
     """
     make_work_dir(work_dir, launch)
     setup_logging(work_dir, launch)
@@ -63,38 +64,38 @@ def open_work_dir(work_dir: Path, launch: Launch, resume: str | None) -> Path | 
 
 
 def resumable_checkpoints(work_dir: Path) -> list[Path]:
-    """The Runner's resumable checkpoints, oldest first. All are complete: they are renamed into place."""
-    found = [
+    """List resumable checkpoints, oldest first; all are complete, because they are written atomically."""
+    numbered = [
         (int(match[1]), path) for path in work_dir.glob("iter_*.pth") if (match := _PATTERN.match(path.name))
     ]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(numbered)]
 
 
 def latest_checkpoint(work_dir: Path) -> Path | None:
-    """The newest resumable checkpoint, or None."""
+    """Return the newest resumable checkpoint, or None."""
     checkpoints = resumable_checkpoints(work_dir)
     return checkpoints[-1] if checkpoints else None
 
 
 def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | None:
-    """The checkpoint that ``--resume [PATH]`` means, or None to start from scratch.
+    """Return the checkpoint given by `--resume [PATH]`, or None to start from scratch.
 
     Args:
-        resume: None without ``--resume``, ``latest``, or a path.
-        work_dir: output folder of the run, the same for all nodes.
-        launch: the processes, which must all see the same checkpoint.
+        resume: None without `--resume`, `latest`, or a path.
+        work_dir: Work folder of the run, the same on all nodes.
+        launch: The processes, which must all see the same checkpoint.
 
     Raises:
-        LaunchError: the path does not exist, a run would overwrite the checkpoints of another, or the nodes
-            do not share the work folder.
+        LaunchError: The path does not exist, the run would overwrite the checkpoints of another run, or the
+            nodes do not share the work folder.
     """
-    found = _find(resume, work_dir)
-    if not same_everywhere(None if found is None else found.name, launch):
+    checkpoint = _find(resume, work_dir)
+    if not same_everywhere(None if checkpoint is None else checkpoint.name, launch):
         raise LaunchError(
-            f"{work_dir}: the processes see different checkpoints (this one {found}); the work folder must "
-            f"be on a disk that all nodes share"
+            f"{work_dir}: the processes see different checkpoints (this one {checkpoint}); the work folder "
+            f"must be on a disk that all nodes share"
         )
-    return found
+    return checkpoint
 
 
 def _find(resume: str | None, work_dir: Path) -> Path | None:
@@ -102,7 +103,7 @@ def _find(resume: str | None, work_dir: Path) -> Path | None:
     if resume is None:
         if latest is not None:
             raise LaunchError(
-                f"{work_dir} already holds a run ({latest.name}): add --resume to go on with it, or choose "
+                f"{work_dir} already holds a run ({latest.name}): add --resume to continue it, or choose "
                 f"another --work-dir"
             )
         return None
@@ -124,52 +125,52 @@ def why_not(
     schedulers: Iterable[dict[str, Any]],
     max_iters: int,
 ) -> str | None:
-    """Why a run cannot resume from a checkpoint; None if it can.
+    """Return why a run cannot resume from a checkpoint, or None if it can.
 
     Args:
-        checkpoint: its content.
-        weights: of the model of this run.
-        schedulers: state of the learning-rate schedulers of this run.
-        max_iters: length of this run.
+        checkpoint: Content of the checkpoint.
+        weights: State dict of this run's model.
+        schedulers: States of this run's learning-rate schedulers.
+        max_iters: Length of this run in iterations.
     """
-    lacking = PARTS - checkpoint.keys()
-    if lacking:
+    missing = PARTS - checkpoint.keys()
+    if missing:
         return (
-            f"it has no {', '.join(sorted(lacking))}. Checkpoints to resume from are named "
+            f"it has no {', '.join(sorted(missing))}. Checkpoints to resume from are named "
             "iter_<number>.pth; from weights alone, start a new run (--init)"
         )
-    theirs = checkpoint["state_dict"]
+    saved = checkpoint["state_dict"]
     shapes = {
-        name: tuple(tuple(t[name].shape) if name in t else "absent" for t in (theirs, weights))
-        for name in {**weights, **theirs}
+        name: tuple(tuple(state[name].shape) if name in state else "absent" for state in (saved, weights))
+        for name in {**weights, **saved}
     }
     different = [name for name, (there, here) in shapes.items() if there != here]
     if different:
         there, here = shapes[different[0]]
         return (
-            f"it is of another model: {len(different)} tensors differ, the first {different[0]} "
-            f"({there}, here {here}). Use the backbone, classes and options that it was written with"
+            f"it is of another model: {len(different)} tensors differ, the first is {different[0]} "
+            f"({there} there, {here} here). Use the backbone, classes and options that it was written with"
         )
     if _settings(checkpoint["param_schedulers"]) != _settings(schedulers):
         return _other_schedule(checkpoint["meta"].get("max_iters"), max_iters)
     return None
 
 
-def _other_schedule(theirs: int | None, ours: int) -> str:
-    """What to say of a checkpoint with another learning-rate schedule."""
-    if theirs not in (None, ours):
+def _other_schedule(saved_length: int | None, length: int) -> str:
+    """Message about a checkpoint with another learning-rate schedule."""
+    if saved_length not in (None, length):
         return (
-            f"its run was to end at iteration {theirs}, this one at {ours}. Set the length as it was; where "
-            f"it is counted in epochs, their length depends on the images and the number of processes, and "
+            f"its run was to end at iteration {saved_length}, this one at {length}. Set the original length; "
+            f"the length of an epoch depends on the number of images and processes unless "
             f"schedule.steps_per_epoch fixes it. For another length, start a new run from its weights"
         )
     return (
-        "it has another learning-rate schedule. To go on, set learning rate, layer decay and warm-up as they "
-        "were; for another one, start a new run from its weights"
+        "it has another learning-rate schedule. To resume, set the original learning rate, layer decay and "
+        "warm-up; for a different schedule, start a new run from its weights"
     )
 
 
 def _settings(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The settings of learning-rate schedulers, without how far they have come."""
+    """Settings of learning-rate schedulers, without their progress."""
     progress = ("last_step", "_global_step", "_last_value")
     return [{key: value for key, value in state.items() if key not in progress} for state in states]

@@ -1,4 +1,4 @@
-"""mmengine's Runner and training loop: the device that was asked for, safe and exact resuming."""
+"""mmengine's Runner and training loop with an explicit device and safe, exact resuming."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.utils import apply_to
 from torch import nn
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.compat import mmcv_ext
 from s5.compat.attention import allowed_backends
 from s5.errors import CheckpointError
@@ -29,24 +29,24 @@ class S5Runner(Runner):
     """Runner of all three trees.
 
     Args:
-        launch: device and processes.
-        kwargs: as for mmengine's Runner.
+        launch: Device and processes.
+        kwargs: Arguments of mmengine's Runner.
     """
 
     model: nn.Module
 
     def __init__(self, launch: Launch, **kwargs: Any) -> None:
         self.launch = launch
-        # mmengine keeps global state by this name, and would share it between runs started within a second
+        # mmengine keys global state by this name, and its own would be shared by runs of the same second
         name = f"{Path(kwargs['work_dir']).name}_{time.time_ns()}"
         super().__init__(launcher=launch.launcher, default_scope="mmengine", experiment_name=name, **kwargs)
 
     def get_hooks_info(self) -> str:
-        """The hooks by name; mmengine's list by moment takes a hundred lines of the log."""
+        """Names of the hooks; mmengine's list by stage takes a hundred lines of the log."""
         return ", ".join(type(hook).__name__ for hook in self.hooks)
 
     def _log_env(self, env_cfg: dict) -> None:
-        """Versions and device, in one line."""
+        """Log versions and device in one line."""
         device = self.launch.device
         if device.type == "cuda":
             kernels = ", ".join(allowed_backends())
@@ -60,7 +60,7 @@ class S5Runner(Runner):
         )
 
     def dump_config(self) -> None:
-        """Nothing: entry scripts save the configuration. The folder made for mmengine's own is removed."""
+        """Only remove the folder for mmengine's copy; `ConfigFileHook` saves the configuration."""
         if self.launch.is_main:
             Path(self.log_dir).rmdir()
         self._log_dir = self.work_dir
@@ -68,11 +68,11 @@ class S5Runner(Runner):
     def build_logger(
         self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
     ) -> MMLogger:
-        """One log file per work folder, continued when a run is resumed."""
+        """Use one log file per work folder, appended to by resumed runs."""
         return super().build_logger(log_level, os.path.join(self.work_dir, LOG_FILE), file_mode="a", **kwargs)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Move the model to the device, and under several processes into DistributedDataParallel."""
+        """Move the model to the device and, with several processes, wrap it in DistributedDataParallel."""
         model = model.to(self.launch.device).to(memory_format=torch.channels_last)
         if self.launch.world_size == 1:
             return model
@@ -88,17 +88,18 @@ class S5Runner(Runner):
         )
 
     def rewrap_model(self) -> None:
-        """Wrap the model again, after weights were frozen or released: DistributedDataParallel must know."""
+        """Re-create the DistributedDataParallel wrapper, which must know which parameters are frozen."""
         if is_model_wrapper(self.model):
             self.model = unwrap(self.model)
             gc.collect()  # the old wrapper's hooks on the gradients go with it
             self.model = self.wrap_model(None, self.model)
 
     def resumable_state(self, iteration: int) -> dict[str, Any] | None:
-        """Everything that a run needs to resume after ``iteration`` steps, see :mod:`s5.training.resume`.
+        """State needed to resume after `iteration` steps, see :mod:`s5.training.resume`.
 
-        All processes have to call it, because hooks agree here on refusing weights that are not finite. Only
-        the main one gets the result: copies of it in host memory take several times the weights.
+        All processes must call this, because hooks check collectively that the weights are finite. Only the
+        main process gets the result, others None: a copy in host memory is several times the size of the
+        weights.
         """
         checkpoint: dict[str, Any] = {
             "meta": {
@@ -122,14 +123,15 @@ class S5Runner(Runner):
         }
 
     def build_train_loop(self, loop: dict[str, Any]) -> "TrainLoop":
-        """The loop of all trees."""
+        """Build the training loop, the same for all trees."""
         return TrainLoop(self, self._train_dataloader, **loop)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a resumable checkpoint of this very model, without executing anything in it.
+        """Load a resumable checkpoint of this model, without executing anything in it.
 
         Raises:
-            CheckpointError: missing, truncated, not resumable, of another model or learning-rate schedule.
+            CheckpointError: The file is missing, truncated or not resumable, or belongs to another model or
+                learning-rate schedule.
         """
         checkpoint = read_checkpoint(filename, whole=True)
         schedulers = [scheduler.state_dict() for scheduler in self.param_schedulers]
@@ -148,12 +150,12 @@ class S5Runner(Runner):
         return [hook for hook in self.hooks if isinstance(hook, ResumableHook)]
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Resume through host memory, so that a checkpoint never takes the device's."""
+        """Resume through host memory, so that the checkpoint takes no device memory."""
         super().resume(filename, *args, **{**kwargs, "map_location": "cpu"})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, or the model itself."""
+    """Return the model inside DistributedDataParallel, or the model itself."""
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
@@ -162,10 +164,10 @@ def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainLoop(IterBasedTrainLoop):
-    """The loop over the steps of a run.
+    """The loop over training steps.
 
-    A resumed run validates first where the checkpoint was written just before a validation: whether the run
-    was killed in it or later, its scores and the choice of the best weights are not in the checkpoint.
+    A resumed run starts with a validation if one was due at the checkpoint's iteration: the checkpoint was
+    written before it, without its scores and the resulting choice of best weights.
     """
 
     runner: S5Runner
@@ -178,7 +180,7 @@ class TrainLoop(IterBasedTrainLoop):
             self._validate_if_due()
         runner.call_hook("before_train_epoch")
         if self._iter:
-            self.dataloader_iterator.skip_iter(self._iter)  # by the sampler, which reads nothing
+            self.dataloader_iterator.skip_iter(self._iter)  # in the sampler, without reading images
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
             batch = next(self.dataloader_iterator)
@@ -194,10 +196,10 @@ class TrainLoop(IterBasedTrainLoop):
             self.runner.val_loop.run()
 
     def _seed_step(self) -> None:
-        """Key the random numbers of the step (dropout, drop path) by seed, step and process.
+        """Seed the random numbers of the step (dropout, drop path) from seed, step and rank.
 
-        So nothing random has to be stored in checkpoints, and a resumed run draws what the uninterrupted one
-        would.
+        Checkpoints therefore store no random state, and a resumed run draws the same numbers as an
+        uninterrupted one.
         """
         key = (self.runner.seed * 1_000_003 + self._iter) * 65_537 + self.runner.rank
         torch.manual_seed(key % 2**63)

@@ -1,4 +1,4 @@
-"""What every loaded model does, whatever it predicts: a class to inherit from."""
+"""Contract tests that every loaded model must pass."""
 
 import warnings
 from collections.abc import Iterator
@@ -182,10 +182,10 @@ class PredictorContract:
     def test_what_is_no_image(self, model: Predictor, image: np.ndarray, tmp_path: Path) -> None:
         (tmp_path / "in/text.png").write_text("no image")
         for given, error, message in (
-            (3, TypeError, "int is no image: give a NumPy array"),
-            ([None], TypeError, "NoneType is no image"),
+            (3, TypeError, "int is not an image: give a NumPy array"),
+            ([None], TypeError, "NoneType is not an image"),
             (image.transpose(2, 0, 1), TypeError, "has its channels first"),
-            (image[None], TypeError, "several images are given as a list"),
+            (image[None], TypeError, "give several images as a list"),
             (tmp_path / "in/none.png", ImageError, "none.png: file not found"),
             (tmp_path / "in/text.png", ImageError, "text.png: is not an image"),
         ):

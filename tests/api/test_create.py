@@ -56,7 +56,7 @@ def test_what_is_created_can_be_saved_and_loaded(tmp_path: Path) -> None:
         ({"tasks": {}}, "tasks: at least one dataset is needed"),
         ({"tasks": {"keys": 2}}, "'keys' cannot name a task"),
         ({"tasks": {"a": "lakes"}}, "unknown label table 'lakes'; known: "),
-        ({"tasks": {"a": "lakes"}, "kind": "detection"}, "classes 'lakes': must be dota_v1"),
+        ({"tasks": {"a": "lakes"}, "kind": "detection"}, "classes 'lakes': must be dior_r, dota_v1"),
     ],
 )
 def test_what_cannot_be_built(wrong: dict, message: str) -> None:

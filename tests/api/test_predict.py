@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import s5
-from s5.checkpoints.layouts.convert import to_published
-from s5.data.oriented.classes import DIOR_R, DOTA_V2
+from s5.data.datasets.dior_r import CLASSES as DIOR_R
+from s5.data.datasets.dota import DOTA_V2
 from s5.detection.results import DetectionResult
 from s5.prediction.predictor import Predictor
 from s5.segmentation.results import SegmentationResult
 from tests.api.contract import PredictorContract
 from tests.detection.predict import det_models
 from tests.helpers.mdf_runs import script
-from tests.helpers.trained_models import table, write_checkpoint
+from tests.helpers.trained_models import table, to_published, write_checkpoint
 
 COMMON = ["--device", "cpu", "--precision", "fp32"]
 
@@ -52,7 +52,7 @@ class SegmentationContract(PredictorContract):
     ) -> None:
         result = model.predict(image, self.task)
         result.save(tmp_path / "overlay.jpg")
-        with pytest.raises(ValueError, match=r"mask.jpg: lossy formats change the values of a mask"):
+        with pytest.raises(ValueError, match=r"mask.jpg: lossy formats would change the mask values"):
             result.save(tmp_path / "mask.jpg", "index")
         assert [path.name for path in tmp_path.glob("*.*")] == ["overlay.jpg"]
 
@@ -133,15 +133,15 @@ class TestDetection(PredictorContract):
         scores = every.predict(image, "roads").scores
         assert np.array_equal(some.predict(image, "roads").scores, scores[scores >= 0.5])
         for wrong, message in (
-            ({"score_thr": 2}, "score_thr 2: from 0 to 1"),
-            ({"window": 8}, "window 8: at least 32 pixels"),
-            ({"overlap": 64}, "overlap 64: from 0 to less"),
+            ({"score_thr": 2}, "score_thr 2: must be from 0 to 1"),
+            ({"window": 8}, "window 8: must be at least 32 pixels"),
+            ({"overlap": 64}, "overlap 64: must be from 0 to less"),
         ):
             with pytest.raises(ValueError, match=message):
                 s5.load(checkpoint, "cpu", **wrong)
 
     def test_a_detector_has_no_probabilities(self, model: Predictor, image: np.ndarray) -> None:
-        with pytest.raises(ValueError, match="objects of a detector have scores"):
+        with pytest.raises(ValueError, match="probabilities are available for segmentation only"):
             model.predict(image, "roads", probabilities=True)
 
 
@@ -194,9 +194,9 @@ class TestWithoutMetadata:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"backbone": "vit_t"}, "backbone 'vit_t': the checkpoint has experts; name it 'vit_t_moe'"),
+            ({"backbone": "vit_t"}, "backbone 'vit_t': the checkpoint has experts; use 'vit_t_moe'"),
             ({"backbone": "vit_x"}, "backbone 'vit_x': must be one of vit_t, "),
-            ({"tasks": {"lakes": 2}}, "no segmentation head 'lakes'; there are ponds, roofs"),
+            ({"tasks": {"lakes": 2}}, "no segmentation head 'lakes'; the file has ponds, roofs"),
             ({"tasks": {"ponds": "pools"}}, "unknown label table 'pools'"),
             ({"tasks": {"keys": 2}}, "'keys' cannot name a task"),
         ],
@@ -215,6 +215,6 @@ class TestWithoutMetadata:
         known, model = {"a": 2}, s5.create_model("vit_t", {"a": 2}, img_size=32)
         torch.save(model.backbone.state_dict(), tmp_path / "backbone.pth")
         with pytest.raises(
-            ValueError, match=r"backbone.pth: holds a backbone alone; give the file of a whole model"
+            ValueError, match=r"backbone.pth: holds a backbone only; give the weights of a full model"
         ):
             s5.load(tmp_path / "backbone.pth", "cpu", backbone="vit_t", tasks=known)

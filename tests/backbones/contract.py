@@ -1,4 +1,4 @@
-"""What every backbone promises: its test class inherits one of these and names its architecture."""
+"""Contract tests of backbones: a test class inherits one of these and sets its architecture."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ class BackboneContract:
         assert named <= dict(backbone.named_parameters()).keys()
 
     def test_every_trainable_parameter_gets_a_gradient(self) -> None:
-        """Or processes would wait for it."""
+        """Otherwise processes would wait for its gradient."""
         backbone = self.build()
         found = self.gradients(backbone)
         assert {name for name, p in backbone.named_parameters() if p.requires_grad} == found.keys()
@@ -168,7 +168,7 @@ class ExpertsContract(BackboneContract):
         return {"ships": 1, "trees": batch - 1} if batch > 1 else {"roads": batch}
 
     def test_every_trainable_parameter_gets_a_gradient(self) -> None:
-        """But the experts of tasks that are not in the batch."""
+        """Except for the experts of tasks that are not in the batch."""
         backbone = self.build()
         found = self.gradients(backbone)
         without = {name for name, p in backbone.named_parameters() if p.requires_grad} - found.keys()
@@ -176,7 +176,7 @@ class ExpertsContract(BackboneContract):
 
     @torch.no_grad()
     def test_a_batch_of_several_tasks_equals_one_pass_per_task(self) -> None:
-        """In whatever order the counts name them."""
+        """In any order of the counts."""
         backbone = self.build().eval()
         images = torch.randn(4, 3, SIZE, SIZE)
         together = backbone(images, {"trees": 1, "roads": 0, "ships": 3})

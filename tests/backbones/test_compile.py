@@ -28,7 +28,7 @@ WIDE = Variant("wide", 64, 4, 2, (0, 1, 2, 3))  # with 64 tokens of 64 channels 
 
 @pytest.fixture(autouse=True)
 def counted() -> Iterator[None]:
-    """Graphs are counted from here on; a call that needs another one is not answered by an earlier test's."""
+    """Reset the counter of graphs, and discard the graphs of earlier tests."""
     dynamo.reset()
     dynamo.utils.counters.clear()
     yield
@@ -67,7 +67,7 @@ def run(vit: ViT, counts: tuple[int, ...], side: int = 64) -> list[Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("moe", [False, True])
 def test_all_blocks_share_a_graph_for_training_and_one_for_evaluation(moe: bool, checkpointing: bool) -> None:
-    """Whatever is dropped, and however many images of whatever size and task there are."""
+    """For any dropped paths, and any number, size and tasks of images."""
     vit = build(moe, checkpointing).train()
     run(vit, (16, 16, 32), 128)  # 64 images of 64 tokens of 64 channels
     run(vit, (2, 3, 1))
@@ -84,6 +84,7 @@ def test_all_blocks_share_a_graph_for_training_and_one_for_evaluation(moe: bool,
     assert graphs() == 2
 
 
+@pytest.mark.slow
 def test_what_gets_a_graph_of_its_own() -> None:
     """A single image, another number of tasks, frozen weights: once each."""
     vit = build(moe=True).eval()
@@ -107,6 +108,7 @@ def test_what_gets_a_graph_of_its_own() -> None:
     assert graphs() == 9, "or PyTorch's limit of 8 was not raised"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moe", "checkpointing", "training"), [(False, False, True), (True, True, True), (True, False, False)]
 )
@@ -154,6 +156,7 @@ def test_copies_are_compiled() -> None:
     assert graphs() == 1
 
 
+@pytest.mark.slow
 def test_the_mode_for_slow_cpus_breaks_no_graph() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -177,6 +180,7 @@ def test_a_step_of_fixmatch_and_a_prediction() -> None:
     assert graphs() == 2
 
 
+@pytest.mark.slow
 def test_steps_of_multi_dataset_fine_tuning_and_predictions() -> None:
     cfg = ModelConfig(decoder_channels=8)
     network = build_network("vit_t", {"a": 3, "b": 2}, 32, cfg, expert_channels=48)
@@ -194,6 +198,7 @@ def test_steps_of_multi_dataset_fine_tuning_and_predictions() -> None:
     assert graphs() == 2
 
 
+@pytest.mark.slow
 def test_steps_of_the_detector_and_predictions() -> None:
     detector = build_detector(
         "vit_t", {"a": 20, "b": 18}, DETECTOR_SIZE, expert_channels=48, settings=SETTINGS

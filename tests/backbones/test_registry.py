@@ -1,4 +1,4 @@
-"""The registry: names of backbones, dense and with experts, and what tells weights apart."""
+"""The registry: names of dense backbones and of those with experts, and recognition of weights."""
 
 import pytest
 import torch

@@ -47,7 +47,7 @@ class TestMissingStrides(BackboneContract):
 
 
 def test_layers_of_swin_are_its_twelve_blocks() -> None:
-    """What merges patches goes with the block after it, as in timm."""
+    """Patch merging belongs to the block after it, as in timm."""
     swin = create_backbone("swin_t", 64)
     assert swin.num_layers == 13
     for name, layer in (

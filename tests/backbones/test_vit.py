@@ -59,13 +59,13 @@ def test_drop_path_rises_linearly_and_spares_the_attention_branch():
     torch.testing.assert_close(block(tokens), tokens + block.attn(block.norm1(tokens)))
 
 
-def test_position_table_is_resampled_only_for_other_grids():
+def test_positional_embedding_is_resampled_only_for_other_grids():
     table = torch.randn(1, 16, 8)
     assert resample_positions(table, (4, 4), (4, 4)) is table
     assert resample_positions(table, (4, 4), (3, 6)).shape == (1, 18, 8)
 
 
-def test_resampled_position_table_keeps_rows_and_columns_apart():
+def test_resampled_positional_embedding_keeps_rows_and_columns_apart():
     rows = torch.arange(4.0).repeat_interleave(4)  # value = row
     columns = torch.arange(4.0).repeat(4)  # value = column
     table = torch.stack((rows, columns), dim=1).unsqueeze(0)
@@ -75,7 +75,7 @@ def test_resampled_position_table_keeps_rows_and_columns_apart():
     assert torch.allclose(out[..., 1], torch.arange(4.0).expand(8, 4), atol=1e-6)
 
 
-def test_position_table_of_a_rectangular_image_size():
+def test_positional_embedding_of_a_rectangular_image_size():
     vit = ViT(TINY, (32, 96))
     assert vit.grid == (2, 6)
     assert vit.pos_embed.shape == (1, 12, 32)

@@ -135,14 +135,14 @@ def test_the_class_slot_is_the_first_entry_and_only_dropped_if_there(slots):
     assert torch.equal(drop_class_slot(table), table[:, slots:])
 
 
-def test_a_position_table_that_is_no_grid_is_an_error_with_its_length():
+def test_a_positional_embedding_that_is_no_grid_is_an_error_with_its_length():
     with pytest.raises(CheckpointError, match="positional embedding of 20 entries"):
         convert(mae_state(slots=4))
     with pytest.raises(CheckpointError, match="positional embedding of 20 entries"):
         fit_positions({"pos_embed": torch.zeros(1, 20, 8)}, (4, 4))
 
 
-def test_a_position_table_of_the_right_length_is_kept():
+def test_a_positional_embedding_of_the_right_length_is_kept():
     backbone = {"pos_embed": torch.randn(1, 20, 8)}
     assert fit_positions(backbone, (4, 5)) is backbone
 
@@ -162,7 +162,7 @@ def test_experts_of_a_published_encoder_are_named_by_position():
     two = to_published(ViT(TINY, 64, experts=("dior", "dota"), expert_channels=8).state_dict())
     assert convert(two, ("dior", "dota")).experts == ("dior", "dota")
     four = ViT(TINY, 64, experts=("a", "b", "c", "d"), expert_channels=8).state_dict()
-    with pytest.raises(CheckpointError, match=r"experts for a,b,c,d: .* are those of vaihingen,potsdam,"):
+    with pytest.raises(CheckpointError, match=r"experts for a,b,c,d: .* stand for vaihingen,potsdam,"):
         to_published(four)
     with pytest.raises(CheckpointError, match="2 experts without names"):
         convert(two, ("dior", "dota", "ships"))
@@ -196,7 +196,7 @@ def test_unrecognised_keys_are_listed_with_the_known_layouts(state):
         convert(state)
 
 
-def test_blocks_without_a_patch_embedding_are_told():
+def test_blocks_without_a_patch_embedding_are_named():
     state = mae_state()
     del state["patch_embed.proj.weight"]
     with pytest.raises(
@@ -206,7 +206,7 @@ def test_blocks_without_a_patch_embedding_are_told():
 
 
 def test_a_file_without_tensors_is_unrecognised():
-    with pytest.raises(CheckpointError, match="no key that holds a tensor.*state_dict"):
+    with pytest.raises(CheckpointError, match="no key of the checkpoint holds a tensor.*state_dict"):
         convert({"epoch": 3, "model": {}})
 
 

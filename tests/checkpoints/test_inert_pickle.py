@@ -1,4 +1,4 @@
-"""Weights are read whatever objects stand beside them, and nothing of these is imported or run."""
+"""Weights are read despite other objects in the file, which are neither imported nor executed."""
 
 import argparse
 import collections
@@ -20,7 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
 from s5.checkpoints import inert_pickle
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError
 
 FORMATS = [(legacy, protocol) for legacy in (False, True) for protocol in (2, 3, 4, 5)]
@@ -119,7 +119,7 @@ def test_tensors_are_read_beside_any_object(tmp_path, legacy, protocol, caplog):
     assert read["containers"] == {"a": {1, 2}}
     assert read["raw"] == b"\xff"
     assert set(read) == set(content)
-    assert "a.pth: read without the objects beside its weights" in caplog.text
+    assert "a.pth: skipped objects other than weights" in caplog.text
     assert isinstance(read["args"], inert_pickle.Placeholder) and read["args"].origin == "argparse.Namespace"
 
 
@@ -193,7 +193,7 @@ def test_byte_strings_of_python_2_are_read():
 def test_a_model_pickled_as_a_whole_is_named(tmp_path, legacy, wrap, recwarn):
     torch.save(wrap(torch.nn.Linear(2, 2)), tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(
-        CheckpointError, match=r"a\.pth holds no weights .*torch\.nn\.\S*Linear.*state_dict\(\)"
+        CheckpointError, match=r"a\.pth contains no weights .*torch\.nn\.\S*Linear.*state_dict\(\)"
     ):
         read_checkpoint(tmp_path / "a.pth")
     assert not [warning for warning in recwarn if "source code" in str(warning.message)]
@@ -201,7 +201,7 @@ def test_a_model_pickled_as_a_whole_is_named(tmp_path, legacy, wrap, recwarn):
 
 def test_a_checkpoint_to_resume_from_may_not_lack_anything(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}, "message_hub": Slots()}, tmp_path / "iter_2.pth")
-    with pytest.raises(CheckpointError, match=r"iter_2\.pth holds objects that are not read \(.*Slots\)"):
+    with pytest.raises(CheckpointError, match=r"iter_2\.pth contains objects that are not read \(.*Slots\)"):
         read_checkpoint(tmp_path / "iter_2.pth", whole=True)
 
 

@@ -1,4 +1,4 @@
-"""Initial weights by name: where files are looked for, and what a missing one says."""
+"""Initial weights by name: search paths and messages about missing files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import timm
 import torch
 
 from s5.checkpoints.initial import initialise
-from s5.checkpoints.loading import save_atomic
+from s5.checkpoints.reading import save_atomic
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import Segmentor, build_segmentor
 
@@ -66,5 +66,5 @@ def test_backbone_without_a_path_is_named(segmentor: Segmentor) -> None:
 
 
 def test_missing_path_is_named(segmentor: Segmentor) -> None:
-    with pytest.raises(CheckpointError, match=r"no file at .*weights/none.pth.*INIT is none, mae, timm"):
+    with pytest.raises(CheckpointError, match=r"no file at .*weights/none.pth.*Use none, mae, timm"):
         initialise(segmentor, "vit_t", "weights/none.pth", {}, Path())

@@ -1,4 +1,4 @@
-"""Layouts of other projects: the converted weights compute what the project's own network computes."""
+"""Layouts of other projects: converted weights give the same output as the project's own network."""
 
 import math
 import re
@@ -30,7 +30,7 @@ EPS = 1e-6
 
 @pytest.fixture
 def timm_vit():
-    """Without class token, as here: our tokens are those of patches alone."""
+    """Without class token, because this package has tokens of patches only."""
     options = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0}
     return drawn(TimmViT(SIZE, class_token=False, global_pool="avg", **options))
 

@@ -1,4 +1,4 @@
-"""Loading weights into models: what becomes of every tensor, and the report of it."""
+"""Loading weights into models: the treatment of every tensor, and the report."""
 
 import logging
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from s5.backbones.vit import Variant, ViT
-from s5.checkpoints.loading import load_weights, save_atomic
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import save_atomic
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.trained_models import to_published
@@ -197,7 +198,7 @@ def test_half_of_a_pyramid_is_an_error_and_none_is_refused_by_evaluation_alone()
     with pytest.raises(CheckpointError, match=r"pyramid\.up2\.weight: missing"):
         load_weights(segmentor(), half)
     report = load_weights(segmentor(), {key: value for key, value in whole.items() if "pyramid" not in key})
-    with pytest.raises(CheckpointError, match=r"no fitting decoder .*backbone\.pyramid"):
+    with pytest.raises(CheckpointError, match=r"no matching decoder .*backbone\.pyramid"):
         report.require_heads()
 
 
@@ -219,7 +220,7 @@ def of_channels(channels):
     ("channels", "hint"),
     [
         (13, r"13 channels.*--init-bands R,G,B.*4,3,2 for Sentinel-2"),
-        (4, r"4 channels.*counted from 1, with --init-bands R,G,B.*3,2,1"),
+        (4, r"4 channels.*1-based.* with --init-bands R,G,B.*3,2,1"),
         (1, r"single-band.*--init-bands 1,1,1"),
     ],
 )

@@ -17,7 +17,7 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
 from s5.checkpoints.inert_pickle import Placeholder
-from s5.checkpoints.loading import read_checkpoint, save_atomic
+from s5.checkpoints.reading import read_checkpoint, save_atomic
 from s5.errors import CheckpointError
 
 
@@ -45,10 +45,24 @@ def test_the_suffix_may_be_left_out(tmp_path):
     assert read_checkpoint(tmp_path / "vit_b_s4p_upernet") == {"step": 1}
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("more", [{}, {"args": Payload("never")}], ids=["plain", "with an object"])
+def test_lazily_read_content_is_the_same(tmp_path, monkeypatch, new, more):
+    """A zip archive is mapped instead of read."""
+    content, mapped, load = {"w": torch.arange(3), "step": 7}, [], torch.load
+    torch.save({**content, **more}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    monkeypatch.setattr(torch, "load", lambda *a, mmap, **k: mapped.append(mmap) or load(*a, mmap=mmap, **k))
+    found = read_checkpoint(tmp_path / "a.pth", lazy=True)
+    assert found["step"] == 7 and torch.equal(found["w"], content["w"])
+    assert set(mapped) == {new}
+    read_checkpoint(tmp_path / "a.pth")
+    assert not mapped[-1], "all of it at once is read, so that the file may change"
+
+
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        CheckpointError, match=f"no checkpoint mae.bin; looked for {tmp_path}/mae.bin and .*mae.bin.pth"
+        CheckpointError, match=f"no checkpoint mae.bin; tried {tmp_path}/mae.bin and .*mae.bin.pth"
     ):
         read_checkpoint("mae.bin")
 
@@ -80,7 +94,7 @@ def test_a_truncated_file_is_an_error_with_name_and_size(tmp_path, share, write)
     write(path, {"w": torch.randn(1000), "v": torch.randn(30)})
     content = path.read_bytes()[: int(share * path.stat().st_size) - 1]
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"cut.\w+ \({len(content)} bytes\) is truncated: the end of"):
+    with pytest.raises(CheckpointError, match=rf"cut.\w+ \({len(content)} bytes\) is truncated: its end is"):
         read_checkpoint(path)
 
 
@@ -91,7 +105,7 @@ def test_a_file_cut_anywhere_in_its_pickles_is_truncated(tmp_path):
     whole = path.read_bytes()
     for length in range(1, len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="is truncated: the end of"):
+        with pytest.raises(CheckpointError, match="is truncated: its end is"):
             read_checkpoint(path)
 
 
@@ -123,15 +137,15 @@ def tarred(*names):
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
         (b"\n<html>Sign in</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
-        (b"Not found", "a text file, which starts with 'Not found'"),
+        (b"Not found", "a text file that starts with 'Not found'"),
         (b'{"error": "gated"}', "a text file"),
-        (bytes(range(200, 256)) * 20, "unknown kind, which starts with c8 c9"),
+        (bytes(range(200, 256)) * 20, "unknown kind that starts with c8 c9"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
-        (gzip.compress(b"weights" * 50), "gzip archive: unpack"),
+        (gzip.compress(b"weights" * 50, mtime=0), "gzip archive: unpack"),
         (zipped("vit/README.md", "vit/vit_b.pth"), "zip archive of vit/README.md, vit/vit_b.pth: .*unpack"),
         (zipped("archive/data.pkl", "archive/constants.pkl"), "TorchScript"),
         (tarred("vit_b.pth"), "tar archive of vit_b.pth: .*unpack"),
-        (pickle.dumps({"w": [1.0]}), "a pickle that torch.save did not write"),
+        (pickle.dumps({"w": [1.0]}), "a pickle that was not written by torch.save"),
         (pickle.dumps(7, protocol=0), "a text file"),
     ],
 )
@@ -139,7 +153,7 @@ def tarred(*names):
 def test_a_file_of_another_kind_is_named(tmp_path, content, kind, suffix):
     path = tmp_path / f"page.{suffix}"
     path.write_bytes(content)
-    kind = kind if suffix == "pth" else "no safetensors file but"
+    kind = kind if suffix == "pth" else "not a safetensors file but"
     with pytest.raises(CheckpointError, match=rf"page\.{suffix} .*{kind}") as error:
         read_checkpoint(path)
     assert "truncated" not in str(error.value)
@@ -184,7 +198,7 @@ def test_an_unreadable_path_is_an_error(tmp_path, monkeypatch):
 
 def test_a_file_with_something_else_than_a_dict_is_an_error(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="list.pth holds a list"):
+    with pytest.raises(CheckpointError, match="list.pth contains a list"):
         read_checkpoint(tmp_path / "list.pth")
 
 
@@ -197,7 +211,7 @@ def test_a_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 
 class GetattrGadget:
-    """Reaches for an attribute that a statistics buffer of mmengine does not need."""
+    """Accesses an attribute that a statistics buffer of mmengine does not need."""
 
     def __reduce__(self):
         return (getattr, (HistoryBuffer, "register_statistics"))
@@ -271,7 +285,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # writing beyond fails as on a full disk
     try:
-        with pytest.raises(CheckpointError, match="cannot write .*a.pth.*disk has room.*is unchanged"):
+        with pytest.raises(CheckpointError, match="cannot write .*a.pth.*disk has free space.*is unchanged"):
             save_atomic({"w": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

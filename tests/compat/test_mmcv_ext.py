@@ -37,6 +37,7 @@ def test_importing_the_package_is_light():
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_mmcv_and_mmseg_import_without_a_warning():
     """`mmcv.ops` asserts all of its names at import; mmcv warns where its operators are missing."""
     code = (

@@ -163,6 +163,7 @@ def test_batched_nms() -> None:
     assert torch.equal(kept, torchvision.ops.batched_nms(boxes, scores, labels, 0.3))
 
 
+@pytest.mark.slow
 def test_in_a_spawned_worker(tmp_path) -> None:
     script = tmp_path / "work.py"
     script.write_text(SCRIPT)

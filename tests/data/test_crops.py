@@ -143,8 +143,8 @@ def test_shrinking_is_antialiased() -> None:
 
 def test_mask_fill_and_values() -> None:
     mask = np.full((10, 10), 3, np.uint8)
-    out = crop_mask(mask, CropParams((10, 10), 0, 0, 16), fill=7)
-    assert (out[:10, :10] == 3).all() and out.sum() == 300 + 7 * 156
+    out = crop_mask(mask, CropParams((10, 10), 0, 0, 16))
+    assert (out[:10, :10] == 3).all() and out.sum() == 300 + 255 * 156
 
 
 def test_outputs_are_contiguous_and_own_their_memory() -> None:

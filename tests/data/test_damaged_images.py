@@ -10,19 +10,19 @@ import pytest
 import rasterio
 from PIL import Image
 
-from s5.data import rasters as geotiff
+from s5.data import gdal_files, rasters
 from s5.data.datasets.shipped import Source
 from s5.data.image_formats import is_plain_rgb
 from s5.data.image_io import image_size, read_file, read_image, read_image_with_valid, read_mask
 from s5.data.prepare.__main__ import main
+from s5.data.prepare.own_data import ImageCutter
 from s5.data.prepare.patches import plain_file
-from s5.data.prepare.unlabeled import ImageCutter
 from s5.data.splits import Split
 from s5.errors import ImageError
 from tests.helpers.tiff_files import write_tiff
 
 HEIGHT, WIDTH = 36, 44
-READERS = (read_image_with_valid, read_mask, image_size, plain_file, geotiff.read_georeference)
+READERS = (read_image_with_valid, read_mask, image_size, plain_file, gdal_files.read_georeference)
 
 
 def samples(folder):
@@ -175,7 +175,7 @@ def test_a_tiff_that_claims_billions_of_rows_or_is_cut_off_is_found_when_it_is_o
     (src / "cut.tif").write_bytes((src / "cut.tif").read_bytes()[:-2000])
     Image.new("RGB", (50, 40)).save(src / "a.png")
     for name in ("rows", "cut"):
-        for read in (image_size, lambda path: geotiff.open_raster(path).__enter__()):
+        for read in (image_size, lambda path: rasters.open_raster(path).__enter__()):
             with pytest.raises(ImageError, match=f"{name}.tif: damaged"):
                 read(src / f"{name}.tif")
     assert main(["unlabeled", "--src", str(src), "--out", str(tmp_path), "--name", "u", "--size", "32"]) == 0
@@ -190,7 +190,7 @@ def test_what_is_decoded_whole_has_one_limit(tmp_path, monkeypatch):
         for read in (read_image, read_mask):
             with pytest.raises(ImageError, match=f"{name}: an image of 200x300 .*exceeds the limit of 50000"):
                 read(tmp_path / name)
-    with geotiff.open_raster(tmp_path / "a.tif") as raster:
+    with rasters.open_raster(tmp_path / "a.tif") as raster:
         assert raster.read(0, 0, 5, 5).shape == (5, 5, 3), "by windows there is none"
 
 
@@ -216,7 +216,7 @@ def test_whatever_is_raised_concerns_this_image(tmp_path, monkeypatch, error):
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(geotiff.Raster, "_as_rgb", fail)
+    monkeypatch.setattr(rasters.Raster, "_as_rgb", fail)
     monkeypatch.setattr("s5.data.image_io._blanked", fail)
     for name in ("a.tif", "a.webp", "a.png"):
         reason = "not enough memory" if isinstance(error, MemoryError) else str(error)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from s5.data.label_table import LabelTable
-from s5.data.labels import IGNORE, TABLES, get_table
+from s5.data.datasets import TABLES
+from s5.data.label_table import IGNORE, LabelTable
+from s5.data.labels import get_table
 from s5.errors import LabelError
 
 DUBAI = {"name": "dubai", "classes": ["building", "land", "road", "vegetation", "water"]}

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from s5.data import image_io
-from s5.data.labels import IGNORE, get_table
+from s5.data.label_table import IGNORE
+from s5.data.labels import get_table
 from s5.data.masks import open_mask, read_ids, read_values
 from s5.errors import ImageError, LabelError
 from tests.helpers.mask_files import CODED, PLAIN, H, W, palette_image

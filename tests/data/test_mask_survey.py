@@ -14,7 +14,8 @@ from s5.data import stored_mask
 from s5.data.check import check_split
 from s5.data.folders import pair_folders
 from s5.data.image_io import read_mask
-from s5.data.labels import IGNORE, get_table
+from s5.data.label_table import IGNORE
+from s5.data.labels import get_table
 from s5.data.masks import open_mask
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split

@@ -7,7 +7,8 @@ import rasterio
 from PIL import Image
 
 from s5.data.check import check_split
-from s5.data.labels import IGNORE, get_table
+from s5.data.label_table import IGNORE
+from s5.data.labels import get_table
 from s5.data.masks import open_mask, read_ids, read_values
 from s5.data.sources import read_labeled
 from s5.data.splits import Split, write_split

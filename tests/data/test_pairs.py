@@ -69,7 +69,6 @@ def test_hold_out(tmp_path):
     assert val.sample(0).mask == tmp_path / f"m/{val.sample(0).name}"
     shuffled = split_of(tmp_path, reversed(range(50)))
     assert sorted(names(hold_out(shuffled, 0.2)[1])) == sorted(names(val)), "whatever the order"
-    assert names(hold_out(split, 0.2, seed=1)[1]) != names(val)
     assert set(names(val)) < set(names(hold_out(split, 0.3)[1])), "a larger share holds out more"
 
 

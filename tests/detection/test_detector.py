@@ -15,7 +15,8 @@ from mmrotate.structures.bbox import RotatedBoxes, rbox2qbox
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.published import DETECTION_PARTS, DETECTION_TASKS, DOTA_ROWS
 from s5.checkpoints.loading import load_weights
-from s5.data.oriented.classes import DOTA_V2, DOTA_V2_PUBLISHED, get_classes
+from s5.data.datasets.dota import DOTA_V2, DOTA_V2_PUBLISHED
+from s5.data.labels import get_classes
 from s5.detection.network import DetectionModel, Settings, build_detector
 from s5.detection.network import parts as assigner
 from s5.detection.network.parts import AnalyticMidpointCoder, IgnoringAssigner
@@ -172,7 +173,7 @@ def test_published_weights_convert_both_ways_and_find_the_same_boxes(model: Dete
 
 
 @torch.no_grad()
-def test_published_rows_in_the_order_of_the_data_set_have_a_list_of_classes(model: DetectionModel) -> None:
+def test_published_rows_in_the_order_of_the_dataset_have_a_list_of_classes(model: DetectionModel) -> None:
     """Weights whose rows are not in the released order: after loading, `dota_v2_as_stored` names them."""
     name = "roi_head_dota.bbox_head.fc_cls.weight"
     published = to_published(model.detector.state_dict())
@@ -214,7 +215,7 @@ def assigners(model: DetectionModel) -> list:
 
 
 def test_what_lies_on_ignored_objects_is_not_background(model: DetectionModel) -> None:
-    """The object's own place, one beside, one within; with other objects in the image and without."""
+    """At the object's own position, beside it and within it; with and without other objects in the image."""
     ignored = InstanceData(bboxes=RotatedBoxes(torch.tensor([[30.0, 30, 20, 10, 0.5]])))
     for one, priors in assigners(model):
         given = InstanceData(priors=priors)
@@ -254,7 +255,7 @@ def test_assigns_as_the_original(low: bool, count: int, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("objects", [0, 2])
 def test_an_image_that_is_all_ignored_teaches_nothing(model: DetectionModel, objects: int) -> None:
-    """But for its objects: there is no background in it."""
+    """Except for its objects, because it has no background."""
     given = {**batch((objects,)), "labels": [torch.zeros(objects, dtype=torch.long)]}
     given["ignored"] = [torch.tensor([[SIZE / 2, SIZE / 2, 8 * SIZE, 8 * SIZE, 0]])]
     losses = model(counts={"dota": 1}, mode="loss", **given)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from s5.doctor import ROOT, Finding, page, without_names
 from s5.doctor import __main__ as doctor
 from s5.doctor import environment as machine
 from s5.doctor import environment as packages
-from s5.doctor import findings
-from s5.doctor.findings import Finding, page, without_names
 from tests.helpers.doctor_checks import Usage, by_subject, only
 
 
@@ -54,9 +53,7 @@ def test_the_page_of_this_environment(repository: Path) -> None:
 
 
 def test_every_requirement_is_checked() -> None:
-    declared = re.findall(
-        r'^    "([\w.-]+)[<>=]', (findings.ROOT / "pyproject.toml").read_text(), re.MULTILINE
-    )
+    declared = re.findall(r'^    "([\w.-]+)[<>=]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     names = list(packages.required())
     assert names == declared[: len(names)] and {"torch", "onedl-mmrotate", "rasterio"} <= set(names)
     for name, line in packages.required().items():
@@ -229,7 +226,7 @@ def test_users_are_pointed_to_it(name: str, repository: Path) -> None:
 
 
 def test_names_are_left_out() -> None:
-    text = f"{sys.prefix}/lib/x.so and {findings.ROOT}/s5 and /data/users/alice/lib/y.so:3 and /dev/shm"
+    text = f"{sys.prefix}/lib/x.so and {ROOT}/s5 and /data/users/alice/lib/y.so:3 and /dev/shm"
     assert without_names(text) == "<environment>/lib/x.so and <S5>/s5 and .../lib/y.so:3 and /dev/shm"
     assert (
         without_names("https://pytorch.org/get-started/locally/")

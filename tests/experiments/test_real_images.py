@@ -1,7 +1,6 @@
 """The experiments on real tiles, on images of noise with the same names."""
 
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -9,9 +8,11 @@ import pytest
 import torch
 import yaml
 
-from experiments import real_images_mdf, real_tiles
-from experiments import training_runs as training_runs_module
-from s5.checkpoints.loading import read_checkpoint
+from experiments import real_images_mdf as experiment
+from experiments import real_tiles as tiles
+from experiments import training_runs
+from experiments.report_tables import mean_and_deviation
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.splits import Split
 from tests.helpers.mdf_runs import script
 from tests.helpers.s4p_runs import REPO
@@ -37,21 +38,6 @@ HELD_OUT = {
 
 
 @pytest.fixture(scope="module")
-def experiment() -> ModuleType:
-    return real_images_mdf
-
-
-@pytest.fixture
-def tiles(experiment: ModuleType) -> ModuleType:
-    return real_tiles
-
-
-@pytest.fixture
-def training_runs(experiment: ModuleType) -> ModuleType:
-    return training_runs_module
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiles")
     rng = np.random.default_rng(0)
@@ -72,7 +58,7 @@ def arguments(data: Path, tmp_path: Path) -> list[str]:
     cfg = yaml.safe_load((REPO / "experiments/configs/real_images_mdf.yaml").read_text())
     cfg |= {"crop": 32, "workers": 0, "model": {"decoder_channels": 8, "expert_channels": 48}}
     cfg["optim"] |= {"warmup_iters": 0, "lr": 1e-30}
-    cfg["schedule"] |= {"steps_per_epoch": 2, "checkpoint_interval": 1, "log_interval": 1}
+    cfg["schedule"] |= {"steps_per_epoch": 2, "log_interval": 1}
     for task in cfg["tasks"].values():
         task |= {"batch_size": 2, "evaluation": {"mode": "slide_window", "crop": 32, "stride": 24}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
@@ -81,14 +67,14 @@ def arguments(data: Path, tmp_path: Path) -> list[str]:
     return [*options, "--seeds", "1", "--epochs", "1"]
 
 
-def test_places_are_on_one_side(tiles, data: Path) -> None:
+def test_places_are_on_one_side(data: Path) -> None:
     for name, held_out in HELD_OUT.items():
         images = [image for image, _ in tiles.tiles(data, name)]
         assert len(images) == len(STEMS[name])
         assert {Path(image).stem for image in images if tiles.is_validation(name, image)} == held_out
 
 
-def test_real_tiles_are_all_there(tiles, shared: Path) -> None:
+def test_real_tiles_are_all_there(shared: Path) -> None:
     counts = {}
     for name in CLASSES:
         held_out = [tiles.is_validation(name, image) for image, _ in tiles.tiles(shared / "data", name)]
@@ -96,9 +82,8 @@ def test_real_tiles_are_all_there(tiles, shared: Path) -> None:
     assert counts == {"dubai": (45, 9), "fair_buildings": (121, 21), "epfl_roads": (80, 20)}
 
 
+@pytest.mark.slow
 def test_all_methods_train_from_the_same_weights_and_are_kept(
-    experiment,
-    training_runs,
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -147,7 +132,7 @@ def same_start(folder: Path) -> None:
             torch.testing.assert_close(state[name], initial[name], msg=f"{file}: {name}")
 
 
-def test_starts_from_a_checkpoint(experiment, arguments: list[str], tmp_path: Path) -> None:
+def test_starts_from_a_checkpoint(arguments: list[str], tmp_path: Path) -> None:
     """Its weights for every seed, and results that are not mixed with those of random ones."""
     random = experiment.Experiment(experiment.parse_args(arguments))
     weights = tmp_path / "mine.pth"
@@ -162,7 +147,7 @@ def test_starts_from_a_checkpoint(experiment, arguments: list[str], tmp_path: Pa
     assert torch.equal(ours, theirs) and not torch.equal(ours, others)
 
 
-def test_needs_the_number_of_steps(experiment, arguments: list[str], tmp_path: Path) -> None:
+def test_needs_the_number_of_steps(arguments: list[str], tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(config.read_text().replace("steps_per_epoch: 2", "steps_per_epoch: null"))
     with pytest.raises(ValueError, match="set schedule.steps_per_epoch"):
@@ -170,7 +155,7 @@ def test_needs_the_number_of_steps(experiment, arguments: list[str], tmp_path: P
 
 
 def test_an_interrupted_run_is_not_taken_for_a_finished_one(
-    training_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "final_metrics.json").write_text('{"iteration": 50, "mIoU": 10}')
 
@@ -184,7 +169,7 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one(
     assert training_runs.train_once(["train.py"], tmp_path, 100)["mIoU"] == 20
 
 
-def test_a_failed_run_stops_the_experiment(training_runs) -> None:
+def test_a_failed_run_stops_the_experiment() -> None:
     with pytest.raises(SystemExit, match="3"):
         training_runs.run_command_line(["bash", "-c", "exit 3"])
 
@@ -198,5 +183,5 @@ def test_a_failed_run_stops_the_experiment(training_runs) -> None:
         ([None], "absent"),
     ],
 )
-def test_mean_and_deviation(experiment, values: list[float | None], text: str) -> None:
-    assert experiment.mean_and_deviation(values) == text
+def test_mean_and_deviation(values: list[float | None], text: str) -> None:
+    assert mean_and_deviation(values) == text

@@ -55,6 +55,7 @@ def test_real_images_are_all_there(experiment: ModuleType, shared: Path) -> None
     assert {name: len(stems) for name, stems in parts.items()} == {"train": 64, "val": 12}
 
 
+@pytest.mark.slow
 def test_one_model_is_trained_scored_and_applied(experiment: ModuleType, data: Path, tmp_path: Path) -> None:
     """And a second call goes on: there is nothing left to train."""
     out = tmp_path / "out"

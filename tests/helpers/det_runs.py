@@ -1,13 +1,12 @@
 """Tiny detection runs for tests: generated datasets, a configuration, the entry scripts."""
 
-import json
 from pathlib import Path
 from types import ModuleType
 
 import cv2
 import numpy as np
 
-from tests.helpers.s4p_runs import REPO, load_script
+from tests.helpers.s4p_runs import REPO, load_script, records
 
 SIZE = 64
 
@@ -52,7 +51,7 @@ tasks = dict(
 )
 size = {SIZE}
 workers = 0
-model = dict(expert_channels=48, proposals=20, max_per_img=10, score_thr=0.0)
+model = dict(expert_channels=48, channels=32, fc_channels=256, proposals=20, max_per_img=10, score_thr=0.0)
 optim = dict(warmup_iters=1)
 schedule = dict(epochs=3, milestones=(2,), steps_per_epoch=1, val_interval=3)
 schedule.update(keep_checkpoints=9, log_interval=1)
@@ -68,5 +67,4 @@ def script(name: str = "train") -> ModuleType:
 
 def losses(work_dir: Path) -> dict[int, float]:
     """Logged loss by step."""
-    records = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
+    return {record["step"]: record["loss"] for record in records(work_dir) if "loss" in record}

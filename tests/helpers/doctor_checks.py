@@ -3,7 +3,7 @@
 from collections import namedtuple
 from collections.abc import Callable
 
-from s5.doctor.findings import Finding
+from s5.doctor import Finding
 
 Usage = namedtuple("Usage", "total used free")
 

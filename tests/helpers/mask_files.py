@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from s5.data.labels import IGNORE, get_table
+from s5.data.label_table import IGNORE
+from s5.data.labels import get_table
 from tests.helpers.tiff_files import write_tiff
 
 H, W = 24, 37

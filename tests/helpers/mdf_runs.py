@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-import cv2
 import numpy as np
 import yaml
 
-from tests.helpers.s4p_runs import REPO, load_script
+from s5.data.image_io import write_image
+from tests.helpers.s4p_runs import REPO, learnable_pair, load_script, records
 
 SIZE = 32
 TASKS = {"ponds": ["ground", "water"], "roofs": ["ground", "water", "roof"]}
-COLORS = np.array([[90, 140, 60], [40, 60, 120], [170, 80, 60]])
 
 
 def write_datasets(root: Path, train: int = 6, val: int = 3) -> Path:
@@ -22,13 +21,9 @@ def write_datasets(root: Path, train: int = 6, val: int = 3) -> Path:
     for task, classes in TASKS.items():
         for part, count in (("train", train), ("val", val)):
             for i in range(count):
-                mask = rng.integers(0, len(classes), (4, 4), dtype=np.uint8)
-                mask = cv2.resize(mask, (48, 40), interpolation=cv2.INTER_NEAREST)
-                image = np.clip(COLORS[mask] + rng.normal(0, 12, (*mask.shape, 3)), 0, 255).astype(np.uint8)
-                for kind, pixels in (("images", image[..., ::-1]), ("masks", mask)):
-                    path = root / task / part / kind / f"{i:03d}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    cv2.imwrite(str(path), pixels)
+                image, mask = learnable_pair(rng, len(classes), 40, 48)
+                for kind, pixels in (("images", image), ("masks", mask)):
+                    write_image(root / task / part / kind / f"{i:03d}.png", pixels)
     return root
 
 
@@ -80,5 +75,5 @@ def script(name: str = "md_finetune") -> ModuleType:
 
 def losses(work_dir: Path) -> dict[int, tuple]:
     """Logged losses by step; a later record of a step replaces an earlier one."""
-    lines = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
-    return {r["step"]: tuple((k, v) for k, v in r.items() if "loss" in k) for r in lines if "loss" in r}
+    found = [record for record in records(work_dir) if "loss" in record]
+    return {r["step"]: tuple((k, v) for k, v in r.items() if "loss" in k) for r in found}

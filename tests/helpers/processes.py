@@ -29,8 +29,9 @@ SCRIPTS = {
     "train": REPO / "S4_Pretrain/train.py",
     "evaluate": REPO / "S4_Pretrain/evaluate.py",
     "md_finetune": REPO / "Semantic_Segmentation/md_finetune.py",
+    "detection": REPO / "Object_Detection/tools/train.py",
 }
-PATIENCE = 60.0  # seconds that anything may take on a busy machine; more is a hang
+PATIENCE = 120.0  # seconds that anything may take on a busy machine; more is a hang
 
 
 class Process:

@@ -11,9 +11,12 @@ from types import ModuleType
 import cv2
 import numpy as np
 
+from s5.data.image_io import write_image
+
 REPO = Path(__file__).parents[2]
 SIZE = 64
 CLASSES = ["ground", "water", "roof"]
+COLORS = np.array([[90, 140, 60], [40, 60, 120], [170, 80, 60]])
 
 
 def write_dataset(root: Path, labeled: int = 6, unlabeled: int = 8, val: int = 3) -> Path:
@@ -22,16 +25,12 @@ def write_dataset(root: Path, labeled: int = 6, unlabeled: int = 8, val: int = 3
     lists: dict[str, list[str]] = {"labeled/labeled": [], "unlabeled/pool": [], "val": []}
     for kind, count in (("labeled/labeled", labeled), ("unlabeled/pool", unlabeled), ("val", val)):
         for i in range(count):
-            mask = cv2.resize(
-                rng.integers(0, 3, (4, 4), dtype=np.uint8), (80, 72), interpolation=cv2.INTER_NEAREST
-            )
-            colors = np.array([[90, 140, 60], [40, 60, 120], [170, 80, 60]])
-            image = np.clip(colors[mask] + rng.normal(0, 12, (*mask.shape, 3)), 0, 255).astype(np.uint8)
+            image, mask = learnable_pair(rng, len(CLASSES), 72, 80)
             name = f"{kind}/images/{i:03d}.png"
             line = name
-            _write(root / name, image[..., ::-1])
+            write_image(root / name, image)
             if not kind.startswith("unlabeled"):
-                _write(root / f"{kind}/masks/{i:03d}.png", mask)
+                write_image(root / f"{kind}/masks/{i:03d}.png", mask)
                 line += f" {kind}/masks/{i:03d}.png"
             lists[kind].append(line)
     for kind, lines in lists.items():
@@ -39,6 +38,16 @@ def write_dataset(root: Path, labeled: int = 6, unlabeled: int = 8, val: int = 3
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
     return root
+
+
+def learnable_pair(
+    rng: np.random.Generator, classes: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (H, W, 3) around a colour per class, and the mask (H, W) of 4 x 4 blocks."""
+    blocks = rng.integers(0, classes, (4, 4), dtype=np.uint8)
+    mask = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_NEAREST)
+    image = np.clip(COLORS[mask] + rng.normal(0, 12, (*mask.shape, 3)), 0, 255)
+    return image.astype(np.uint8), mask
 
 
 def options(root: Path, **changes: object) -> list[str]:
@@ -114,8 +123,3 @@ def validations(work_dir: Path) -> dict[int, float]:
 def records(work_dir: Path) -> list[dict]:
     """All records of the log."""
     return [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), image)

@@ -13,11 +13,11 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from s5.data.datasets import Potsdam, Vaihingen
+from s5.data.datasets import TABLES, Potsdam, Vaihingen
+from s5.data.datasets.dota import DOTA_V2
 from s5.data.image_io import write_image, write_mask
-from s5.data.labels import TABLES, get_table
+from s5.data.labels import get_table
 from s5.data.oriented.annotations import make_objects, write_objects
-from s5.data.oriented.classes import DOTA_V2
 from tests.helpers.oriented_data import paint, rectangles, xml
 
 HEIGHT, WIDTH = 40, 50

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from s5.checkpoints.layouts import convert, get_layout
-from s5.data.labels import LabelTable, get_table
+from s5.data.label_table import LabelTable
+from s5.data.labels import get_table
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import build_segmentor
 from s5.segmentation.windows import Inference

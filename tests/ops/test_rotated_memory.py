@@ -41,6 +41,7 @@ print(json.dumps([globals()[sys.argv[1]](), peak_memory(torch.device("cpu")) - b
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize(
     ("what", "results", "megabytes"),

@@ -48,7 +48,7 @@ def test_bf16_is_close_to_float32() -> None:
         torch.testing.assert_close(losses[1][name], losses[0][name], rtol=0.05, atol=0.05)
 
 
-def test_views_and_losses_do_not_wait_for_the_device() -> None:
+def test_views_and_losses_do_not_synchronise_the_device() -> None:
     model = make_model(conf_thresh=0.3, dtype=torch.bfloat16).train().cuda()
     batch = on_gpu(make_batch())
     step(model, batch)["loss"].backward()  # first use of kernels may synchronise

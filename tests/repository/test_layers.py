@@ -54,6 +54,26 @@ def test_a_folder_imports_only_those_before_it(folder: str, repository: Path) ->
     assert not wrong
 
 
+def test_facts_of_datasets_are_below_everything_that_asks_for_them(repository: Path) -> None:
+    """What `data/datasets/` imports, and all of `data/oriented/`, does not import a dataset."""
+    package, facts = repository / "s5/data", "s5.data.datasets"
+    uses = {
+        ".".join(path.relative_to(repository).with_suffix("").parts): {name for _, name in imported(path)}
+        for path in package.rglob("*.py")
+    }
+    below = {module for module in uses if module.startswith("s5.data.oriented.")}
+    reached = [name for module in uses if module.startswith(facts) for name in uses[module]]
+    while reached:
+        module = reached.pop()
+        module = module if module in uses else module.rpartition(".")[0]
+        if module in uses and not module.startswith(facts) and module not in below:
+            below.add(module)
+            reached += uses[module]
+    assert {"s5.data.label_table", "s5.data.folders"} < below
+    wrong = [(m, name) for m in below for name in uses[m] if name.startswith(facts)]
+    assert not wrong
+
+
 def test_the_base_imports_nothing_above_it(repository: Path) -> None:
     """When it is imported, that is: functions may."""
     for module in BASE:

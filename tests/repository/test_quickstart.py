@@ -5,14 +5,13 @@ import shutil
 import subprocess
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from experiments import quickstart_report
+from experiments import quickstart_report as report
 from s5.data.image_io import read_mask
 from s5.data.labels import get_table
 from s5.data.splits import Split
@@ -31,11 +30,6 @@ from tests.helpers.fake_python import FakePython, copy_scripts
 REPO = Path(__file__).resolve().parents[2]
 DETECTION = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py"
 TABLE = get_table(load_config(S4PConfig, REPO / "configs/quickstart.yaml").data.labels)
-
-
-@pytest.fixture(scope="module")
-def report() -> ModuleType:
-    return quickstart_report
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +73,7 @@ def test_every_task_has_masks_of_its_label_set(tasks_root: Path) -> None:
             np.testing.assert_array_equal(own, labels.apply(scene))
 
 
-def test_no_scene_is_there_twice(tasks_root: Path, objects_root: Path, scenes_root: Path) -> None:
+def test_no_scene_is_duplicate(tasks_root: Path, objects_root: Path, scenes_root: Path) -> None:
     roots = (tasks_root, objects_root, scenes_root)
     files = [path for root in roots for path in root.glob("**/images/*.png")]
     assert len(files) > 50
@@ -108,7 +102,7 @@ def test_detection_reads_the_objects_of_each_task(objects_root: Path) -> None:
     assert batch["images"].shape[2:] == (256, 256) and batch["scales"] == [2.0]
 
 
-def test_boxes_of_buildings_are_around_them() -> None:
+def test_boxes_of_buildings_enclose_them() -> None:
     mask = np.zeros((100, 100), np.uint8)
     corners = np.array([[20, 30], [60, 10], [70, 30], [30, 50]])
     cv2.fillPoly(mask, [corners], 1)
@@ -267,7 +261,7 @@ def rows(text: str) -> dict[str, list[str]]:
     }
 
 
-def test_summary_has_all_models_and_the_majority(report, runs: Path, capsys) -> None:
+def test_summary_has_all_models_and_the_majority(runs: Path, capsys) -> None:
     assert report.main([str(runs)]) == 0
     text = (runs / "summary.md").read_text()
     assert text.strip() in capsys.readouterr().out
@@ -287,7 +281,7 @@ def test_summary_has_all_models_and_the_majority(report, runs: Path, capsys) -> 
         assert str(runs / place) in text
 
 
-def test_summary_has_the_scores_of_detection(report, runs: Path) -> None:
+def test_summary_has_the_scores_of_detection(runs: Path) -> None:
     assert report.main([str(runs)]) == 0
     head, craft, buildings = (runs / "summary.md").read_text().split("\n## Oriented")[1].split("\n###")
     assert "130 steps" in head and "mAP50: craft 50.0, buildings 100.0" in head
@@ -297,7 +291,7 @@ def test_summary_has_the_scores_of_detection(report, runs: Path) -> None:
     assert rows(buildings)["building"][:3] == ["100.0"] * 3
 
 
-def test_majority_by_hand(report, scenes_root: Path) -> None:
+def test_majority_by_hand(scenes_root: Path) -> None:
     split = Split("splits/val.txt", scenes_root)
     values = np.concatenate([read_mask(sample.mask).ravel() for sample in split])
     counts = np.bincount(values, minlength=256)[: TABLE.num_classes]  # objects are ignored

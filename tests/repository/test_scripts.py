@@ -17,6 +17,7 @@ import yaml
 
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers import mdf_runs
+from tests.helpers.fake_python import FakePython
 
 SCRIPTS = ["scripts/env.sh", "scripts/launch.sh", "scripts/quickstart.sh", "scripts/test.sh", ".ci/run"]
 SCRIPTS += ["S4_Pretrain/scripts/train.sh", "S4_Pretrain/scripts/train.slurm"]
@@ -290,23 +291,39 @@ def test_fine_tuning_with_wrong_arguments(bash, repository: Path, arguments: lis
     assert "usage: bash md_finetune.sh GPUS PORT BACKBONE LOAD [CHECKPOINT]" in done.stderr
 
 
-@pytest.mark.parametrize("load", ["True", "False"])
-def test_fine_tuning_starts_from_the_checkpoint_or_not(
-    bash, repository: Path, tmp_path: Path, load: str
-) -> None:
+@pytest.mark.slow
+def test_fine_tuning_starts_from_the_checkpoint(bash, repository: Path, tmp_path: Path) -> None:
     """The launcher's own command, from another folder, with a relative checkpoint without .pth."""
     dense = build_segmentor("vit_t", {"s4p": 5}, mdf_runs.SIZE, channels=8)
     torch.save({"state_dict": dense.state_dict()}, tmp_path / "vit_t_s4p_upernet.pth")
     (tmp_path / "my.yaml").write_text(
         yaml.safe_dump(mdf_runs.configuration(mdf_runs.write_datasets(tmp_path)))
     )
-    command = ["0", free_port(), "vit_t_moe", load, "vit_t_s4p_upernet", "--cfg-options", "schedule.epochs=1"]
+    command = ["0", free_port(), "vit_t_moe", "True", "vit_t_s4p_upernet"]
+    command += ["--cfg-options", "schedule.epochs=1"]
     done = bash(repository / FINETUNE, *command, CONFIG="my.yaml", WORK_DIR="run")
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "run/train.log").read_text()
-    loaded, random = "weights from vit_t_s4p_upernet" in log, "initial weights: random" in log
-    assert (loaded, random) == ((True, False) if load == "True" else (False, True))
+    assert "weights from vit_t_s4p_upernet" in log and "initial weights: random" not in log
     assert (tmp_path / "run/vit_t_moe_mdf.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["True", "a.pth", "--resume"], "--load-network True --checkpoint a.pth --resume"),
+        (["False", "a.pth", "--resume"], "--load-network False --resume"),
+        (["False", "--tasks", "a"], "--load-network False --tasks a"),
+    ],
+)
+def test_what_fine_tuning_is_given(repository: Path, tmp_path: Path, given: list[str], options: str) -> None:
+    python = FakePython(tmp_path)
+    command = ["bash", repository / FINETUNE, "0", free_port(), "vit_t_moe", *given]
+    env = {key: value for key, value in python.variables.items() if key not in NODES}
+    assert subprocess.run(command, env=env, timeout=60).returncode == 0
+    *_, (script, *arguments) = python.calls()
+    assert Path(script).name == "md_finetune.py"
+    assert " ".join(arguments).partition("--backbone ")[2] == f"vit_t_moe {options}"
 
 
 def test_no_command_accepts_abbreviated_options(repository):

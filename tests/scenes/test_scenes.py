@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from s5.data.image_io import read_image, read_mask
-from s5.data.labels import IGNORE, get_table
+from s5.data.label_table import IGNORE
+from s5.data.labels import get_table
 from s5.data.splits import Split
 from s5.errors import DataError
 from scenes import BOX_CLASSES, CLASSES, LABEL_SETS, THEMES, generate_scene

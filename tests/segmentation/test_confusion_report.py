@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from s5.data.labels import TABLES
+from s5.data.datasets import TABLES
 from s5.segmentation import evaluation as confusion_report
 from s5.segmentation.evaluation import class_table, draw_confusion, write_class_csv, write_confusion_csv
 

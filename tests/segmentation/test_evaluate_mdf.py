@@ -272,7 +272,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_needs_a_backbone(model_folder
     cfg = configuration(root)
     cfg["tasks"] = dict(zip(tables, cfg["tasks"].values(), strict=True))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
-    with pytest.raises(ConfigError, match=r"published.pth does not say what network it holds.*--backbone"):
+    with pytest.raises(ConfigError, match=r"published.pth has no metadata about its network.*--backbone"):
         evaluate(tmp_path / "published.pth", tmp_path / "out")
     report = evaluate(tmp_path / "published.pth", tmp_path / "out", "--backbone", "vit_t_moe")
     assert list(report) == ["vaihingen", "loveda"]

@@ -1,4 +1,4 @@
-"""The table that sums an evaluation up."""
+"""The summary table of an evaluation."""
 
 import torch
 

@@ -24,7 +24,7 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(root: Path, tmp_path: Path, message: str, *extra: str, **changes: object) -> None:
-    """The run stops with an error of the kind that is told without a traceback."""
+    """The run stops with a user error, which is printed without a traceback."""
     backbone = str(changes.pop("backbone", "vit_t_moe"))
     with pytest.raises(UserError, match=message):
         script().main(arguments(root, tmp_path / "run", *extra, backbone=backbone, **ONE_EPOCH, **changes))
@@ -34,7 +34,7 @@ def test_task_that_the_configuration_lacks(root: Path, tmp_path: Path) -> None:
     fails(
         root,
         tmp_path,
-        "--tasks lakes: the configuration has no such task; it has ponds, roofs",
+        "--tasks lakes: no such task in the configuration; it has ponds, roofs",
         "--tasks",
         "lakes",
     )
@@ -44,12 +44,12 @@ def test_two_datasets_of_the_same_name(root: Path, tmp_path: Path) -> None:
     text = yaml.safe_dump(configuration(root), sort_keys=False)
     twice = tmp_path / "twice.yaml"
     twice.write_text(text.replace("  roofs:\n", "  ponds:\n"))
-    with pytest.raises(ConfigError, match=r"'ponds' is there twice[\s\S]*line"):
+    with pytest.raises(ConfigError, match=r"duplicate key 'ponds'[\s\S]*line"):
         load_config(MDFConfig, twice)
     fails(
         root,
         tmp_path,
-        "datasets of the same name: roofs, Roofs",
+        "dataset names must differ in more than case: roofs, Roofs",
         **{"tasks.Roofs": configuration(root)["tasks"]["roofs"]},
     )
 
@@ -203,7 +203,7 @@ def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
     state["patch_embed.proj.weight"] = torch.randn(192, 4, 16, 16)
     torch.save({"state_dict": state}, path)
     fails(root, tmp_path, r"images with 4 channels.*--init-bands R,G,B", "--checkpoint", str(path))
-    fails(root, tmp_path, r"init_bands 3,2,1 chooses channels of a checkpoint, but", "--init-bands", "3,2,1")
+    fails(root, tmp_path, r"init_bands 3,2,1 selects channels of a checkpoint, but", "--init-bands", "3,2,1")
     extra = ("--checkpoint", str(path), "--init-bands", "3,2,1")
     assert script().main(arguments(root, tmp_path / "other", *extra, **ONE_EPOCH)) == 0
     log = (tmp_path / "other/train.log").read_text()

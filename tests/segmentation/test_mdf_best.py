@@ -1,4 +1,4 @@
-"""By which scores the best weights of several tasks are chosen."""
+"""Scores that select the best weights of several tasks."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import ConfigError
 from s5.segmentation import mdf
 from s5.segmentation.mdf_config import MDFConfig
@@ -75,7 +75,7 @@ def test_bad_values(tmp_path: Path, changes: dict, message: str) -> None:
 def test_a_mean_without_background_needs_one_in_every_task(tmp_path: Path) -> None:
     cfg = config(tmp_path, schedule__best_metric="mF1_no_background")
     with pytest.raises(
-        ConfigError, match=r"best_metric mF1_no_background: the labels of ponds name no backg"
+        ConfigError, match=r"best_metric mF1_no_background: the labels of ponds have no backg"
     ):
         scores(cfg)
     only = config(tmp_path, schedule__best_metric="mF1_no_background", schedule__best_tasks=["huts"])
@@ -93,6 +93,7 @@ def test_a_run_chooses_by_it(tmp_path: Path) -> None:
         assert f"{task}/mIoU" in read_checkpoint(tmp_path / f"run/vit_t_moe_mdf_best_{task}.pth")["meta"]
 
 
+@pytest.mark.slow
 def test_epsilon_of_the_norms_is_kept_with_the_weights(tmp_path: Path) -> None:
     """A model of another epsilon is rebuilt with it from its file."""
     root = write_datasets(tmp_path / "data")

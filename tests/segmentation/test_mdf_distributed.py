@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.mdf_runs import TASKS, arguments, losses, script, write_datasets
 from tests.helpers.processes import start_ranks
+
+pytestmark = pytest.mark.slow
 
 CHANGES = {"tasks.ponds.start_epoch": 1, "schedule.steps_per_epoch": 2, "optim.lr": 0.001}
 

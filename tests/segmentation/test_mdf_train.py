@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from s5.backbones.vit import VARIANTS, Variant
-from s5.checkpoints.loading import load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import read_checkpoint
 from s5.ops.losses import pixel_cross_entropy
 from s5.segmentation.multi_dataset import MultiDataset, TaskLoss, task_parameters
 from s5.segmentation.segmentor import Segmentor, build_segmentor
@@ -147,6 +148,7 @@ def test_options_train(root: Path, tmp_path: Path, backbone: str, changes: dict)
     assert all(0 <= scores[f"{task}/mIoU"] <= 100 for task in TASKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [0, 192])
 def test_no_experts_and_nothing_but_experts(root: Path, tmp_path: Path, channels: int) -> None:
     """The ends of the range: trained from a dense checkpoint, scored, and started from once more."""
@@ -192,10 +194,11 @@ def test_relative_data_root(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert script().main(args) == 0
 
 
-def test_images_in_training_and_validation_are_told(root: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_images_in_training_and_validation_are_reported(root: Path, tmp_path: Path) -> None:
     same = {"tasks.ponds.val": {"images": "ponds/train/images", "masks": "ponds/train/masks"}}
     assert script().main(arguments(root, tmp_path / "run", **same, **{"schedule.epochs": 1})) == 0
-    assert "ponds: 6 images are in training and validation" in (tmp_path / "run/train.log").read_text()
+    assert "ponds: 6 images are in both training and validation" in (tmp_path / "run/train.log").read_text()
 
 
 def test_single_class_dataset_of_16_bit_geotiffs(root: Path, tmp_path: Path) -> None:

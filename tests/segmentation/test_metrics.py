@@ -139,7 +139,7 @@ def test_logs_a_row_per_class(caplog: pytest.LogCaptureFixture, monkeypatch: pyt
         metric.evaluate(3)
     expected = counted(predictions, labels)
     for name in NAMES:
-        row = next(line.split() for line in caplog.text.splitlines() if line.startswith(name))
+        row = next(line.split() for line in caplog.text.splitlines() if line.split()[:1] == [name])
         assert [float(cell) for cell in row[1:3]] == [
             pytest.approx(expected[f"{score}.{name}"], abs=0.006) for score in ("IoU", "F1")
         ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.segmentation.hooks import CollapseWatch
 from tests.helpers.processes import run_here
 from tests.helpers.s4p_runs import CLASSES, arguments, records, write_dataset
@@ -41,14 +41,14 @@ def test_one_class_that_takes_over_is_said_at_onset_and_end(
     watch.report([2, 960, 38], [100, 100, 200], 50)
     (text,) = messages(caplog)
     assert text.startswith(
-        "pseudo-labels collapse: water holds 96.0 % of the confident pixels of the last 50 steps, and "
+        "pseudo-labels collapse: water has 96.0 % of the confident pixels of the last 50 steps, and "
         "25.0 % of the labeled ones (fixmatch.collapse.share = 0.95)"
     )
     watch.report([1, 1000, 1], EVEN, 50)
     watch.report([0, 0, 0], EVEN, 10)  # tells nothing
     assert messages(caplog, logging.INFO) == []
     watch.report([1, 1, 1000], EVEN, 50)
-    assert "collapse: roof holds" in messages(caplog)[0], "another class is another collapse"
+    assert "collapse: roof has" in messages(caplog)[0], "another class is another collapse"
     watch.report([40, 50, 10], EVEN, 50)
     assert messages(caplog) == []
     watch.report([1, 1, 1000], EVEN, 50)
@@ -59,7 +59,7 @@ def test_the_end_is_said(watch: CollapseWatch, caplog: pytest.LogCaptureFixture)
     watch.report([1, 1000, 1], EVEN, 50)
     messages(caplog)
     watch.report([40, 50, 10], EVEN, 50)
-    expected = "pseudo-labels: collapse is over, water holds 50.0 % of the confident pixels"
+    expected = "pseudo-labels: the collapse is over, water has 50.0 % of the confident pixels"
     assert messages(caplog, logging.INFO) == [expected]
 
 
@@ -73,7 +73,7 @@ def test_a_labeled_class_without_confident_pixels_is_missing(
     watch.report([5, 0, 0], [10, 0, 0], 30)
     text = messages(caplog)[-1]
     assert text.startswith(
-        "pseudo-labels: no confident pixel of roof in the last 120 steps, although the labels have it "
+        "pseudo-labels: no confident pixel of roof in the last 120 steps, although it occurs in the labels "
         "(fixmatch.collapse.missing_steps = 100)"
     )
     assert watch.missing == {2}
@@ -125,8 +125,9 @@ def train(root: Path, work_dir: Path, *extra: str, **changes: object) -> tuple[l
     return warnings, [r for r in records(work_dir) if "pseudo_collapse/missing_classes" in r]
 
 
+@pytest.mark.slow
 def test_a_run_says_what_collapses(root: Path, tmp_path: Path) -> None:
-    """A new network takes most pixels for one class."""
+    """An untrained network assigns most pixels to one class."""
     options = {"fixmatch.conf_thresh": 0.0, "fixmatch.collapse.share": 0.4}
     warnings, scalars = train(root, tmp_path / "run", **options)
     assert len(warnings) == 1
@@ -138,6 +139,7 @@ def test_a_run_says_what_collapses(root: Path, tmp_path: Path) -> None:
         assert record["pseudo_collapse/missing_classes"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_confident_pixels_says_so(root: Path, tmp_path: Path) -> None:
     options = {"fixmatch.conf_thresh": 1.0, "fixmatch.collapse.missing_steps": 3}
     warnings, scalars = train(root, tmp_path / "run", **options)
@@ -147,6 +149,7 @@ def test_a_run_without_confident_pixels_says_so(root: Path, tmp_path: Path) -> N
     assert not any("pseudo_collapse/largest_share" in r for r in scalars)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_resumed_runs_count_and_warn_like_whole_ones(root: Path, tmp_path: Path, step: int) -> None:
     """In the middle of a window, before and after the onset; the warning is not repeated."""

@@ -7,7 +7,8 @@ import cv2
 import pytest
 import torch
 
-from s5.checkpoints.loading import load_weights, read_checkpoint
+from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, ConfigError
 from s5.segmentation.segmentor import build_segmentor
 from s5.training.hooks import checkpoints
@@ -70,6 +71,7 @@ def test_weight_files_load_into_a_fresh_model(finished: Path) -> None:
     assert meta["backbone"] == "vit_t" and meta["iteration"] == 6
 
 
+@pytest.mark.slow
 def test_resume_equals_the_uninterrupted_run(root: Path, finished: Path, tmp_path: Path) -> None:
     first = tmp_path / "run"
     stop_at_4 = {"schedule.checkpoint_interval": 4, "schedule.keep_checkpoints": 5}
@@ -84,6 +86,7 @@ def test_resume_equals_the_uninterrupted_run(root: Path, finished: Path, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(root: Path, finished: Path, tmp_path: Path) -> None:
     assert script().main(arguments(root, tmp_path / "run", **{"data.workers": 2})) == 0
     assert losses(tmp_path / "run") == losses(finished)
@@ -98,6 +101,7 @@ def test_finished_run_can_be_resumed_and_validates_again(root: Path, finished: P
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> None:
     """A checkpoint is written before the validation of its step; a kill must not change the best weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -115,7 +119,7 @@ def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> 
 def test_weights_are_written_before_the_checkpoint(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a run killed between the two does not go on from a checkpoint whose weights are missing."""
+    """So that a run killed between the two does not resume from a checkpoint whose weights are missing."""
     original, written = checkpoints.save_atomic, []
 
     def save(content: dict, path: Path) -> None:
@@ -149,6 +153,7 @@ def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_p
     assert ours["mIoU"] == theirs["mIoU"] and ours["aAcc"] == theirs["aAcc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -168,6 +173,7 @@ def test_options_train(root: Path, tmp_path: Path, changes: dict) -> None:
     assert (work_dir / "final_metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_ema_teacher_resumes(root: Path, tmp_path: Path) -> None:
     changes = {"fixmatch.pseudo_labels": "ema", "schedule.total_iters": 4}
     assert script().main(arguments(root, tmp_path / "run", **changes)) == 0
@@ -186,14 +192,14 @@ def test_stored_pseudo_labels(root: Path, tmp_path: Path) -> None:
 
 def test_evaluating_a_checkpoint_without_a_fitting_head_is_refused(root: Path, finished: Path) -> None:
     args = ["--backbone", "vit_t", "--device", "cpu", *options(root)]
-    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no fitting decoder.*whole model"):
+    with pytest.raises(CheckpointError, match=r"vit_t_s4p.pth has no matching decoder.*full model"):
         script("evaluate").main([str(finished / "vit_t_s4p.pth"), *args])
 
 
 def test_evaluating_another_model_is_refused(root: Path, finished: Path, tmp_path: Path) -> None:
     args = ["--device", "cpu", "--work-dir", str(tmp_path / "eval")]
     whole = str(finished / "vit_t_s4p_upernet.pth")
-    with pytest.raises(ConfigError, match=r"--backbone vit_b: .*holds a vit_t; leave it out"):
+    with pytest.raises(ConfigError, match=r"--backbone vit_b: .*holds a vit_t; omit the option"):
         script("evaluate").main([whole, "--backbone", "vit_b", *args, *options(root)])
     other = json.dumps({"name": "other", "classes": ["ground", "water", "tree"]})
     with pytest.raises(ConfigError, match="trained for the classes ground, water, roof, .*has ground, water"):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.processes import PATIENCE, SCRIPTS, Process, free_port, run_here, start_ranks, wait_until
 from tests.helpers.s4p_runs import arguments, losses, options, start, write_dataset
+
+pytestmark = pytest.mark.slow
 
 TRAIN = str(SCRIPTS["train"])
 OPTIONS = {
@@ -119,8 +121,8 @@ def test_resume_with_another_number_of_processes(root: Path, trained: Path, tmp_
     assert read_checkpoint(work_dir / "iter_2.pth")["data"]["consumed"] == [4, 8]
     assert run_here("train", arguments(root, work_dir, "--resume", **OPTIONS)) == 0
     log = (work_dir / "train.log").read_text()
-    assert "resuming with 1 processes a run of 2: the data goes on at image [4, 8] of its sources" in log
-    assert "the batch of one step is now 3 images" in log
+    assert "resuming with 1 processes a run that had 2: its sources continue at image [4, 8]" in log
+    assert "a global batch now has 3 images" in log
     assert sorted(losses(work_dir)) == [3, 4]
     assert read_checkpoint(work_dir / "iter_4.pth")["data"]["consumed"] == [4 + 2, 8 + 4]
 

@@ -112,6 +112,7 @@ def test_automatic_precision_on_gpu_follows_bfloat16(monkeypatch, bf16, dtype):
     assert resolve_precision("auto", "cuda") == dtype
 
 
+@pytest.mark.slow
 def test_compiled_model_equals_eager():
     model = tiny_segmentor().eval()
     images = torch.randn(1, 3, 64, 64)

@@ -9,9 +9,8 @@ import torch
 import yaml
 
 from s5.command import run_command
-from s5.data.datasets import LoveDA
+from s5.data.datasets import TABLES, LoveDA
 from s5.data.image_io import read_image, write_image, write_mask
-from s5.data.labels import TABLES
 from s5.errors import DataError
 from tests.helpers.mdf_runs import REPO, script
 from tests.helpers.processes import start_ranks
@@ -71,7 +70,7 @@ def assert_holds(path, ids):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_masks_that_count_from_0_and_from_1_are_told_apart(tests, ids, tmp_path, shift):
+def test_masks_that_count_from_0_or_from_1_are_distinguished(tests, ids, tmp_path, shift):
     folder = write_masks(tmp_path / "masks", ids, shift)
     assert submit(folder, tests, tmp_path / "result.zip") == 0
     assert_holds(tmp_path / "result.zip", ids)
@@ -124,7 +123,7 @@ def test_missing_predictions_are_listed(tests, ids, tmp_path):
 def test_predictions_of_other_images_are_listed(tests, ids, tmp_path):
     folder = write_masks(tmp_path / "masks", ids)
     write_mask(folder / "2522.png", ids["4191"])
-    refused(folder, tests, tmp_path, "1 predictions are of no test image: 2522")
+    refused(folder, tests, tmp_path, "1 predictions do not belong to a test image: 2522")
 
 
 def test_another_size_than_the_image_is_an_error(tests, ids, tmp_path):
@@ -136,12 +135,12 @@ def test_another_size_than_the_image_is_an_error(tests, ids, tmp_path):
 def test_values_of_no_class_are_an_error(tests, ids, tmp_path):
     ids["5167"][0, :3] = 200
     folder = write_masks(tmp_path / "masks", ids)
-    refused(folder, tests, tmp_path, r"5167.png: value 201 \(3 pixels\) is none of LoveDA's classes")
+    refused(folder, tests, tmp_path, r"5167.png: value 201 \(3 pixels\) is not a class of LoveDA")
 
 
 def test_values_that_contradict_what_is_said_are_an_error(tests, ids, tmp_path):
     folder = write_masks(tmp_path / "masks", ids, shift=0)
-    refused(folder, tests, tmp_path, r"value 0 \(\d+ pixels\) is no class.* 1 to 7", "--values", "raw")
+    refused(folder, tests, tmp_path, r"value 0 \(\d+ pixels\) is not a class.* 1 to 7", "--values", "raw")
 
 
 def test_masks_with_0_and_7_are_an_error(tests, ids, tmp_path):
@@ -163,11 +162,11 @@ def test_two_images_of_one_name_are_an_error(tests, ids, tmp_path):
     folder = write_masks(tmp_path / "masks", ids)
     image = tests / "Rural/images_png/4191.png"
     (tests / "Urban/images_png/4191.png").write_bytes(image.read_bytes())
-    refused(folder, tests, tmp_path, "two test images of one name")
+    refused(folder, tests, tmp_path, "test images with the same name")
 
 
 def test_the_file_must_be_a_zip(tests, ids, tmp_path):
-    with pytest.raises(DataError, match=r"result.rar: the server takes a .zip"):
+    with pytest.raises(DataError, match=r"result.rar: the server accepts zip files"):
         submit(write_masks(tmp_path / "masks", ids), tests, tmp_path / "result.rar")
 
 
@@ -175,14 +174,12 @@ def test_the_file_must_be_a_zip(tests, ids, tmp_path):
 def test_the_server_takes_all_test_images_or_none(tests, ids, tmp_path, from_checkpoint):
     predictions = tmp_path / "nowhere.pth" if from_checkpoint else write_masks(tmp_path / "masks", ids)
     out = tmp_path / "zips/result.zip"
-    with pytest.raises(DataError, match=r"Test: 4 images, but LoveDA's test part has 1796.*--partial"):
+    with pytest.raises(DataError, match=r"Test: 4 images, but LoveDA's test split has 1796.*--partial"):
         submit(predictions, tests, out, partial=False)
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize(
-    ("count", "words"), [(4, "ready to be uploaded"), (5, "server will refuse the file")]
-)
+@pytest.mark.parametrize(("count", "words"), [(4, "ready for upload"), (5, "server will reject it")])
 def test_a_part_is_not_called_ready(tests, ids, tmp_path, monkeypatch, capsys, count, words):
     monkeypatch.setitem(LoveDA.counts, "test", count)
     folder = write_masks(tmp_path / "masks", ids)
@@ -228,6 +225,7 @@ def test_predictions_of_another_checkpoint_are_overwritten(tests, tmp_path, capl
     assert "predicted again" not in caplog.text
 
 
+@pytest.mark.slow
 def test_several_processes_write_one_file(tests, tmp_path):
     torch.manual_seed(0)
     checkpoint = tmp_path / "model/vit_t_moe_mdf.pth"

@@ -23,7 +23,7 @@ WEIGHT = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 4
 
 
 class Pointwise:
-    """Probabilities depend on the pixel alone, so that windows and whole image must agree."""
+    """Probabilities depend on the pixel alone, so that windows and full image must agree."""
 
     def __init__(self):
         self.batches = []
@@ -34,7 +34,7 @@ class Pointwise:
 
 
 class WindowNumber:
-    """Every window is sure of another class: the averages show which windows cover a pixel."""
+    """Every window predicts another class, so that the averages show which windows cover a pixel."""
 
     def __init__(self, classes):
         self.classes = torch.eye(classes)
@@ -189,7 +189,7 @@ def test_resizing_to_the_same_size_changes_nothing():
 def test_no_gradient_is_recorded():
     weight = WEIGHT.clone().requires_grad_()
     bands = predict_bands(
-        lambda images: F.conv2d(to_unit(images), weight), rows_of(random_image(8, 8)), Inference()
+        lambda images: F.conv2d(to_unit(images), weight), rows_of(random_image(8, 8)), Inference("original")
     )
     assert not next(bands)[1].requires_grad
 
@@ -200,7 +200,7 @@ def test_a_stride_that_leaves_gaps_is_an_error_with_the_value(stride):
         Inference("slide_window", crop=16, stride=stride)
 
 
-def test_tasks_one_after_the_other_are_told_apart():
+def test_concatenated_tasks_are_kept_apart():
     band = torch.rand(5, 6, 7)
     first, second = most_probable(band, [2, 3])
     assert first.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""Configurations: published values, overrides, and errors that say what is valid."""
+"""Configurations: published values, overrides, and errors that list what is valid."""
 
 from pathlib import Path
 
@@ -140,3 +140,18 @@ def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
     bad.write_text("data: [unclosed")
     with pytest.raises(ConfigError, match=r"bad.yaml: not valid YAML"):
         load_config(S4PConfig, bad)
+
+
+def test_validation_is_by_windows_unless_the_configuration_says_otherwise() -> None:
+    """Images of any size then fit into memory, whatever a configuration leaves out."""
+    cfg = S4PConfig.model_validate(
+        {
+            "data_root": "data",
+            "data": {
+                "labeled": {"split": "a", "batch_size": 2},
+                "unlabeled": {"split": "b", "batch_size": 2},
+                "val": {"split": "c"},
+            },
+        }
+    )
+    assert (cfg.data.val.mode, cfg.data.val.crop, cfg.data.val.stride) == ("slide_window", 512, 384)

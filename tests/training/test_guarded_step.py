@@ -240,10 +240,11 @@ def on_gpu(batch: dict) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_grad", [None, 0.05])
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_a_step_on_a_gpu_reads_nothing_back(clip_grad: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensors of a GPU without contents: whatever would need a value on the host raises.
+    """On tensors of a GPU without contents: anything that needs a value on the host raises an error.
 
     Backward passes need a real device; random gradients take their part.
     """

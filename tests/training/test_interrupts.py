@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.training.guarded_step import StepReport
 from s5.training.hooks import NonFiniteLossError, SafetyHook
@@ -60,6 +60,7 @@ def steps_logged(work_dir: Path) -> int:
     return max(losses(work_dir), default=0) if (work_dir / "log.jsonl").exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_and_resume_equals_the_whole_run(root: Path, whole: Path, tmp_path: Path, workers: int) -> None:
     work_dir = tmp_path / "run"
@@ -77,6 +78,7 @@ def test_kill_and_resume_equals_the_whole_run(root: Path, whole: Path, tmp_path:
     wait_until(process.is_gone, process)  # loader workers notice the death of their parent
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(root: Path, whole: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
     rng = random.Random(os.urandom(8))
@@ -94,6 +96,7 @@ def test_kills_at_random_moments(root: Path, whole: Path, tmp_path: Path) -> Non
     assert_equal_runs(work_dir, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize(("workers", "group"), [(0, False), (2, True)])
 def test_signal_saves_and_leaves_in_order(
@@ -110,7 +113,7 @@ def test_signal_saves_and_leaves_in_order(
     assert [path.name for path in work_dir.glob("iter_*.pth")] == [f"iter_{done}.pth"]
     log = (work_dir / "train.log").read_text()
     assert f"{number.name}: finishing this step or validation, then saving" in log
-    assert f"stopped by {number.name} at iteration {done}; go on with --resume" in log
+    assert f"stopped by {number.name} at iteration {done}; continue with --resume" in log
     assert "Traceback" not in process.text()
     wait_until(process.is_gone, process, 15)
     resumed = train(root, work_dir, "--resume", **changes)
@@ -171,7 +174,7 @@ def test_too_many_skipped_steps_stop_before_anything_is_saved(
 
 
 def test_fp16_that_skips_every_step_stops(tmp_path: Path) -> None:
-    """Loss and weights stay finite then; only the scale of the loss falls and falls."""
+    """Loss and weights stay finite then, but the scale of the loss keeps falling."""
 
     def step(scale: float) -> None:
         report = StepReport(torch.tensor([0.0, 0.0, 0.0, 1.5, scale]))

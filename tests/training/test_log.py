@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from mmengine.logging import MessageHub
 
-from s5.training.log import StepLogProcessor, StepScalarsHook
+from s5.training.hooks.progress import StepLogProcessor, StepScalarsHook
 
 
 def log_of(steps: list[dict], grad_norms: list[float]) -> dict[str, float]:

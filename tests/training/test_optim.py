@@ -51,7 +51,7 @@ def test_frozen_parameters_are_left_out() -> None:
     assert not [name for name in found if name.endswith("cls_token") or name.startswith("backbone.blocks.3.")]
 
 
-def test_norms_and_position_table_are_not_decayed() -> None:
+def test_norms_and_positional_embedding_are_not_decayed() -> None:
     """A norm is what has a weight of one dimension; its bias goes with it."""
     model = segmentor(expert_channels=8)
     shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
@@ -160,6 +160,7 @@ def test_schedule_by_epoch_is_that_of_pytorch_stepped_once_an_epoch(warmup: int)
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_run_follows_the_schedule(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     changes = {

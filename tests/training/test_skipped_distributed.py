@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.processes import SCRIPTS, start_ranks
 from tests.helpers.s4p_runs import arguments, records, write_dataset
 
@@ -23,12 +23,15 @@ OPTIONS = {
     "fixmatch.pseudo_labels": "ema",
     "fixmatch.conf_thresh": 0.0,
 }
+SHORT = {"schedule.total_iters": 4, "schedule.val_interval": 4}
 # The second process breaks step 3: its loss, its loss alone, the gradients of all, or its own statistics.
 # After every step, each process writes the state it has. Arguments: script, fault, folder, first step.
 WRAPPER = """
 import os, runpy, sys, torch
 from s5.training.guarded_step import GuardedOptimWrapper
 from s5.segmentation.methods.fixmatch import FixMatch
+
+pytestmark = pytest.mark.slow
 path, fault, folder, first = sys.argv.pop(1), *(sys.argv.pop(1) for _ in range(3))
 original_loss, original_update = FixMatch.loss, GuardedOptimWrapper.update_params
 rank, step = os.environ["RANK"], int(first) - 1
@@ -119,13 +122,13 @@ def test_a_loss_of_one_process_skips_the_step_of_both(skipped: Path) -> None:
     [("loss_alone", "rank 1: loss inf"), ("statistics", "rank 1: running statistics not finite")],
 )
 def test_also_where_all_gradients_are_finite(root: Path, tmp_path: Path, fault: str, finding: str) -> None:
-    train(root, tmp_path / "run", fault)
+    train(root, tmp_path / "run", fault, **SHORT)
     check_third_is_skipped(tmp_path / "run", finding)
 
 
 def test_gradients_that_are_not_finite_name_the_samples_of_both(root: Path, tmp_path: Path) -> None:
-    """Reduced gradients do not tell where they come from."""
-    train(root, tmp_path / "run", "gradient", **{"schedule.total_iters": 4, "schedule.val_interval": 4})
+    """The origin of reduced gradients is unknown."""
+    train(root, tmp_path / "run", "gradient", **SHORT)
     log = (tmp_path / "run/train.log").read_text()
     found = re.findall(r"skipped iteration 3, rank (\d): gradients not finite, samples: labeled/", log)
     assert found == ["0", "1"]

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.detection.network import DetectionModel
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.multi_dataset import MultiDataset
@@ -95,6 +95,7 @@ def skipped(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work_dir
 
 
+@pytest.mark.slow
 def test_skipped_steps_change_nothing_but_the_learning_rate(skipped: Path) -> None:
     paths = [skipped / f"iter_{step}.pth" for step in range(1, 7)]
     same = [differing(a, b) == [] for a, b in zip(paths, paths[1:], strict=False)]
@@ -118,17 +119,20 @@ def test_skipped_steps_are_logged_with_their_samples_and_counted(skipped: Path) 
     assert [event.value for event in events.Scalars("skipped_steps")] == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_mean_losses_leave_skipped_steps_out(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(root, tmp_path / "one", monkeypatch, {2})
-    train(root, tmp_path / "mean", monkeypatch, {2}, **{"schedule.log_interval": 3})
+    rarely = {"schedule.checkpoint_interval": 6}
+    train(root, tmp_path / "one", monkeypatch, {2}, **rarely)
+    train(root, tmp_path / "mean", monkeypatch, {2}, **rarely, **{"schedule.log_interval": 3})
     single = [loss for loss, *_ in losses_and_counts(tmp_path / "one").values()]
     means = [loss for loss, *_ in losses_and_counts(tmp_path / "mean").values()]
     expected = [(single[0] + single[2]) / 2, sum(single[3:]) / 3]
     assert means == [pytest.approx(mean, rel=1e-12) for mean in expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_resume_after_skipped_steps_equals_the_whole_run(
     root: Path, skipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -146,6 +150,7 @@ def test_resume_after_skipped_steps_equals_the_whole_run(
     assert ours["skipped_steps"] == theirs["skipped_steps"] == {"total": 2, "in_a_row": 0, "recent": [3, 5]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "last", "why"),
     [
@@ -168,7 +173,7 @@ def test_too_many_end_the_run_also_across_a_resume(
     work_dir, faulty = tmp_path / "run", {3, 4, 5}
     pattern = (
         rf"non-finite loss, gradients or weights at iteration {last}; the log names the samples. "
-        rf"{re.escape(why)}.* Last good checkpoint: \S+iter_{last - 1}.pth. Look at the samples, lower the "
+        rf"{re.escape(why)}.* Last good checkpoint: \S+iter_{last - 1}.pth. Check the samples, lower the "
     )
     with pytest.raises(NonFiniteLossError, match=pattern):
         train(root, work_dir, monkeypatch, faulty, **changes)
@@ -180,6 +185,7 @@ def test_too_many_end_the_run_also_across_a_resume(
         train(root, work_dir, monkeypatch, faulty, "--resume", first=4, **changes)
 
 
+@pytest.mark.slow
 def test_fine_tuning_skips_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_steps(monkeypatch, MultiDataset, "loss", {2})
     root = mdf_runs.write_datasets(tmp_path / "data")
@@ -188,6 +194,7 @@ def test_fine_tuning_skips_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check_skipped_second(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_detection_skips_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_steps(monkeypatch, DetectionModel, "_total", {2})
     config = det_runs.write_config(det_runs.write_datasets(tmp_path / "data"))
@@ -204,6 +211,7 @@ def check_skipped_second(work_dir: Path) -> None:
     assert [r["skipped_steps"] for r in records(work_dir) if "loss" in r] == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_earlier_versions_have_no_counts(
     root: Path, skipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +248,7 @@ def test_limits() -> None:
 
 
 class Report(StepReport):
-    """Remembers when it is read."""
+    """Records when it is read."""
 
     def __init__(self, step: int, read: list[int], **values: float) -> None:
         names = ("fault", "stop", "own_fault", "loss", "scale")
@@ -295,7 +303,7 @@ def test_a_signal_takes_effect_where_a_checkpoint_can_still_be_written() -> None
 
 
 class Reads(TorchDispatchMode):
-    """Notes the operators that would wait for a device."""
+    """Records the operators that would synchronise the device."""
 
     names = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount", "is_nonzero")
 
@@ -312,6 +320,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+@pytest.mark.slow
 def test_steps_between_log_lines_read_nothing_back(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

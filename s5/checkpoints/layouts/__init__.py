@@ -1,6 +1,6 @@
-"""Checkpoint layouts: the registry of adapters, and the reading of any checkpoint through them.
+"""Checkpoint layouts: a registry of adapters, and conversion of any checkpoint through them.
 
-The adapters are tried in the order of `LAYOUTS`. A further layout is a class and a row there.
+The adapters are tried in the order of `LAYOUTS`. To add a layout, write a class and add an instance to it.
 """
 
 import re
@@ -36,33 +36,33 @@ LAYOUTS: tuple[Layout, ...] = (
     MMPretrain(),
     HuggingFace(),
     HuggingFace5(),
-    Timm(),  # takes any blocks, so it comes last
+    Timm(),  # last, because it matches any blocks
 )
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student", "network", "net")
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
-# How the encoder is found. Groups: prefix of the model, prefix of the encoder in it (None where the model is
-# the encoder).
+# Locates the encoder. Groups: prefix of the model, prefix of the encoder in it (None if the model is the
+# encoder).
 PATCH_EMBEDDINGS = re.compile(
     r"^((?:.*?\.)??)((?:encoder|backbone)\.)?"
     r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings\.projection)\.weight$"
 )
 OWN_MODEL = re.compile(r"^((?:.*?\.)??)heads\.[^.]+\.(?:decode_head|classifier|neck|rpn_head|roi_head)\.")
 
-OWN_META = ("backbone", "img_size")  # in the metadata of every weights file of this package
+OWN_META = ("backbone", "img_size")  # in the metadata of every weight file of this package
 
 
 def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
-    """Recognise a checkpoint and convert it to the names of this package.
+    """Recognise the layout of a checkpoint and convert it to the names of this package.
 
     Args:
-        checkpoint: State dict, or a container such as ``{"model": state_dict}``; keys may have
-            prefixes (``module.``, ``segmentor.`` ...).
-        experts: Names of the experts of a published encoder, in order, where neither its heads nor
-            their number (four: those of the released model) tell them.
+        checkpoint: State dict, or a container such as `{"model": state_dict}`; keys may have
+            prefixes (`module.`, `segmentor.` ...).
+        experts: Names of the experts of a published encoder, in order. They are used if the names follow
+            neither from its heads nor from the number of experts (four in the released model).
 
     Raises:
-        CheckpointError: The keys fit no known layout; the message says what they look like.
+        CheckpointError: The keys match no known layout; the message suggests what they belong to.
     """
     state = _tensors(checkpoint)
     parts = _own_model(state) or _own_backbone(checkpoint, state) or _around_patch_embedding(state)
@@ -78,19 +78,19 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
 
 
 def get_layout(key: str) -> Layout:
-    """The layout of that key or report name.
+    """Look up a layout by its key or name.
 
     Raises:
-        CheckpointError: There is none; lists the keys.
+        CheckpointError: There is no such layout; lists the keys.
     """
-    found = next((layout for layout in LAYOUTS if key in (layout.key, layout.name)), None)
-    if found is None:
-        raise CheckpointError(f"unknown layout {key!r}; there are {', '.join(x.key for x in LAYOUTS)}")
-    return found
+    layout = next((layout for layout in LAYOUTS if key in (layout.key, layout.name)), None)
+    if layout is None:
+        raise CheckpointError(f"unknown layout {key!r}; available: {', '.join(x.key for x in LAYOUTS)}")
+    return layout
 
 
 def known_layouts() -> str:
-    """The layouts that load, for messages."""
+    """Describe all layouts, for messages."""
     examples: dict[str, list[str]] = {}
     for layout in LAYOUTS:
         examples.setdefault(layout.name, []).append(layout.example)
@@ -98,7 +98,7 @@ def known_layouts() -> str:
 
 
 def _tensors(checkpoint: Mapping) -> StateDict:
-    """Unpack containers, drop wrapper prefixes, keep tensors."""
+    """Unpack containers, strip wrapper prefixes, and keep tensors only."""
     while inner := next((checkpoint[k] for k in CONTAINERS if isinstance(checkpoint.get(k), Mapping)), None):
         checkpoint = inner
     return {
@@ -109,7 +109,7 @@ def _tensors(checkpoint: Mapping) -> StateDict:
 
 
 def _own_model(state: StateDict) -> Parts | None:
-    """A whole model of this package, told by its heads, whatever its backbone; None if it is none."""
+    """Split a full model of this package, recognised by its heads; None for anything else."""
     match = next((match for key in state if (match := OWN_MODEL.match(key))), None)
     if match is None or not any(key.startswith(f"{match[1]}backbone.") for key in state):
         return None
@@ -117,15 +117,15 @@ def _own_model(state: StateDict) -> Parts | None:
 
 
 def _own_backbone(checkpoint: Mapping, state: StateDict) -> Parts | None:
-    """A backbone of this package, told by the metadata of its file or timm's body; None if it is none."""
+    """Return a backbone of this package, recognised by metadata or timm's body; None for anything else."""
     meta = checkpoint.get("meta")
-    told = isinstance(meta, Mapping) and all(key in meta for key in OWN_META)
+    described = isinstance(meta, Mapping) and all(key in meta for key in OWN_META)
     wrapped = all(key.startswith(("body.", "pyramid.")) for key in state)
-    return Parts(state, {}, (), ours=True) if state and (told or wrapped) else None
+    return Parts(state, {}, (), ours=True) if state and (described or wrapped) else None
 
 
 def _around_patch_embedding(state: StateDict) -> Parts | None:
-    """A checkpoint whose encoder is found by its patch embedding; None where there is none."""
+    """Split a checkpoint at the encoder that contains the patch embedding; None if there is none."""
     match = next((match for key in state if (match := PATCH_EMBEDDINGS.match(key))), None)
     return None if match is None else _take_apart(state, match[1], match[2] or "")
 
@@ -142,8 +142,8 @@ def _take_apart(state: StateDict, prefix: str, encoder: str) -> Parts:
 def _unrecognised(state: StateDict) -> str:
     if not state:
         return (
-            "no weights: the checkpoint has no key that holds a tensor. Of a model that was saved as a "
-            "whole, save the state_dict() instead"
+            "no weights: no key of the checkpoint holds a tensor. If it is a pickled model, save its "
+            "state_dict() instead"
         )
     name = guess(state)
     keys = ", ".join(list(state)[:5])

@@ -1,7 +1,7 @@
-"""The contract of a checkpoint layout: one adapter per project, which recognises, reads and writes its files.
+"""The interface of a checkpoint layout: an adapter per project that recognises, reads and writes its files.
 
-Adapters are pure: state dicts in, new state dicts out, unchanged tensors shared. They know names and forms of
-tensors; whether weights fit a model is decided by :mod:`s5.checkpoints.loading`.
+Adapters are pure functions of state dicts; unchanged tensors are shared. They handle names and shapes of
+tensors; :mod:`s5.checkpoints.loading` decides whether weights fit a model.
 """
 
 import re
@@ -19,7 +19,7 @@ BLOCK_KEY = re.compile(r"^blocks\.(\d+)\.(.+)$")
 
 
 class OtherArchitectureError(CheckpointError):
-    """A checkpoint that was recognised as a layout holds a network that the layout does not cover."""
+    """A checkpoint matches a layout, but contains an architecture that the layout does not support."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Weights:
 
     Attributes:
         layout: Name of the layout it was read from.
-        backbone: Backbone tensors.
-        heads: Head tensors under the names of `SegHead`, or of a detection head, by task.
-        unused: Keys of the checkpoint that no model here has.
-        lacks: Prefixes of the backbone's names that the layout never has.
-        notes: What was added to make the tensors complete.
+        backbone: Tensors of the backbone.
+        heads: Tensors of the heads by task, under the names of `SegHead` or of a detection head.
+        unused: Keys of the checkpoint that correspond to nothing in this package.
+        lacks: Prefixes of the backbone's names that are never part of the layout.
+        notes: Notes on tensors that were added.
     """
 
     layout: str
@@ -61,7 +61,7 @@ class Parts:
         encoder: Tensors of the encoder, without its prefix.
         around: Other tensors of the model that contains the encoder, without the model's prefix.
         outside: Other keys.
-        ours: Whether heads by task or metadata say that the file is this package's.
+        ours: Whether heads by task or metadata show that the file is from this package.
     """
 
     encoder: StateDict
@@ -72,12 +72,12 @@ class Parts:
 
 @dataclass(frozen=True)
 class Written:
-    """Weights in the layout of a project.
+    """Weights converted to the layout of a project.
 
     Attributes:
         state: Tensors under the project's names.
-        left_out: Names of this package that the layout has no place for.
-        notes: What the names of the layout do not say.
+        left_out: Names of this package that the layout cannot represent.
+        notes: Information that is lost in the layout, and how to use the file.
     """
 
     state: StateDict
@@ -89,13 +89,13 @@ class Layout(ABC):
     """A checkpoint layout.
 
     Attributes:
-        key: Its name on the command line.
-        name: Its name in reports.
-        example: Keys by which a user recognises it.
+        key: Name on the command line.
+        name: Name in reports.
+        example: Typical keys of a state dict.
         lacks: See `Weights`.
-        container: Key of a file that holds the state dict; empty where the file is the state dict.
-        usage: How to build the network that takes a file of the layout; shown after writing one.
-        unwritable: Why the layout cannot be written; empty where it can.
+        container: Key of the state dict in a file; empty if the file is the state dict itself.
+        usage: How to build a network that loads a file of the layout; shown after writing one.
+        unwritable: Why the layout cannot be written; empty if it can.
     """
 
     key: ClassVar[str]
@@ -108,7 +108,7 @@ class Layout(ABC):
 
     @abstractmethod
     def matches(self, parts: Parts) -> bool:
-        """Whether a checkpoint is of this layout."""
+        """Whether a checkpoint has this layout."""
 
     @abstractmethod
     def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
@@ -119,14 +119,15 @@ class Layout(ABC):
             experts: See :func:`s5.checkpoints.layouts.convert`.
 
         Raises:
-            CheckpointError: A tensor has another form, or a part of a layer is missing.
+            CheckpointError: A tensor has an unexpected shape, or a part of a layer is missing.
         """
 
     def from_ours(self, weights: Weights) -> Written:
         """Convert weights under the names of this package to the layout.
 
         Raises:
-            CheckpointError: The layout cannot be written, cannot hold these weights, or they are incomplete.
+            CheckpointError: The layout cannot be written or cannot represent these weights, or they are
+                incomplete.
         """
         raise CheckpointError(f"{self.name} cannot be written: {self.unwritable}")
 
@@ -137,5 +138,5 @@ def has_name(key: str, names: Iterable[str]) -> bool:
 
 
 def block_numbers(backbone: StateDict) -> list[int]:
-    """Numbers of the blocks of a ViT under the names here, ascending."""
+    """Numbers of the blocks of a ViT under the names of this package, ascending."""
     return sorted({int(match[1]) for key in backbone if (match := BLOCK_KEY.match(key))})

@@ -1,9 +1,9 @@
-"""Names of architectures that are not supported, by the keys of their weights, for messages."""
+"""Guess unsupported architectures from the keys of their weights, for messages."""
 
 import re
 from collections.abc import Iterable
 
-# Pattern of keys -> architecture; the more specific patterns come first.
+# Pattern of keys and architecture; more specific patterns come first.
 ARCHITECTURES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -46,6 +46,6 @@ ARCHITECTURES = tuple(
 
 
 def guess(keys: Iterable[str]) -> str | None:
-    """The architecture that weights with these keys belong to; None if no key tells."""
+    """Guess the architecture of weights with these keys; None if no pattern matches."""
     keys = list(keys)
     return next((name for pattern, name in ARCHITECTURES if any(map(pattern.search, keys))), None)

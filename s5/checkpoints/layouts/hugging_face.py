@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's transformers."""
+"""Checkpoints of Hugging Face transformers."""
 
 from s5.backbones import StateDict
 from s5.checkpoints.layouts.base import Parts
@@ -6,14 +6,14 @@ from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 
 
 class HuggingFace(VitLayout):
-    """``ViTModel``, ``ViTMAEModel`` and ``DeiTModel`` of transformers, as files have them."""
+    """`ViTModel`, `ViTMAEModel` and `DeiTModel` of transformers, as stored in files."""
 
     key = "huggingface"
     name = "Hugging Face ViT"
     example = "embeddings.patch_embeddings.*, encoder.layer.N.attention.attention.query.*"
     unwritable = (
-        "its networks always attend to a class token, which this package's do not have, so they would "
-        "compute something else; write timm's layout"
+        "its networks always attend to a class token, which this package's networks do not have, so results "
+        "would differ; write timm's layout instead"
     )
     blocks = "encoder.layer"
     block_names = {
@@ -33,7 +33,7 @@ class HuggingFace(VitLayout):
     }
 
     def matches(self, parts: Parts) -> bool:
-        """Queries, keys and values apart."""
+        """Match separate queries, keys and values."""
         return self.in_blocks(parts, "attention")
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
@@ -45,7 +45,7 @@ class HuggingFace(VitLayout):
 
 
 class HuggingFace5(HuggingFace):
-    """The same in memory since transformers 5: ``torch.save(model.state_dict(), ...)``."""
+    """The same models as in memory since transformers 5: `torch.save(model.state_dict(), ...)`."""
 
     key = "huggingface5"
     example = "embeddings.patch_embeddings.*, layers.N.attention.q_proj.*"

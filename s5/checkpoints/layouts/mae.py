@@ -1,4 +1,4 @@
-"""Checkpoints of MAE, official and not, and of timm."""
+"""Checkpoints of official and unofficial MAE code, and of timm."""
 
 import torch
 
@@ -6,12 +6,12 @@ from s5.backbones import StateDict
 from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Parts
 from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 
-PRETRAINING_PIXELS = 224  # image side of the published weights of the layout that stores no positions
+PRETRAINING_PIXELS = 224  # image side of the published weights of MAE-pytorch
 LAYERS = same_names("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 class Timm(VitLayout):
-    """MAE's own code, timm, and what follows them."""
+    """The official MAE code, timm, and projects with the same names."""
 
     key = "timm"
     name = "MAE or timm"
@@ -26,27 +26,29 @@ class Timm(VitLayout):
     names = same_names("cls_token", "pos_embed", "patch_embed.proj")
 
     def matches(self, parts: Parts) -> bool:
-        """Blocks, and nothing else that tells."""
+        """Match any blocks."""
         return self.in_blocks(parts)
 
 
 class UnofficialMAE(VitLayout):
-    """MAE-pytorch (pengzhiliang): biases of queries and values, none of keys, and no stored positions."""
+    """MAE-pytorch (pengzhiliang): biases of queries and values only, and no stored positional embedding."""
 
     key = "mae-pytorch"
     name = "unofficial MAE (MAE-pytorch)"
     example = "blocks.N.attn.q_bias"
     lacks = ("pyramid.", "cls_token")
-    unwritable = "it has no biases of keys, and its code computes the positional embedding; write timm's"
+    unwritable = (
+        "it has no biases of keys, and its code computes the positional embedding; write timm's instead"
+    )
     block_names = LAYERS | same_names("attn.q_bias", "attn.v_bias")
     names = Timm.names
 
     def matches(self, parts: Parts) -> bool:
-        """Separate biases in blocks."""
+        """Match separate biases in blocks."""
         return self.in_blocks(parts, "attn.q_bias")
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """Join the biases, and compute the positions if they are not learned."""
+        """Join the biases, and add the positional embedding if it is fixed."""
         notes = []
         backbone = join(backbone, ("attn.q_bias", None, "attn.v_bias"), "attn.qkv.bias")
         if "pos_embed" not in backbone:
@@ -60,9 +62,9 @@ class UnofficialMAE(VitLayout):
 
 
 def sinusoid_positions(length: int, width: int) -> torch.Tensor:
-    """The positional embedding (1, length, width) of "Attention is all you need", patches counted by rows.
+    """Positional embedding (1, length, width) of "Attention is all you need", patches in row-major order.
 
-    Even channels are sines, odd ones cosines, of wavelengths from 2 pi to 20 000 pi patches.
+    Even channels are sines and odd channels cosines, with wavelengths from 2 pi to 20 000 pi patches.
     """
     channel = torch.arange(width, dtype=torch.float64)
     wavelength = 10_000 ** (2 * (channel // 2) / width)

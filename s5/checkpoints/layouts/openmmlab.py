@@ -16,7 +16,7 @@ MMSEG_BLOCK_NAMES = {
 
 
 class MMSegmentation(VitLayout):
-    """``VisionTransformer`` of mmsegmentation."""
+    """`VisionTransformer` of mmsegmentation."""
 
     key = "mmseg"
     name = "mmsegmentation ViT"
@@ -31,12 +31,12 @@ class MMSegmentation(VitLayout):
     names = same_names("cls_token", "pos_embed") | {"patch_embed.projection": "patch_embed.proj"}
 
     def matches(self, parts: Parts) -> bool:
-        """PyTorch's attention in layers."""
+        """Match PyTorch's attention in layers."""
         return self.in_blocks(parts, "attn.attn.in_proj_weight")
 
 
 class MMPretrain(MMSegmentation):
-    """``VisionTransformer`` and ``MAEViT`` of mmpretrain, mmselfsup and mmclassification."""
+    """`VisionTransformer` and `MAEViT` of mmpretrain, mmselfsup and mmclassification."""
 
     key = "mmpretrain"
     name = "mmpretrain ViT"
@@ -55,5 +55,5 @@ class MMPretrain(MMSegmentation):
     }
 
     def matches(self, parts: Parts) -> bool:
-        """One linear layer for queries, keys and values, and the FFN of mmcv."""
+        """Match one linear layer for queries, keys and values, and mmcv's FFN."""
         return self.in_blocks(parts, "attn.qkv.weight") and self.in_blocks(parts, "ffn.layers")

@@ -1,7 +1,7 @@
-"""The released S5 weights: ``encoder.*``, heads of segmentation or of detection, dense or with experts.
+"""The released S5 weights: `encoder.*`, segmentation or detection heads, dense or with experts.
 
-Published heads of detection (``{neck,rpn_head,roi_head}_<task>.*``) have the shapes of those here, but count
-angles in the other direction, and their classifier has the classes of DOTA in another order.
+Published detection heads (`{neck,rpn_head,roi_head}_<task>.*`) have the same shapes as those of this package,
+but angles have the opposite sign, and the classes of DOTA are in another order.
 """
 
 import math
@@ -21,7 +21,7 @@ from s5.errors import CheckpointError
 SEGMENTATION_TASKS = ("vaihingen", "potsdam", "openearthmap", "loveda")
 DETECTION_TASKS = ("dior", "dota")
 SPELLING = {"openearthmap": "OpenEarthMap"}
-DEFAULT_TASK = "seg"  # of a file whose only head has no task name
+DEFAULT_TASK = "seg"  # task of a single head without task name
 
 DETECTION_KEY = re.compile(r"^(neck|rpn_head|roi_head)_([^.]+)\.(.+)$")
 DETECTION_PARTS = ("neck", "rpn_head", "roi_head")
@@ -31,7 +31,7 @@ DOTA_ROWS = (4, 10, 3, 8, 9, 0, 5, 11, 7, 13, 6, 12, 14, 1, 2, 15, 16, 17)
 
 
 class PublishedS5(VitLayout):
-    """A released backbone alone, or a whole model."""
+    """A released backbone or full model."""
 
     key = "published"
     name = "published S5"
@@ -51,7 +51,7 @@ class PublishedS5(VitLayout):
     }
 
     def matches(self, parts: Parts) -> bool:
-        """Layers and a pyramid; without one, no class slot, which mmsegmentation always stores."""
+        """Match layers with a pyramid, or without the class slot that mmsegmentation always stores."""
         if any(key.startswith("fpn") for key in parts.encoder):
             return self.in_blocks(parts)
         table = parts.encoder.get("pos_embed")
@@ -59,20 +59,20 @@ class PublishedS5(VitLayout):
         return square and self.in_blocks(parts, "attn.attn.in_proj_weight")
 
     def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
-        """Rename the encoder and the heads; experts get the names of tasks for their numbers."""
+        """Rename the encoder and the heads, and replace the experts' numbers by task names."""
         weights = super().to_ours(Parts(parts.encoder, {}, ()), experts)
         heads, unused = _heads_to_ours(parts.around)
         backbone = _name_experts(weights.backbone, tuple(heads), tuple(experts))
         return Weights(self.name, backbone, heads, (*weights.unused, *unused, *parts.outside), self.lacks)
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """Nothing to add: the layout has all tensors and no class slot."""
+        """Return the tensors unchanged, because the layout has all tensors and no class slot."""
         if "pos_embed" not in backbone:
-            super().complete(backbone)  # which refuses it
+            super().complete(backbone)  # raises the error
         return backbone, ()
 
     def from_ours(self, weights: Weights) -> Written:
-        """Rename the backbone and the heads; experts get numbers for the names of tasks."""
+        """Rename the backbone and the heads, and replace the experts' task names by numbers."""
         require_complete(weights)
         numbers = {name: str(number) for number, name in enumerate(_order(weights.experts))}
         detects = any(map(_detects, weights.heads.values()))
@@ -84,20 +84,21 @@ class PublishedS5(VitLayout):
     def _notes(self, weights: Weights) -> tuple[str, ...]:
         notes = []
         if len(weights.heads) == 1 and not any(map(_detects, weights.heads.values())):
-            notes.append(f"a lone head has no task name in this layout: {next(iter(weights.heads))} is lost")
+            task = next(iter(weights.heads))
+            notes.append(f"a single head has no task name in this layout: the name {task} is lost")
         if weights.experts and not weights.heads and set(weights.experts) != set(SEGMENTATION_TASKS):
             experts = ",".join(weights.experts)
             if len(weights.experts) == len(SEGMENTATION_TASKS):
                 raise CheckpointError(
-                    f"experts for {experts}: four numbered experts of a backbone alone are those of "
-                    f"{','.join(SEGMENTATION_TASKS)}; convert the whole model, whose heads name the tasks"
+                    f"experts for {experts}: in a backbone without heads, four numbered experts stand for "
+                    f"{','.join(SEGMENTATION_TASKS)}; convert the full model, whose heads name the tasks"
                 )
-            notes.append(f"the names of the experts are lost: reading takes --tasks {experts}")
+            notes.append(f"the names of the experts are lost: reading the file needs --tasks {experts}")
         return tuple(notes)
 
 
 def _heads_to_ours(around: StateDict) -> tuple[dict[str, StateDict], list[str]]:
-    """Heads by task under the names here, and the keys of other things."""
+    """Return heads by task under the names of this package, and all other keys."""
     several = any(key.startswith("semseghead_") for key in around)
     heads: dict[str, StateDict] = {}
     unused = []
@@ -113,7 +114,7 @@ def _heads_to_ours(around: StateDict) -> tuple[dict[str, StateDict], list[str]]:
         task = inverse(SPELLING).get(suffix, suffix) or (SEGMENTATION_TASKS[0] if several else DEFAULT_TASK)
         name = name if kind == "semsegdecoder" else name.replace("1.", "classifier.", 1)
         heads.setdefault(task, {})[name] = value
-    rows = [*DOTA_ROWS, len(DOTA_ROWS)]  # the background stays last
+    rows = [*DOTA_ROWS, len(DOTA_ROWS)]  # background remains last
     return {task: _detection_meaning(task, head, rows) for task, head in heads.items()}, unused
 
 
@@ -130,18 +131,18 @@ def _heads_from_ours(heads: Mapping[str, StateDict]) -> Iterator[tuple[str, torc
         decoder = f"semsegdecoder{'' if task == SEGMENTATION_TASKS[0] else suffix}"
         names = {"decode_head": f"{decoder}.decode_head", "classifier": f"semseghead{suffix}.1"}
         for name, value in head.items():
-            if (theirs := replace_start(name, names)) is None:
+            if (key := replace_start(name, names)) is None:
                 raise CheckpointError(f"the published layout has no name for {name} of the head of {task}")
-            yield theirs, value
+            yield key, value
 
 
 def _detects(head: StateDict) -> bool:
-    """Whether a head finds objects; else it segments."""
+    """Whether a head is for detection instead of segmentation."""
     return any(has_name(name, DETECTION_PARTS) for name in head)
 
 
 def _detection_meaning(task: str, head: StateDict, rows: Sequence[int]) -> StateDict:
-    """Turn the direction of angles round, and sort the rows of DOTA's classifier."""
+    """Negate angles, and reorder the rows of DOTA's classifier."""
     changed = dict(head)
     for name, tensor in head.items():
         if name.startswith("roi_head.") and ".fc_reg." in name:
@@ -156,12 +157,12 @@ def _name_experts(backbone: StateDict, heads: tuple[str, ...], experts: tuple[st
     """Replace the experts' numbers by task names.
 
     Args:
-        backbone: Tensors under the names here.
+        backbone: Tensors under the names of this package.
         heads: Tasks of the checkpoint's heads.
-        experts: Names to take where neither the heads nor the number of experts tell them.
+        experts: Names to use if they follow from neither the heads nor the number of experts.
 
     Raises:
-        CheckpointError: Nothing tells them.
+        CheckpointError: The names are unknown.
     """
     count = len(expert_names(backbone))
     if not count:

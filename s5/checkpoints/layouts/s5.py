@@ -9,31 +9,31 @@ HEAD_PARTS = ("decode_head", "classifier", "neck", "rpn_head", "roi_head")
 
 
 class S5(Layout):
-    """A backbone of any architecture alone, or a whole model (``backbone.*``, ``heads.<task>.*``)."""
+    """A backbone of any architecture, or a full model (`backbone.*`, `heads.<task>.*`)."""
 
     key = "s5"
     name = "S5"
     example = "blocks.*, pyramid.*"
 
     def matches(self, parts: Parts) -> bool:
-        """The file says so, or the encoder has a pyramid."""
+        """Match files with metadata or heads by task, or whose encoder has a pyramid."""
         return parts.ours or any(has_name(key, ("pyramid",)) for key in parts.encoder)
 
     def to_ours(self, parts: Parts, experts: Sequence[str]) -> Weights:
-        """Sort the heads by task; names stay as they are."""
+        """Group the heads by task; names are unchanged."""
         if PATCH_EMBEDDING in parts.encoder:
             check_form(parts.encoder)
         heads: dict[str, dict] = {}
         unused = []
         for key, value in parts.around.items():
-            if (found := _head_key(key)) is not None:
-                heads.setdefault(found[0], {})[found[1]] = value
+            if (head_key := _head_key(key)) is not None:
+                heads.setdefault(head_key[0], {})[head_key[1]] = value
             else:
                 unused.append(key)
         return Weights(self.name, parts.encoder, heads, (*unused, *parts.outside))
 
     def from_ours(self, weights: Weights) -> Written:
-        """Name a backbone alone as it is, and one with heads as a whole model."""
+        """Keep the names of a lone backbone; name one with heads as a full model."""
         if weights.depth and PATCH_EMBEDDING in weights.backbone:
             require_complete(weights)
         if not weights.heads:
@@ -43,7 +43,7 @@ class S5(Layout):
 
 
 def _head_key(key: str) -> tuple[str, str] | None:
-    """Task and name of a tensor of a head; None for other tensors."""
+    """Task and name of a head's tensor; None for other tensors."""
     part, _, rest = key.partition(".")
     task, _, name = rest.partition(".")
     return (task, name) if part == "heads" and has_name(name, HEAD_PARTS) else None

@@ -1,4 +1,4 @@
-"""Layouts of plain ViTs: tables of names, and what they differ in besides names."""
+"""Layouts of plain ViTs: tables of names, and other differences between them."""
 
 import math
 import re
@@ -21,11 +21,10 @@ from s5.checkpoints.layouts.base import (
     has_name,
 )
 from s5.checkpoints.layouts.foreign import guess
-from s5.checkpoints.reading import shorten
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, shorten
 
-# Layers before the blocks that a plain ViT does not have; without them the blocks would see other tokens.
 MAX_CLASS_SLOTS = 2  # class token, and DeiT's distillation token
+# Layers before the blocks that a plain ViT does not have; without them the blocks would get other inputs.
 BEFORE_BLOCKS = (
     "patch_embed.norm",
     "norm_pre",
@@ -35,7 +34,7 @@ BEFORE_BLOCKS = (
     "rope",
     "channel_embed",
 )
-IMAGE_AXES = 4  # of a patch embedding; of videos it has five
+IMAGE_AXES = 4  # dimensions of a patch embedding's weight; five in video models
 BLOCK_LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 BLOCK_LAYERS = ("norm1", "norm2", *BLOCK_LINEARS)
 
@@ -45,10 +44,10 @@ class VitLayout(Layout):
 
     Attributes:
         blocks: Prefix of a block's keys, before its number.
-        block_names: Name in a block -> name here.
-        names: Name of another tensor of the encoder -> name here.
-        class_slot: Whether the positional embedding has a slot for the class token even in a network that
-            runs without one.
+        block_names: Names in a block, mapped to those of this package.
+        names: Names of the encoder's other tensors, mapped to those of this package.
+        class_slot: Whether the positional embedding has a slot for the class token even in a network without
+            one.
     """
 
     lacks: ClassVar[tuple[str, ...]] = ("pyramid.",)
@@ -59,11 +58,11 @@ class VitLayout(Layout):
 
     @cached_property
     def block_key(self) -> re.Pattern:
-        """Pattern of a block's keys: its number, and the name in the block."""
+        """Pattern of a block's keys; its groups are the number and the name in the block."""
         return re.compile(rf"^{re.escape(self.blocks)}\.(\d+)\.(.+)$")
 
     def in_blocks(self, parts: Parts, name: str = "") -> bool:
-        """Whether any block has a tensor or layer of that name, or whether there are blocks at all."""
+        """Whether any block has a tensor or layer of that name; without a name, whether there are blocks."""
         inner = (match[2] for key in parts.encoder if (match := self.block_key.match(key)))
         return any(not name or has_name(key, (name,)) for key in inner)
 
@@ -81,7 +80,7 @@ class VitLayout(Layout):
         require_complete(weights)
         if weights.experts:
             raise CheckpointError(
-                f"{self.name} has no experts, the backbone has them for {', '.join(weights.experts)}"
+                f"{self.name} has no experts, but the backbone has some for {', '.join(weights.experts)}"
             )
         backbone, positions = dict(weights.backbone), weights.backbone["pos_embed"]
         length = positions.shape[1]
@@ -99,19 +98,19 @@ class VitLayout(Layout):
         return Written(state, (*left_out, *more, *heads), (self.usage,))
 
     def rename(self, encoder: StateDict) -> tuple[StateDict, list[str]]:
-        """The tensors of a plain ViT under the names here, and the keys of others.
+        """Return the tensors of a plain ViT under the names of this package, and all other keys.
 
         Raises:
-            OtherArchitectureError: A tensor would change what the blocks compute, and a plain ViT lacks it,
-                or there is no patch embedding.
+            OtherArchitectureError: There is no patch embedding, or a tensor that a plain ViT does not have
+                would change the output of the blocks.
         """
         kept, unused = {}, []
         for key, value in encoder.items():
             match = self.block_key.match(key)
             names, inner = (self.block_names, match[2]) if match else (self.names, key)
-            ours = replace_start(inner, names)
-            if ours is not None:
-                kept[f"blocks.{match[1]}.{ours}" if match else ours] = value
+            own_name = replace_start(inner, names)
+            if own_name is not None:
+                kept[f"blocks.{match[1]}.{own_name}" if match else own_name] = value
             elif match or has_name(key, BEFORE_BLOCKS):
                 name = guess(encoder)
                 raise OtherArchitectureError(
@@ -122,21 +121,21 @@ class VitLayout(Layout):
                 unused.append(key)
         if PATCH_EMBEDDING not in kept:
             raise OtherArchitectureError(
-                f"the checkpoint has blocks as of {self.name}, but its patch embedding has another name"
+                f"the checkpoint has the blocks of {self.name}, but its patch embedding has another name"
             )
         return kept, unused
 
     def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """Renamed tensors in the form of the backbone here, and notes on what was added."""
+        """Complete renamed tensors as needed by this package's backbone; also returns notes on additions."""
         if "pos_embed" not in backbone:
             raise OtherArchitectureError(
-                "the checkpoint has no positional embedding (pos_embed), so it is another architecture"
+                "the checkpoint has no positional embedding (pos_embed), so it has another architecture"
             )
         backbone, notes = _with_zero_biases(backbone)
         return backbone | {"pos_embed": drop_class_slot(backbone["pos_embed"])}, notes
 
     def rename_back(self, backbone: StateDict) -> tuple[StateDict, list[str]]:
-        """The tensors under the layout's names, and the names of the pyramid's if the layout has none.
+        """Return the tensors under the layout's names, and the names of those that it cannot represent.
 
         Raises:
             CheckpointError: The backbone has a tensor that a plain ViT does not have.
@@ -145,9 +144,9 @@ class VitLayout(Layout):
         state, left_out = {}, []
         for key, value in backbone.items():
             match = BLOCK_KEY.match(key)
-            theirs = replace_start(match[2], block_names) if match else replace_start(key, names)
-            if theirs is not None:
-                state[f"{self.blocks}.{match[1]}.{theirs}" if match else theirs] = value
+            foreign_name = replace_start(match[2], block_names) if match else replace_start(key, names)
+            if foreign_name is not None:
+                state[f"{self.blocks}.{match[1]}.{foreign_name}" if match else foreign_name] = value
             elif key.startswith("pyramid."):
                 left_out.append(key)
             else:
@@ -156,26 +155,26 @@ class VitLayout(Layout):
 
 
 def same_names(*names: str) -> dict[str, str]:
-    """A table of names that a layout shares with this package."""
+    """Create a table of names that a layout shares with this package."""
     return dict(zip(names, names, strict=True))
 
 
 def inverse(names: Mapping[str, str]) -> dict[str, str]:
-    """A table of names the other way round."""
+    """Invert a table of names."""
     return {new: old for old, new in names.items()}
 
 
 def replace_start(key: str, names: Mapping[str, str]) -> str | None:
-    """Replace the name that a key is or starts with; None if it is none of `names`."""
+    """Replace the name that a key equals or starts with; None if it is not in `names`."""
     old = next((name for name in names if has_name(key, (name,))), None)
     return None if old is None else names[old] + key[len(old) :]
 
 
 def check_form(backbone: StateDict) -> None:
-    """Check the number of axes of the tensors of a ViT that the conversion itself relies on.
+    """Check the number of dimensions of those tensors of a ViT that the conversion relies on.
 
     Raises:
-        CheckpointError: It is another one.
+        CheckpointError: A tensor has another number of dimensions.
     """
     if numbers := [key for key, value in backbone.items() if not value.ndim]:
         raise CheckpointError(f"{numbers[0]} is a single number")
@@ -193,14 +192,14 @@ def check_form(backbone: StateDict) -> None:
 
 
 def require_complete(weights: Weights) -> None:
-    """Check that a ViT has the layers of a plain one in every block, each of the same shape in all blocks.
+    """Check that every block of a ViT has the layers of a plain ViT, with the same shapes in all blocks.
 
     Raises:
-        CheckpointError: Names the tensors that are missing or differ.
+        CheckpointError: Tensors are missing or differ; names them.
     """
     backbone = weights.backbone
     if not weights.depth or PATCH_EMBEDDING not in backbone:
-        raise CheckpointError("the backbone is no plain ViT, which is all that this layout can hold")
+        raise CheckpointError("the backbone is not a plain ViT, the only architecture of this layout")
     layers = BLOCK_LAYERS[:-1] if weights.experts else BLOCK_LAYERS  # experts can replace the last layer
     shapes: dict[str, torch.Size | None] = {
         f"{layer}.{kind}": None for layer in layers for kind in ("weight", "bias")
@@ -217,39 +216,39 @@ def require_complete(weights: Weights) -> None:
             if tensor is None:
                 problems.append(f"blocks.{block}.{name} is missing")
             elif tensor.shape != shape:
-                problems.append(f"blocks.{block}.{name} has another shape than in other blocks")
+                problems.append(f"blocks.{block}.{name} has a different shape than in other blocks")
     if problems:
         raise CheckpointError(f"the weights are incomplete: {shorten(problems)}")
 
 
-def join(backbone: StateDict, parts: Sequence[str | None], ours: str) -> StateDict:
-    """Join tensors of every block along their first axis; None stands for zeros.
+def join(backbone: StateDict, parts: Sequence[str | None], name: str) -> StateDict:
+    """Concatenate tensors of every block along their first dimension; None stands for zeros.
 
     Raises:
-        CheckpointError: A block has some of them only.
+        CheckpointError: A block has only some of the tensors, or their shapes differ.
     """
     joined = dict(backbone)
     for block in block_numbers(backbone):
-        found = {part: joined.pop(f"blocks.{block}.{part}", None) for part in parts if part}
-        lacking = [part for part, tensor in found.items() if tensor is None]
-        if len(lacking) == len(found):
+        by_part = {part: joined.pop(f"blocks.{block}.{part}", None) for part in parts if part}
+        missing = [part for part, tensor in by_part.items() if tensor is None]
+        if len(missing) == len(by_part):
             continue
-        if lacking:
+        if missing:
             raise CheckpointError(
-                f"block {block} has no {' and no '.join(lacking)}, but other parts of the same layer: the "
+                f"block {block} has no {' and no '.join(missing)}, but other parts of the same layer: the "
                 f"file is incomplete"
             )
-        tensors = {part: tensor for part, tensor in found.items() if tensor is not None}
+        tensors = {part: tensor for part, tensor in by_part.items() if tensor is not None}
         if len({tensor.shape for tensor in tensors.values()}) > 1:
             shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in tensors.items())
             raise CheckpointError(f"block {block} has parts of one layer of different shapes: {shapes}")
         zero = torch.zeros_like(next(iter(tensors.values())))
-        joined[f"blocks.{block}.{ours}"] = torch.cat([tensors[part] if part else zero for part in parts])
+        joined[f"blocks.{block}.{name}"] = torch.cat([tensors[part] if part else zero for part in parts])
     return joined
 
 
 def _with_zero_biases(backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-    """Add zero biases, which compute the same, to layers that have none anywhere in the checkpoint."""
+    """Add zero biases, which are equivalent, to layers that have no bias in any block."""
     layers = {"patch_embed.proj": ["patch_embed.proj"]}
     layers |= {
         name: [f"blocks.{block}.{name}" for block in block_numbers(backbone)] for name in BLOCK_LINEARS
@@ -263,17 +262,17 @@ def _with_zero_biases(backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
         for layer in layers[name]
         if (weight := backbone.get(f"{layer}.weight")) is not None
     }
-    notes = (f"no biases of {', '.join(without)} in the checkpoint: zero",) if zeros else ()
+    notes = (f"no biases of {', '.join(without)} in the checkpoint: set to zero",) if zeros else ()
     return backbone | zeros, notes
 
 
 def drop_class_slot(table: torch.Tensor) -> torch.Tensor:
     """Drop the leading slots of a positional embedding (1, slots + n * n, C) that belong to no patch.
 
-    These are the class token's and, in DeiT, the distillation token's.
+    These are for the class token and, in DeiT, the distillation token.
 
     Raises:
-        CheckpointError: With none, one or two slots left out, the grid is not square.
+        CheckpointError: The grid is not square, with no, one or two slots dropped.
     """
     length = table.shape[1]
     for slots in range(MAX_CLASS_SLOTS + 1):

@@ -11,8 +11,20 @@ from s5.data.datasets.isaid import Isaid
 from s5.data.datasets.isprs import Potsdam, Vaihingen
 from s5.data.datasets.loveda import LoveDA
 from s5.data.datasets.openearthmap import OpenEarthMap
-from s5.data.datasets.scenes import SCENES
-from s5.data.label_table import LabelTable
+from s5.data.label_table import LabelTable, build_table
+
+SCENES = build_table(
+    "scenes",
+    ("field", (190, 200, 110)),
+    ("forest", (40, 110, 50)),
+    ("water", (50, 110, 200)),
+    ("road", (150, 150, 150)),
+    ("building", (220, 90, 60)),
+    ("vehicle", (250, 220, 50)),
+    ("ship", (240, 240, 250)),
+    ("plane", (200, 70, 200)),
+)
+"""The embedded synthetic scenes, which `python -m scenes` writes."""
 
 DATASETS: dict[str, type[Dataset]] = {}
 TABLES: dict[str, LabelTable] = {}

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from s5.data.datasets.base import TRAIN, VAL, Dataset
-from s5.data.datasets.shipped import Shipped, Source, listed
+from s5.data.datasets.shipped import Shipped, Source
 from s5.data.image_io import read_image
 from s5.data.label_table import RGB, LabelTable, build_table
+from s5.errors import shorten
 
 FULL, ERODED = "full", "eroded"
 _URL = "https://www.isprs.org/resources/datasets/benchmarks/UrbanSemLab/default.aspx"
@@ -141,7 +142,7 @@ def _lacking(found: _Found, wanted: Sequence[tuple[str, str]], packed_in: Mappin
         if lacking:
             what = f"{kind} labels" if kind in (FULL, ERODED) else f"{kind.upper()} images"
             count = f"{len(lacking)} of {len(tiles)} tiles"
-            problems.append(f"{what}: {count}, in {packed_in[kind]}: {listed(lacking)}")
+            problems.append(f"{what}: {count}, in {packed_in[kind]}: {shorten(lacking, 40)}")
             if kind == ERODED:
                 problems.append(
                     "  (--val-boundary full does without; scores then differ from published ones)"

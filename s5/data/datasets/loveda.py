@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from s5.data.datasets.base import TEST, TRAIN, VAL, Dataset
-from s5.data.datasets.shipped import Shipped, Source, listed
+from s5.data.datasets.shipped import Shipped, Source
 from s5.data.label_table import RGB, build_table
-from s5.errors import PrepareError
+from s5.errors import PrepareError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +130,9 @@ def _names(part: Mapping[_Key, _Files], numbers: range) -> list[str]:
     for kind in ("mask", "image"):
         single = [f"{scene}/{n}" for (group, scene, n), files in part.items() if _lacks(group, files) == kind]
         if single:
-            names.append(f"without {kind}: {listed(single, _SHOWN)}")
+            names.append(f"without {kind}: {shorten(single, _SHOWN)}")
     present = {number for *_, number in part}
     absent = [str(number) for number in numbers if number not in present]
     if absent and present <= set(numbers):
-        names.append(f"not there: {listed(absent, _SHOWN)}")
+        names.append(f"not there: {shorten(absent, _SHOWN)}")
     return names

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from s5.data.datasets.base import TEST, TRAIN, VAL, Dataset
-from s5.data.datasets.shipped import Shipped, Source, listed
+from s5.data.datasets.shipped import Shipped, Source
 from s5.data.folders import find_images
 from s5.data.label_table import build_table
 from s5.data.splits import write_split
-from s5.errors import PrepareError
+from s5.errors import PrepareError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ Get it from {_URL}
                     sources.append(Source(f"{group}/{name}", group, name, image, problem=problem))
         _report_xbd(shipped.folder, sorted(xbd_missing), from_xbd, require_all)
         if missing:
-            names = listed(missing, 10)
+            names = shorten(missing, 10)
             shipped.require([f"{len(missing)} files of train.txt, val.txt and test.txt: {names}"])
         return sources
 
@@ -163,7 +163,7 @@ def _report_xbd(
         return
     text = (
         f"{len(missing)} images of OpenEarthMap come from xBD, which may not be passed on, and are not "
-        f"here: {listed(missing, 5)}. "
+        f"here: {shorten(missing)}. "
     )
     if path is not None:
         lines = [f"{from_xbd[name]} -> {name.rpartition('_')[0]}/images/{name}" for name in missing]

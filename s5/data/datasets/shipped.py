@@ -151,12 +151,6 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def listed(names: Sequence[str], show: int = 40) -> str:
-    """Names in one line, the rest as a number."""
-    more = f" and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(names[:show]) + more
-
-
 def safe_name(text: str) -> str:
     """`text` as part of file names that are UTF-8 and stand in split lines as they are.
 

@@ -18,9 +18,9 @@ from rasterio.transform import GCPTransformer
 from rasterio.warp import transform
 
 from s5.data.files import write_bytes
+from s5.data.gdal_files import Georeference
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
-from s5.data.rasters import Georeference
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,16 @@ from functools import partial
 
 from s5.command import run_command
 from s5.data.datasets import DATASETS
-from s5.data.prepare import labeled, unlabeled
 from s5.data.prepare.detection import add_objects_arguments, plan_objects
-from s5.data.prepare.parallel import default_workers
-from s5.data.prepare.pipeline import Plan, prepare
+from s5.data.prepare.own_data import (
+    LABELED,
+    UNLABELED,
+    add_labeled_arguments,
+    add_unlabeled_arguments,
+    plan_labeled,
+    plan_unlabeled,
+)
+from s5.data.prepare.pipeline import Plan, default_workers, prepare
 from s5.data.prepare.segmentation import add_dataset_arguments, plan_dataset
 
 _Command = tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Plan]]
@@ -35,8 +41,8 @@ def _commands() -> Iterator[_Command]:
                 partial(add_dataset_arguments, dataset=dataset),
                 partial(plan_dataset, dataset),
             )
-    yield "unlabeled", unlabeled.SUMMARY, unlabeled.add_arguments, unlabeled.plan
-    yield "labeled", labeled.SUMMARY, labeled.add_arguments, labeled.plan
+    yield "unlabeled", UNLABELED, add_unlabeled_arguments, plan_unlabeled
+    yield "labeled", LABELED, add_labeled_arguments, plan_labeled
     for name, dataset in DATASETS.items():
         if not dataset.tables:
             yield (

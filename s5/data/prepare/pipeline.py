@@ -1,24 +1,34 @@
 """Run a plan: skip finished source files, cut the others in parallel, write the split files."""
 
+from __future__ import annotations
+
 import errno
 import logging
+import multiprocessing
 import os
 import re
+import signal
+import sys
+import threading
+import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from s5.command import Progress
 from s5.data.datasets.archives import Archives
 from s5.data.datasets.prepared import JOURNAL_NAME
 from s5.data.datasets.shipped import Source
+from s5.data.image_io import init_worker
 from s5.data.prepare.journal import Entry, Journal, Patch
-from s5.data.prepare.parallel import run_parallel
-from s5.data.progress import Progress
 from s5.data.splits import format_line, write_split
 from s5.errors import DataError, PrepareError, printable
 
@@ -26,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 UNUSABLE_NAME = "unusable.txt"
 _SHOWN = 5  # messages in a summary
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Cut(NamedTuple):
@@ -306,3 +318,66 @@ def _write_unusable(path: Path, unusable: dict[str, str]) -> None:
         logger.warning("source files that could not be used are listed in %s", path)
     else:
         path.unlink(missing_ok=True)
+
+
+def default_workers() -> int:
+    """One process per CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_parallel(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Generator[tuple[_Item, _Result], None, None]:
+    """Yield ``(item, work(item))`` as they finish, in any order.
+
+    Closing the iterator, also by Ctrl-C, starts no further item and waits for those under way, whose results
+    are then lost. With ``workers`` 1 everything runs in this process.
+
+    Args:
+        work: a picklable function; what it raises is raised here.
+        items: picklable.
+        workers: number of processes.
+
+    Raises:
+        PrepareError: a worker process was killed from outside.
+    """
+    if workers <= 1:
+        for item in items:
+            yield item, work(item)
+        return
+    # Forked workers start at once; elsewhere than on Linux forking is not safe.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_init_process, initargs=(os.getpid(),))
+    queue = iter(items)
+    running: dict[Future[_Result], _Item] = {}
+    try:
+        while True:
+            for item in islice(queue, 2 * workers - len(running)):
+                running[pool.submit(work, item)] = item
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running[future], future.result()
+                del running[future]
+    except BrokenProcessPool as error:
+        names = ", ".join(str(item) for item in running.values())
+        raise PrepareError(
+            f"a worker process was killed (out of memory?) at one of: {names}. What is finished is kept; run "
+            "the same command again, with fewer --workers if memory is short"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _init_process(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the run in order
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    init_worker()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    """End this process when the main one was killed: it would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -3,8 +3,8 @@
 import contextlib
 import io
 
-# When imported, also later by their registries, both print which optional packages they do without, into
-# output that programs may read.
+# On import, which registries may also trigger later, both print missing optional packages to stdout, which
+# other programs may parse.
 with contextlib.redirect_stdout(io.StringIO()):
     import mmdet.datasets  # noqa: F401
     import mmdet.models  # noqa: F401

@@ -1,4 +1,4 @@
-"""One detector for several datasets: a shared backbone, once per batch, and an Oriented R-CNN per task."""
+"""One detector for several datasets: a backbone, run once per batch, and an Oriented R-CNN per task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -22,44 +22,47 @@ class MultiTaskDetector(MultiTaskNetwork):
     """
 
     def loss(self, images: Tensor, samples: SampleList, counts: Counts) -> dict[str, dict[str, Tensor]]:
-        """Losses by part of every task in the batch.
+        """Compute the losses of every task in the batch, by name.
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            samples: their ground truth.
-            counts: images of each task, in the order of the batch.
+            samples: Ground truth of the images.
+            counts: Number of images of each task, in the order of the batch.
         """
         parts = self._parts(images, samples, counts)
         return {task: head.loss(features, own) for task, head, features, own in parts}
 
-    def predict(
-        self, images: Tensor, samples: SampleList, counts: Counts, rescale: bool = True
-    ) -> list[InstanceData]:
-        """Detections of every image: rotated boxes, scores, labels.
+    def predict(self, images: Tensor, samples: SampleList, counts: Counts) -> list[InstanceData]:
+        """Predict rotated boxes in pixels of the image file, scores and labels of every image.
 
         Args:
             images: (B, 3, H, W), normalised, ordered by task.
-            samples: what is known of them (shapes, scale).
-            counts: images of each task, in the order of the batch.
-            rescale: boxes in pixels of the image file instead of those of the input.
+            samples: Their shapes and scales.
+            counts: Number of images of each task, in the order of the batch.
         """
         parts = self._parts(images, samples, counts)
-        return [found for _, head, features, own in parts for found in head.predict(features, own, rescale)]
+        return [result for _, head, features, own in parts for result in head.predict(features, own)]
 
     def predict_all(
-        self, images: Tensor, samples: SampleList, rescale: bool = True
+        self, images: Tensor, samples: SampleList, tasks: Sequence[str] | None = None
     ) -> dict[str, list[InstanceData]]:
-        """Detections of the same images by every task; arguments as of :meth:`predict`."""
+        """Predict the same images for several tasks, in pixels of the image files.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            samples: Their shapes and scales.
+            tasks: Names of the tasks, by default all; only their heads and experts run.
+        """
         heads = {task: cast(OrientedRCNN, head) for task, head in self.heads.items()}
         return {
-            task: heads[task].predict(heads[task].neck(maps), samples, rescale)
-            for task, maps in self.features_of_all(images).items()
+            task: heads[task].predict(heads[task].neck(maps), samples)
+            for task, maps in self.features_of_all(images, tasks).items()
         }
 
     def _parts(
         self, images: Tensor, samples: SampleList, counts: Counts
     ) -> Iterator[tuple[str, OrientedRCNN, tuple[Tensor, ...], SampleList]]:
-        """Task, head, the neck's feature maps and the samples of each task in the batch."""
+        """Yield name, head, the neck's feature maps and samples of each task in the batch."""
         first = 0
         for task, maps in self.features(images, counts).items():
             head = cast(OrientedRCNN, self.heads[task])
@@ -79,12 +82,12 @@ def build_detector(
     """Build a backbone with an Oriented R-CNN per task, randomly initialised.
 
     Args:
-        backbone: name, see `s5.backbones.list_backbones`, or an `Architecture`.
-        tasks: number of classes by task.
-        img_size: image size in pixels that the backbone is built for.
-        expert_channels: task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
-        settings: of Oriented R-CNN; the published ones if left out.
-        options: more arguments of `s5.backbones.create_backbone`.
+        backbone: Name, see `s5.backbones.list_backbones`, or an `Architecture`.
+        tasks: Number of classes by task.
+        img_size: Image size in pixels that the backbone is built for.
+        expert_channels: Task-specific channels of the backbone's FFNs; 0 gives a dense backbone.
+        settings: Settings of Oriented R-CNN; the published ones by default.
+        options: Further arguments of `s5.backbones.create_backbone`.
     """
     built = create_backbone(
         backbone, img_size, experts=tuple(tasks), expert_channels=expert_channels, **options
@@ -95,7 +98,7 @@ def build_detector(
 def with_heads(
     backbone: Backbone, tasks: Mapping[str, int], settings: Settings | None = None
 ) -> MultiTaskDetector:
-    """A backbone with an Oriented R-CNN per task; arguments as of :func:`build_detector`."""
+    """Add an Oriented R-CNN per task to a backbone; arguments as for :func:`build_detector`."""
     heads = {name: build_head(backbone.out_channels, count, settings) for name, count in tasks.items()}
     return MultiTaskDetector(backbone, heads)
 
@@ -103,7 +106,7 @@ def with_heads(
 def build_head(
     in_channels: Sequence[int], num_classes: int, settings: Settings | None = None
 ) -> OrientedRCNN:
-    """Neck, RPN and RoI head of a task on four feature maps of these channels, by default as published."""
+    """Build neck, RPN and RoI head of a task for four feature maps of these channels."""
     return OrientedRCNN(in_channels, num_classes, settings or Settings())
 
 
@@ -111,9 +114,9 @@ class DetectionModel(TaskModel):
     """mmengine model around a :class:`~s5.detection.network.detector.MultiTaskDetector`.
 
     Args:
-        detector: the network.
-        dtype: autocast type of the matrix work; None is float32. Geometry and losses are float32 in any case.
-        weights: factor of each task in the loss; 1 if left out.
+        detector: The network.
+        dtype: Autocast dtype; None is float32. Geometry and losses are always float32.
+        weights: Weight of each task in the loss, by default 1.
     """
 
     def __init__(
@@ -128,55 +131,59 @@ class DetectionModel(TaskModel):
 
     @property
     def network(self) -> MultiTaskDetector:
-        """What is saved and loaded as weights."""
+        """The network, whose state dict is saved and loaded as weights."""
         return self.detector
 
     def forward(
         self, images: Tensor, counts: Counts, mode: str = "predict", **batch: Any
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Losses or detections of a batch that is ordered by task.
+        """Return losses or detections of a batch that is ordered by task.
 
         Args:
-            images: (B, 3, S, S) uint8, padded at the right and bottom.
-            counts: images of each task, in the order of the batch.
-            mode: ``loss`` or ``predict``.
-            batch: ``shapes`` (height, width) of the images without padding, ``scales`` from the image file to
-                the input; for losses ``boxes`` (n, 5), ``labels`` (n) and ``ignored`` (m, 5) of each image;
-                to predict, ``valid`` may say where the image files have data, see :func:`on_data`, None for
-                everywhere.
+            images: (B, 3, S, S) uint8, padded on the right and at the bottom.
+            counts: Number of images of each task, in the order of the batch.
+            mode: `loss` or `predict`.
+            batch: `shapes` (height, width) of the images without padding and `scales` from the image file to
+                the input. For `loss` also `boxes` (n, 5), `labels` (n) and `ignored` (m, 5) of each image.
+                For `predict` optionally `valid`, the masks of :func:`on_data`.
 
         Returns:
-            ``loss``: ``loss`` and ``loss_<task>_<part>``. ``predict``: of each image ``pred_instances`` with
-            ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+            `loss`: `loss` and `loss_<task>_<part>`. `predict`: for each image, `pred_instances` with
+            `bboxes` (n, 5) in pixels of the image file, `scores` and `labels`.
         """
         with self.autocast():
             inputs = self._prepare(to_unit(images))
             if mode == "loss":
                 return self._total(self.detector.loss(inputs, self._samples(images, batch, True), counts))
-            found = self.detector.predict(inputs, self._samples(images, batch, False), counts)
-        valid = batch.get("valid") or [None] * len(found)
+            results = self.detector.predict(inputs, self._samples(images, batch, False), counts)
+        valid = batch.get("valid") or [None] * len(results)
         return [
-            {"pred_instances": on_data(_as_dict(result), where)}
-            for result, where in zip(found, valid, strict=True)
+            {"pred_instances": on_data(_as_dict(result), mask)}
+            for result, mask in zip(results, valid, strict=True)
         ]
 
     def predict_all(
-        self, images: Tensor, shapes: Sequence[tuple[int, int]], scales: Sequence[float]
+        self,
+        images: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        scales: Sequence[float],
+        tasks: Sequence[str] | None = None,
     ) -> dict[str, list[dict[str, Tensor]]]:
-        """Detections of the same images by every task, from one pass of the network.
+        """Predict the same images for several tasks in one pass of the network.
 
         Args:
-            images: (B, 3, S, S) uint8, padded at the right and bottom.
-            shapes: height and width of the images without padding.
-            scales: from the image file to the input.
+            images: (B, 3, S, S) uint8, padded on the right and at the bottom.
+            shapes: Height and width of the images without padding.
+            scales: Scale factors from the image file to the input.
+            tasks: Names of the tasks, by default all.
 
         Returns:
-            By task, of each image ``bboxes`` (n, 5) in pixels of the image file, ``scores`` and ``labels``.
+            By task, for each image: `bboxes` (n, 5) in pixels of the image file, `scores` and `labels`.
         """
         samples = self._samples(images, {"shapes": shapes, "scales": scales}, False)
         with self.autocast():
-            found = self.detector.predict_all(self._prepare(to_unit(images)), samples)
-        return {task: [_as_dict(result) for result in results] for task, results in found.items()}
+            by_task = self.detector.predict_all(self._prepare(to_unit(images)), samples, tasks)
+        return {task: [_as_dict(result) for result in results] for task, results in by_task.items()}
 
     def _total(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         weighted = [
@@ -207,12 +214,12 @@ class DetectionModel(TaskModel):
 
 
 def on_data(found: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]:
-    """Drop detections whose centre lies where the image has no data.
+    """Drop detections whose centre has no data.
 
     Args:
-        found: ``bboxes`` (n, 5) in pixels of the image, and other tensors of n rows.
-        valid: bool (H, W), false where the image has no data; of a centre outside, the nearest pixel decides.
-            None if it has data everywhere.
+        found: `bboxes` (n, 5) in pixels of the image, and other tensors with n rows.
+        valid: Bool (H, W), false where the image has no data; None if it has data everywhere. For a centre
+            outside the image, the nearest pixel counts.
     """
     if valid is None:
         return found

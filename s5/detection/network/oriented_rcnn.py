@@ -1,4 +1,4 @@
-"""Oriented R-CNN as published, in mmdetection's terms: what every task has beside the backbone."""
+"""Oriented R-CNN as published, as mmdetection configurations: the parts of a task beside the backbone."""
 
 import math
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ NORM_GROUPS = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be chosen of Oriented R-CNN; the published values.
+    """Settings of Oriented R-CNN, by default the published values.
 
     Attributes:
-        enlarge: factors of height and width of the RoIs before pooling; (1, 1) is mmrotate's way.
-        proposals: proposals per image that the RPN hands on, before and after its NMS.
-        anchors: anchors per image that the RPN learns from, up to half of them on objects.
-        rois: proposals per image that the RoI head learns from, up to a quarter of them on objects; they
-            take most of the time of a step with a small backbone.
-        channels: width of FPN, RPN and pooled RoIs.
-        fc_channels: width of the RoI head's two linear layers.
-        fpn_norm: GroupNorm behind the convolutions of the FPN; it learns sooner where the maps of the
-            backbone are large, as those of a short S4P run are. The published detector has none.
-        score_thr: detections below this score are dropped.
-        nms: rotated IoU above which the lower of two detections of a class is dropped.
-        max_per_img: detections kept per image.
+        enlarge: Factors of height and width of the RoIs before pooling; (1, 1) is mmrotate's behaviour.
+        proposals: Number of RPN proposals per image, before and after NMS.
+        anchors: Number of anchors per image in the RPN's loss, at most half of them positive.
+        rois: Number of RoIs per image in the RoI head's loss, at most a quarter of them positive. They take
+            most of the time of a step with a small backbone.
+        channels: Channels of FPN, RPN and pooled RoIs.
+        fc_channels: Width of the RoI head's two linear layers.
+        fpn_norm: Add GroupNorm after the convolutions of the FPN. It speeds up learning if the backbone's
+            feature maps have large values, such as after a short S4P run. The published detector has none.
+        score_thr: Minimum score of detections.
+        nms: Rotated IoU above which the lower-scoring of two detections of a class is dropped.
+        max_per_img: Maximum number of detections per image.
     """
 
     enlarge: tuple[PositiveFloat, PositiveFloat] = (1.4, 1.2)
@@ -52,12 +52,12 @@ class Settings:
 
 
 def oriented_rcnn(in_channels: Sequence[int], num_classes: int, settings: Settings) -> dict[str, Any]:
-    """Configurations of neck, RPN head and RoI head, and of the proposals in training.
+    """Build the configurations of neck, RPN head and RoI head, and of the proposals in training.
 
     Args:
-        in_channels: channels of the backbone's four feature maps.
-        num_classes: classes, background not counted.
-        settings: what may be chosen.
+        in_channels: Channels of the backbone's four feature maps.
+        num_classes: Number of classes without background.
+        settings: Settings of Oriented R-CNN.
     """
     proposals = {
         "nms_pre": settings.proposals,
@@ -180,7 +180,7 @@ def _assigner(positive: float, negative: float, overlaps: str) -> dict[str, Any]
         "pos_iou_thr": positive,
         "neg_iou_thr": negative,
         "min_pos_iou": negative,
-        "match_low_quality": positive != negative,  # of the RPN only
+        "match_low_quality": positive != negative,  # in the RPN only
         "iou_calculator": {"type": f"mmrotate.{overlaps}"},
     }
 
@@ -203,9 +203,9 @@ class OrientedRCNN(nn.Module):
     """Neck, RPN and RoI head of one task.
 
     Args:
-        in_channels: channels of the backbone's four feature maps.
-        num_classes: classes of the task, background not counted.
-        settings: what may be chosen of Oriented R-CNN.
+        in_channels: Channels of the backbone's four feature maps.
+        num_classes: Number of classes of the task without background.
+        settings: Settings of Oriented R-CNN.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, settings: Settings) -> None:
@@ -217,11 +217,11 @@ class OrientedRCNN(nn.Module):
         self.proposals = parts["proposals"]
 
     def loss(self, features: tuple[Tensor, ...], samples: SampleList) -> dict[str, Tensor]:
-        """Losses ``rpn_cls``, ``rpn_box``, ``cls`` and ``box`` of the images of this task.
+        """Compute the losses `rpn_cls`, `rpn_box`, `cls` and `box` of this task's images.
 
         Args:
-            features: the neck's maps.
-            samples: ground truth of the images.
+            features: Feature maps of the neck.
+            samples: Ground truth of the images.
         """
         rpn_samples = [_one_class(sample) for sample in samples]
         rpn, proposals = self.rpn_head.loss_and_predict(features, rpn_samples, proposal_cfg=self.proposals)
@@ -233,16 +233,14 @@ class OrientedRCNN(nn.Module):
             "box": roi["loss_bbox"],
         }
 
-    def predict(
-        self, features: tuple[Tensor, ...], samples: SampleList, rescale: bool = True
-    ) -> list[InstanceData]:
-        """Detections of every image, with ``rescale`` in pixels of the image file."""
+    def predict(self, features: tuple[Tensor, ...], samples: SampleList) -> list[InstanceData]:
+        """Predict the detections of every image, in pixels of the image file."""
         proposals = self.rpn_head.predict(features, samples, rescale=False)
-        return self.roi_head.predict(features, proposals, samples, rescale=rescale)
+        return self.roi_head.predict(features, proposals, samples, rescale=True)
 
 
 def _one_class(sample: Any) -> Any:  # noqa: ANN401 - a DetDataSample
-    """The same ground truth, objects without classes, as the RPN learns it."""
+    """Copy the ground truth with class 0 for all objects, as the RPN needs it."""
     changed = sample.new()
     changed.gt_instances = sample.gt_instances.clone()
     changed.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)

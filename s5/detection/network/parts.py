@@ -1,4 +1,7 @@
-"""Which boxes of the network are to find which object, and which are to find nothing."""
+"""Parts of Oriented R-CNN that replace those of mmdetection and mmrotate.
+
+They are label assignment with ignored objects, box coders, heads with float32 outputs, and the RoI extractor.
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +23,20 @@ from torch import Tensor
 
 from s5.ops.rotated_nms import rotated_nms, upright_nms
 
-AT_ONCE = 1 << 24  # pairs of boxes, of which the intermediate results are in memory
-COVERED = 0.5  # share of a box on an ignored object, from which on it says nothing
+AT_ONCE = 1 << 24  # maximum number of box pairs with intermediate results in memory
+COVERED = 0.5  # share of a box on an ignored object (IoF) from which the box is ignored
 
 
 @ROTATED_UTILS.register_module()
 class EnclosingOverlaps:
     """IoU of the upright boxes around objects (m, 5) with upright boxes (n, 4), float32 (m, n).
 
-    As mmrotate's ``RBbox2HBboxOverlaps2D``, but for a few objects at a time: of a crowded image, the corners
-    of all pairs take several times the memory of the result.
+    Like mmrotate's `RBbox2HBboxOverlaps2D`, but computed for a few objects at a time: in a crowded image, the
+    corners of all pairs take several times the memory of the result.
     """
 
     def __call__(self, objects: RotatedBoxes, priors: HorizontalBoxes | Tensor) -> Tensor:
-        """The IoU of all pairs."""
+        """Compute the IoU of all pairs."""
         around, boxes = objects.convert_to("hbox").tensor, get_box_tensor(priors)
         overlaps = boxes.new_empty(len(around), len(boxes))
         count = max(1, AT_ONCE // max(1, len(boxes)))
@@ -44,16 +47,16 @@ class EnclosingOverlaps:
 
 @TASK_UTILS.register_module()
 class IgnoringAssigner(MaxIoUAssigner):
-    """mmdetection's assigner, for which what lies on ignored objects is not background, either.
+    """mmdetection's assigner with support for ignored objects.
 
-    A box that no object is assigned to is left out of the losses if it would not be background of an ignored
-    object, were that an ordinary one (by ``neg_iou_thr``), or if at least half of it lies on one. The rule of
-    the original passes over images without other objects, and fails where the boxes are upright.
+    A box without an assigned object is ignored, instead of being background, if its IoU with an ignored
+    object is at least `neg_iou_thr` or its IoF (share of the box on the object) is at least one half. The
+    original's rule is not applied in images without other objects, and fails for upright boxes.
 
     Args:
-        match_low_quality: give each object the boxes that overlap it most, if they do by ``min_pos_iou``. As
-            in the original, which waits for the GPU once for every object.
-        kwargs: as for ``MaxIoUAssigner``.
+        match_low_quality: Also assign to each object the boxes that overlap it most, if their IoU is at least
+            `min_pos_iou`. Same as in the original, but without a device synchronisation per object.
+        kwargs: Arguments of `MaxIoUAssigner`.
     """
 
     def __init__(self, match_low_quality: bool = True, **kwargs: Any) -> None:
@@ -65,9 +68,9 @@ class IgnoringAssigner(MaxIoUAssigner):
         pred_instances: InstanceData,
         gt_instances: InstanceData,
         gt_instances_ignore: InstanceData | None = None,
-        **kwargs: Any,  # noqa: ANN401 - as of the original
+        **kwargs: Any,  # noqa: ANN401 - as in the original
     ) -> AssignResult:
-        """Assign ``priors``, upright (n, 4) or rotated (n, 5), to objects, see the original."""
+        """Assign `priors`, upright (n, 4) or rotated (n, 5), to objects, see the original."""
         result = super().assign(pred_instances, gt_instances, None, **kwargs)
         if gt_instances_ignore is not None and len(gt_instances_ignore) and len(pred_instances):
             priors = get_box_tensor(pred_instances.priors)
@@ -87,7 +90,7 @@ class IgnoringAssigner(MaxIoUAssigner):
         return result
 
     def _on(self, priors: Tensor, ignored: Tensor) -> Tensor:
-        """Whether each box (n,) lies on one of the ignored (m, 5)."""
+        """Whether each box is to be ignored: bool (n,) for ignored objects (m, 5)."""
         if priors.shape[1] == 4:
             overlaps, ignored = bbox_overlaps, RotatedBoxes(ignored).convert_to("hbox").tensor
         else:
@@ -101,16 +104,15 @@ class IgnoringAssigner(MaxIoUAssigner):
 
 @ROTATED_UTILS.register_module()
 class AnalyticMidpointCoder(MidpointOffsetCoder):
-    """mmrotate's ``MidpointOffsetCoder`` whose ``decode`` stays on the device.
+    """mmrotate's `MidpointOffsetCoder` with a `decode` that runs on the device.
 
-    The original finds the rectangle of every decoded quadrilateral with OpenCV, one by one, on the CPU. But
-    the quadrilateral is always a rectangle: its diagonals bisect each other and were made equally long. So
-    its sides are the differences of two neighbouring corners.
+    The original fits a rectangle to each decoded quadrilateral with OpenCV on the CPU. But the quadrilateral
+    already is a rectangle: its diagonals bisect each other and have equal lengths. Its sides are therefore
+    the differences of neighbouring corners.
 
-    With ``da`` and ``db`` at opposite bounds, both diagonals coincide and the rectangle has no area, so the
-    proposal would be dropped. It becomes the upright box around it instead. The published code does so for
-    one of the two diagonals and leaves a line for the other; here both are treated alike, so that a mirrored
-    image gives mirrored boxes.
+    With `da` and `db` at opposite bounds, both diagonals coincide, and the empty rectangle would be dropped.
+    It is replaced by the upright box around it. The published code does this for one of the two diagonals
+    only; here both are treated alike, so that decoding is equivariant to flips.
     """
 
     def decode(
@@ -125,8 +127,8 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         Args:
             bboxes: (N, 4) corners x1, y1, x2, y2 in pixels.
             pred_bboxes: (N, 6) offsets dx, dy, dw, dh, da, db.
-            max_shape: not used; centres are not clamped to the image, as published.
-            wh_ratio_clip: bounds the change of the sides to this factor and its inverse.
+            max_shape: Ignored; as published, centres are not clamped to the image.
+            wh_ratio_clip: Limits the scaling of the sides to this factor and its inverse.
 
         Returns:
             (N, 5) x, y, w, h in pixels and the angle in radians.
@@ -140,7 +142,7 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         center = torch.stack([(x1 + x2) / 2 + (x2 - x1) * dx, (y1 + y2) / 2 + (y2 - y1) * dy], -1)
         da, db = da.clamp(-0.5, 0.5), db.clamp(-0.5, 0.5)
         collapsed = (da.abs() == 0.5) & (db == -da)
-        # From the centre to the corner on the upper and to the one on the right side of the enclosing box.
+        # Vectors from the centre to the corners on the top and right sides of the enclosing box.
         top = torch.stack([da * width, -height / 2], -1)
         right = torch.stack([width / 2, db * height], -1)
         top_length, right_length = (v.norm(dim=-1, keepdim=True).clamp(min=1e-6) for v in (top, right))
@@ -148,7 +150,7 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
         top, right = top * (half_diagonal / top_length), right * (half_diagonal / right_length)
         one, other = right - top, right + top  # two neighbouring sides
         along, across = one.norm(dim=-1), other.norm(dim=-1)
-        # The longer side tells the angle; the other may have no length, and so no direction.
+        # The longer side defines the angle; the other may have zero length and hence no direction.
         angle = torch.where(
             along >= across,
             torch.atan2(one[..., 1], one[..., 0]),
@@ -163,9 +165,9 @@ class AnalyticMidpointCoder(MidpointOffsetCoder):
 
 @ROTATED_UTILS.register_module()
 class UnclampedBoxCoder(DeltaXYWHTRBBoxCoder):
-    """mmrotate's coder of the final boxes, which leaves centres where they are.
+    """mmrotate's coder of the final boxes without clamping centres to the image.
 
-    The original moves them into the image, away from objects that a window cuts.
+    Clamping would move boxes away from objects that a window cuts.
     """
 
     def decode(
@@ -175,33 +177,33 @@ class UnclampedBoxCoder(DeltaXYWHTRBBoxCoder):
         max_shape: Sequence[int] | None = None,
         wh_ratio_clip: float = 16 / 1000,
     ) -> RotatedBoxes | Tensor:
-        """Decode deltas (N, 5) of boxes (N, 5); ``max_shape`` is not used."""
+        """Decode deltas (N, 5) of boxes (N, 5); `max_shape` is ignored."""
         return super().decode(bboxes, pred_bboxes, None, wh_ratio_clip)
 
 
-NARROW = 32  # pixels; images at least as wide and high have room for anchors of the first level
+NARROW = 32  # pixels; anchors of the first level fit into images with both sides at least this long
 
-# The model opens autocast around its network; these are the places where it is left.
+# The model runs its network under autocast; the following heads return float32.
 
 
 @MODELS.register_module()
 class Float32OrientedRPNHead(OrientedRPNHead):
-    """mmrotate's oriented RPN with outputs in float32, also for images with no room for an anchor."""
+    """mmrotate's oriented RPN with float32 outputs; supports images too small for any anchor."""
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], ...]:
-        """Scores and offsets of every level, float32."""
+        """Compute scores and offsets of every level, float32."""
         return tuple([level.float() for level in levels] for levels in super().forward(x))
 
     def _get_targets_single(
         self,
-        flat_anchors: Any,  # noqa: ANN401 - a tensor or a type of boxes
+        flat_anchors: Any,  # noqa: ANN401 - a tensor or a box type
         valid_flags: Tensor,
         gt_instances: InstanceData,
         img_meta: dict[str, Any],
-        *args: Any,  # noqa: ANN401 - as of the original
+        *args: Any,  # noqa: ANN401 - as in the original
         **kwargs: Any,  # noqa: ANN401
     ) -> tuple:
-        """As of the original; anchors of a narrow image may reach into its padding."""
+        """Compute targets as the original, but allow anchors of a narrow image to reach into its padding."""
         if min(img_meta["img_shape"][:2]) < NARROW:
             img_meta = {**img_meta, "img_shape": img_meta["pad_shape"]}
         return super()._get_targets_single(flat_anchors, valid_flags, gt_instances, img_meta, *args, **kwargs)
@@ -214,25 +216,25 @@ class Float32OrientedRPNHead(OrientedRPNHead):
         with_nms: bool = True,
         img_meta: dict[str, Any] | None = None,
     ) -> InstanceData:
-        """The best proposals of an image: NMS of the upright boxes around them within each level."""
+        """Select the best proposals of an image by NMS of their enclosing upright boxes within each level."""
         if rescale or not with_nms:
-            raise NotImplementedError("proposals are in pixels of the input, after NMS")
+            raise NotImplementedError("proposals are always in pixels of the input and after NMS")
         boxes = get_box_tensor(results.bboxes)
         results = results[(boxes[:, 2:4] > cfg.min_bbox_size).all(1)]
         upright = rbox2hbox(get_box_tensor(results.bboxes))
         kept = upright_nms(upright, results.scores, cfg.nms.iou_threshold, results.level_ids)
         results = results[kept[: cfg.max_per_img]]
-        results.labels = torch.zeros_like(results.level_ids)  # the one class of the RPN
+        results.labels = torch.zeros_like(results.level_ids)  # the only class of the RPN
         del results.level_ids
         return results
 
 
 @MODELS.register_module()
 class Float32BBoxHead(Shared2FCBBoxHead):
-    """mmdetection's box head of two shared linear layers with outputs in float32."""
+    """mmdetection's box head of two shared linear layers with float32 outputs."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n, K + 1) and box deltas (n, 5) of pooled features (n, C, h, w), float32."""
+        """Compute scores (n, K + 1) and box deltas (n, 5) from pooled features (n, C, h, w), float32."""
         scores, deltas = super().forward(x)
         return scores.float(), deltas.float()
 
@@ -245,7 +247,7 @@ class Float32BBoxHead(Shared2FCBBoxHead):
         rescale: bool = False,
         rcnn_test_cfg: ConfigDict | None = None,
     ) -> InstanceData:
-        """Detections of an image: NMS within each class; without ``rcnn_test_cfg`` all boxes and scores."""
+        """Compute detections of an image with NMS per class; all boxes and scores without `rcnn_test_cfg`."""
         results = super()._predict_by_feat_single(roi, cls_score, bbox_pred, img_meta, rescale, None)
         if rcnn_test_cfg is None:
             return results
@@ -257,7 +259,7 @@ class Float32BBoxHead(Shared2FCBBoxHead):
         return InstanceData(bboxes=boxes[kept], scores=scores[kept], labels=labels[kept])
 
     def loss(self, cls_score: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
-        """As of the original; without any RoI, as where all is ignored, 0 that every weight is part of."""
+        """Compute losses as the original; without RoIs, a zero loss that depends on every parameter."""
         losses = super().loss(cls_score, *args, **kwargs)
         losses.setdefault("loss_cls", cls_score.sum())
         return losses
@@ -265,23 +267,24 @@ class Float32BBoxHead(Shared2FCBBoxHead):
 
 @MODELS.register_module()
 class EnlargingRoIExtractor(RotatedSingleRoIExtractor):
-    """Pools rotated RoIs after enlarging them, so that the head sees some of the surroundings.
+    """Enlarges rotated RoIs before pooling, so that the head sees some context.
 
-    The published detector enlarges before it assigns RoIs to levels; mmrotate has no such option.
+    As in the published detector, RoIs are enlarged before they are assigned to levels; mmrotate has no such
+    option.
 
     Args:
-        enlarge: factors of height and width; (1, 1) leaves the RoIs as they are.
-        kwargs: as for ``RotatedSingleRoIExtractor``.
+        enlarge: Factors of height and width; (1, 1) disables enlarging.
+        kwargs: Arguments of `RotatedSingleRoIExtractor`.
     """
 
-    def __init__(self, enlarge: tuple[float, float] = (1.4, 1.2), **kwargs: object) -> None:
+    def __init__(self, enlarge: tuple[float, float], **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.enlarge = enlarge
 
     def forward(
         self, feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
-        """Features (n, C, h, w), float32, of RoIs (n, 6): image index, x, y, w, h in pixels, angle."""
+        """Pool features (n, C, h, w), float32, of RoIs (n, 6): image index, x, y, w, h in pixels, angle."""
         image, x, y, width, height, angle = rois.unbind(1)
         larger = torch.stack([image, x, y, width * self.enlarge[1], height * self.enlarge[0], angle], 1)
         return super().forward(tuple(level.float() for level in feats), larger, roi_scale_factor)

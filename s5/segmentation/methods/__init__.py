@@ -1,7 +1,7 @@
-"""Semi-supervised methods by the name that `method:` in the configuration gives them.
+"""Registry of semi-supervised methods, chosen by `method:` in the configuration.
 
-A method is a class and a line here. It subclasses :class:`~s5.segmentation.methods.fixmatch.FixMatch` and
-overrides one of its steps; its settings come from the section that its `section` names.
+A method is a subclass of :class:`~s5.segmentation.methods.fixmatch.FixMatch` that overrides parts of a step,
+and an entry in `METHODS`. Its settings are in the configuration section named by its `section` attribute.
 """
 
 from s5.segmentation.methods.fixmatch import FixMatch

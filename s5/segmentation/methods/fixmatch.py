@@ -1,5 +1,6 @@
 """FixMatch for semantic segmentation: the S4P pre-training objective (paper, Eq. 4-7)."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
 from s5.ops.photometric import apply_photometric, to_unit
 from s5.ranges import NonNegativeFloat, Positive, Share, ShareBelowOne
-from s5.segmentation.methods.ema import EmaTeacher
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import SegHead, Segmentor
 from s5.segmentation.windows import Inference
@@ -21,13 +21,56 @@ from s5.segmentation.windows import Inference
 IGNORE = 255
 
 
+class EmaTeacher(nn.Module):
+    """A copy of a network whose weights follow it slowly.
+
+    The decay grows with the steps taken, `min(1 - 1 / (step + 1), decay)`, so that early random weights are
+    forgotten quickly. Buffers (normalisation statistics) are copied.
+
+    Args:
+        network: The network to follow.
+        decay: Final decay in [0, 1).
+    """
+
+    step: torch.Tensor
+
+    def __init__(self, network: nn.Module, decay: float = 0.996) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay = decay
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, skipped: torch.Tensor) -> None:
+        """Move towards `network` after an optimizer step, unless that was skipped.
+
+        The decay is computed on the device, because reading `skipped` or `step` would synchronise.
+
+        Args:
+            network: The network to follow.
+            skipped: Bool scalar on the device.
+        """
+        self.step += ~skipped
+        decay = (1 - 1 / (self.step.double() + 1)).clamp(max=self.decay)
+        weight = torch.where(skipped, 0.0, 1 - decay).float()
+        for mean, weights in zip(self.network.parameters(), network.parameters(), strict=True):
+            mean.lerp_(weights, weight)
+        for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
+            own.copy_(other)
+
+    def train(self, mode: bool = True) -> "EmaTeacher":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
 @dataclass(frozen=True)
 class Collapse:
-    """When a warning says that the pseudo-labels have collapsed.
+    """Thresholds of the warnings about collapsed pseudo-labels.
 
     Attributes:
-        share: of the confident pixels between two log lines; one class with more is a collapse.
-        missing_steps: steps without a confident pixel of a class that the labels have.
+        share: Warn if a class has more than this share of the confident pixels between two log lines.
+        missing_steps: Warn after this many steps without a confident pixel of a class that occurs in the
+            labels.
     """
 
     share: Share = 0.95
@@ -39,13 +82,13 @@ class FixMatchSettings:
     """The section `fixmatch` of the configuration.
 
     Attributes:
-        conf_thresh: confidence from which pseudo-labels are trained on (τ).
-        lambda_u: weight of the unlabeled loss; the sum is divided by `1 + lambda_u`.
-        pseudo_labels: predicted with the current weights or by an EMA teacher, or stored masks.
-        ema_decay: final decay of the EMA teacher.
-        float32_labels: predict the pseudo-labels in float32, whatever the precision of the rest.
-        strong: number and ranges of the strong views.
-        collapse: when to warn.
+        conf_thresh: Minimum confidence of pseudo-labels in the loss (τ).
+        lambda_u: Weight of the unlabeled loss; the sum is divided by `1 + lambda_u`.
+        pseudo_labels: Source of the pseudo-labels: the current weights, an EMA teacher, or stored masks.
+        ema_decay: Final decay of the EMA teacher.
+        float32_labels: Predict pseudo-labels in float32, independently of `precision`.
+        strong: Number and augmentation ranges of the strong views.
+        collapse: Thresholds of the warnings about collapsed pseudo-labels.
     """
 
     conf_thresh: Share = 0.95
@@ -58,13 +101,13 @@ class FixMatchSettings:
 
 
 class View(NamedTuple):
-    """One view of the unlabeled images and what it is trained on.
+    """One view of the unlabeled images and its targets.
 
     Attributes:
         images: (U, 3, H, W) in [0, 1].
-        pseudo: pseudo-labels (U, H, W) int64.
-        confident: true where the pseudo-label is trained on (U, H, W).
-        valid: false where the image is padding (U, H, W).
+        pseudo: Pseudo-labels (U, H, W) int64.
+        confident: Bool (U, H, W), true where the pseudo-label contributes to the loss.
+        valid: Bool (U, H, W), false in padding.
     """
 
     images: Tensor
@@ -74,23 +117,23 @@ class View(NamedTuple):
 
 
 class FixMatch(SegmentationModel):
-    """Supervised loss on labeled images plus consistency between weak and strong views of unlabeled ones.
+    """Supervised loss on labeled images plus consistency between weak and strong views of unlabeled images.
 
-    A step runs the network twice: once on the weak unlabeled images without gradient, once on the labeled
-    images and all strong views together with gradient. Its parts are methods of their own, each of which
-    another method may override: :meth:`pseudo_labels` from the logits of the weak views,
-    :meth:`confident` for the pixels that are trained on, :meth:`strong_views`, :meth:`unlabeled_loss`.
+    A step runs the network twice: without gradients on the weak views, then with gradients on the labeled
+    images and all strong views together. Other semi-supervised methods override parts of the step:
+    :meth:`pseudo_labels` (from the logits of the weak views), :meth:`confident` (the pixels that contribute
+    to the loss), :meth:`strong_views` and :meth:`unlabeled_loss`.
 
     Args:
-        segmentor: the network.
-        inference: how validation images are predicted, by the one task.
-        dtype: autocast type, None = float32.
-        settings: of the method.
+        segmentor: The network.
+        inference: Inference settings of the only task, for validation.
+        dtype: Autocast dtype; None is float32.
+        settings: Settings of the method.
 
     Attributes:
-        section: name of the section of the configuration with the settings.
-        class_counts: (2, K) int64, pixels of each class in confident pseudo-labels and in labels. Summed over
-            all steps on unlabeled images since it was None; set it to None to start over.
+        section: Name of the configuration section with the settings.
+        class_counts: (2, K) int64, pixels of each class in confident pseudo-labels and in labels, summed over
+            the steps with unlabeled images. Set it to None to reset it.
     """
 
     section = "fixmatch"
@@ -108,12 +151,12 @@ class FixMatch(SegmentationModel):
         self.teacher = EmaTeacher(segmentor, settings.ema_decay) if ema else None
         (head,) = segmentor.heads.values()
         self.num_classes = cast(SegHead, head).num_classes
-        # Not buffers: DistributedDataParallel would overwrite them with the main process's.
+        # Not buffers, which DistributedDataParallel would overwrite with those of the main process.
         self.class_counts: Tensor | None = None
         self._counts_of_step: Tensor | None = None
 
     def after_step(self, skipped: Tensor) -> None:
-        """Update the teacher and the class counts, unless the step was skipped."""
+        """Update the teacher and the class counts unless the step was skipped."""
         if self.teacher is not None:
             self.teacher.update(self.segmentor, skipped)
         if self._counts_of_step is not None:
@@ -122,7 +165,7 @@ class FixMatch(SegmentationModel):
             self._counts_of_step = None
 
     def restart_teacher(self) -> None:
-        """Let the teacher begin again from the current weights, after initial weights were loaded."""
+        """Reset the teacher to the current weights, after initial weights were loaded."""
         if self.teacher is not None:
             self.teacher = EmaTeacher(self.segmentor, self.teacher.decay)
 
@@ -135,18 +178,17 @@ class FixMatch(SegmentationModel):
         stored: Tensor | None = None,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """Losses of one batch.
+        """Compute the losses of one batch.
 
         Args:
             images: (L + U, 3, H, W) uint8, labeled first.
             labels: (L, H, W) uint8 train ids, 255 ignored.
-            padding: (U, H, W), True where an unlabeled image is padding.
-            views: draws of the strong views, see :class:`s5.data.loaders.FixMatchCollate`.
-            stored: (U, H, W) stored pseudo-labels, 255 = none.
+            padding: Bool (U, H, W), true in the padding of unlabeled images; None without unlabeled images.
+            views: Random parameters of the strong views, see :class:`s5.data.loaders.FixMatchCollate`.
+            stored: Stored pseudo-labels (U, H, W), 255 = none.
 
         Returns:
-            ``loss``, and with unlabeled images ``loss_s``, ``loss_u`` and ``confident`` (share of the valid
-            pixels).
+            `loss`, `loss_s` and, with unlabeled images, `loss_u` and `confident` (share of valid pixels).
         """
         labeled, weak = to_unit(images).tensor_split([len(labels)])
         if padding is None or views is None:
@@ -169,7 +211,7 @@ class FixMatch(SegmentationModel):
 
     @torch.no_grad()
     def weak_view(self, images: Tensor, valid: Tensor, stored: Tensor | None) -> View:
-        """The weak views (U, 3, H, W) with their pseudo-labels, predicted unless they are stored."""
+        """Combine weak views (U, 3, H, W) with pseudo-labels, which are predicted unless they are stored."""
         if stored is None:
             pseudo, confidence = self.pseudo_labels(self.weak_logits(images))
         else:
@@ -179,23 +221,23 @@ class FixMatch(SegmentationModel):
 
     @torch.no_grad()
     def weak_logits(self, images: Tensor) -> Tensor:
-        """Logits (U, K, H, W) of the weak views, in evaluation mode, by the teacher if there is one."""
+        """Logits (U, K, H, W) of the weak views in evaluation mode, from the teacher if there is one."""
         network = self.segmentor if self.teacher is None else cast(Segmentor, self.teacher.network)
         with evaluating(network):
             return self.logits(images, network, self.settings.float32_labels)
 
     def pseudo_labels(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and confidences in [0, 1] (U, H, W) from the logits (U, K, H, W) of the weak views."""
+        """Pseudo-labels and confidences in [0, 1] (U, H, W) from logits (U, K, H, W) of the weak views."""
         best, pseudo = logits.max(1)
         return pseudo, torch.exp(best - logits.logsumexp(1))  # the largest softmax probability
 
     def confident(self, pseudo: Tensor, confidence: Tensor) -> Tensor:
-        """Whether pixels are trained on (U, H, W), by their pseudo-labels and confidences (U, H, W)."""
+        """Select the pixels that contribute to the loss: bool (U, H, W)."""
         return confidence >= self.settings.conf_thresh
 
     @torch.no_grad()
     def strong_views(self, weak: View, views: dict[str, Tensor]) -> list[View]:
-        """The strong views: photometric change, then CutMix of images and of what they are trained on."""
+        """Apply photometric augmentation, then CutMix to images and targets."""
         result = []
         for photometric, boxes, partner in zip(
             views["photometric"], views["boxes"], views["partner"], strict=True
@@ -206,7 +248,7 @@ class FixMatch(SegmentationModel):
         return result
 
     def unlabeled_loss(self, logits: Tensor, strong: Sequence[View]) -> Tensor:
-        """Mean loss of the strong views, of their logits (V * U, K, H, W)."""
+        """Mean loss of all strong views, from their logits (V * U, K, H, W)."""
         parts = logits.split(len(logits) // len(strong))
         losses = [
             pseudo_label_loss(part, view.pseudo, view.confident, view.valid)
@@ -216,7 +258,7 @@ class FixMatch(SegmentationModel):
 
     @torch.no_grad()
     def preview(self, batch: dict[str, Any], count: int = 3) -> dict[str, Tensor]:
-        """Weak and strong view, confident pseudo-label and prediction of the first unlabeled images."""
+        """Weak view, strong view, confident pseudo-labels and prediction of the first unlabeled images."""
         batch = self.data_preprocessor(batch, False)
         _, weak = to_unit(batch["images"]).tensor_split([len(batch["labels"])])
         view = self.weak_view(weak, ~batch["padding"], batch.get("stored"))
@@ -239,15 +281,15 @@ class FixMatch(SegmentationModel):
         )
 
     def _pixels_by_class(self, classes: Tensor, counted: Tensor) -> Tensor:
-        # scatter_add, unlike bincount, does not synchronise with the device
+        # Unlike bincount, scatter_add does not synchronise the device.
         pixels = torch.zeros(self.num_classes, dtype=torch.int64, device=classes.device)
-        where = torch.where(counted, classes, 0)
-        return pixels.scatter_add_(0, where.flatten(), counted.flatten().long())
+        index = torch.where(counted, classes, 0)
+        return pixels.scatter_add_(0, index.flatten(), counted.flatten().long())
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Run ``network`` in evaluation mode and put every module back into the mode it was in."""
+    """Put `network` into evaluation mode and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a run leaves and resumes from: checkpoints, configuration, positions in the data."""
+"""Hooks that save and restore a run: checkpoints, configuration, positions in the data."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from s5.checkpoints.loading import save_atomic
+from s5.checkpoints.reading import save_atomic
 from s5.data.sampler import MultiSourceSampler
 from s5.errors import DataError
 from s5.training.config import Section, save_config
@@ -28,30 +28,30 @@ class WeightFiles:
     """Names of the weight files of a run, without folder.
 
     Attributes:
-        whole: the whole model, newest; the best ones have ``_best`` or ``_best_<task>`` after it.
-        backbone: the backbone alone, where other runs start from it.
+        whole: Newest weights of the full model; the names of the best ones add `_best` or `_best_<task>`.
+        backbone: Weights of the backbone alone, for other runs to start from; None if they are not saved.
     """
 
     whole: str
     backbone: str | None = None
 
     def best(self, which: str) -> str:
-        """The file of the best weights: ``which`` is ``best`` or ``best_<task>``."""
+        """Name of the file with the best weights; `which` is `best` or `best_<task>`."""
         return f"{self.whole.removesuffix('.pth')}_{which}.pth"
 
 
 class CheckpointHook(Hook):
-    """Saves every ``interval`` iterations, at the end, when stopped by a signal, and the best weights.
+    """Saves checkpoints at intervals, at the end and when a signal stops the run, and the best weights.
 
-    Older checkpoints are removed only after the new one is in place.
+    Older checkpoints are removed only after the new one has been written.
 
     Args:
-        interval: iterations between resumable checkpoints.
-        keep: how many resumable checkpoints stay.
-        files: names of the weight files.
-        meta: what the weight files say of themselves (backbone, classes ...).
-        best: validation scores (larger is better) of whose mean the best weights are kept, by the ending of
-            their file: ``best`` or ``best_<task>``.
+        interval: Iterations between resumable checkpoints.
+        keep: Number of resumable checkpoints to keep.
+        files: Names of the weight files.
+        meta: Metadata of the weight files (backbone, classes ...).
+        best: Names of validation scores (larger is better), by the suffix of a weight file (`best` or
+            `best_<task>`). The file holds the weights with the highest mean of these scores.
     """
 
     priority = "VERY_LOW"
@@ -73,19 +73,19 @@ class CheckpointHook(Hook):
     def after_train_iter(
         self, runner: S5Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Save where it is time."""
+        """Save if a checkpoint is due."""
         done = runner.iter + 1
         if done % self.interval == 0 or done == runner.max_iters or runner.train_loop.stop_training:
             self.save(runner, done)
 
     def after_val_epoch(self, runner: S5Runner, metrics: dict[str, float] | None = None) -> None:
-        """Keep the weights of the best validations."""
+        """Save the weights if they are the best so far."""
         for which, names in self.best.items():
             scores = {name: (metrics or {}).get(name, math.nan) for name in names}
             known = {name: score for name, score in scores.items() if not math.isnan(score)}
             if not known:
                 continue
-            # A mean over more tasks is not comparable with an earlier one over fewer, and goes before it.
+            # Means over different numbers of tasks are not comparable; the one over more tasks wins.
             rank = [len(known), sum(known.values()) / len(known)]
             if rank > runner.message_hub.get_info(f"rank_{which}", [0, 0.0]):
                 runner.message_hub.update_info(f"rank_{which}", rank)
@@ -98,9 +98,9 @@ class CheckpointHook(Hook):
             logger.info("best %s so far: %.2f, saved to %s", ", ".join(scores), mean, path)
 
     def save(self, runner: S5Runner, done: int) -> None:
-        """Write the weights, then the resumable checkpoint of iteration ``done``, then remove the oldest.
+        """Write the weights, then the resumable checkpoint of iteration `done`, then remove the oldest.
 
-        In this order a run killed in between goes on from the checkpoint before and writes the weights again.
+        If the run is killed in between, it resumes from the previous checkpoint and rewrites the weights.
         """
         state = runner.resumable_state(done)
         if state is None:
@@ -125,7 +125,7 @@ class CheckpointHook(Hook):
 
 
 def network_of(runner: S5Runner) -> nn.Module:
-    """The network in the runner's model."""
+    """Return the network in the runner's model."""
     return cast(TaskModel, unwrap(runner.model)).network
 
 
@@ -133,32 +133,32 @@ CONFIG_FILE = "config.yaml"
 
 
 class ConfigFileHook(Hook):
-    """Writes ``config.yaml`` when training begins.
+    """Writes `config.yaml` when training begins.
 
-    Not before: a run that is refused, as it does not fit the checkpoint that it is to go on from, must not
-    replace the configuration of the run in the folder.
+    It is not written earlier, because a run that turns out not to fit the checkpoint it resumes from must not
+    overwrite the configuration of the run in the folder.
     """
 
     def __init__(self, cfg: Section) -> None:
         self.cfg = cfg
 
     def before_train(self, runner: Runner) -> None:
-        """Write it."""
+        """Write the configuration."""
         if runner.rank == 0:
             save_config(self.cfg, Path(runner.work_dir) / CONFIG_FILE)
 
 
 class SharedBuffersHook(Hook):
-    """Gives all processes the normalisation statistics of the main one, which are those it saves.
+    """Broadcasts the main process's running statistics before a validation, so that it scores the saved ones.
 
-    DistributedDataParallel does so before a step; the step itself then changes them in every process on its
-    own, unless batch norm is synchronised.
+    DistributedDataParallel broadcasts buffers before a forward pass, which then updates them independently in
+    every process unless batch norm is synchronised.
     """
 
     priority = "VERY_HIGH"
 
     def before_val(self, runner: Runner) -> None:
-        """Share them."""
+        """Broadcast the buffers."""
         if dist.is_initialized():
             for buffer in unwrap(runner.model).buffers():
                 dist.broadcast(buffer, src=0)
@@ -168,12 +168,12 @@ UNREADABLE_FILE = "unreadable.txt"
 
 
 class DataStateHook(ResumableHook):
-    """Stores how many images were drawn, restores it on resume, and enforces the share of unreadable images.
+    """Stores and restores the positions in the data, and limits the share of unreadable images.
 
     Args:
-        sampler: the sampler of the training data.
-        unlabeled: number of unlabeled images; unreadable labeled ones are an error of the loader.
-        max_unreadable: share of them that may be unreadable before training stops.
+        sampler: The sampler of the training data.
+        unlabeled: Number of unlabeled images. Unreadable labeled images are an error raised by the loader.
+        max_unreadable: Largest share of the unlabeled images that may be unreadable, 0 to 1.
     """
 
     priority = "HIGH"
@@ -186,15 +186,15 @@ class DataStateHook(ResumableHook):
         self._known: set[str] = set()
 
     def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
-        """The position in every source."""
+        """Return the position in every source."""
         return {"consumed": self.sampler.consumed(iteration), "world_size": runner.world_size}
 
     def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
-        """Go on where the checkpoint's run was, also with another number of processes."""
+        """Continue at the stored positions; the number of processes may differ."""
         if state["world_size"] != runner.world_size:
             logger.warning(
-                "resuming with %d processes a run of %d: the data goes on at image %s of its sources, "
-                "the batch of one step is now %d images",
+                "resuming with %d processes a run that had %d: its sources continue at image %s, "
+                "a global batch now has %d images",
                 runner.world_size,
                 state["world_size"],
                 state["consumed"],
@@ -203,7 +203,7 @@ class DataStateHook(ResumableHook):
         self.sampler.resume_at(iteration, state["consumed"])
 
     def before_train(self, runner: Runner) -> None:
-        """Forget the list of an earlier attempt, whose files may have been repaired."""
+        """Delete the list left by an earlier attempt, because its files may have been repaired."""
         if runner.rank == 0 and runner.iter == 0:
             (Path(runner.work_dir) / UNREADABLE_FILE).unlink(missing_ok=True)
 
@@ -215,7 +215,7 @@ class DataStateHook(ResumableHook):
         if skipped.keys() <= self._known:
             return
         path = Path(runner.work_dir) / UNREADABLE_FILE
-        # All processes write it, and before a resume others did; names that are not UTF-8 stay as they are.
+        # Written by all processes, and before a resume by earlier ones; names need not be UTF-8.
         with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
             file.seek(0)
             self._known |= {line.split("\t")[0] for line in file}
@@ -228,5 +228,5 @@ class DataStateHook(ResumableHook):
         if share > self.max_unreadable:
             raise DataError(
                 f"{len(self._known)} of {self.unlabeled} unlabeled images ({share:.2%}) cannot be read, more "
-                f"than data.unlabeled.max_unreadable = {self.max_unreadable:.2%}; they are listed in {path}"
+                f"than data.unlabeled.max_unreadable = {self.max_unreadable:.2%} allows; listed in {path}"
             )

@@ -1,4 +1,4 @@
-"""Pictures of what the network says of validation images, at every validation."""
+"""Pictures of predictions on validation images, drawn at every validation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,19 @@ from mmengine.runner import Runner
 from s5.data.image_io import write_image
 from s5.data.label_table import LabelTable
 
-CELL = 320  # largest side of one picture of a sheet, pixels
-GAP = 4
+CELL = 320  # maximum side of a picture in a contact sheet, pixels
+GAP = 4  # pixels between pictures
 
 
 class PicturesHook(Hook):
     """Writes image, ground truth and prediction of the first validation images of every task.
 
-    To ``work_dir/pictures/val_<iter>.jpg``, with several tasks ``val_<task>_<iter>.jpg``, and to TensorBoard.
+    The contact sheets go to TensorBoard and to `work_dir/pictures/val_<iter>.jpg`, or
+    `val_<task>_<iter>.jpg` with several tasks.
 
     Args:
-        tables: classes and colours of each task.
-        count: rows of a sheet.
+        tables: Label table of each task.
+        count: Rows of a sheet.
     """
 
     priority = "LOW"
@@ -43,7 +44,7 @@ class PicturesHook(Hook):
             data_batch["tasks"], data_batch["images"], data_batch["labels"], outputs or [], strict=True
         ):
             if len(self._rows[task]) < self.count:
-                # Shrunk at once: whole images of all tasks would fill the memory.
+                # Shrunk immediately, because full-size images of all tasks may not fit in memory.
                 photo = _fit(image.permute(1, 2, 0).contiguous().numpy())
                 ids = (_fit(x.numpy().astype(np.uint8), nearest=True) for x in (label, prediction.cpu()))
                 self._rows[task].append([photo, *(self.tables[task].colorize(x) for x in ids)])
@@ -57,7 +58,7 @@ class PicturesHook(Hook):
 
 
 def colored(train_ids: torch.Tensor, table: LabelTable) -> np.ndarray:
-    """Train ids (H, W) in the colours of their table."""
+    """Render train ids (H, W) in the colours of their label table."""
     return table.colorize(train_ids.numpy().astype(np.uint8))
 
 
@@ -69,7 +70,7 @@ def write_sheet(runner: Runner, name: str, rows: list[list[np.ndarray]]) -> None
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrange pictures (H, W, 3) of any size in rows on white, each shrunk to the cell size."""
+    """Arrange pictures (H, W, 3) of any size in rows on a white background, each shrunk to fit a cell."""
     cells = [[_fit(picture) for picture in row] for row in rows]
     height = max(cell.shape[0] for row in cells for cell in row) + GAP
     width = max(cell.shape[1] for row in cells for cell in row) + GAP
@@ -81,10 +82,10 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:
-    """Shrink to the cell size; ``nearest`` for ids, which have no mean."""
+    """Shrink to fit a cell; `nearest` is for class ids, which must not be interpolated."""
     factor = CELL / max(picture.shape[:2])
     if factor >= 1:
         return picture
-    how = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA
+    interpolation = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA
     height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
-    return cv2.resize(picture, (width, height), interpolation=how)
+    return cv2.resize(picture, (width, height), interpolation=interpolation)

@@ -1,4 +1,4 @@
-"""Stops all processes together: cleanly on a signal, and when too many steps were not finite."""
+"""Stop all processes together: cleanly on a signal, and with an error after too many non-finite steps."""
 
 import logging
 import math
@@ -22,13 +22,13 @@ from s5.training.runner import unwrap
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_SCALE = 2.0**-20  # of the loss; it begins at 2 ** 16, and each step it skips halves it
-REPEAT_AFTER = 3.0  # seconds; torchrun forwards the signal that the terminal already sent
-BATCH_GRACE = 10.0  # seconds that a batch may take after a signal, before the run ends without it
+SMALLEST_SCALE = 2.0**-20  # of the loss; it starts at 2 ** 16 and is halved by every skipped step
+REPEAT_AFTER = 3.0  # seconds; earlier signals are torchrun forwarding the one sent by the terminal
+BATCH_GRACE = 10.0  # seconds to wait for a batch after a signal before giving up
 
 
 class NonFiniteLossError(UserError, RuntimeError):
-    """Too many losses or gradients, or the weights, are not finite; names the last good checkpoint."""
+    """Weights, or losses or gradients of too many steps, are not finite; names the last good checkpoint."""
 
 
 class _Step(NamedTuple):
@@ -38,26 +38,25 @@ class _Step(NamedTuple):
 
 
 class SafetyHook(ResumableHook):
-    """Checks every step, in agreement of all processes, whether to go on.
+    """Decides after every step, collectively in all processes, whether training continues.
 
-    SIGINT and SIGTERM let the step finish, save a checkpoint and leave the loop; a second signal more than
-    three seconds later stops at once, by a :class:`SignalInterrupt`. So does the first one if the step or
-    validation waits for a batch that does not come within :data:`BATCH_GRACE`. The signals are handled inside
-    ``with hook:``.
+    On SIGINT or SIGTERM, the current step finishes, a checkpoint is saved and the loop ends. A second signal
+    more than three seconds later stops immediately with a :class:`SignalInterrupt`, and so does the first one
+    if the run waits longer than :data:`BATCH_GRACE` for a batch. Signals are handled inside `with hook:`.
 
     A step whose loss or gradients are not finite has had no effect
-    (:class:`~s5.training.guarded_step.GuardedOptimWrapper`). Here it is logged with the names of its samples
-    and counted. Too many of them raise on all processes, and so do weights that are not finite, before
+    (:class:`~s5.training.guarded_step.GuardedOptimWrapper`). This hook counts it and logs the names of its
+    samples. Too many skipped steps, or weights that are not finite, raise an error in all processes before
     anything is saved.
 
     Args:
-        skipped: counter of skipped steps, which decides how many are too many.
-        delay: steps until the host reads the outcome of a step. With 1, a GPU works on the next step while
-            the host waits for the one before, and signals take effect a step later. Before anything is saved
-            or validated, the outcomes of all steps are read.
+        skipped: Counter of skipped steps and their limits.
+        delay: Number of steps by which the host lags behind when it reads outcomes. With 1, the GPU works on
+            the next step meanwhile, and signals take effect one step later. All outcomes are read before
+            anything is saved or validated.
 
     Attributes:
-        loss: loss of this process in the newest step whose outcome was read.
+        loss: Loss of this process in the newest step whose outcome was read.
     """
 
     priority = "VERY_HIGH"
@@ -70,13 +69,13 @@ class SafetyHook(ResumableHook):
         self.stopped_by: signal.Signals | None = None
         self.loss = 0.0
         self._received_at = 0.0
-        self._stop = 0  # signal that all processes know of
+        self._stop = 0  # signal that all processes have agreed on
         self._previous: dict[int, Any] = {}
         self._steps: deque[_Step] = deque()
         self._names: list[str] = []  # samples of the newest step whose outcome was read
 
     def __enter__(self) -> "SafetyHook":
-        """Take over the signals (only the main thread may)."""
+        """Install the signal handlers (possible in the main thread only)."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
@@ -84,14 +83,14 @@ class SafetyHook(ResumableHook):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         if self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def before_train(self, runner: Runner) -> None:
-        """Let every step ask for signals, and log the count of skipped steps from the start."""
+        """Let every step poll for signals, and log the count of skipped steps from the start."""
         cast(GuardedOptimWrapper, runner.optim_wrapper).stop_request = lambda: self.received or 0
         self._log_count(runner)
 
@@ -102,25 +101,25 @@ class SafetyHook(ResumableHook):
         data_batch: dict[str, Any] | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Judge the step, or the one before it, and stop if any process has received a signal."""
+        """Check the step, or the one before it, and stop if any process has received a signal."""
         report = cast(GuardedOptimWrapper, runner.optim_wrapper).report
         self._steps.append(_Step(runner.iter + 1, (data_batch or {})["names"], report))
         self._review(runner, self.delay)
-        if self._stop:  # not in other methods: here the step's checkpoint is still to be written
+        if self._stop:  # only in this method, so that the checkpoint of the step is still written
             self.stopped_by = signal.Signals(self._stop)
             runner.train_loop.stop_training = True
 
     def after_train(self, runner: Runner) -> None:
-        """Judge the last steps."""
+        """Check the last steps."""
         self._review(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that are not finite."""
+        """Raise an error if the weights are not finite."""
         self._review(runner)
         self._check_weights(runner, checkpoint["meta"]["iter"])
 
     def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
-        """Counts of skipped steps."""
+        """Return the counts of skipped steps."""
         return self.skipped.state_dict()
 
     def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
@@ -128,17 +127,17 @@ class SafetyHook(ResumableHook):
         self.skipped.load_state_dict(state)
 
     def before_val(self, runner: Runner) -> None:
-        """Refuse such weights here too: the best weights of all validations are saved."""
+        """Raise an error if the weights are not finite, because a validation may save them as the best."""
         self._review(runner)
         self._check_weights(runner, runner.iter)
 
     def _review(self, runner: Runner, leave: int = 0) -> None:
-        """Judge all steps but the newest ``leave``."""
+        """Check all steps but the newest `leave`."""
         while len(self._steps) > leave:
             step = self._steps.popleft()
-            self._judge(runner, step, step.report.read())
+            self._check_step(runner, step, step.report.read())
 
-    def _judge(self, runner: Runner, step: _Step, outcome: StepOutcome) -> None:
+    def _check_step(self, runner: Runner, step: _Step, outcome: StepOutcome) -> None:
         self.loss, self._names = outcome.loss, step.names
         if outcome.fault:
             for finding in self._findings(runner, _own_finding(outcome), otherwise="gradients not finite"):
@@ -171,28 +170,30 @@ class SafetyHook(ResumableHook):
             logger.error("iteration %d, %s", iteration, finding)
 
     def _findings(self, runner: Runner, own: str | None, otherwise: str | None = None) -> list[str]:
-        """Texts for the main process to log, one per process that found something; all must call this.
+        """Gather messages for the main process to log, one per process with a finding; all must call this.
 
         Args:
-            runner: the runner of this process.
-            own: what this process found, if anything.
-            otherwise: what to say of every process if none found anything of its own.
+            runner: The runner of this process.
+            own: Finding of this process, if any.
+            otherwise: Message for every process if none has a finding of its own.
         """
-        found = [(own, self._names)]
+        gathered = [(own, self._names)]
         if dist.is_initialized():
-            mine, found = found[0], found * dist.get_world_size()
-            dist.all_gather_object(found, mine)
+            mine, gathered = gathered[0], gathered * dist.get_world_size()
+            dist.all_gather_object(gathered, mine)
         if runner.rank != 0:
             return []
-        nobody = all(text is None for text, _ in found)
-        texts = [(rank, otherwise if nobody else text, names) for rank, (text, names) in enumerate(found)]
+        none_found = all(text is None for text, _ in gathered)
+        texts = [
+            (rank, otherwise if none_found else text, names) for rank, (text, names) in enumerate(gathered)
+        ]
         return [f"rank {rank}: {text}, samples: {', '.join(names)}" for rank, text, names in texts if text]
 
     def _raise(self, runner: Runner, iteration: int, why: str = "") -> NoReturn:
         last = latest_checkpoint(Path(runner.work_dir))
         raise NonFiniteLossError(
             f"non-finite loss, gradients or weights at iteration {iteration}; the log names the samples."
-            f"{why} Last good checkpoint: {last or 'none yet'}. Look at the samples, lower the learning "
+            f"{why} Last good checkpoint: {last or 'none yet'}. Check the samples, lower the learning "
             f"rate, or use precision bf16 or fp32."
         )
 
@@ -202,7 +203,7 @@ class SafetyHook(ResumableHook):
         if self.received is None:
             self._received_at = time.monotonic()
             logger.warning(
-                "%s: finishing this step or validation, then saving; again to stop at once",
+                "%s: finishing this step or validation, then saving; send it again to stop immediately",
                 signal.Signals(number).name,
             )
             if self._previous:
@@ -210,22 +211,22 @@ class SafetyHook(ResumableHook):
         self.received = number
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        """End the run if it waits for a batch in vain; only a signal handler can interrupt that wait."""
+        """End the run if no batch arrives; only a signal handler can interrupt the wait for one."""
         since = waiting_since()
         if self.received is None or since is None:
             return
         waited = time.monotonic() - max(since, self._received_at)
         if waited > BATCH_GRACE:
-            logger.error(  # any process may be the one that waits, and all log errors
-                "%s: stopped while waiting for a batch, which did not come within %.0f s; nothing was saved "
-                "now, --resume goes on from the last checkpoint",
+            logger.error(  # any process may be waiting, and errors of all processes are logged
+                "%s: stopped, because no batch arrived within %.0f s; nothing was saved, --resume continues "
+                "from the last checkpoint",
                 *(signal.Signals(self.received).name, waited),
             )
             raise SignalInterrupt(self.received)
 
 
 def _own_finding(outcome: StepOutcome) -> str | None:
-    """What was not finite in this process; None if its loss and its statistics were finite."""
+    """Describe what was not finite in this process; None if its loss and running statistics were finite."""
     if not outcome.own_fault:
         return None
     return "running statistics not finite" if math.isfinite(outcome.loss) else f"loss {outcome.loss}"

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from s5.data.datasets import CLASS_LISTS as TABLES
+from s5.data.datasets.dior_r import CLASSES as DIOR_R
+from s5.data.datasets.dota import DOTA_V1, DOTA_V2
+from s5.data.labels import get_classes
 from s5.data.oriented.annotations import AnnotationError, AnnotationReader, write_objects
-from s5.data.oriented.classes import CLASSES as TABLES
-from s5.data.oriented.classes import DIOR_R, DOTA_V1, DOTA_V2, get_classes
 from s5.errors import DataError
 from tests.helpers.oriented_data import CLASSES, rectangles, xml
 
@@ -91,7 +93,7 @@ def test_an_upright_box_among_rotated_ones_has_the_angle_0(tmp_path):
     ("before", "after", "words"),
     [
         ("<xmin>10</xmin>", "", ["object 1 (ship)", "<bndbox> has no <xmin>"]),
-        ("<xmax>60", "<xmax>6", ["object 1 (ship)", "-4 x 20", "not negative"]),
+        ("<xmax>60", "<xmax>6", ["object 1 (ship)", "-4 x 20", "cannot be negative"]),
         ("<ymax>40", "<ymax>low", ["object 1 (ship)", "'low'"]),
     ],
 )

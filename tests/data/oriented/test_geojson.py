@@ -13,10 +13,10 @@ from rasterio.crs import CRS
 from rasterio.rpc import RPC
 from shapely.geometry import shape
 
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.oriented import geojson as antimeridian
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.geojson import write_geojson
-from s5.data.rasters import Georeference, read_georeference
 
 RADIUS = 6_378_137.0  # of WGS84 at the equator, in metres
 E2 = 0.00669437999014  # eccentricity squared

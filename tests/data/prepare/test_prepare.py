@@ -13,9 +13,8 @@ from s5.data.check import check_split
 from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.prepare.__main__ import main
 from s5.data.prepare.journal import Entry, Journal, Patch
-from s5.data.prepare.parallel import run_parallel
 from s5.data.prepare.patches import Window, tiles, windows
-from s5.data.prepare.pipeline import Outcome
+from s5.data.prepare.pipeline import Outcome, run_parallel
 from s5.data.splits import Split
 from s5.errors import PrepareError
 from tests.helpers.shipped_data import noise, start_and_wait_for, tree
@@ -278,7 +277,7 @@ def test_full_disk_stops_and_continues(pool, tmp_path, capsys, monkeypatch):
         written.append(path)
         write_image(path, array, **options)
 
-    monkeypatch.setattr("s5.data.prepare.unlabeled.write_image", full_after_two)
+    monkeypatch.setattr("s5.data.prepare.own_data.write_image", full_after_two)
     assert run_unlabeled(pool, out, "--workers", "1") == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error and "run the same command again" in error
@@ -343,6 +342,7 @@ def write_scene(folder, kind, rgb, valid):
 # --- interruptions
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(repository))
     src, out, total = tmp_path / "src", tmp_path / "root", 120

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from s5.data.datasets.dior_r import CLASSES as DIOR_R
 from s5.data.image_io import read_image
-from s5.data.oriented.classes import DIOR_R
 from s5.data.oriented.sources import OrientedImages
 from s5.data.prepare.__main__ import main
 from s5.data.splits import Split

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from s5.data.datasets import Dota
+from s5.data.datasets.dota import DOTA_V1, DOTA_V2
 from s5.data.image_io import read_image, read_image_with_valid, write_image
 from s5.data.oriented.annotations import AnnotationReader, write_objects
-from s5.data.oriented.classes import DOTA_V1, DOTA_V2
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_objects, parse_window_name
 from s5.data.oriented.sources import PADDING, OrientedImages, OrientedValidation

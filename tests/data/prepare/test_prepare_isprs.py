@@ -211,6 +211,7 @@ def test_inexact_colors_of_two_potsdam_tiles(tmp_path, capsys):
     assert "1 source files cut into 4 patches, 37 finished before" in text and "6_7_label.tif had" in text
 
 
+@pytest.mark.slow
 def test_killed_while_reading_archives(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(repository))
     src, out = tmp_path / "p", tmp_path / "root"

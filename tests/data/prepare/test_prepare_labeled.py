@@ -10,7 +10,7 @@ from s5.data.check import check_split
 from s5.data.image_io import read_image, read_mask, write_image, write_mask
 from s5.data.labels import get_table
 from s5.data.masks import open_mask
-from s5.data.prepare import labeled
+from s5.data.prepare import own_data
 from s5.data.prepare.__main__ import main
 from s5.data.sources import read_labeled
 from s5.data.splits import Split
@@ -125,7 +125,7 @@ def test_large_images_are_cut_in_pieces(tmp_path, monkeypatch, capsys):
         write_tiff(tmp_path / f"src/masks/{i}.tif", class_map(200, 70, 3, i))
     assert run(tmp_path / "src", tmp_path / "whole") == 0
     assert "2 source files" in capsys.readouterr().out
-    monkeypatch.setattr(labeled, "_PIECE_ROWS", 70)
+    monkeypatch.setattr(own_data, "_PIECE_ROWS", 70)
     assert run(tmp_path / "src", tmp_path / "root", "--workers", "2", "--val-size", "64") == 0
     assert "6 source files" in capsys.readouterr().out
     train, val = splits(tmp_path / "root")

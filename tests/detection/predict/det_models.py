@@ -16,7 +16,7 @@ from s5.detection.network import DetectionModel, Settings, build_detector
 from tests.helpers.det_runs import SIZE, script
 
 EXPERTS = 48
-SETTINGS = Settings(proposals=20, max_per_img=10, score_thr=0.0)
+SETTINGS = Settings(channels=32, fc_channels=256, proposals=20, max_per_img=10, score_thr=0.0)
 TASKS = {"harbour": ("ship", "crane"), "roads": ("car",)}
 
 
@@ -101,6 +101,6 @@ def rows(path: Path) -> np.ndarray:
 def fails(
     error: type[Exception], message: str, config: Path, checkpoint: Path, folder: Path, *options: object
 ) -> None:
-    """The evaluation stops with an error of the kind that is told without a traceback."""
+    """The evaluation stops with a user error, which is printed without a traceback."""
     with pytest.raises(error, match=message):
         evaluate(config, checkpoint, folder / "work", *options)

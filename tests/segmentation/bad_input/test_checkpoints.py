@@ -34,11 +34,9 @@ def test_code_in_a_checkpoint_is_not_run(
     torch.save(torch.load(trained / "iter_4.pth", weights_only=False) | {"extra": Payload(created)}, path)
     if option == "init":
         assert train(root, work_dir, init=str(path)) == 0
-        assert (
-            f"{path}: read without the objects beside its weights (" in (work_dir / "train.log").read_text()
-        )
+        assert f"{path}: skipped objects other than weights (" in (work_dir / "train.log").read_text()
     else:
-        with pytest.raises(CheckpointError, match=rf"{path} holds objects that are not read \(\w*\.open"):
+        with pytest.raises(CheckpointError, match=rf"{path} contains objects that are not read \(\w*\.open"):
             train(root, work_dir, resume=str(path))
         assert_nothing_trained(work_dir)
     assert not created.exists()
@@ -101,7 +99,7 @@ def test_bands_that_are_no_three_channels(root: Path, work_dir: Path, bands: str
 
 
 def test_bands_of_random_weights(root: Path, work_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match="init_bands 3,2,1 chooses channels.*are random: leave it out"):
+    with pytest.raises(CheckpointError, match="init_bands 3,2,1 selects channels.*are random: omit it"):
         train(root, work_dir, "--init-bands", "3,2,1")
 
 
@@ -131,7 +129,7 @@ def test_resume_from_weights(root: Path, work_dir: Path, trained: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.decoder_channels": 16}, r"another model: \d+ tensors differ.*\(.*8.*here .*16.*\)"),
+        ({"model.decoder_channels": 16}, r"another model: \d+ tensors differ.*\(.*8.*there, .*16.* here\)"),
         (
             {"data.labels": json.dumps({"name": "t", "classes": [*CLASSES, "d"]})},
             r"another model.*classifier",

@@ -110,7 +110,7 @@ def test_unreadable_unlabeled_images_are_skipped_and_listed(partly_unreadable: P
 def test_too_many_unreadable_unlabeled_images(partly_unreadable: Path, work_dir: Path, workers: int) -> None:
     message = (
         r"2 of 8 unlabeled images \(25.00%\) cannot be read, more than data.unlabeled.max_unreadable = "
-        rf"20.00%; they are listed in {work_dir}/unreadable.txt"
+        rf"20.00% allows; listed in {work_dir}/unreadable.txt"
     )
     with pytest.raises(DataError, match=message):
         train(partly_unreadable, work_dir, **{"data.unlabeled.max_unreadable": 0.2, "data.workers": workers})

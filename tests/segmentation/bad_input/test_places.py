@@ -1,4 +1,4 @@
-"""Folders, disks and ports that fail, and how errors are told."""
+"""Folders, disks and ports that fail, and the messages about them."""
 
 import re
 import resource
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s5 import launch
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.command import run_command
 from s5.compat.attention import BackendError
 from s5.compat.mmcv_ext import ExtensionError
@@ -26,13 +26,14 @@ def test_output_folder_that_cannot_be_written(root: Path, tmp_path: Path) -> Non
         train(root, tmp_path / "file/run")
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_checkpoint(root: Path, work_dir: Path) -> None:
     changes = {"schedule.total_iters": 8, "schedule.val_interval": 8}
     run = start("train", arguments(root, work_dir, **changes), work_dir.parent)
     wait_until((work_dir / "iter_2.pth").exists, run)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # writes fail as on a full disk
     assert run.wait() == 1
-    assert re.search(r"error: cannot write \S+\.pth: .*Check that the disk has room", run.text())
+    assert re.search(r"error: cannot write \S+\.pth: .*Check that the disk has free space", run.text())
     assert "Traceback" not in run.text()
     assert not list(work_dir.glob("**/*.tmp"))
     last = max(work_dir.glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""How the tests of `predict.py` call it, and what they expect."""
+"""Helpers of the tests of `predict.py`."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What `predict.py` does with the results of an earlier run."""
+"""Results of an earlier run of `predict.py`."""
 
 import os
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_resume_knows_the_checkpoint_by_its_file(checkpoint, model, images, tmp_
     with pytest.raises(ConfigError, match="made with precision float32, now it is bfloat16"):
         predict(copy, images, out, "--resume", *options, "--precision", "bf16")
     os.utime(copy, ns=(1, 1))
-    with pytest.raises(ConfigError, match=r"made before .*copy.pth was overwritten; .*leave out --resume"):
+    with pytest.raises(ConfigError, match=r"made before .*copy.pth was overwritten; .*omit --resume"):
         predict(copy, images, out, "--resume", *options)
 
 

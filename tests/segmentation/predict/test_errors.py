@@ -1,4 +1,4 @@
-"""What `predict.py` refuses, and how it says so."""
+"""Errors of `predict.py`."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, imag
     said = capsys.readouterr().err
     for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
-    assert "3 images could not be read; all others are done" in said
+    assert "3 images could not be read; all others are finished" in said
     assert files(out / "ponds/index") == ["a.png", "deep/b.c.png", "deep/er/d.png"]
 
 
@@ -62,9 +62,9 @@ def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, m
     stream.flush()
     said = stream.buffer.getvalue().decode("utf-8")
     assert rf"error: {images}/caf\xe9 2.tif: TIFFs whose path is not UTF-8" in said
-    assert f"error: {images}/{long}.png: names of its results would have 254 bytes" in said
-    assert "2 images could not be read; all others are done" in said
-    with pytest.raises(ConfigError, match="is not UTF-8, where GDAL cannot write TIFFs"):
+    assert f"error: {images}/{long}.png: file names of its results would have 254 bytes" in said
+    assert "2 images could not be read; all others are finished" in said
+    with pytest.raises(ConfigError, match="GDAL cannot write TIFFs to a path that is not UTF-8"):
         predict(checkpoint, images, tmp_path / odd, *options)
 
 
@@ -76,7 +76,7 @@ def test_unknown_task_lists_the_known(checkpoint, model, images, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nothing", "no such file or folder"), ("*.tif", "no images in it"), ("empty", "no images in it")],
+    [("nothing", "no such file or folder"), ("*.tif", "no images found"), ("empty", "no images found")],
 )
 def test_no_images_is_an_error(checkpoint, model, images, tmp_path, given, message):
     (images / "empty").mkdir()
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is(images, tmp_path, capsys):
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     options = ("--config", str(tmp_path / "tasks.yaml"), "--kinds", "index", "--tasks", "loveda")
     given = (tmp_path / "model/published.pth", images / "a.png", tmp_path / "out", *options)
-    with pytest.raises(ConfigError, match=r"published.pth does not say what network it holds.*--backbone"):
+    with pytest.raises(ConfigError, match=r"published.pth has no metadata about its network.*--backbone"):
         predict(*given)
     assert predict(*given, "--backbone", "vit_t_moe") == 0
     ids = read_mask(tmp_path / "out/loveda/index/a.png")
@@ -121,7 +121,7 @@ def test_another_backbone_than_the_checkpoints_is_an_error(checkpoint, model, im
     ("options", "message"),
     [
         (("--stride", "33"), "stride 33: stride must be between 1 and the crop of 32"),
-        (("--crop", "0"), "crop 0: at least one pixel"),
+        (("--crop", "0"), "crop 0: must be at least one pixel"),
         (("--scales", "-1"), "scales: scales must be positive"),
     ],
 )
@@ -132,7 +132,7 @@ def test_settings_that_make_no_sense_are_an_error(checkpoint, model, images, tmp
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_the_way_out(checkpoint, model, images, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"out: cannot be written .*go on with --resume"):
+    with pytest.raises(ConfigError, match=r"out: cannot be written .*continue with --resume"):
         predict(checkpoint, images, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Reading of images in advance."""
+"""Prefetching of images."""
 
 import gc
 import weakref
@@ -37,7 +37,7 @@ class Pool(ThreadPoolExecutor):
 def test_only_images_that_fit_are_read_in_advance(
     limit: int, most: int, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is larger than the limit is read when nothing else is there."""
+    """An image larger than the limit is read when no other is in memory."""
     Pool.asked = []
     monkeypatch.setattr(pixels, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(pixels, "AHEAD_BYTES", limit)
@@ -50,7 +50,7 @@ def test_only_images_that_fit_are_read_in_advance(
 
 
 def test_an_image_that_was_taken_is_given_up(sources: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of large images one is in memory, not the one before as well."""
+    """Only one large image is in memory, not also the previous one."""
     monkeypatch.setattr(pixels, "AHEAD_BYTES", 1)
     before: list[weakref.ref] = []
 

@@ -1,4 +1,4 @@
-"""What `predict.py` writes, and where."""
+"""Output files of `predict.py`."""
 
 import logging
 import re
@@ -73,7 +73,7 @@ def test_what_exists_is_no_pattern(tmp_path):
             str(source.name) for source in find_sources([f"{tmp_path}/{given}"], tmp_path / "out")
         ] == names
     with pytest.raises(
-        DataError, match=r"plan \[2024\]/a\[2\].png: no images.*a bracket of a name is written \[\[\]"
+        DataError, match=r"plan \[2024\]/a\[2\].png: no images.*write a literal bracket as \[\[\]"
     ):
         find_sources([f"{tmp_path}/plan [2024]/a[2].png"], tmp_path / "out")
 
@@ -107,13 +107,13 @@ def test_processes_share_the_images(checkpoint, model, images, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_results_of_images_of_one_name_are_told_apart(checkpoint, model, images, tmp_path, caplog):
+def test_results_of_images_with_the_same_name_differ(checkpoint, model, images, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     one_kind = ("--tasks", "ponds", "--kinds", "index")
     predict(checkpoint, images, tmp_path / "before", *one_kind)
     (images / "a.jpg").write_bytes((images / "deep/b.c.jpg").read_bytes())
     (images / "deep/b.c.png").write_text("not readable")
-    assert "mark" not in caplog.text
+    assert "share their name" not in caplog.text
     names = dict(zip(("a.jpg", "a.png", "deep/b.c.jpg"), _names(images), strict=False))
     assert len(set(names.values())) == 3
     caplog.clear()
@@ -125,10 +125,10 @@ def test_results_of_images_of_one_name_are_told_apart(checkpoint, model, images,
     for key, old in (("a.png", "a"), ("deep/b.c.jpg", "deep/b.c")):
         new = out / f"ponds/index/{names[key]}.png"
         assert new.read_bytes() == (tmp_path / f"before/ponds/index/{old}.png").read_bytes()
-    text = f"4 images share their name .*a.jpg are named {names['a.jpg']}, of .*a.png {names['a.png']}"
+    text = f"4 images share their name .*a.jpg are named {names['a.jpg']}, those of .*a.png {names['a.png']}"
     assert len(re.findall(text, caplog.text)) == 1
     assert predict(checkpoint, images, out, "--resume", *one_kind) == 1  # of the image that is not readable
-    assert "4 of 5 images are finished" in caplog.text
+    assert "4 of 5 images are already finished" in caplog.text
 
 
 def test_marks_depend_on_the_names_alone(images, tmp_path, monkeypatch):

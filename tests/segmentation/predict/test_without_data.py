@@ -10,8 +10,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.rpc import RPC
 
+from s5.data.datasets import TABLES as KNOWN
 from s5.data.image_io import read_image, read_image_with_valid, read_mask, write_image
-from s5.data.labels import TABLES as KNOWN
 from s5.segmentation import windows as strips
 from s5.segmentation.model import SegmentationModel
 from tests.helpers.trained_models import table, write_checkpoint
@@ -30,7 +30,7 @@ def pixels():
 
 @pytest.fixture
 def valid():
-    """A slanted edge: windows wholly and partly without data."""
+    """A slanted edge, with windows that lack data entirely or partly."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     return columns + rows // 3 > 80
 
@@ -50,7 +50,7 @@ def write(path, pixels, mask=None, alpha=None, **profile):
 
 
 def write_kind(kind, folder, pixels, valid):
-    """An image that says in one of the ways where it has data."""
+    """An image that declares in one of several ways where it has data."""
     empty = np.where(valid[..., None], pixels, 0).astype(np.uint8)
     if kind == "nodata":
         return write(folder / "a.tif", empty, nodata=0)
@@ -132,7 +132,7 @@ def test_windows_without_data_are_not_computed(checkpoint, model, tmp_path, pixe
 
 
 @pytest.mark.parametrize("kind", ["nodata", "png"])
-def test_an_image_wholly_without_data(checkpoint, model, tmp_path, pixels, kind):
+def test_an_image_without_any_data(checkpoint, model, tmp_path, pixels, kind):
     given = write_kind(kind, tmp_path, pixels, np.zeros((HEIGHT, WIDTH), bool))
     assert predict(checkpoint, given, tmp_path / "out") == 0
     assert (read_mask(tmp_path / f"out/roofs/index/{given.name}") == 0).all()

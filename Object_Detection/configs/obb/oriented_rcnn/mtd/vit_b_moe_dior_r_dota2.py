@@ -12,7 +12,7 @@ with read_base():
 
 data_root = "/path/to/detection_data"
 load_from = None  # S4P weights, for example vit_b_s4p.pth
-init_bands = None  # channels of load_from that are red, green, blue: (4, 3, 2) for Sentinel-2
+init_bands = None  # red, green, blue channels of load_from: (4, 3, 2) for Sentinel-2
 
 backbone = "vit_b_moe"
 tasks = dict(dior=_dior, dota=_dota)

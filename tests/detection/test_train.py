@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.datasets import DiorR, Dota
-from s5.data.oriented.classes import get_classes
+from s5.data.labels import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.experiment import DetectionExperiment
 from s5.detection.metric import build_metrics
@@ -51,6 +51,7 @@ def test_scores_of_windows_are_those_of_the_whole_image(finished: Path) -> None:
     assert "a/windows.mAP50" not in scores
 
 
+@pytest.mark.slow
 def test_resume_equals_the_uninterrupted_run(config: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/iter_1.pth").write_bytes((finished / "iter_1.pth").read_bytes())
@@ -87,7 +88,9 @@ def test_python_configuration_that_does_not_run(tmp_path: Path) -> None:
     path.write_text("tasks = dict(\n")
     with pytest.raises(ConfigError, match=r"broken.py: cannot be read"):
         load_python_config(DetConfig, path)
-    with pytest.raises(ConfigError, match=r"milestones \[8, 12\] must rise and lie below schedule.epochs 12"):
+    with pytest.raises(
+        ConfigError, match=r"milestones \[8, 12\] must increase and be smaller than schedule.epochs 12"
+    ):
         load_python_config(DetConfig, CONFIGS[0], ["schedule.milestones=[8, 12]"])
 
 

@@ -11,12 +11,11 @@ import torch.distributed as dist
 
 from s5.data.loaders import collate_validation
 from s5.data.oriented.annotations import Objects, make_objects
-from s5.data.oriented.average_precision import THRESHOLDS, average_precision, match
 from s5.data.oriented.detections import Detections, concatenate, make_detections
 from s5.data.oriented.geometry import share_inside
 from s5.data.oriented.merge import merge_windows, window_name
 from s5.detection.evaluation import DetectionCollector
-from s5.detection.metric import DetectionMetric
+from s5.detection.metric import THRESHOLDS, DetectionMetric, average_precision, match
 from tests.helpers.oriented_data import CLASSES, detect, rectangles
 
 K = len(CLASSES)
@@ -123,7 +122,8 @@ def test_boxes_in_mmrotates_type():
 def test_logs_a_row_per_class(caplog):
     with caplog.at_level(logging.INFO, logger="s5"):
         scores = evaluated(dataset())
-    rows = {line.split()[0]: line.split() for line in caplog.text.splitlines() if line.startswith(CLASSES)}
+    lines = [line.split() for line in caplog.text.splitlines() if line.strip().startswith(CLASSES)]
+    rows = {line[0]: line for line in lines}
     assert float(rows["plane"][4]) == pytest.approx(scores["AP50.plane"], abs=0.006)
     assert int(rows["plane"][1]) == direct(dataset()).objects[1]
     assert f"mAP50 {scores['mAP50']:.2f}" in caplog.text
@@ -188,7 +188,7 @@ def test_merged_images_are_scored_against_their_own_labels():
 
 
 def test_windows_are_merged_at_the_threshold_that_is_given():
-    """Two boxes of one place, of IoU 2/3."""
+    """Two boxes with the same centre and IoU 2/3."""
     objects = make_objects([[0, 0, 20, 0, 20, 10, 0, 10]], [0], [False])
     found = make_detections([[10, 5, 20, 10, 0], [14, 5, 20, 10, 0]], [0.9, 0.8], [0, 0])
     items = [({"name": window_name("one", 60, 0, 0), "task": "harbour", "objects": objects}, sample(found))]
@@ -214,7 +214,7 @@ def run_rank(rank, world, folder, work, results):
 
 
 def in_processes(work, folder, world=3):
-    """What each process gives; forked, so that they start at once."""
+    """Results of each process; processes are forked, so that they start quickly."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     ranks = [context.Process(target=run_rank, args=(r, world, folder, work, results)) for r in range(world)]

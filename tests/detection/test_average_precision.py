@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from s5.data.oriented.annotations import Objects, make_objects
-from s5.data.oriented.average_precision import THRESHOLDS, Matches, average_precision, match
 from s5.data.oriented.detections import Detections, make_detections
 from s5.data.oriented.geometry import to_polygons
+from s5.detection.metric import THRESHOLDS, Matches, average_precision, match
 from s5.ops.rotated_iou import rotated_iou
 from tests.helpers.oriented_data import CLASSES, detect, rectangles
 

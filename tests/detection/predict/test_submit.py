@@ -44,16 +44,14 @@ def test_images_without_labels_give_a_submission(
         texts = [line.split() for line in (tmp_path / f"texts/b/{image}.txt").read_text().splitlines()]
         assert mine == sorted([*line[:8], line[10]] for line in texts) and mine
     log = (tmp_path / "work/train.log").read_text()
-    assert (
-        "b.zip: the classes are of no version of DOTA" in log and "in 2 images, ready to be uploaded" in log
-    )
+    assert "b.zip: DOTA's server would reject these classes" in log and "in 2 images, ready for upload" in log
 
 
 def test_a_submission_that_fails_leaves_the_detections(
     config: Path, start: Path, unlabeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> None:
-        raise DataError("P1: detection 0 cannot be")
+        raise DataError("P1: invalid detection 0")
 
     write = submission.pack_dota
     monkeypatch.setattr(
@@ -62,7 +60,7 @@ def test_a_submission_that_fails_leaves_the_detections(
     section = json.dumps({"images": "a/images"})
     options = (*unlabeled_options(unlabeled), f"tasks.a.test={section}")
     options = (*options, "--submit", f"a={tmp_path / 'a.zip'}", f"b={tmp_path / 'b.zip'}")
-    message = "a.zip is not written: P1: detection 0 cannot be; the detections are in .*work/detections/a"
+    message = "a.zip was not written: P1: invalid detection 0; the detections are in .*work/detections/a"
     fails(DataError, message, config, start, tmp_path, *options)
     assert files(tmp_path / "work/detections") == ["a/1.txt", "a/2.txt", "a/3.txt"]
     assert (tmp_path / "b.zip").exists() and not (tmp_path / "a.zip").exists()
@@ -76,7 +74,7 @@ def test_test_images_with_annotations_are_scored(config: Path, start: Path, tmp_
     report = json.loads((tmp_path / "scores.json").read_text())
     assert list(report) == ["a"] and report["a"]["split"] == "test" and report["a"]["mAP50"] > 0
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["test_a_000000.jpg"]
-    assert "without images of --split test: b" in (tmp_path / "train.log").read_text()
+    assert "without images for --split test: b" in (tmp_path / "train.log").read_text()
 
 
 def test_windows_that_are_written_as_such_are_warned_of(
@@ -86,7 +84,7 @@ def test_windows_that_are_written_as_such_are_warned_of(
     assert evaluate(config, start, tmp_path / "work", *options) == 0
     assert len(files(tmp_path / "texts")) == 3
     log = (tmp_path / "work/train.log").read_text()
-    assert re.search(r"b: 3 of 3 images are windows .*windows=True.* are of single windows", log)
+    assert re.search(r"b: .* 3 of 3 images are windows .*windows=True.* written per window", log)
 
 
 def test_a_submission_that_cannot_be_is_refused_before_the_work(
@@ -97,11 +95,13 @@ def test_a_submission_that_cannot_be_is_refused_before_the_work(
         assert not list(tmp_path.glob("*.zip"))
 
     given = unlabeled_options(unlabeled)
-    refused(DataError, r"b.tar: the server takes a .zip", *given, "--submit", f"b={tmp_path}/b.tar")
-    refused(ConfigError, "--submit c: no such task is evaluated; there are b", *given, "--submit", "c=x.zip")
+    refused(DataError, r"b.tar: the server accepts zip files", *given, "--submit", f"b={tmp_path}/b.tar")
+    refused(
+        ConfigError, "--submit c: the task is not evaluated; evaluated are b", *given, "--submit", "c=x.zip"
+    )
     refused(ConfigError, "--submit b.zip: expected TASK=FILE.zip", *given, "--submit", "b.zip")
     both = (f"a={tmp_path}/x.zip", f"b={tmp_path}/y/../x.zip")
-    refused(ConfigError, "one file for two tasks; give each its own", "--submit", *both)
+    refused(ConfigError, "the same file for two tasks; give each its own", "--submit", *both)
     refused(
         ConfigError,
         r"b: 3 of 3 images are windows .*windows=True",
@@ -110,7 +110,7 @@ def test_a_submission_that_cannot_be_is_refused_before_the_work(
         "b=b.zip",
     )
     refused(ConfigError, "nothing to do: the images have no annotations; give --out or --submit", *given)
-    refused(ConfigError, "--split test: a, b without images to test", "--split", "test")
+    refused(ConfigError, "--split test: no test images configured for a, b", "--split", "test")
     refused(ConfigError, "--split test: a without images", *given, "--tasks", "a")
     write_image(unlabeled / "bad/images/P 1__64__0___0.png", picture(64, 64))
     options = unlabeled_options(unlabeled, images="bad/images")

@@ -11,12 +11,13 @@ import pytest
 from rasterio import Affine
 from rasterio.crs import CRS
 
+from s5.data.gdal_files import Georeference, read_georeference
 from s5.data.image_io import read_image, write_image
 from s5.data.oriented.detections import make_detections
 from s5.data.oriented.drawing import CROWD, draw_detections
 from s5.data.oriented.geojson import write_geojson
 from s5.data.prepare.patches import Decoded
-from s5.data.rasters import Georeference, Raster, read_georeference
+from s5.data.rasters import Raster
 from s5.detection import predict as det_predict
 from s5.detection.network import DetectionModel
 from s5.prediction.images import reduced
@@ -94,7 +95,7 @@ def test_a_geotiff_gives_longitude_and_latitude(
 def test_the_place_may_be_in_a_file_beside(
     checkpoint: Path, model: DetectionModel, tmp_path: Path, kind: str
 ) -> None:
-    """A world file says no reference system: GeoJSON stays in pixels, but the place is known."""
+    """A world file has no reference system: GeoJSON stays in pixels, but the location is known."""
     write_geotiff(tmp_path / "scene.tif", picture(50, 50))
     numbers = ", ".join(map(str, UTM.transform.to_gdal()))
     beside = {
@@ -133,7 +134,7 @@ def test_a_tiff_that_is_gone_when_it_is_drawn_is_named(
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--tasks", "roads") == 1
     said = capsys.readouterr().err
     assert "in/b.tif: damaged or unsupported" in said
-    assert "1 images could not be read; all others are done" in said
+    assert "1 images could not be read; all others are finished" in said
     assert [Path(name).stem for name in files(tmp_path / "out/roads/dota")] == ["a", "c"]
 
 

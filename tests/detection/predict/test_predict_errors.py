@@ -1,4 +1,4 @@
-"""What `Object_Detection/tools/predict.py` refuses, and how it says so."""
+"""Errors of `Object_Detection/tools/predict.py`."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_unreadable_images_are_named_and_the_others_done(
     said = capsys.readouterr().err
     for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
         assert f"{images}/{name}" in said
-    assert "3 images could not be read; all others are done" in said
+    assert "3 images could not be read; all others are finished" in said
     assert files(out / "roads/dota") == ["a.txt", "deep/b.c.txt", "deep/d.txt"]
 
 
@@ -39,7 +39,7 @@ def test_unknown_task_lists_the_known(checkpoint: Path, images: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nothing", "no such file or folder"), ("*.tif", "no images in it"), ("empty", "no images in it")],
+    [("nothing", "no such file or folder"), ("*.tif", "no images found"), ("empty", "no images found")],
 )
 def test_no_images_is_an_error(
     checkpoint: Path, images: Path, tmp_path: Path, given: str, message: str
@@ -52,7 +52,7 @@ def test_no_images_is_an_error(
 def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
     checkpoint: Path, images: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"images is the folder of the results \(--out\) as well"):
+    with pytest.raises(DataError, match=r"images is also the folder of the results \(--out\)"):
         predict(checkpoint, images, images / "deep/..")
     assert not (images / "harbour").exists()
 
@@ -60,10 +60,10 @@ def test_results_in_the_folder_of_the_images_are_an_error_that_says_so(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--window", "16"), "window 16: at least 32 pixels"),
-        (("--window", "0"), "window 0: at least 32 pixels"),
-        (("--overlap", "64"), "overlap 64: from 0 to less than the window of 64"),
-        (("--overlap", "-1"), "overlap -1: from 0"),
+        (("--window", "16"), "window 16: must be at least 32 pixels"),
+        (("--window", "0"), "window 0: must be at least 32 pixels"),
+        (("--overlap", "64"), "overlap 64: must be from 0 to less than the window of 64"),
+        (("--overlap", "-1"), "overlap -1: must be from 0"),
         (("--config", "x.py"), "--config: .* is self-describing"),
     ],
 )
@@ -77,10 +77,10 @@ def test_settings_that_make_no_sense_are_an_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--formats", "dota,shp"), "--formats/--kinds: shp: must be of drawings, dota, geojson"),
-        (("--formats", ","), "--formats/--kinds: ',' names nothing"),
-        (("--task", ","), "--tasks/--task: ',' names nothing"),
-        (("--score-thr", "2"), "--score-thr 2.0: from 0 to 1"),
+        (("--formats", "dota,shp"), "--formats/--kinds: shp: must be one of drawings, dota, geojson"),
+        (("--formats", ","), "--formats/--kinds: ',' contains no name"),
+        (("--task", ","), "--tasks/--task: ',' contains no name"),
+        (("--score-thr", "2"), "--score-thr 2.0: must be from 0 to 1"),
     ],
 )
 def test_options_that_do_not_exist(
@@ -100,7 +100,7 @@ def test_a_resumable_checkpoint_needs_its_configuration(
     checkpoint: Path, model: torch.nn.Module, images: Path, tmp_path: Path
 ) -> None:
     given = (resumable(checkpoint, tmp_path), images / "a.png", tmp_path / "out", "--formats", "dota")
-    with pytest.raises(ConfigError, match=r"iter_7 does not say what network it holds: .*\(--config\)"):
+    with pytest.raises(ConfigError, match=r"iter_7 has no metadata about its network: .*\(--config\)"):
         predict(*given)
     run_config(tmp_path)
     assert predict(*given) == 0, "a run leaves it beside"
@@ -148,7 +148,7 @@ def test_checkpoints_that_are_no_detector(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     write_checkpoint(tmp_path / "seg.pth", {"a": table("a", ["x", "y"])}, "vit_t")
-    with pytest.raises(CheckpointError, match=r"seg.pth holds no detector but heads of segmentation \(a\)"):
+    with pytest.raises(CheckpointError, match=r"seg.pth holds segmentation heads \(a\)"):
         predict(tmp_path / "seg.pth", images, tmp_path / "out")
     assert run_command(lambda: predict(tmp_path / "none.pth", images, tmp_path / "out")) == 1
     assert f"error: no checkpoint {tmp_path}/none.pth" in capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_checkpoints_that_are_no_detector(
     content = torch.load(tmp_path / "half.pth")
     state = {name: value for name, value in content["state_dict"].items() if ".rpn_head." not in name}
     torch.save({**content, "state_dict": state}, tmp_path / "half.pth")
-    with pytest.raises(CheckpointError, match=r"half.pth has no fitting .*heads.lake.rpn_head"):
+    with pytest.raises(CheckpointError, match=r"half.pth has no matching .*heads.lake.rpn_head"):
         predict(tmp_path / "half.pth", images, tmp_path / "out")
 
 
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_the_way_out(
     checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"out: cannot be written .*go on with --resume"):
+    with pytest.raises(ConfigError, match=r"out: cannot be written .*continue with --resume"):
         predict(checkpoint, images, tmp_path / "out")
 
 

@@ -52,7 +52,7 @@ def test_same_detections_give_the_same_file(tmp_path):
 
 def test_empty_submission_is_written_with_a_warning(tmp_path, caplog):
     pack_dota(tmp_path / "a.zip", {name: make_detections() for name in IMAGES}, CLASSES, IMAGES)
-    assert "a.zip: there are no detections" in caplog.text
+    assert "a.zip contains no detections" in caplog.text
 
 
 def bad(box=(5, 5, 4, 2, 0), score=0.5, label=0):
@@ -85,7 +85,7 @@ def test_what_cannot_be_submitted(tmp_path, found, images, words):
 
 
 def test_name_of_the_file(tmp_path):
-    with pytest.raises(DataError, match=r"a\.tar: the server takes a \.zip"):
+    with pytest.raises(DataError, match=r"a\.tar: the server accepts zip files"):
         pack_dota(tmp_path / "a.tar", detections(), CLASSES, IMAGES)
 
 
@@ -117,7 +117,7 @@ def test_check_finds_further_files_and_broken_zips(tmp_path):
     pack_dota(path, detections(), CLASSES, IMAGES)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("Task1_whale.txt", "")
-    with pytest.raises(DataError, match=r"should not hold Task1_whale\.txt"):
+    with pytest.raises(DataError, match=r"should not contain Task1_whale\.txt"):
         check_submission(path, CLASSES, IMAGES)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"a\.zip: cannot be read"):

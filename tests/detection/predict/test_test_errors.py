@@ -1,4 +1,4 @@
-"""`Object_Detection/tools/test.py` given what it cannot work with."""
+"""Errors of `Object_Detection/tools/test.py`."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, ConfigError, DataError, ImageError
 from s5.launch import LaunchError
 from tests.detection.predict.det_models import evaluate, fails, files, write_detector
@@ -56,7 +56,7 @@ def test_checkpoint_with_another_fpn(config: Path, start: Path, tmp_path: Path) 
 
 def test_checkpoint_of_other_tasks_or_classes(config: Path, tmp_path: Path) -> None:
     write_detector(tmp_path / "one.pth", {"b": ("box",), "c": ("box",)})
-    message = r"one.pth has the tasks b, c, but not a, which .*config.py has; choose among them with --tasks"
+    message = r"one.pth has the tasks b, c, but not a, which .*config.py has; choose from them with --tasks"
     fails(ConfigError, message, config, tmp_path / "one.pth", tmp_path)
     assert evaluate(config, tmp_path / "one.pth", tmp_path, "--tasks", "b") == 0
     for given, said in (
@@ -78,7 +78,7 @@ def test_checkpoint_that_is_no_detector(config: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "seg.pth", {"a": table("a", ["x", "y"])}, "vit_t")
     fails(
         CheckpointError,
-        r"seg.pth holds no detector but heads of segmentation \(a\)",
+        r"seg.pth holds segmentation heads \(a\)",
         config,
         tmp_path / "seg.pth",
         tmp_path,
@@ -89,14 +89,14 @@ def test_checkpoint_that_is_no_detector(config: Path, tmp_path: Path) -> None:
 
 
 def test_resumable_checkpoint_of_another_task_set(trained: Path, tmp_path: Path) -> None:
-    """Its data say the classes."""
+    """Its metadata contain the classes."""
     options = ("--cfg-options", "tasks.b.classes=[crate]")
     message = "task b: .*iter_2.pth was trained for the classes box, .*has crate"
     fails(ConfigError, message, trained / "config.yaml", trained / "iter_2.pth", tmp_path, *options)
 
 
 def test_resumable_checkpoint_of_other_enlarged_boxes(trained: Path, tmp_path: Path) -> None:
-    """One of before has no settings, and is taken as it is."""
+    """An older checkpoint has no settings, and is accepted."""
     config, options = trained / "config.yaml", ("--tasks", "a", "--cfg-options", "model.enlarge=[1,1]")
     message = r"iter_2.pth was trained with model.enlarge \(1.4, 1.2\), .*config.yaml has \(1.0, 1.0\)"
     fails(ConfigError, message, config, trained / "iter_2.pth", tmp_path, *options)
@@ -126,7 +126,7 @@ def test_scores_are_there_when_other_files_cannot_be_written(
     config: Path, start: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "texts/b/big.txt").mkdir(parents=True)
-    message = r"texts/b/.*big.txt.*: cannot be written \(Is a directory\). Make room"
+    message = r"texts/b/.*big.txt.*: cannot be written \(Is a directory\). Free disk space"
     fails(LaunchError, message, config, start, tmp_path, "--tasks", "b", "--out", tmp_path / "texts")
     assert list(json.loads((tmp_path / "work/scores.json").read_text())) == ["b"]
 

@@ -227,13 +227,13 @@ def test_image_without_annotation_and_annotation_without_image(folder):
 
 def test_list_of_an_image_that_is_not_there(folder):
     (folder / "names.txt").write_text("a0\na7\n")
-    with pytest.raises(SplitError, match=r"names\.txt: 1 images \(a7\)"):
+    with pytest.raises(SplitError, match=r"names\.txt: 1 listed images \(a7\)"):
         source(folder, split=folder / "names.txt")
 
 
 def test_list_with_backslashes(folder):
     (folder / "names.txt").write_text("images\\a0.png\n")
-    with pytest.raises(SplitError, match=r"1 images \(images\\a0.png\) .* not in .*; it has backslashes"):
+    with pytest.raises(SplitError, match=r"1 listed images \(images\\a0.png\) .* not in .*; .* backslashes"):
         source(folder, split=folder / "names.txt")
 
 

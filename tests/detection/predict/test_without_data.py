@@ -12,6 +12,7 @@ import torch
 from s5.data.image_io import write_image
 from s5.data.prepare.__main__ import main as prepare
 from s5.detection import predict as det_predict
+from s5.detection import results
 from s5.detection.network import DetectionModel, on_data
 from tests.detection.predict.det_models import evaluate, files, picture, predict, rows, write_geotiff
 from tests.helpers.det_runs import SIZE, write_config
@@ -72,7 +73,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
     pixels: np.ndarray,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The window ends where the data do, and cannot know; what it finds is looked up in the image."""
+    """The window ends where the data ends, so its detections are checked in the image."""
     valid = np.broadcast_to(np.arange(WIDTH) >= EDGE, (HEIGHT, WIDTH))
     given = variants(tmp_path / "in", pixels, valid)
     detect, moved = det_predict._detect, []
@@ -88,7 +89,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
         return detected, dropped
 
     monkeypatch.setattr(det_predict, "_detect", beyond)
-    monkeypatch.setattr(det_predict, "BLOCK", 50)
+    monkeypatch.setattr(results, "BLOCK", 50)
     options = ("--overlap", 0, "--window", SIZE, "--tasks", "roads")
     predict(checkpoint, tmp_path / "in", tmp_path / "out", *options)
     assert np.concatenate(moved).any(), "some are moved over the edge"
@@ -97,7 +98,7 @@ def test_a_window_with_data_everywhere_drops_what_lies_beyond_its_edge(
         assert len(found) > 3 and found[:, 0].min() >= EDGE
 
 
-def test_windows_wholly_without_data_are_not_computed(
+def test_windows_without_any_data_are_not_computed(
     checkpoint: Path,
     model: DetectionModel,
     tmp_path: Path,
@@ -110,9 +111,9 @@ def test_windows_wholly_without_data_are_not_computed(
     write_image(tmp_path / "in/nothing.png", pixels, valid=np.zeros_like(valid))
     passes, predict_all = [], DetectionModel.predict_all
 
-    def counted(self, images, shapes, scales):  # type: ignore[no-untyped-def]
+    def counted(self, images, *others):  # type: ignore[no-untyped-def]
         passes.append(len(images))
-        return predict_all(self, images, shapes, scales)
+        return predict_all(self, images, *others)
 
     monkeypatch.setattr(DetectionModel, "predict_all", counted)
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out", "--overlap", 0, "--window", SIZE) == 0

@@ -37,7 +37,7 @@ def arguments(root: Path, *extra: str, **changes: object) -> list[str]:
 
 
 def fails(root: Path, message: str, *extra: str, **changes: object) -> str:
-    """The run stops before its first step with an error of the kind that is told without a traceback."""
+    """The run stops before its first step with a user error, which is printed without a traceback."""
     with pytest.raises(UserError, match=message) as error:
         script().main(arguments(root, *extra, **changes))
     assert not list((root / "run").glob("*.pth")) and not (root / "run/log.jsonl").exists()
@@ -134,7 +134,7 @@ def test_missing_labels_of_the_whole_images(root: Path) -> None:
 
 
 def test_wrong_labels_of_the_whole_images(root: Path) -> None:
-    """Said before the first step, not at the first validation."""
+    """Reported before the first step, not at the first validation."""
     (root / "b/whole/big.txt").write_text(f"{LINE} kite 0\n")
     fails(root, rf"^tasks\.b\.whole: {root}/b/whole/big\.txt, line 1: unknown class 'kite'.*leave_out")
     (root / "b/whole/big.txt").unlink()
@@ -177,10 +177,10 @@ def test_unreadable_image(root: Path, workers: int, capfd: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks__a__leave_out": ["Box"]}, r"tasks\.a: leave_out has Box, which classes has as well"),
+        ({"tasks__a__leave_out": ["Box"]}, r"tasks\.a: Box in both classes and leave_out"),
         (
             {"tasks__a__classes": "dior_r", "tasks__a__leave_out": ["kite", "ship"]},
-            r"leave_out has ship, which classes has as well; take them out of one of the two",
+            r"ship in both classes and leave_out; remove them from one of the two",
         ),
         ({"tasks__a__classes": "dota3"}, r"classes 'dota3': must be .*dota_v2.*or a list of names"),
         ({"tasks__a__classes": "ship"}, r"classes 'ship': .*a single class is written \['ship'\]"),
@@ -240,7 +240,7 @@ def test_classifier_of_a_lone_task_is_not_taken_for_other_tasks() -> None:
 
 def no_weights(path: Path) -> str:
     path.write_bytes(b"<html>not found</html>")
-    return r"start\.pth \(\d+ bytes\) is no checkpoint but a web page"
+    return r"start\.pth \(\d+ bytes\) is not a checkpoint but a web page"
 
 
 def another_kind_of_network(path: Path) -> str:
@@ -281,7 +281,7 @@ def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": state}, path)
     fails(root, r"images with 4 channels.*--init-bands R,G,B \(init_bands", "--load-from", str(path))
     fails(root, r"init_bands 5,2,1.*has 4 channels", load_from=str(path), init_bands=[5, 2, 1])
-    fails(root, "init_bands 3,2,1 chooses channels of a checkpoint, but", "--init-bands", "3,2,1")
+    fails(root, "init_bands 3,2,1 selects channels of a checkpoint, but", "--init-bands", "3,2,1")
     short = {"schedule__epochs": 1, "schedule__milestones": []}
     shutil.rmtree(root / "run")
     assert script().main(arguments(root, "--load-from", str(path), "--init-bands", "3,2,1", **short)) == 0
@@ -289,7 +289,7 @@ def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
 
 
 def test_missing_checkpoint(root: Path) -> None:
-    fails(root, r"no checkpoint nowhere\.pth; looked for", "--load-from", "nowhere.pth")
+    fails(root, r"no checkpoint nowhere\.pth; tried", "--load-from", "nowhere.pth")
 
 
 def test_resume_from_weights_and_from_a_run_of_other_tasks(root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The launch command of detection as users write it, torchrun and one process: one run, the same scores."""
+"""The launch command of detection as users write it, a resumed run and one process: the same scores."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from s5.checkpoints.loading import read_checkpoint
+from s5.checkpoints.reading import read_checkpoint
 from tests.helpers.det_runs import losses, write_config, write_datasets
 from tests.helpers.det_runs import script as entry_script
-from tests.helpers.processes import PATIENCE, free_port
+from tests.helpers.processes import PATIENCE, SCRIPTS, free_port, start_ranks
 from tests.helpers.s4p_runs import REPO, environment
 
 pytestmark = pytest.mark.slow
@@ -22,8 +22,8 @@ STEPS, STOP = 12, 8
 CHANGES = f"""
 size, precision = 128, "fp32"
 tasks["a"]["batch_size"] = 1
-model.update(proposals=200, max_per_img=200)
-optim = dict(warmup_iters=0, lr=3e-4)
+model.update(channels=64, proposals=200, max_per_img=200)
+optim = dict(warmup_iters=0, lr=6e-4)
 schedule.update(epochs={STEPS}, milestones=({STOP},), val_interval={STEPS}, checkpoint_interval={STOP})
 """
 # Writes down which images each process trains on, and runs the script that follows.
@@ -71,7 +71,7 @@ def begin(work_dir: Path, checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of the documentation, with another port and the output in another place."""
+    """The command in the documentation, with another port and another output folder."""
     work_dir = tmp_path_factory.mktemp("runs") / "trained"
     command = f"-m torch.distributed.launch --nproc_per_node=2 --master_port={free_port()} tools/train.py"
     options = "--launcher pytorch --options find_unused_parameters=False"
@@ -87,12 +87,13 @@ def test_the_launch_command_trains_in_both_processes(trained: Path) -> None:
     assert max(scores(trained)[f"{task}/mAP50"] for task in "ab") > 0
 
 
-def test_resume_under_torchrun_equals_the_whole_run(config: Path, trained: Path, tmp_path: Path) -> None:
+def test_resume_equals_the_whole_run(config: Path, trained: Path, tmp_path: Path) -> None:
     work_dir = begin(tmp_path / "run", trained / f"iter_{STOP}.pth")
     wrapper = tmp_path / "train.py"
     wrapper.write_text(WRAPPER)
-    command = f"-m torch.distributed.run --nproc_per_node=2 --master_port={free_port()}".split()
-    launch(*command, wrapper, "tools/train.py", config, "--work-dir", work_dir, "--resume")
+    arguments = [SCRIPTS["detection"], config, "--device", "cpu", "--work-dir", work_dir, "--resume"]
+    for process in start_ranks(wrapper, [str(part) for part in arguments], tmp_path, 2):
+        assert process.wait(2 * PATIENCE) == 0, process.text()
     assert losses(work_dir) == {step: loss for step, loss in losses(trained).items() if step > STOP}
     ours, theirs = (read_checkpoint(run / f"iter_{STEPS}.pth")["state_dict"] for run in (work_dir, trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -106,5 +107,5 @@ def test_one_process_gives_the_same_scores(config: Path, trained: Path, tmp_path
     work_dir = begin(tmp_path / "run", trained / f"iter_{STEPS}.pth")
     arguments = [str(config), "--device", "cpu", "--work-dir", str(work_dir), "--resume"]
     assert entry_script().main(arguments) == 0
-    assert "resuming with 1 processes a run of 2" in (work_dir / "train.log").read_text()
+    assert "resuming with 1 processes a run that had 2" in (work_dir / "train.log").read_text()
     assert scores(work_dir) == scores(trained)

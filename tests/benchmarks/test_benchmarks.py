@@ -1,0 +1,42 @@
+"""All benchmarks run at a size for seconds, on the smallest backbone too."""
+
+import argparse
+
+import pytest
+
+from benchmarks import detection_step, loader, mdf_step, photometric, rotated, s4p_step, sliding, steps
+
+SMALL = {"backbone": "vit_t", "size": 64, "batch": 1, "steps": 1, "threads": 1, "device": "cpu", "repeats": 1}
+SMALL |= {"source_size": 96, "crop": 64, "images": 2, "boxes": 20, "detections": 30, "rois": 4}
+SMALL |= {"image": 128, "window": 64, "stride": 48, "bf16": False}
+
+
+@pytest.mark.parametrize("variant", ["plain float32", "S5 float32"])
+@pytest.mark.parametrize("module", [s4p_step, mdf_step, detection_step], ids=lambda module: module.__name__)
+def test_a_step(module: object, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("steps", "detection_step"):
+        monkeypatch.setattr(f"benchmarks.{name}.keep_freed_memory", lambda: True)
+    args = argparse.Namespace(**SMALL, variant=variant)
+    assert module.BENCHMARK.measure(args)["seconds"] > 0
+    assert "vit_t" in module.BENCHMARK.what(args) and module.BENCHMARK.images(args) > 0
+
+
+@pytest.mark.parametrize("variant", ["plain float32", "S5 float32"])
+def test_sliding_windows(variant: str) -> None:
+    assert sliding.measure(argparse.Namespace(**SMALL, variant=variant))["seconds"] > 0
+
+
+@pytest.mark.parametrize("module", [loader, photometric, rotated], ids=lambda module: module.__name__)
+def test_tables(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotated, "_memory_apart", lambda *_: 10**9)
+    title, *table = module.run(argparse.Namespace(**SMALL)).splitlines()
+    assert "vice" in title, "what the figures belong to"
+    rows = [line.split("|")[1:-1] for line in table if line.startswith("|")]
+    assert len(rows) > 3 and len({len(cells) for cells in rows}) == 1
+
+
+def test_expert_channels_fit_every_backbone() -> None:
+    channels = [
+        steps.expert_channels(argparse.Namespace(backbone=name)) for name in ("vit_t", "vit_b", "vit_l")
+    ]
+    assert channels == [64, 256, 256]

@@ -258,7 +258,7 @@ def test_no_file_can_be_used(rivers, tmp_path, capsys):
     edit(rivers, tables=(build_table("rivers", LAND, WATER, values=(7, 8)),))
     assert prepare(tmp_path) == 1
     printed = capsys.readouterr()
-    assert "error: no source file could be used:\n5 source files could not be used, the first:" in printed.err
+    assert "error: no file could be used: all 5 source files failed, the first:\n" in printed.err
     assert (printed.out + printed.err).count("train/masks/0.png") == 1 and "nothing to do" not in printed.out
     assert not (tmp_path / "root/rivers/splits").exists()
     register(rivers)

@@ -108,7 +108,7 @@ def test_all_are_tested_and_public():
     tested = {getattr(cls, "dataset", None) for cls in DatasetContract.__subclasses__()}
     assert tested >= set(DATASETS.values())
     assert {cls.__name__ for cls in DATASETS.values()} <= set(dir(s5.datasets))
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'; there are .*LoveDA"):
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'; available: .*LoveDA"):
         _ = s5.datasets.Nothing
 
 

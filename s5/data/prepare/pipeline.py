@@ -168,9 +168,8 @@ class Outcome:
     lists: dict[Path, int] = field(default_factory=dict)
 
     def first_problems(self) -> list[str]:
-        """The number of source files that could not be used, and the first messages, as lines."""
-        shown = [f"  {message}" for message in list(self.unusable.values())[:_SHOWN]]
-        return [f"{len(self.unusable)} source files could not be used, the first:", *shown]
+        """The first messages about source files that could not be used, as lines."""
+        return [f"  {message}" for message in list(self.unusable.values())[:_SHOWN]]
 
     def summary(self) -> str:
         """The counts as text."""
@@ -185,6 +184,7 @@ class Outcome:
         if self.without_data:
             lines.append(f"{self.without_data} patches without any data left out")
         if self.unusable:
+            lines.append(f"{len(self.unusable)} source files could not be used, the first:")
             lines += self.first_problems()
         if len(self.notes) > _SHOWN:
             lines.append(
@@ -228,7 +228,8 @@ def prepare(plan: Plan, workers: int = 1) -> Outcome:
         entries = [journal.entries[key] for key in sorted(keys)]
         _write_unusable(folder / UNUSABLE_NAME, outcome.unusable)
         if outcome.unusable and not entries:
-            raise PrepareError("no source file could be used:\n" + "\n".join(outcome.first_problems()))
+            count, shown = len(outcome.unusable), "\n".join(outcome.first_problems())
+            raise PrepareError(f"no file could be used: all {count} source files failed, the first:\n{shown}")
         outcome.notes = [f"{entry.source}: {entry.note}" for entry in entries if entry.note]
         outcome.lists = _write_lists(plan, entries)
     return outcome

@@ -24,7 +24,7 @@ from s5.ops.photometric import apply_photometric, normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TABLE = {"name": "benchmark", "classes": [f"class {i}" for i in range(NUM_CLASSES)]}
-HEADER = ("source", "KB", "loader", "plain", "S5", "ratio", "S5 with device work", "ratio")
+HEADER = ("source", "KB", "loader", "plain", "S5", "ratio", "S5 with device work", "ratio with it")
 
 
 class Pipelines:

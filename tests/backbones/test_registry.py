@@ -32,7 +32,7 @@ def test_weights_say_which_backbone_they_are_of() -> None:
 
 def test_weights_of_another_backbone_are_refused_by_name() -> None:
     weights = create_backbone("vit_t", 64).state_dict()
-    with pytest.raises(CheckpointError, match="width 192.* in swin_t.*checkpoint is vit_t: choose vit_t"):
+    with pytest.raises(CheckpointError, match="width 192.* in swin_t.*checkpoint is a vit_t: choose vit_t"):
         load_weights(create_backbone("swin_t", 64), weights)
     weights = create_backbone("swin_t", 64).state_dict()
     with pytest.raises(CheckpointError, match="timm's swin_tiny.* in vit_t.*choose swin_t as the backbone"):

@@ -191,7 +191,8 @@ class TestHuggingFace5(LayoutContract):
 
 def test_every_layout_has_a_contract_and_a_key_of_its_own():
     keys = [layout.key for layout in LAYOUTS]
-    assert sorted(keys) == sorted({contract.key for contract in LayoutContract.__subclasses__()})
+    tested = {contract.key for contract in LayoutContract.__subclasses__() if contract.__module__ == __name__}
+    assert sorted(keys) == sorted(tested)
 
 
 def test_an_unknown_layout_is_an_error_that_lists_all():

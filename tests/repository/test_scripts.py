@@ -311,7 +311,7 @@ def test_fine_tuning_starts_from_the_checkpoint(bash, repository: Path, tmp_path
 @pytest.mark.parametrize(
     ("given", "options"),
     [
-        (["True", "a.pth", "--resume"], "--load-network True --checkpoint a.pth --resume"),
+        (["True", "a.pth", "--resume"], "--load-network True --init a.pth --resume"),
         (["False", "a.pth", "--resume"], "--load-network False --resume"),
         (["False", "--tasks", "a"], "--load-network False --tasks a"),
     ],

@@ -23,6 +23,7 @@ OPTIONS = {
     "fixmatch.pseudo_labels": "ema",
     "fixmatch.conf_thresh": 0.0,
 }
+pytestmark = pytest.mark.slow
 SHORT = {"schedule.total_iters": 4, "schedule.val_interval": 4}
 # The second process breaks step 3: its loss, its loss alone, the gradients of all, or its own statistics.
 # After every step, each process writes the state it has. Arguments: script, fault, folder, first step.
@@ -31,7 +32,6 @@ import os, runpy, sys, torch
 from s5.training.guarded_step import GuardedOptimWrapper
 from s5.segmentation.methods.fixmatch import FixMatch
 
-pytestmark = pytest.mark.slow
 path, fault, folder, first = sys.argv.pop(1), *(sys.argv.pop(1) for _ in range(3))
 original_loss, original_update = FixMatch.loss, GuardedOptimWrapper.update_params
 rank, step = os.environ["RANK"], int(first) - 1

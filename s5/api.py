@@ -45,7 +45,7 @@ __all__ = [
 
 KEYWORD_ONLY = Parameter.KEYWORD_ONLY
 KINDS = ("segmentation", "detection")
-EXPERT_CHANNELS = 256  # of a backbone named `vit_b_moe`
+EXPERT_CHANNELS = 256  # for names that end in `_moe`, as in the published configurations
 DECODER_CHANNELS = 256
 
 Classes = int | str | Sequence[str] | Mapping[str, Any]

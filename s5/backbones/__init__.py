@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.moe import EXPERT_KEY, expert_names
 from s5.backbones.timm_models import TIMM_MODELS
 from s5.backbones.vit import VARIANTS, form_of
 
 __all__ = [
+    "EXPERT_KEY",
     "STRIDES",
     "Architecture",
     "Backbone",
@@ -20,6 +22,7 @@ __all__ = [
     "create_backbone",
     "dense_name",
     "describe",
+    "expert_names",
     "get_architecture",
     "has_experts",
     "identify",

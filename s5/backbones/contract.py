@@ -98,12 +98,14 @@ class Backbone(nn.Module, ABC):
         activation_checkpointing: Recompute activations in the backward pass to save memory.
         stem: Name of the weight (C, bands, k, k) of the first convolution.
         inert: Names of parameters without effect, which may be missing in checkpoints.
+        own: Prefix of the parameters that only this package has; weights of other projects lack all of them.
         undecayed: Names of parameters without weight decay, apart from norms.
     """
 
     strides: tuple[int, ...] = STRIDES
     stem: str
     inert: tuple[str, ...] = ()
+    own: str = "pyramid."
     undecayed: tuple[str, ...] = ()
 
     def __init__(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from s5.backbones import Backbone, StateDict, describe, identify, list_backbones, with_experts
-from s5.backbones.moe import EXPERT_KEY
+from s5.backbones import EXPERT_KEY, Backbone, StateDict, describe, identify, list_backbones, with_experts
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, shorten
@@ -149,13 +148,13 @@ def _check_architecture(weights: Weights, backbone: Backbone) -> None:
 def _require_decisive(tensors: StateDict, backbone: Backbone, layout: str) -> None:
     """Reject weights with missing or additional tensors of the backbone.
 
-    Tensors without effect, such as a class token, may be missing, and so may the entire pyramid, which other
-    projects do not have. Experts of tasks that the model does not have are ignored.
+    Tensors without effect, such as a class token, may be missing, and so may all that only this package has,
+    such as the pyramid. Experts of tasks that the model does not have are ignored.
     """
-    pyramid = any(name.startswith("pyramid.") for name in tensors)
+    has_own = any(name.startswith(backbone.own) for name in tensors)
     problems = []
     for name, parameter in backbone.named_parameters():
-        if name in backbone.inert or (name.startswith("pyramid.") and not pyramid):
+        if name in backbone.inert or (name.startswith(backbone.own) and not has_own):
             continue
         tensor, shape = tensors.get(name), tuple(parameter.shape)
         if tensor is None:

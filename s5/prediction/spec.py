@@ -9,8 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from s5.backbones import dense_name, get_architecture, has_experts, with_experts
-from s5.backbones.moe import EXPERT_KEY
+from s5.backbones import EXPERT_KEY, dense_name, get_architecture, has_experts, with_experts
 from s5.checkpoints.layouts import Weights
 from s5.checkpoints.loading import load_weights
 from s5.data.label_table import RGB

@@ -1,4 +1,4 @@
-"""Segmentation head: mmsegmentation's UPerHead, channel dropout and a 1x1 classifier."""
+"""Segmentation network: a backbone, and a decoder (mmsegmentation's UPerHead) and classifier per task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

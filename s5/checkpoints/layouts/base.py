@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from s5.backbones import StateDict
-from s5.backbones.moe import expert_names
+from s5.backbones import StateDict, expert_names
 from s5.errors import CheckpointError
 
 PATCH_EMBEDDING = "patch_embed.proj.weight"

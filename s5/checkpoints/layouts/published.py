@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from s5.backbones import StateDict
-from s5.backbones.moe import EXPERT_KEY, expert_names
+from s5.backbones import EXPERT_KEY, StateDict, expert_names
 from s5.checkpoints.layouts.base import Parts, Weights, Written, has_name
 from s5.checkpoints.layouts.openmmlab import MMSEG_BLOCK_NAMES
 from s5.checkpoints.layouts.vit import VitLayout, inverse, replace_start, require_complete

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s5.data.augmentation import StrongAugmentation
+from s5.data.label_table import IGNORE
 from s5.ops.cutmix import cutmix
 from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
 from s5.ops.photometric import apply_photometric, to_unit
@@ -17,8 +18,6 @@ from s5.ranges import NonNegativeFloat, Positive, Share, ShareBelowOne
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import SegHead, Segmentor
 from s5.segmentation.windows import Inference
-
-IGNORE = 255
 
 
 class EmaTeacher(nn.Module):

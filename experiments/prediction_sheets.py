@@ -18,15 +18,15 @@ ROWS = 4
 def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, root: Path) -> None:
     """Write image, truth and the prediction of every model, for a few images spread over a split.
 
-    A second sheet, ``<name>_predictions``, has the predictions alone: it may be shown where images and labels
+    A second sheet, `<name>_predictions`, has the predictions alone: it may be shown where images and labels
     may not.
 
     Args:
-        path: where to.
-        models: weight files of multi-dataset training.
-        task: whose images and classes.
-        split: labeled images.
-        root: data root of the split.
+        path: Where to.
+        models: Weight files of multi-dataset training.
+        task: Whose images and classes.
+        split: Labeled images.
+        root: Data root of the split.
     """
     predictors = [s5.load(file, "cpu", "fp32", tasks=[task]) for file in models.values()]
     table = predictors[0].spec.tables[task]

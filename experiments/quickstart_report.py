@@ -2,7 +2,7 @@
 
 Usage: python -m experiments.quickstart_report work_dirs/quickstart
 
-Prints them and writes them to ``summary.md``.
+Prints them and writes them to `summary.md`.
 """
 
 import argparse

@@ -70,10 +70,10 @@ def write_sheet(path: Path, texts: Sequence[Path], images: Sequence[Path], class
     """Draw detections on white, in rows of :data:`SHEET_COLUMNS` images that are spread over all of them.
 
     Args:
-        path: where to.
-        texts: detections of each image, as predict.py writes them.
-        images: whose sizes the drawings have.
-        classes: names of the classes.
+        path: Where to.
+        texts: Detections of each image, as predict.py writes them.
+        images: Whose sizes the drawings have.
+        classes: Names of the classes.
     """
     chosen = np.linspace(0, len(texts) - 1, min(SHEET_IMAGES, len(texts))).round().astype(int)
     drawings = []

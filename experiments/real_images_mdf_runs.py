@@ -26,8 +26,8 @@ class Method(NamedTuple):
     """What one method trains.
 
     Attributes:
-        experts: whether the backbone has them.
-        models: the datasets of each of its models.
+        experts: Whether the backbone has them.
+        models: The datasets of each of its models.
     """
 
     experts: bool
@@ -45,7 +45,7 @@ class Experiment:
     """The runs of all methods and seeds, in one folder.
 
     Args:
-        args: the command line.
+        args: The command line.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:

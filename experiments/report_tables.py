@@ -19,8 +19,8 @@ def markdown_table(columns: Mapping[str, Mapping[str, str]], rows: Sequence[str]
     """Lines of a table that reads well both raw and rendered.
 
     Args:
-        columns: for every title the cells by row.
-        rows: titles of the rows, in order.
+        columns: For every title the cells by row.
+        rows: Titles of the rows, in order.
     """
     cells = [[row, *(column[row] for column in columns.values())] for row in rows]
     return text_table(["", *columns], cells, markdown=True).splitlines()

@@ -16,8 +16,8 @@ def experiment_parser(description: str | None, out: str) -> argparse.ArgumentPar
     """A parser with the options that all experiments share.
 
     Args:
-        description: the script's docstring.
-        out: default folder of the results.
+        description: The script's docstring.
+        out: Default folder of the results.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -34,9 +34,9 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
     """Train one model into `work_dir`, or take the scores of a finished run.
 
     Args:
-        command: entry script, relative to the repository, and its arguments without folder and resume.
-        work_dir: output folder of the run.
-        iterations: its length.
+        command: Entry script, relative to the repository, and its arguments without folder and resume.
+        work_dir: Output folder of the run.
+        iterations: Its length.
 
     Returns:
         The scores of its last validation, percent; None where undefined.

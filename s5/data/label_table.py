@@ -1,7 +1,5 @@
 """The meaning of a dataset's mask values, and the conversions between values, train ids and colours."""
 
-from __future__ import annotations
-
 import colorsys
 from collections import Counter
 from collections.abc import Sequence
@@ -32,14 +30,14 @@ class LabelTable:
     """What the values of one dataset's masks mean.
 
     Attributes:
-        name: name of the table, used in messages.
-        classes: class names in the order of the train ids.
-        values: raw mask value of each train id.
+        name: Name of the table, used in messages.
+        classes: Class names in the order of the train ids.
+        values: Raw mask value of each train id.
         palette: RGB colour (0..255) of each train id.
-        ignore_values: raw mask values that become :data:`IGNORE`.
-        background: train id of the background class, or None.
+        ignore_values: Raw mask values that become :data:`IGNORE`.
+        background: Train id of the background class, or None.
         ignore_colors: RGB colours of a colour-coded mask that mean "ignore".
-        color_code: whether the palette is the colour code of colour-coded masks; otherwise it only colours
+        color_code: Whether the palette is the colour code of colour-coded masks; otherwise it only colours
             pictures, and no mask of the dataset holds colours (see :mod:`s5.data.masks`).
     """
 
@@ -73,7 +71,7 @@ class LabelTable:
         return len(self.classes)
 
     def as_mapping(self) -> dict[str, Any]:
-        """The table as plain data (for YAML, JSON, checkpoints); ``get_table`` reads it back equal."""
+        """The table as plain data (for YAML, JSON, checkpoints); `get_table` reads it back equal."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -87,7 +85,7 @@ class LabelTable:
 
     @cached_property
     def _lut(self) -> np.ndarray:
-        """uint8 (256,): train id of each raw value, ``UNKNOWN`` where there is none."""
+        """uint8 (256,): train id of each raw value, `UNKNOWN` where there is none."""
         lut = np.full(256, UNKNOWN, np.uint8)
         lut[list(self.values)] = np.arange(self.num_classes, dtype=np.uint8)
         lut[list(self.ignore_values)] = IGNORE
@@ -125,13 +123,13 @@ class LabelTable:
 
         Args:
             mask: uint8 (H, W), raw values as stored in the file.
-            path: where the mask comes from, for the message.
+            path: Where the mask comes from, for the message.
 
         Returns:
             uint8 (H, W): train ids 0..num_classes-1, and :data:`IGNORE`.
 
         Raises:
-            LabelError: a value is outside the table; names file, values, pixel counts and valid values.
+            LabelError: A value is outside the table; names file, values, pixel counts and valid values.
         """
         ids = cv2.LUT(mask, self._lut)
         if (ids == UNKNOWN).any():
@@ -177,13 +175,13 @@ class LabelTable:
 
         Args:
             rgb: uint8 (H, W, 3), each pixel one of the palette's or the ignored colours.
-            path: where the mask comes from, for the message.
+            path: Where the mask comes from, for the message.
 
         Returns:
             uint8 (H, W): the table's raw values; ignored colours get :attr:`ignored_value`.
 
         Raises:
-            LabelError: a colour is outside the table; names file, colours and pixel counts.
+            LabelError: A colour is outside the table; names file, colours and pixel counts.
         """
         values, unknown = self.match_colors(rgb)
         if unknown:
@@ -265,7 +263,7 @@ def build_table(
 
 
 def distinct_colors(n: int) -> list[RGB]:
-    """``n`` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
+    """`n` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
     colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.65, (0.95, 0.65)[i % 2]) for i in range(n)]
     return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
 
@@ -313,7 +311,7 @@ def _problem(table: LabelTable) -> str:
 
 
 def _ranges(values: Sequence[int]) -> str:
-    """``[0, 1, 2, 7]`` -> ``"0..2, 7"``."""
+    """`[0, 1, 2, 7]` -> `"0..2, 7"`."""
     runs: list[list[int]] = []
     for v in sorted(values):
         if runs and v == runs[-1][1] + 1:
@@ -325,7 +323,7 @@ def _ranges(values: Sequence[int]) -> str:
 
 @lru_cache(maxsize=4)
 def _color_lut(table: LabelTable) -> np.ndarray:
-    """uint8 (2**24,): train id of each colour r + 256 g + 65536 b; ``UNKNOWN`` where there is none."""
+    """uint8 (2**24,): train id of each colour r + 256 g + 65536 b; `UNKNOWN` where there is none."""
     lut = np.full(1 << 24, UNKNOWN, np.uint8)
     for color, train_id in table.color_ids.items():
         lut[_code(color)] = train_id

@@ -5,8 +5,6 @@ class names (:func:`get_classes`). Those of known datasets are facts of :mod:`s5
 are a mapping or a list in the configuration.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,19 +21,19 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | No
     """Find a label table by name, or build one from a mapping.
 
     A mapping with one class is a binary task: the table has the classes background and that one, with the raw
-    values 0 and 1, or 0 and the one in ``values``.
+    values 0 and 1, or 0 and the one in `values`.
 
     Args:
-        spec: a name in :data:`~s5.data.datasets.TABLES`, or a mapping with ``classes`` and, optionally,
-            ``name``, ``values`` (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each
-            class), ``ignore`` (raw values to ignore, a list or one; default ``[255]`` unless 255 is a class),
-            ``background`` (train id), ``ignore_colors`` (RGB colours of a colour-coded mask that mean
-            "ignore") and ``color_code`` (whether masks in colours are read by the palette; default: if it is
+        spec: A name in :data:`~s5.data.datasets.TABLES`, or a mapping with `classes` and, optionally,
+            `name`, `values` (raw value of each class; default 0, 1, 2 ...), `palette` (RGB of each
+            class), `ignore` (raw values to ignore, a list or one; default `[255]` unless 255 is a class),
+            `background` (train id), `ignore_colors` (RGB colours of a colour-coded mask that mean
+            "ignore") and `color_code` (whether masks in colours are read by the palette; default: if it is
             given).
-        default_name: name of a table whose mapping has none; without it the mapping needs a name.
+        default_name: Name of a table whose mapping has none; without it the mapping needs a name.
 
     Raises:
-        LabelError: unknown name or key, a value of the wrong form, or a table that contradicts itself.
+        LabelError: Unknown name or key, a value of the wrong form, or a table that contradicts itself.
     """
     if isinstance(spec, LabelTable):
         return spec
@@ -53,7 +51,7 @@ def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
     """Class names of objects by the name of a known list, or those given.
 
     Raises:
-        DataError: the list is unknown; or as :func:`~s5.data.oriented.annotations.class_ids`.
+        DataError: The list is unknown; or as :func:`~s5.data.oriented.annotations.class_ids`.
     """
     if isinstance(spec, str):
         if spec not in CLASS_LISTS:
@@ -73,7 +71,7 @@ def table_from_mapping(spec: Mapping[str, Any]) -> LabelTable:
     """Build a label table from a mapping; see :func:`s5.data.labels.get_table` for its keys.
 
     Raises:
-        LabelError: a key is unknown, missing or of the wrong form, or the table contradicts itself.
+        LabelError: A key is unknown, missing or of the wrong form, or the table contradicts itself.
     """
     _require_keys(spec)
     stated = {key: _FORMS[key](spec, key) for key in _KEYS if key in spec}
@@ -201,11 +199,11 @@ def parse_table(text: str, default_name: str | None = None) -> LabelTable:
     """A known table's name, a JSON or YAML mapping, or a file that holds one.
 
     Args:
-        text: the argument.
-        default_name: name of a table whose mapping has none.
+        text: The argument.
+        default_name: Name of a table whose mapping has none.
 
     Raises:
-        LabelError: no such table or file, not YAML, or a table that contradicts itself.
+        LabelError: No such table or file, not YAML, or a table that contradicts itself.
     """
     spec: Any = text
     try:

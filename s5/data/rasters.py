@@ -176,7 +176,7 @@ def require_bands(bands: Sequence[int], count: int, path: str | Path) -> None:
     """Refuse bands that an image does not have; they are counted from 1.
 
     Raises:
-        ImageError: not one or three bands, or one that does not exist.
+        ImageError: Not one or three bands, or one that does not exist.
     """
     if len(bands) not in (1, 3) or not all(1 <= band <= count for band in bands):
         hint = "Name the red, green and blue band, counted from 1, such as (3, 2, 1), or a single band"
@@ -190,12 +190,12 @@ def open_raster(
     """Open a raster for reading by windows.
 
     Args:
-        source: a TIFF, or the bytes of a PNG.
-        path: the file that the bytes are of, for messages.
-        bands: red, green and blue band, or a single one, counted from 1; by default the first three.
+        source: A TIFF, or the bytes of a PNG.
+        path: The file that the bytes are of, for messages.
+        bands: Red, green and blue band, or a single one, counted from 1; by default the first three.
 
     Raises:
-        ImageError: the file is missing or damaged, or lacks a band.
+        ImageError: The file is missing or damaged, or lacks a band.
     """
     path = path or str(source)
     with open_noted(source, path) as (dataset, note):

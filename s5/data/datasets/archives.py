@@ -1,12 +1,10 @@
 """Zip archives read as if they were folders, also archives inside archives.
 
 A file in an archive is named by a path that goes through it, such as
-``/data/Potsdam.zip/2_Ortho_RGB.zip/2_Ortho_RGB/top_potsdam_2_10_RGB.tif``. Nothing is unpacked as a whole:
+`/data/Potsdam.zip/2_Ortho_RGB.zip/2_Ortho_RGB/top_potsdam_2_10_RGB.tif`. Nothing is unpacked as a whole:
 each file is copied out for the moment it is needed. An archive inside another cannot be read in place; it is
 copied out while files of it are needed, and its table of contents is remembered.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -38,15 +36,15 @@ class Archives:
     """The archives of one dataset.
 
     Attributes:
-        store: folder for what has to be copied out; everything in it but the tables of contents is temporary.
-        inner: regular expression of the names, in lower case, of the inner archives that matter.
+        store: Folder for what has to be copied out; everything in it but the tables of contents is temporary.
+        inner: Regular expression of the names, in lower case, of the inner archives that matter.
     """
 
     store: Path
     inner: str = ".*"
 
     def files(self, src: Path) -> list[Path]:
-        """All files below ``src``, a folder or an archive, those in archives included; hidden ones not.
+        """All files below `src`, a folder or an archive, those in archives included; hidden ones not.
 
         A damaged archive is left out with a warning: it may be one that does not matter.
         """
@@ -65,7 +63,7 @@ class Archives:
         """The file itself, or a temporary copy of the one in an archive.
 
         Raises:
-            ImageError: there is no such file, or its archive is damaged.
+            ImageError: There is no such file, or its archive is damaged.
         """
         place = None if path.exists() else self._locate(path)
         if place is None:
@@ -173,7 +171,7 @@ def _opened(archive: Path, changed: int, size: int, process: int) -> zipfile.Zip
 
 
 def _table_of_contents(archive: Path, called: Path) -> Mapping[str, tuple[str, int]]:
-    """Place in an archive -> name as written there, and size in bytes; messages call it ``called``."""
+    """Place in an archive -> name as written there, and size in bytes; messages call it `called`."""
     state = archive.stat()
     try:
         return _read_table_of_contents(archive, state.st_mtime_ns, state.st_size)

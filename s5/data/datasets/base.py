@@ -35,19 +35,19 @@ class Dataset:
     bool (N,), in pixels.
 
     Args:
-        root: folder of the data.
-        split: a key of `splits`.
-        labels: name of the label table, or of the list of classes; the first of the dataset by default.
-        options: of the prepare command where the shipped folder has variants, such as `bands="irrg"`.
+        root: Folder of the data.
+        split: A key of `splits`.
+        labels: Name of the label table, or of the list of classes; the first of the dataset by default.
+        options: Of the prepare command where the shipped folder has variants, such as `bands="irrg"`.
 
     Attributes:
-        classes: class names in the order of the train ids.
+        classes: Class names in the order of the train ids.
         palette: RGB colour of each class.
-        ignore: train id that counts nowhere.
-        samples: paths of image and labels of each sample.
+        ignore: Train id that counts nowhere.
+        samples: Paths of image and labels of each sample.
 
     Raises:
-        DataError: unknown split, labels or option, or no such data in `root`.
+        DataError: Unknown split, labels or option, or no such data in `root`.
     """
 
     # What it is
@@ -106,7 +106,7 @@ class Dataset:
         """The images of all parts with their labels.
 
         Raises:
-            PrepareError: the dataset is not there; says what was expected and where to download it.
+            PrepareError: The dataset is not there; says what was expected and where to download it.
         """
         raise NotImplementedError
 
@@ -118,11 +118,11 @@ class Dataset:
         `color_code=False` in the table, palette images hold values.
 
         Args:
-            file: the mask on disk.
-            path: what messages call it.
+            file: The mask on disk.
+            path: What messages call it.
 
         Raises:
-            DataError: it cannot be read, or a value or colour is outside the table.
+            DataError: It cannot be read, or a value or colour is outside the table.
         """
         with open_stored_mask(file) as stored:
             mask = Mask(stored, cls.tables[0], path).all_values()
@@ -214,7 +214,7 @@ class Dataset:
         """Read a sample.
 
         Raises:
-            DataError: a file is missing or damaged, or a label is unknown.
+            DataError: A file is missing or damaged, or a label is unknown.
         """
         sample = self.samples[index]
         image, valid = read_image_with_valid(sample.image)

@@ -123,8 +123,8 @@ def _names(part: Mapping[_Key, _Files], numbers: range) -> list[str]:
     """What a part lacks, by name.
 
     Args:
-        part: the files of its images.
-        numbers: those of its images; gaps are only told where no other number occurs.
+        part: The files of its images.
+        numbers: Those of its images; gaps are only told where no other number occurs.
     """
     names = []
     for kind in ("mask", "image"):

@@ -23,13 +23,13 @@ class Source:
     """One image with its labels.
 
     Attributes:
-        key: what the journal of a preparation calls it; unique and the same in every run.
-        group: the part of the dataset it belongs to.
-        stem: path of its patches below the group's folder, without window and extension; unique in the group.
-        image: the image file.
-        mask: the mask or annotation file; None where the part has no labels.
-        area: top, left, height and width of the part of the image to cut; all of it by default.
-        problem: why it cannot be used, where that is known before it is opened: it is listed, not cut.
+        key: What the journal of a preparation calls it; unique and the same in every run.
+        group: The part of the dataset it belongs to.
+        stem: Path of its patches below the group's folder, without window and extension; unique in the group.
+        image: The image file.
+        mask: The mask or annotation file; None where the part has no labels.
+        area: Top, left, height and width of the part of the image to cut; all of it by default.
+        problem: Why it cannot be used, where that is known before it is opened: it is listed, not cut.
     """
 
     key: str
@@ -49,12 +49,12 @@ class Shipped:
     """The folder (or archive) of a dataset as its provider ships it.
 
     Attributes:
-        src: the folder or archive.
-        title: name of the dataset in messages.
-        layout: what is expected below `{src}`, and where to download it.
-        folder: where the prepared dataset goes, which is not searched; None if nothing may be written.
-        archives: reader of the files in archives; None to look into folders alone.
-        partial: accept an incomplete dataset.
+        src: The folder or archive.
+        title: Name of the dataset in messages.
+        layout: What is expected below `{src}`, and where to download it.
+        folder: Where the prepared dataset goes, which is not searched; None if nothing may be written.
+        archives: Reader of the files in archives; None to look into folders alone.
+        partial: Accept an incomplete dataset.
     """
 
     src: Path
@@ -75,7 +75,7 @@ class Shipped:
         Folders below it that a preparation wrote are skipped.
 
         Raises:
-            PrepareError: the source folder does not exist.
+            PrepareError: The source folder does not exist.
         """
         if not self.src.exists():
             raise PrepareError(f"{self.src}: no such folder or archive.\n{self.expected}")
@@ -97,7 +97,7 @@ class Shipped:
             Paths by the groups of the pattern, in lower case, the best copy of a file first.
 
         Raises:
-            PrepareError: the source folder does not exist.
+            PrepareError: The source folder does not exist.
         """
         found: dict[tuple[str, ...], Path] = {}
         anchored = re.compile(rf"(?:.*/)?(?:{pattern})", re.IGNORECASE)
@@ -119,7 +119,7 @@ class Shipped:
         """Refuse a dataset with these problems, or only log them where an incomplete one is accepted.
 
         Raises:
-            PrepareError: says what is missing, what is expected, and where to download it.
+            PrepareError: Says what is missing, what is expected, and where to download it.
         """
         if not problems:
             return
@@ -141,7 +141,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     """Files by their name without extension.
 
     Raises:
-        PrepareError: two have the same.
+        PrepareError: Two have the same.
     """
     found: dict[str, Path] = {}
     for path in paths:

@@ -14,8 +14,6 @@ YOLO text (class numbers, normalised coordinates) is recognised and refused: it 
 size.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,7 +208,7 @@ class Objects:
         """Rotated boxes float32 (n, 5), le90."""
         return to_boxes(self.polygons)
 
-    def select(self, which: np.ndarray) -> Objects:
+    def select(self, which: np.ndarray) -> "Objects":
         """Select objects by a mask or indices."""
         return Objects(self.polygons[which], self.labels[which], self.difficult[which])
 
@@ -230,7 +228,7 @@ def class_ids(classes: Sequence[str]) -> dict[str, int]:
     """Label of each class by its case-folded name.
 
     Raises:
-        DataError: no classes, a name with white space (DOTA's text cannot hold it), or two equal ones.
+        DataError: No classes, a name with white space (DOTA's text cannot hold it), or two equal ones.
     """
     ids = {name.casefold(): label for label, name in enumerate(classes)}
     if not ids:
@@ -302,11 +300,11 @@ class AnnotationReader:
 
 
 def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dict[str, Path]:
-    """Annotation files by name without ``classes.txt``, where tools put the names of the classes.
+    """Annotation files by name without `classes.txt`, where tools put the names of the classes.
 
     Args:
-        texts: the files by the name of their image.
-        images: names of the images; a file of one of them is an annotation.
+        texts: The files by the name of their image.
+        images: Names of the images; a file of one of them is an annotation.
     """
     lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
     for path in lists.values():

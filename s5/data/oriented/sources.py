@@ -265,12 +265,12 @@ def objects_loader(
     """Endless loader of batches of several tasks, ordered by task.
 
     Args:
-        sources: training images of each task.
-        batch_sizes: images of each per step and process.
-        seed: seed of order and mirroring.
-        launch: this process among all.
-        workers: loader processes.
-        about: what checkpoints say of the run beside the classes of its tasks.
+        sources: Training images of each task.
+        batch_sizes: Images of each per step and process.
+        seed: Seed of order and mirroring.
+        launch: This process among all.
+        workers: Loader processes.
+        about: What checkpoints say of the run beside the classes of its tasks.
 
     Raises:
         DataError: A task has fewer images than one global step takes.

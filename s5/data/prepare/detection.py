@@ -39,13 +39,13 @@ class ObjectCutter:
     resized: with rate 0.5, windows are twice as large.
 
     Attributes:
-        out: data root.
-        folder: folder of the dataset below it.
-        classes: names of the classes.
-        size: side of the windows in pixels; 0 copies images as they are.
-        overlap: pixels that neighbouring windows share.
-        rates: scales at which objects are to be seen; the windows' size and overlap are divided by them.
-        iof: share of an object's area.
+        out: Data root.
+        folder: Folder of the dataset below it.
+        classes: Names of the classes.
+        size: Side of the windows in pixels; 0 copies images as they are.
+        overlap: Pixels that neighbouring windows share.
+        rates: Scales at which objects are to be seen; the windows' size and overlap are divided by them.
+        iof: Share of an object's area.
         format: `png` or `jpg`.
     """
 
@@ -62,7 +62,7 @@ class ObjectCutter:
         """Write the image or its windows at all scales, with their annotations.
 
         Raises:
-            DataError: image or annotation cannot be used.
+            DataError: Image or annotation cannot be used.
         """
         objects, note = (None, "") if source.mask is None else _read_noted(source.mask, self.classes)
         if not self.size:
@@ -185,7 +185,7 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
     """The plan of a command line.
 
     Raises:
-        DataError: an argument is impossible, or the dataset is not there or incomplete.
+        DataError: An argument is impossible, or the dataset is not there or incomplete.
     """
     require_sizes(args)
     require_name(args.name)
@@ -232,7 +232,7 @@ def _require_own_names(sources: Sequence[Source]) -> None:
     """Refuse images of a part whose results would have one name.
 
     Raises:
-        PrepareError: two have.
+        PrepareError: Two have.
     """
     found: dict[tuple[str, str], Source] = {}
     for source in (source for source in sources if source.image.exists()):

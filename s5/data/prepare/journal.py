@@ -1,7 +1,5 @@
 """Remember which source files are finished, so that a killed run continues where it stopped."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -32,12 +30,12 @@ class Entry:
     """One finished source file.
 
     Attributes:
-        source: key of the source file.
-        group: the split list its patches belong to.
-        size: its size in bytes; a file of another size is cut again.
-        patches: what was written of it.
-        note: what the user should know of it; empty if nothing.
-        files: image and labels that it was cut from; one that is found with others is cut again. Empty in
+        source: Key of the source file.
+        group: The split list its patches belong to.
+        size: Its size in bytes; a file of another size is cut again.
+        patches: What was written of it.
+        note: What the user should know of it; empty if nothing.
+        files: Image and labels that it was cut from; one that is found with others is cut again. Empty in
             journals of earlier versions.
     """
 
@@ -56,12 +54,12 @@ class Journal:
     dropped on opening.
 
     Args:
-        path: the file; its folder is made.
-        parameters: what the patches depend on (patch size, format ...).
-        facts: what they depend on beside the arguments of the command; not in journals of earlier versions.
+        path: The file; its folder is made.
+        parameters: What the patches depend on (patch size, format ...).
+        facts: What they depend on beside the arguments of the command; not in journals of earlier versions.
 
     Raises:
-        PrepareError: the file was begun with other parameters or facts, or another run has it open.
+        PrepareError: The file was begun with other parameters or facts, or another run has it open.
     """
 
     def __init__(
@@ -77,7 +75,7 @@ class Journal:
             self._file.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(

@@ -50,7 +50,7 @@ def plan_labeled(args: argparse.Namespace) -> Plan:
     Whole images are held out for validation, chosen by their names; of a single image, its lower part.
 
     Raises:
-        DataError: an argument is impossible, or images and masks do not belong together.
+        DataError: An argument is impossible, or images and masks do not belong together.
     """
     require_sizes(args)
     require_name(args.name)
@@ -138,11 +138,11 @@ class ImageCutter:
     cut and re-encoded. Patches wholly without data are left out.
 
     Attributes:
-        out: data root.
-        folder: folder of the pool below it.
-        size: side of the patches in pixels.
-        overlap: pixels that neighbouring patches share.
-        min_size: images with a side below this many pixels are left out.
+        out: Data root.
+        folder: Folder of the pool below it.
+        size: Side of the patches in pixels.
+        overlap: Pixels that neighbouring patches share.
+        min_size: Images with a side below this many pixels are left out.
         format: `jpg` (quality 95) or `png`; patches partly without data are PNG, transparent there.
     """
 
@@ -157,7 +157,7 @@ class ImageCutter:
         """Write the patches of one image; none of one that is too small.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: The image cannot be read.
         """
         with open_image(source.image) as image:
             if min(image.height, image.width) < self.min_size:
@@ -210,7 +210,7 @@ def plan_unlabeled(args: argparse.Namespace) -> Plan:
     """Every image below `--src`, in the order of their paths.
 
     Raises:
-        PrepareError: an argument is impossible, or there are no images.
+        PrepareError: An argument is impossible, or there are no images.
     """
     require_sizes(args)
     require_name(args.name)

@@ -1,7 +1,5 @@
 """Cut images into windows: arithmetic, names and reading."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,11 +25,11 @@ class Window(NamedTuple):
     width: int
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """This part of ``array`` (H, W, ...), as a view."""
+        """This part of `array` (H, W, ...), as a view."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def name(self, stem: str) -> str:
-        """Stem of the patch, ``stem_top_bottom_left_right``, as the iSAID development kit names them."""
+        """Stem of the patch, `stem_top_bottom_left_right`, as the iSAID development kit names them."""
         return f"{stem}_{self.top}_{self.top + self.height}_{self.left}_{self.left + self.width}"
 
 
@@ -65,19 +63,19 @@ def windows(height: int, width: int, size: int, overlap: int = 0) -> Sequence[Wi
     """Square windows that cover an image, row by row.
 
     The last window of a row or column is shifted inside instead of reaching over the border, so it overlaps
-    its neighbour by more. A side that is shorter than ``size`` gives windows of that length.
+    its neighbour by more. A side that is shorter than `size` gives windows of that length.
 
     Args:
-        height: rows of the image.
-        width: columns of the image.
-        size: side of the windows in pixels.
-        overlap: pixels that neighbours share; less than ``size``.
+        height: Rows of the image.
+        width: Columns of the image.
+        size: Side of the windows in pixels.
+        overlap: Pixels that neighbours share; less than `size`.
     """
     return _Windows(height, width, size, overlap)
 
 
 def tiles(height: int, width: int, size: int) -> list[Window]:
-    """Windows that cover an image once, of equal size to a pixel and of at most ``size`` a side.
+    """Windows that cover an image once, of equal size to a pixel and of at most `size` a side.
 
     For images that are scored: of overlapping windows, pixels would count twice.
     """
@@ -95,11 +93,11 @@ class Readable(Protocol):
     """An image of known size that gives windows as uint8 (height, width, 3) RGB.
 
     Attributes:
-        height: rows of the whole image.
-        width: columns of the whole image.
-        declares_no_data: whether the file says in any way that it may have pixels without data.
-        may_lack_data: whether pixels may have no data; there is no need to ask where they do otherwise.
-        note: what the user should know of how it is read; empty if nothing.
+        height: Rows of the whole image.
+        width: Columns of the whole image.
+        declares_no_data: Whether the file says in any way that it may have pixels without data.
+        may_lack_data: Whether pixels may have no data; there is no need to ask where they do otherwise.
+        note: What the user should know of how it is read; empty if nothing.
     """
 
     height: int
@@ -109,7 +107,7 @@ class Readable(Protocol):
     note: str
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``."""
+        """The window that begins at `top`, `left`."""
         ...
 
     def read_with_valid(
@@ -123,9 +121,9 @@ class ReadableMask(Protocol):
     """A mask of known size that gives windows of raw values, uint8 (height, width).
 
     Attributes:
-        height: rows of the whole mask.
-        width: columns of the whole mask.
-        note: what the user should know of how it was read; empty if nothing.
+        height: Rows of the whole mask.
+        width: Columns of the whole mask.
+        note: What the user should know of how it was read; empty if nothing.
     """
 
     height: int
@@ -133,7 +131,7 @@ class ReadableMask(Protocol):
     note: str
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``."""
+        """The window that begins at `top`, `left`."""
         ...
 
 
@@ -146,7 +144,7 @@ class Decoded:
         self.declares_no_data = self.may_lack_data = valid is not None
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``, as a view."""
+        """The window that begins at `top`, `left`, as a view."""
         return Window(top, left, height, width).of(self._array)
 
     def read_with_valid(
@@ -163,7 +161,7 @@ def open_image(path: Path) -> Iterator[Readable]:
     """Open an image for cutting: a TIFF by windows, in bounded memory; other formats decoded as a whole.
 
     Raises:
-        ImageError: the file cannot be read.
+        ImageError: The file cannot be read.
     """
     if is_tiff(path):
         with open_raster(path) as raster:
@@ -182,7 +180,7 @@ def plain_file(path: Path) -> tuple[str, bytes] | None:
     """Extension and content of an 8-bit RGB JPEG or PNG, which may be copied as it is; None for others.
 
     Raises:
-        ImageError: the file cannot be read.
+        ImageError: The file cannot be read.
     """
     kind, data = read_file(path)
     return (_PLAIN[kind], data) if is_plain_rgb(data, kind) else None

@@ -1,7 +1,5 @@
 """Run a plan: skip finished source files, cut the others in parallel, write the split files."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import multiprocessing
@@ -44,9 +42,9 @@ class Cut(NamedTuple):
     """What one source file gave.
 
     Attributes:
-        patches: what was written.
-        note: what the user should know of the source file; empty if nothing.
-        without_data: patches that were not written, as the image has no data anywhere in them.
+        patches: What was written.
+        note: What the user should know of the source file; empty if nothing.
+        without_data: Patches that were not written, as the image has no data anywhere in them.
     """
 
     patches: tuple[Patch, ...]
@@ -59,20 +57,20 @@ class Plan:
     """What to prepare.
 
     Attributes:
-        command: name of the command.
-        out: data root; everything is written below it.
-        folder: folder of the patches and the journal, relative to `out`.
-        parameters: what the patches depend on; a journal with other parameters is refused.
-        facts: what they depend on beside the arguments of the command; a journal with others is refused.
-        sources: the files to cut.
-        cut: writes the patches of a source file; runs in worker processes. A `DataError` is reported, and the
+        command: Name of the command.
+        out: Data root; everything is written below it.
+        folder: Folder of the patches and the journal, relative to `out`.
+        parameters: What the patches depend on; a journal with other parameters is refused.
+        facts: What they depend on beside the arguments of the command; a journal with others is refused.
+        sources: The files to cut.
+        cut: Writes the patches of a source file; runs in worker processes. A `DataError` is reported, and the
             others go on.
-        lists: split files, relative to `out`, each with the groups of sources whose patches it lists.
-        optional: split files that are not written when they would be empty.
-        keep_lost: whether patches of source files that no longer exist stay listed.
-        beside: files of a source beside its patches, relative to `out`.
-        archives: reader of source files in archives.
-        usage: what the user has to know to train on the result, beside the split files; asked at the end.
+        lists: Split files, relative to `out`, each with the groups of sources whose patches it lists.
+        optional: Split files that are not written when they would be empty.
+        keep_lost: Whether patches of source files that no longer exist stay listed.
+        beside: Files of a source beside its patches, relative to `out`.
+        archives: Reader of source files in archives.
+        usage: What the user has to know to train on the result, beside the split files; asked at the end.
     """
 
     command: str
@@ -121,7 +119,7 @@ def require_sizes(args: Namespace, may_stay_whole: bool = False) -> None:
     """Refuse impossible sizes of patches.
 
     Raises:
-        PrepareError: the size is too small, or the overlap is not below it.
+        PrepareError: The size is too small, or the overlap is not below it.
     """
     if may_stay_whole and args.size == args.overlap == 0:
         return
@@ -137,7 +135,7 @@ def require_name(name: str) -> None:
     """Refuse a name that cannot be a folder.
 
     Raises:
-        PrepareError: the name has other characters than letters, digits, '_', '-' and '.'.
+        PrepareError: The name has other characters than letters, digits, '_', '-' and '.'.
     """
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -148,14 +146,14 @@ class Outcome:
     """What a run did.
 
     Attributes:
-        before: source files that an earlier run had finished.
-        finished: source files that this run finished.
-        patches: patches that this run wrote.
-        empty: source files of this run that gave no patch.
-        without_data: patches that this run left out, as the image has no data anywhere in them.
-        unusable: message per source file that could not be used.
-        notes: what the user should know of single source files.
-        lists: number of samples of each split file, by its path.
+        before: Source files that an earlier run had finished.
+        finished: Source files that this run finished.
+        patches: Patches that this run wrote.
+        empty: Source files of this run that gave no patch.
+        without_data: Patches that this run left out, as the image has no data anywhere in them.
+        unusable: Message per source file that could not be used.
+        notes: What the user should know of single source files.
+        lists: Number of samples of each split file, by its path.
     """
 
     before: int = 0
@@ -197,12 +195,12 @@ class Outcome:
 def prepare(plan: Plan, workers: int = 1) -> Outcome:
     """Cut what is not cut yet and write the split files.
 
-    May be interrupted at any point, also by ``kill -9``: the next call with the same parameters continues.
+    May be interrupted at any point, also by `kill -9`: the next call with the same parameters continues.
 
     Raises:
-        DataError: the folder was begun with other parameters or for another state of the dataset, a worker
+        DataError: The folder was begun with other parameters or for another state of the dataset, a worker
             process was killed, or no source file could be used.
-        OSError: the output cannot be written.
+        OSError: The output cannot be written.
     """
     folder = plan.out / plan.folder
     outcome = Outcome()
@@ -329,18 +327,18 @@ def default_workers() -> int:
 def run_parallel(
     work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Generator[tuple[_Item, _Result], None, None]:
-    """Yield ``(item, work(item))`` as they finish, in any order.
+    """Yield `(item, work(item))` as they finish, in any order.
 
     Closing the iterator, also by Ctrl-C, starts no further item and waits for those under way, whose results
-    are then lost. With ``workers`` 1 everything runs in this process.
+    are then lost. With `workers` 1 everything runs in this process.
 
     Args:
-        work: a picklable function; what it raises is raised here.
-        items: picklable.
-        workers: number of processes.
+        work: A picklable function; what it raises is raised here.
+        items: Picklable.
+        workers: Number of processes.
 
     Raises:
-        PrepareError: a worker process was killed from outside.
+        PrepareError: A worker process was killed from outside.
     """
     if workers <= 1:
         for item in items:

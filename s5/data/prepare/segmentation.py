@@ -38,14 +38,14 @@ class MaskCutter:
     that do not overlap. Test images without masks are copied.
 
     Attributes:
-        out: data root.
-        folder: folder of the dataset below it.
-        open_mask: opens a mask in the raw values of its label table.
-        size: side of the patches in pixels.
-        overlap: pixels that neighbouring patches share.
-        val_size: largest side of validation images in pixels; 0 keeps them whole.
-        cut_parts: groups whose images are cut into patches.
-        archives: reader of files in archives.
+        out: Data root.
+        folder: Folder of the dataset below it.
+        open_mask: Opens a mask in the raw values of its label table.
+        size: Side of the patches in pixels.
+        overlap: Pixels that neighbouring patches share.
+        val_size: Largest side of validation images in pixels; 0 keeps them whole.
+        cut_parts: Groups whose images are cut into patches.
+        archives: Reader of files in archives.
     """
 
     out: Path
@@ -61,7 +61,7 @@ class MaskCutter:
         """Write the patches of one image.
 
         Raises:
-            DataError: image or mask cannot be used.
+            DataError: Image or mask cannot be used.
         """
         if source.mask is None:
             if source.group == TEST:
@@ -169,7 +169,7 @@ def dataset_cutter(dataset: type[Dataset], args: argparse.Namespace) -> MaskCutt
     """What cuts the images of a dataset.
 
     Raises:
-        PrepareError: an argument is impossible.
+        PrepareError: An argument is impossible.
     """
     if args.overlap is None:
         args.overlap = args.size // 2
@@ -198,7 +198,7 @@ def plan_dataset(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
     """The plan of a command line.
 
     Raises:
-        PrepareError: an argument is impossible, or the dataset is not there or incomplete.
+        PrepareError: An argument is impossible, or the dataset is not there or incomplete.
     """
     cutter = dataset_cutter(dataset, args)
     folder = args.out / cutter.folder
@@ -236,7 +236,7 @@ def require_val_size(args: argparse.Namespace) -> None:
     """Refuse an impossible size of validation images.
 
     Raises:
-        PrepareError: it is too small.
+        PrepareError: It is too small.
     """
     if args.val_size and args.val_size < 16:
         raise PrepareError(f"--val-size must be 0 (whole images) or at least 16, got {args.val_size}")

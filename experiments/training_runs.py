@@ -1,4 +1,4 @@
-"""Runs of training for the experiments beside this file: finished ones are kept, interrupted ones go on."""
+"""Training runs of the experiments: finished runs are kept, interrupted runs are resumed."""
 
 import argparse
 import json
@@ -36,10 +36,10 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
     Args:
         command: Entry script, relative to the repository, and its arguments without folder and resume.
         work_dir: Output folder of the run.
-        iterations: Its length.
+        iterations: Length of the run in iterations.
 
     Returns:
-        The scores of its last validation, percent; None where undefined.
+        The scores of the last validation, in percent; None where undefined.
     """
     metrics = work_dir / SUMMARY_FILE
     if not metrics.exists() or json.loads(metrics.read_text())["iteration"] != iterations:
@@ -50,11 +50,11 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
 
 
 def run_command_line(command: Sequence[object]) -> None:
-    """Run a command; its failure ends this script with its exit code."""
+    """Run a command; if it fails, exit with its exit code."""
     process = subprocess.Popen([str(part) for part in command])
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # the run has it too: it saves and leaves
+    except KeyboardInterrupt:  # the run receives the signal, too: it saves and exits
         code = process.wait()
     if code:
         raise SystemExit(code)

@@ -33,7 +33,7 @@ def detect_format(data: bytes) -> str | None:
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF, by its first bytes; False if it cannot be read, which reading it reports."""
+    """Whether a file is a TIFF, by its first bytes; False for an unreadable file (reading it raises the error)."""
     try:
         with path.open("rb") as file:
             return detect_format(file.read(16)) == "tiff"
@@ -89,7 +89,7 @@ def _jpeg_complete(data: bytes) -> bool:
 
 
 def _png_complete(data: bytes) -> bool:
-    """Whether all chunks are there, and at least as many bytes as an image of this size needs.
+    """Whether all chunks are present, with at least as many bytes as an image of this size needs.
 
     Some writers append bytes after the end chunk. Damaged lengths and sizes can claim gigabytes, which
     decoders would allocate.

@@ -143,11 +143,11 @@ def fixmatch_loader(
     Args:
         labeled: Labeled source.
         labeled_batch: Labeled images per step and process.
-        unlabeled: Unlabeled source, or None to train on labeled images alone.
+        unlabeled: Unlabeled source, or None to train only on labeled images.
         unlabeled_batch: Unlabeled images per step and process.
-        seed: Seed of order and augmentation.
-        launch: This process among all.
-        workers: Loader processes.
+        seed: Seed of the order and the augmentation.
+        launch: Rank of this process and number of processes.
+        workers: Number of loader processes.
 
     Raises:
         DataError: A source has fewer images than one global step takes.
@@ -174,10 +174,10 @@ def tasks_loader(
     Args:
         sources: Labeled images of each task.
         batch_sizes: Images of each per step and process.
-        start_epochs: Epoch in which each task starts, counted from 0; before it nothing of it is loaded.
-        seed: Seed of order and augmentation.
-        launch: This process among all.
-        workers: Loader processes.
+        start_epochs: Epoch in which each task starts, counted from 0; no images of it are loaded before.
+        seed: Seed of the order and the augmentation.
+        launch: Rank of this process and number of processes.
+        workers: Number of loader processes.
         epoch_steps: Steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:

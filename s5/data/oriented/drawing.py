@@ -65,7 +65,7 @@ def draw_objects(
     classes: Sequence[str],
     scores: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw outlines as :func:`draw_polygons`; where there are many, a legend stands for their names."""
+    """Draw outlines like :func:`draw_polygons`; if there are many, a legend replaces the names."""
     if len(labels) < CROWD:
         return draw_polygons(image, polygons, labels, classes, scores)
     drawn = np.ascontiguousarray(image).copy()

@@ -267,10 +267,10 @@ def objects_loader(
     Args:
         sources: Training images of each task.
         batch_sizes: Images of each per step and process.
-        seed: Seed of order and mirroring.
-        launch: This process among all.
-        workers: Loader processes.
-        about: What checkpoints say of the run beside the classes of its tasks.
+        seed: Seed of the order and the flips.
+        launch: Rank of this process and number of processes.
+        workers: Number of loader processes.
+        about: Metadata for checkpoints, besides the classes of the tasks.
 
     Raises:
         DataError: A task has fewer images than one global step takes.
@@ -284,7 +284,7 @@ def objects_loader(
 def objects_validation_loader(
     parts: Sequence[OrientedValidation], launch: Launch, workers: int
 ) -> DataLoader:
-    """Loader of validation images of one or several tasks, one a batch."""
+    """Loader of the validation images of one or several tasks, with batch size 1."""
     images = {part.task: part for part in parts}
     metainfo = {"tasks": {task: part.classes for task, part in images.items()}}
     return whole_images_loader(images, ObjectsCollate(list(images)), metainfo, launch, workers)

@@ -1,4 +1,4 @@
-"""Remember which source files are finished, so that a killed run continues where it stopped."""
+"""Record which source files are finished, so that a killed run continues where it stopped."""
 
 import fcntl
 import json
@@ -14,12 +14,12 @@ from s5.data.datasets.prepared import differences
 from s5.errors import PrepareError
 
 _VERSION = 1
-_LOCK_SECONDS = 5.0  # workers of a killed run notice within a second that it is gone
+_LOCK_SECONDS = 5.0  # workers notice within a second that their main process was killed
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch that was written: image, and mask where there is one, relative to the data root."""
+    """A written patch: paths of the image and of the mask, if any, relative to the data root."""
 
     image: str
     mask: str | None = None
@@ -31,12 +31,12 @@ class Entry:
 
     Attributes:
         source: Key of the source file.
-        group: The split list its patches belong to.
-        size: Its size in bytes; a file of another size is cut again.
-        patches: What was written of it.
-        note: What the user should know of it; empty if nothing.
-        files: Image and labels that it was cut from; one that is found with others is cut again. Empty in
-            journals of earlier versions.
+        group: Group of the source; determines the split file of its patches.
+        size: Size in bytes; a file of a different size is cut again.
+        patches: The written patches.
+        note: Remark for the user; may be empty.
+        files: Image and labels of the source; if they differ, it is cut again. Empty in journals of earlier
+            versions.
     """
 
     source: str
@@ -50,16 +50,15 @@ class Entry:
 class Journal:
     """A JSON-lines file: first the parameters, then an entry for each finished source file.
 
-    Only one process at a time may have it open. Lines are appended whole; one that was cut off by a kill is
-    dropped on opening.
+    Only one process at a time may open it. A line truncated by a kill is dropped on opening.
 
     Args:
-        path: The file; its folder is made.
-        parameters: What the patches depend on (patch size, format ...).
-        facts: What they depend on beside the arguments of the command; not in journals of earlier versions.
+        path: The file; its folder is created.
+        parameters: Arguments of the command that the patches depend on (patch size, format ...).
+        facts: Other facts that the patches depend on; missing in journals of earlier versions.
 
     Raises:
-        PrepareError: The file was begun with other parameters or facts, or another run has it open.
+        PrepareError: The file was started with other parameters or facts, or another run has it open.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Journal:
         else:
             self._require_same(header, parameters)
             changes = differences(header["facts"], facts) if "facts" in header else ""
-            if changes and not lines:  # nothing was finished: a table that fitted no mask may be mended
+            if changes and not lines:  # nothing was finished: a table that matched no mask may be corrected
                 os.ftruncate(self._file.fileno(), 0)
                 self._append({**header, "facts": facts})
             elif changes:

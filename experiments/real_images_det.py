@@ -4,10 +4,10 @@
 
 Datasets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format; docs/real_images.md
 lists their sources. Both are cut into windows of 640 pixels by `python -m s5.data.prepare dota`; scores
-are those of the whole images. An interrupted run is resumed. Writes to the folder of results:
+are those of the full images. An interrupted run is resumed. Writes to the folder of results:
 
     evaluation/                final scores, tables, sheets with ground-truth boxes
-    predictions/               drawings, text and GeoJSON of the whole images
+    predictions/               drawings, text and GeoJSON of the full images
     <task>_predictions.jpg     predictions without the images, which may not be redistributed
 """
 

@@ -96,7 +96,7 @@ def require_clean(
             f"See all with: {check_command(split, table)}"
         )
     logger.log(logging.WARNING if report.warnings else logging.INFO, "%s", report.summary())
-    # Compare again: a file that changed during the check must not be cached as clean.
+    # Compare again: a file modified during the check must not be cached as clean.
     if mark.name == f"{split.path.stem}-{_fingerprint(split, table, workers)}.json":
         write_bytes(mark, json.dumps(report.as_dict(), indent=1).encode())
     return report.masks

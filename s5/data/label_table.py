@@ -123,7 +123,7 @@ class LabelTable:
 
         Args:
             mask: uint8 (H, W), raw values as stored in the file.
-            path: Where the mask comes from, for the message.
+            path: Path of the mask, for the message.
 
         Returns:
             uint8 (H, W): train ids 0..num_classes-1, and :data:`IGNORE`.
@@ -175,7 +175,7 @@ class LabelTable:
 
         Args:
             rgb: uint8 (H, W, 3), each pixel one of the palette's or the ignored colours.
-            path: Where the mask comes from, for the message.
+            path: Path of the mask, for the message.
 
         Returns:
             uint8 (H, W): the table's raw values; ignored colours get :attr:`ignored_value`.

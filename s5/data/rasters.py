@@ -25,7 +25,7 @@ class Raster:
 
     Unless `bands` names others, the first three bands are read; of one or two bands, the first is repeated.
     Sample types other than uint8 are stretched to 0..255 (complex numbers by their magnitude); the limits are
-    measured once, on a reduced read of the whole image, so that neighbouring windows look alike and memory
+    measured once, on a subsampled copy of the image, so that neighbouring windows look alike and memory
     stays bounded.
 
     A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the

@@ -60,7 +60,7 @@ class Dataset:
     licence: ClassVar[str]
     citation: ClassVar[str]
     layout: ClassVar[str]
-    """What is expected below the shipped folder `{src}`."""
+    """Expected contents of the shipped folder `{src}`."""
 
     # Labels: label tables of masks, or lists of object classes, by name
     tables: ClassVar[tuple[LabelTable, ...]] = ()
@@ -81,19 +81,19 @@ class Dataset:
     optional: ClassVar[tuple[str, ...]] = (TEST,)
     """Splits without a list if they have no samples."""
     patch: ClassVar[int] = 512
-    """Side of the patches in pixels; 0 keeps images whole."""
+    """Side of the patches in pixels; 0 does not cut the images."""
     overlap: ClassVar[int | None] = None
     """Pixels that neighbouring patches share; None for half of their side."""
     cut_parts: ClassVar[tuple[str, ...]] = (TRAIN,)
-    """Parts that are cut into patches; images of the others stay whole."""
+    """Parts that are cut into patches; images of other parts are not cut."""
 
     # Preparation
     folder: ClassVar[str] = ""
-    """Folder below the data root; empty for one that the user may name."""
+    """Folder below the data root; empty if the user chooses its name."""
     keep_lost: ClassVar[bool] = False
-    """Whether patches of images that are no longer in the shipped folder stay listed."""
+    """Whether to keep listing the patches of images that are no longer in the shipped folder."""
     inner_archives: ClassVar[str | None] = ".*"
-    """Lower-case names of archives inside archives that are searched; None: archives have to be unpacked."""
+    """Regular expression for the nested archives to search; None: archives must be unpacked first."""
     options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Arguments of `find` on the command line, as `argparse` takes them."""
     not_remembered: ClassVar[tuple[str, ...]] = ()

@@ -53,7 +53,7 @@ class Shipped:
         title: Name of the dataset in messages.
         layout: Expected contents of `{src}`, and where to download them.
         folder: Folder of the prepared dataset, which is not searched; None if nothing may be written.
-        archives: Reader of the files in archives; None to search only folders.
+        archives: Reader of files in archives; None to search only folders.
         partial: Accept an incomplete dataset.
     """
 

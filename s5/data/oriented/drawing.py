@@ -9,7 +9,7 @@ from s5.data.label_table import distinct_colors
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
 
-CROWD = 50  # number of objects from which on a legend replaces names, which would hide the image
+CROWD = 50  # from this number of objects on, a legend replaces the names, which would hide the image
 LEGEND = 0.5  # font scale
 LINE = 22  # height of a legend line in pixels
 DARK = (20, 20, 20)

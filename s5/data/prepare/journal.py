@@ -83,7 +83,7 @@ class Journal:
         self._file.close()
 
     def add(self, entry: Entry) -> None:
-        """Record a finished source file; its patches must be in place."""
+        """Record a finished source file; its patches must have been written."""
         self.entries[entry.source] = entry
         self._append(asdict(entry))
 

@@ -242,7 +242,7 @@ def _cut_all(
             progress.update()
             if isinstance(result, str):
                 outcome.unusable[source.key] = result
-                logger.debug("%s", result)  # the summary has the first ones, `UNUSABLE_NAME` all
+                logger.debug("%s", result)  # the summary lists the first ones, the file `UNUSABLE_NAME` all
             else:
                 yield source, result
 
@@ -292,7 +292,7 @@ def _write_lists(plan: Plan, entries: Sequence[Entry]) -> dict[Path, int]:
 
 
 def _replace_list(path: Path, lines: list[str]) -> None:
-    """Write a split file; an existing one with samples that are not in `lines` is renamed, not overwritten."""
+    """Write a split file; an existing one with samples not in `lines` is renamed, not overwritten."""
     if path.exists():
         before = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         if before == lines:
@@ -369,7 +369,7 @@ def run_parallel(
 
 
 def _init_process(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the run in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process shuts the run down
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     init_worker()
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()

@@ -16,7 +16,7 @@ _SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 
 class Sun(NamedTuple):
-    """Where the light comes from: `direction` unit vector (2,) towards the sun, `slope` tan(elevation)."""
+    """Direction of the sunlight: `direction` unit vector (2,) towards the sun, `slope` tan(elevation)."""
 
     direction: np.ndarray
     slope: float

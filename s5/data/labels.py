@@ -192,7 +192,7 @@ _FORMS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
 
 
 HELP = f"label table: {', '.join(sorted(TABLES))}, a YAML file or a mapping"
-"""What the argument may be."""
+"""Accepted forms of the argument."""
 
 
 def parse_table(text: str, default_name: str | None = None) -> LabelTable:

@@ -69,7 +69,7 @@ class Dataset:
     twins: ClassVar[Mapping[str, str]] = {}
     """Table that counts from 0 -> table of the same masks one higher."""
     zero: ClassVar[str] = ""
-    """What 0 means in masks that count from 1: "boundary" between objects, or "no data" beside a scene."""
+    """What 0 means in masks that count from 1: "boundary" between objects, or "no data" outside a scene."""
     common_class: ClassVar[bool] = False
     """Whether the first class is in every sizable area."""
 
@@ -99,7 +99,7 @@ class Dataset:
     not_remembered: ClassVar[tuple[str, ...]] = ()
     """Options that may differ when a preparation is continued."""
     usage: ClassVar[str] = ""
-    """What to write into a configuration."""
+    """Configuration entries for the dataset."""
 
     @classmethod
     def find(cls, shipped: Shipped, *args: Any, **options: Any) -> list[Source]:

@@ -54,7 +54,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prepare.
+    """The plan of a preparation.
 
     Attributes:
         command: Name of the command.

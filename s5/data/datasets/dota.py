@@ -93,7 +93,7 @@ or images and labelTxt of one dataset in this format, which becomes train.
 def _part(shipped: Shipped, part: str, folder: Path, version: str) -> list[Source]:
     found = find_images(folder / "images")
     if part not in (TRAIN, VAL):
-        found = found or find_images(folder)  # the archive has no other files
+        found = found or find_images(folder)  # archives of test parts contain only images
     images = by_stem(found)
     texts = without_class_list(by_stem(_texts(folder, version)), images)
     if not images or (not texts and part in (TRAIN, VAL)):

@@ -16,17 +16,16 @@ ROWS = 4
 
 @torch.inference_mode()
 def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, root: Path) -> None:
-    """Write image, truth and the prediction of every model, for a few images spread over a split.
+    """Write image, ground truth and the prediction of every model, for a few images spread over a split.
 
-    A second sheet, ``<name>_predictions``, has the predictions alone: it may be shown where images and labels
-    may not.
+    A second sheet, `<name>_predictions`, has only the predictions, for data that may not be redistributed.
 
     Args:
-        path: where to.
-        models: weight files of multi-dataset training.
-        task: whose images and classes.
-        split: labeled images.
-        root: data root of the split.
+        path: Output file.
+        models: Weight files of multi-dataset training.
+        task: Task of the images and classes.
+        split: The labeled images.
+        root: Data root of the split.
     """
     predictors = [s5.load(file, "cpu", "fp32", tasks=[task]) for file in models.values()]
     table = predictors[0].spec.tables[task]

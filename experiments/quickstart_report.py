@@ -1,8 +1,8 @@
-"""Puts the quickstart's scores in tables beside those of the most frequent class.
+"""Tabulate the quickstart's scores beside those of always predicting the most frequent class.
 
 Usage: python -m experiments.quickstart_report work_dirs/quickstart
 
-Prints them and writes them to ``summary.md``.
+Prints them and writes them to `summary.md`.
 """
 
 import argparse
@@ -127,13 +127,13 @@ def detection(folder: Path) -> list[str]:
 
 
 def final_scores(run: Path, table: LabelTable) -> dict[str, float | None]:
-    """IoU in percent by class name, and the mean, as the run's last validation wrote them."""
+    """IoU in percent by class name, and the mean, from the last validation of the run."""
     metrics = json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))
     return {name: metrics[f"IoU.{name}"] for name in table.classes} | {MEAN: metrics[MEAN]}
 
 
 def _table(columns: Mapping[str, Mapping[str, float | None]], split: Split, table: LabelTable) -> list[str]:
-    """Scores by class beside those of the most frequent class."""
+    """Scores by class beside those of always predicting the most frequent class."""
     majority, baseline = majority_scores(split, table)
     rows = [*table.classes, MEAN]
     texts = {title: {row: percent(values[row]) for row in rows} for title, values in columns.items()}

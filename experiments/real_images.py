@@ -3,8 +3,8 @@
     python -m experiments.real_images --data DATA [--seeds 3] [--iters 500]
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
-Runs that are finished are kept, interrupted ones go on. Writes `report.md` with means and standard
-deviations. docs/real_images.md says what DATA is.
+Finished runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard
+deviations. docs/real_images.md describes DATA.
 """
 
 import argparse
@@ -23,7 +23,7 @@ METHODS = {"S4P": [], "supervised": ["data.unlabeled.batch_size=0"]}
 
 
 def write_splits(data: Path, out: Path) -> None:
-    """Write `labeled.txt`, `unlabeled.txt` and `val.txt`, by scene so that none is on both sides."""
+    """Write `labeled.txt`, `unlabeled.txt` and `val.txt`, by scene, so that no scene is in both parts."""
     splits: dict[str, list[str]] = {"labeled": [], "unlabeled": [], "val": []}
     for image, line in tiles(data, "dubai"):
         if is_validation("dubai", image):

@@ -1,14 +1,14 @@
-"""One detector for two small datasets of real images: one held out in part, one to be learned by heart.
+"""One detector for two small datasets of real images: one with held-out images, one to overfit.
 
     python -m experiments.real_images_det --data DATA [--checkpoint S4P.pth] [--cfg-options ...]
 
 Datasets: rot/ucas_aod and rot/dota14 under DATA, images and labelTxt in DOTA's format; docs/real_images.md
-says where they are from. Both are cut into windows of 640 pixels by `python -m s5.data.prepare dota`; scores
-are those of the whole images. An interrupted run goes on. Writes to the folder of results:
+lists their sources. Both are cut into windows of 640 pixels by `python -m s5.data.prepare dota`; scores
+are those of the full images. An interrupted run is resumed. Writes to the folder of results:
 
-    evaluation/                scores of the end, tables, sheets with the true boxes
-    predictions/               drawings, text and GeoJSON of the whole images
-    <task>_predictions.jpg     predictions without the images, to be shown where those may not be
+    evaluation/                final scores, tables, sheets with ground-truth boxes
+    predictions/               drawings, text and GeoJSON of the full images
+    <task>_predictions.jpg     predictions without the images, which may not be redistributed
 """
 
 import argparse
@@ -33,7 +33,7 @@ from s5.training.hooks.pictures import contact_sheet
 CONFIG = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_real_images.py"
 WINDOW, GAP = 640, 128
 SHEET_IMAGES, SHEET_COLUMNS = 9, 3
-HELD_OUT = 1300  # images of ucas_aod from this number on: neighbouring numbers may show one place
+HELD_OUT = 1300  # images of ucas_aod from this number on: neighbouring numbers may show the same location
 
 
 def ucas_parts(folder: Path) -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def arrange(folder: Path, out: Path) -> None:
 
 
 def prepare(data: Path, out: Path) -> None:
-    """Cut both datasets; what is cut already stays."""
+    """Cut both datasets; existing windows are kept."""
     arrange(data / "rot/ucas_aod", out / "ucas_aod")
     _cut(out / "ucas_aod", out, "ucas", ["--classes", "plane", "car"])
     _cut(data / "rot/dota14", out, "dota14", ["--version", "1.0"])
@@ -67,13 +67,13 @@ def _cut(source: Path, out: Path, name: str, options: Iterable[str]) -> None:
 
 
 def write_sheet(path: Path, texts: Sequence[Path], images: Sequence[Path], classes: Sequence[str]) -> None:
-    """Draw detections on white, in rows of :data:`SHEET_COLUMNS` images that are spread over all of them.
+    """Draw detections on white, in rows of :data:`SHEET_COLUMNS` images, evenly spaced over the list.
 
     Args:
-        path: where to.
-        texts: detections of each image, as predict.py writes them.
-        images: whose sizes the drawings have.
-        classes: names of the classes.
+        path: Output file.
+        texts: Detections of each image, as predict.py writes them.
+        images: The images, which determine the sizes of the drawings.
+        classes: Names of the classes.
     """
     chosen = np.linspace(0, len(texts) - 1, min(SHEET_IMAGES, len(texts))).round().astype(int)
     drawings = []
@@ -103,7 +103,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prepare, train, and write the scores and drawings of the end."""
+    """Prepare the data, train, and write the final scores and drawings."""
     args = parse_args(argv)
     data, run = args.out.resolve() / "data", args.out.resolve() / "run"
     prepare(args.data, data)

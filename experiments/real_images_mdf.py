@@ -1,11 +1,11 @@
-"""One model with experts for three datasets of real tiles, against a shared dense one and one per dataset.
+"""One expert model for three datasets of real tiles, against a shared dense model and one model per dataset.
 
     python -m experiments.real_images_mdf --data DATA [--seeds 3] [--epochs 16] [--checkpoint S4P.pth]
 
-Datasets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by place where it is known.
-All models of a seed start from the same weights and see equally many images of each dataset. Runs that are
-finished are kept, interrupted ones go on. Writes `report.md` with means and standard deviations, and contact
-sheets for each dataset. docs/real_images.md says what DATA is.
+Datasets: seg/dubai, seg/fair_buildings and seg/epfl_roads under DATA, divided by location where it is known.
+All models of a seed start from the same weights and see equally many images of each dataset. Finished
+runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard deviations, and
+contact sheets for each dataset. docs/real_images.md describes DATA.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def report(experiment: Experiment, results: dict[str, list[dict[str, float | Non
 
 
 def costs(experiment: Experiment) -> list[str]:
-    """Table of what the methods take, all models of a method together."""
+    """Table of the methods' costs, summed over the models of each method."""
     seeds = range(experiment.args.seeds)
     columns = {
         method: {
@@ -68,7 +68,7 @@ def costs(experiment: Experiment) -> list[str]:
 
 
 def trivial_scores(cfg: MDFConfig) -> dict[str, float | None]:
-    """Scores of giving every pixel the most frequent class."""
+    """Scores of predicting the most frequent class everywhere."""
     scores: dict[str, float | None] = {}
     for task, table in mdf.build_tables(cfg).items():
         _, by_class = majority_scores(mdf.validation_split(cfg, task), table)

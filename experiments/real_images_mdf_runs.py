@@ -1,4 +1,4 @@
-"""The runs of the experiment with one model for three datasets of real tiles, and what they cost."""
+"""The runs of `experiments.real_images_mdf`, and their costs."""
 
 import argparse
 import json
@@ -23,11 +23,11 @@ from s5.training.config import load_config
 
 
 class Method(NamedTuple):
-    """What one method trains.
+    """The models that a method trains.
 
     Attributes:
-        experts: whether the backbone has them.
-        models: the datasets of each of its models.
+        experts: Whether the backbone has experts.
+        models: The datasets of each of its models.
     """
 
     experts: bool
@@ -45,7 +45,7 @@ class Experiment:
     """The runs of all methods and seeds, in one folder.
 
     Args:
-        args: the command line.
+        args: The command line.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ class Experiment:
         self.folder: Path = args.out / f"{args.backbone}_{self.steps}_{start}"
 
     def write_splits(self) -> None:
-        """Write `<task>_train.txt` and `<task>_val.txt`, divided by place."""
+        """Write `<task>_train.txt` and `<task>_val.txt`, divided by location."""
         for task in TASKS:
             parts: dict[str, list[str]] = {"train": [], "val": []}
             for image, line in tiles(self.args.data, task):
@@ -70,7 +70,7 @@ class Experiment:
                 write_split(self.splits / f"{task}_{part}.txt", lines)
 
     def options(self, seed: int) -> list[str]:
-        """What a run changes in the configuration."""
+        """Configuration overrides of a run."""
         splits = [
             f"tasks.{task}.{part}={self.splits / f'{task}_{part}.txt'}"
             for task in TASKS
@@ -84,12 +84,12 @@ class Experiment:
         return with_experts(self.args.backbone) if METHODS[method].experts else self.args.backbone
 
     def run_folder(self, method: str, tasks: Sequence[str], seed: int) -> Path:
-        """Where a model of a method is trained."""
+        """Output folder of a model of a method."""
         name = f"{method.lower().replace(' ', '_')}_{seed}"
         return self.folder / (name if len(tasks) > 1 else f"{name}_{tasks[0]}")
 
     def weights(self, method: str, task: str, seed: int = 0) -> Path:
-        """The file of the model that a method has for a dataset."""
+        """Weight file of the model that a method uses for a dataset."""
         tasks = next(tasks for tasks in METHODS[method].models if task in tasks)
         experiment = mdf.MDFExperiment(self.cfg, self.backbone(method))
         return self.run_folder(method, tasks, seed) / experiment.weight_files().whole
@@ -106,7 +106,7 @@ class Experiment:
         return path
 
     def run(self, method: str, seed: int) -> dict[str, float | None]:
-        """Scores of a method on all datasets; trains what is not finished."""
+        """Scores of a method on all datasets; trains the models that are not finished."""
         scores: dict[str, float | None] = {}
         for tasks in METHODS[method].models:
             command = ["Semantic_Segmentation/md_finetune.py", "--config", str(self.args.config)]
@@ -116,7 +116,7 @@ class Experiment:
         return scores
 
     def parameters(self, method: str) -> int:
-        """Parameters of all models of a method together."""
+        """Number of parameters, summed over the models of a method."""
         total = 0
         for tasks in METHODS[method].models:
             cfg = mdf.select_tasks(self.cfg, tasks)
@@ -126,7 +126,7 @@ class Experiment:
         return total
 
     def images_per_second(self, method: str, seed: int) -> float:
-        """Training images a second, of all models of a method one after the other."""
+        """Training images per second, with the models of a method run one after the other."""
         seconds = 0.0  # for one image of each dataset
         for tasks in METHODS[method].models:
             log = self.run_folder(method, tasks, seed) / "log.jsonl"

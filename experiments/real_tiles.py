@@ -1,4 +1,4 @@
-"""The real tiles of the experiments: where they lie, and which are held out, divided by place."""
+"""The real tiles of the experiments: their paths, and which are held out, divided by location."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +7,8 @@ from s5.data.folders import pair_folders
 
 TASKS = ("dubai", "fair_buildings", "epfl_roads")
 DUBAI_VALIDATION = "tile2"  # one of six scenes, whose tiles overlap
-FAIR_VALIDATION = 309606  # map column, at zoom 19, of the smaller of two places; each is there at three zooms
-EPFL_TRAINING = 80  # the first ones; where the tiles lie is not known
+FAIR_VALIDATION = 309606  # map column, at zoom 19, of the smaller of two areas; three zooms of each
+EPFL_TRAINING = 80  # the first ones; the locations of the tiles are not known
 
 
 def tiles(data: Path, name: str) -> Iterator[tuple[str, str]]:
@@ -19,7 +19,7 @@ def tiles(data: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def is_validation(name: str, image: str) -> bool:
-    """Whether a tile is held out, so that no place is on both sides."""
+    """Whether a tile is held out, so that no location is in both parts."""
     stem = Path(image).stem
     if name == "dubai":
         return stem.split("_")[0] == DUBAI_VALIDATION

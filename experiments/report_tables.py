@@ -1,4 +1,4 @@
-"""Tables of scores, for the reports that the scripts beside this file write."""
+"""Tables of scores for the reports of the experiments."""
 
 import math
 import statistics
@@ -16,23 +16,23 @@ MEAN = "mIoU"
 
 
 def markdown_table(columns: Mapping[str, Mapping[str, str]], rows: Sequence[str]) -> list[str]:
-    """Lines of a table that reads well both raw and rendered.
+    """Lines of a Markdown table with aligned columns.
 
     Args:
-        columns: for every title the cells by row.
-        rows: titles of the rows, in order.
+        columns: Cells of each column, by its title.
+        rows: Titles of the rows, in order.
     """
     cells = [[row, *(column[row] for column in columns.values())] for row in rows]
     return text_table(["", *columns], cells, markdown=True).splitlines()
 
 
 def percent(value: float | None) -> str:
-    """A score; None and NaN are those of a class that is neither there nor predicted."""
+    """Format a score; None and NaN mean that the class is neither present nor predicted."""
     return "absent" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation of scores, of one the score alone; undefined ones are left out and said."""
+    """Mean ± standard deviation, or a single score alone; undefined scores are excluded and mentioned."""
     known = [value for value in values if value is not None]
     if not known:
         return "absent"
@@ -43,7 +43,7 @@ def mean_and_deviation(values: Sequence[float | None]) -> str:
 
 
 def majority_scores(split: Split, table: LabelTable) -> tuple[str, dict[str, float]]:
-    """The most frequent class of a split, and IoU by class and mIoU, percent, of giving it to every pixel."""
+    """The most frequent class of a split, and the IoU by class and mIoU (percent) of always predicting it."""
     masks = [read_ids(sample.mask, table).reshape(-1) for sample in split if sample.mask]
     target = torch.cat([torch.from_numpy(mask) for mask in masks])
     majority = int(torch.bincount(target, minlength=table.num_classes)[: table.num_classes].argmax())

@@ -1,4 +1,4 @@
-"""Runs of training for the experiments beside this file: finished ones are kept, interrupted ones go on."""
+"""Training runs of the experiments: finished runs are kept, interrupted runs are resumed."""
 
 import argparse
 import json
@@ -16,8 +16,8 @@ def experiment_parser(description: str | None, out: str) -> argparse.ArgumentPar
     """A parser with the options that all experiments share.
 
     Args:
-        description: the script's docstring.
-        out: default folder of the results.
+        description: The script's docstring.
+        out: Default folder of the results.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -34,12 +34,12 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
     """Train one model into `work_dir`, or take the scores of a finished run.
 
     Args:
-        command: entry script, relative to the repository, and its arguments without folder and resume.
-        work_dir: output folder of the run.
-        iterations: its length.
+        command: Entry script, relative to the repository, and its arguments without folder and resume.
+        work_dir: Output folder of the run.
+        iterations: Length of the run in iterations.
 
     Returns:
-        The scores of its last validation, percent; None where undefined.
+        The scores of the last validation, in percent; None where undefined.
     """
     metrics = work_dir / SUMMARY_FILE
     if not metrics.exists() or json.loads(metrics.read_text())["iteration"] != iterations:
@@ -50,11 +50,11 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
 
 
 def run_command_line(command: Sequence[object]) -> None:
-    """Run a command; its failure ends this script with its exit code."""
+    """Run a command; if it fails, exit with its exit code."""
     process = subprocess.Popen([str(part) for part in command])
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # the run has it too: it saves and leaves
+    except KeyboardInterrupt:  # the run receives the signal, too: it saves and exits
         code = process.wait()
     if code:
         raise SystemExit(code)

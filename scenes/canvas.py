@@ -16,7 +16,7 @@ _SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 
 class Sun(NamedTuple):
-    """Where the light comes from: `direction` unit vector (2,) towards the sun, `slope` tan(elevation)."""
+    """Direction of the sunlight: `direction` unit vector (2,) towards the sun, `slope` tan(elevation)."""
 
     direction: np.ndarray
     slope: float
@@ -57,7 +57,7 @@ class Canvas:
         shade: float32 (2S, 2S), sunlight relative to flat ground (roof slopes, tree crowns).
         boxes: One (cx, cy, length, width, theta, class) per object, image pixels, before clipping.
         trees: Trees that are planted once all ground is painted.
-        spots: Places that get a vehicle once all trees are planted.
+        spots: Positions that get a vehicle once all trees are planted.
     """
 
     def __init__(self, size: int, gsd: float, rng: np.random.Generator, palette: Palette, sun: Sun) -> None:

@@ -49,7 +49,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate: numbers of scenes, image side in pixels, and the seed."""
+    """Parameters of the dataset: numbers of scenes, image side in pixels, and the seed."""
 
     labeled: int = 40
     unlabeled: int = 200

@@ -69,7 +69,7 @@ def grass_cover(rng: np.random.Generator, palette: Palette, angle: float, mown: 
 
 
 def paint_covers(canvas: Canvas, ids: np.ndarray, covers: list[Cover]) -> None:
-    """Paint the whole ground. `ids` uint8 (S, S) says which of the covers each image pixel has."""
+    """Paint all ground; `ids` uint8 (S, S) is the index of the cover of each image pixel."""
     rng = canvas.rng
     size, cell = canvas.size, 1 / canvas.gsd
     x, y = canvas.grid()

@@ -96,7 +96,7 @@ def pick(rng: np.random.Generator, colors: tuple[RGB, ...], jitter: float = 8.0)
 
 
 class Palette(NamedTuple):
-    """The colours shared by a whole scene."""
+    """The colours shared by all of a scene."""
 
     season: str
     grass: np.ndarray
@@ -109,7 +109,7 @@ class Palette(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Palette":
-        """Draw the season and everything that goes with it."""
+        """Draw the season and the colours that depend on it."""
         season = str(rng.choice(list(SEASONS), p=(0.28, 0.36, 0.2, 0.16)))
         row = SEASONS[season]
         return cls(

@@ -17,7 +17,7 @@ class Town:
     """Lays out one built-up area.
 
     Args:
-        canvas: What is drawn on; the ground must be painted.
+        canvas: Canvas to draw on; the ground must be painted.
         frame: The street grid's frame.
         bounds: Area in the frame, (u0, v0, u1, v1) metres.
     """

@@ -48,7 +48,7 @@ class Photometric:
     blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
 
     def __post_init__(self) -> None:
-        """Refuse a range of sigmas in the wrong order."""
+        """Check the order of the range of sigmas."""
         require_ordered("blur_sigma", self.blur_sigma)
 
 

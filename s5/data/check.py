@@ -77,8 +77,8 @@ def require_clean(
         How the masks are coded, to be compared with the other splits of the dataset.
 
     Raises:
-        DataError: The split has errors; names the first ones and the command that lists all. Or the masks
-            were prepared with another state of the label table.
+        DataError: The split has errors (the message lists the first ones and the command that lists all),
+            or the masks were prepared with a different version of the label table.
     """
     require_current(split, table)
     mark = Path(cache_dir) / f"{split.path.stem}-{_fingerprint(split, table, workers)}.json"
@@ -96,7 +96,7 @@ def require_clean(
             f"See all with: {check_command(split, table)}"
         )
     logger.log(logging.WARNING if report.warnings else logging.INFO, "%s", report.summary())
-    # Compare again: a file that changed during the check must not be cached as clean.
+    # Compare again: a file modified during the check must not be cached as clean.
     if mark.name == f"{split.path.stem}-{_fingerprint(split, table, workers)}.json":
         write_bytes(mark, json.dumps(report.as_dict(), indent=1).encode())
     return report.masks
@@ -272,10 +272,10 @@ def _states_beside(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _open_split(split: str, masks: str | None, root: str) -> Split:
-    """Open what the command line names.
+    """Open the split or folders given on the command line.
 
     Raises:
-        SplitError: There is no such split; for a folder or the name of a dataset, says what to give instead.
+        SplitError: There is no such split; for a folder or a dataset name, the message suggests split files.
     """
     if masks:
         return pair_folders(split, masks, root)
@@ -288,7 +288,7 @@ def _open_split(split: str, masks: str | None, root: str) -> Split:
 
 
 def _lists_of(name: str, root: Path) -> str:
-    """Lists of a dataset or folder that was given as a split, as text; empty if it is neither."""
+    """Split files of a dataset or folder that was given as a split, as text; empty if it is neither."""
     if name in DATASETS:
         dataset = DATASETS[name]
         lists = [dataset.split_file(split, dataset.folder or name) for split in dataset.splits]

@@ -1,4 +1,4 @@
-"""Recognise masks written in another label convention than that of their table.
+"""Recognise masks that do not follow the label convention of their table.
 
 Such masks often have no value outside the table, so training would run and learn the wrong classes:
 masks in the mmsegmentation convention, one higher than ids that count from 0, with 0 at object boundaries;
@@ -129,7 +129,7 @@ def _one_lower(
     highest, others, dataset = table.num_classes, present - {IGNORE}, _dataset(table)
     if table.values != tuple(range(1, highest + 1)) or 0 not in table.ignore_values or 0 not in others:
         return None
-    if dataset is not None:  # what is ignored is shifted as well
+    if dataset is not None:  # ignored values are shifted as well
         highest = max(v for v in (*table.values, *table.ignore_values) if v != IGNORE)
     if max(others) >= highest:
         return None
@@ -139,7 +139,7 @@ def _one_lower(
     if zero == "boundary":
         shifted |= share > 0.05 and borders[0] >= _MIN_BORDERS and not _zero_is_between_objects(borders)
     elif zero == "no data":
-        # It is where a scene ends, at the sides of images; background is among the other classes.
+        # No-data is at the image borders, where a scene ends; background is between the other classes.
         inside = borders[1] >= _MIN_BORDERS and bool(2 * borders[4] > _INSIDE * borders[1])
         if inside and not shifted and share <= _MORE_THAN_NO_DATA:
             return _maybe_one_lower(table, present, share)
@@ -186,7 +186,7 @@ def _is_known(table: LabelTable) -> bool:
 
 
 def _dataset(table: LabelTable) -> type[Dataset] | None:
-    """The known dataset that a table is of."""
+    """The known dataset that a table belongs to."""
     return next((dataset for dataset in DATASETS.values() if table in dataset.tables), None)
 
 

@@ -1,4 +1,4 @@
-"""Write files atomically: a file is there in full or not at all."""
+"""Write files atomically: a file exists in full or not at all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

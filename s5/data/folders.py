@@ -1,4 +1,4 @@
-"""Find files in folder trees, without those that file systems and file managers create, and pair them."""
+"""Find files in folder trees, except those created by file systems and file managers, and pair them."""
 
 import fnmatch
 import hashlib

@@ -70,7 +70,7 @@ def size(path: str | Path) -> tuple[int, int]:
 
 
 def read_georeference(path: str | Path) -> Georeference | None:
-    """Georeferencing of a TIFF, from itself or sidecar files (.tfw, .aux.xml, _RPC.TXT); None without any.
+    """Georeferencing of a TIFF, from the file or its sidecar files (.tfw, .aux.xml, _RPC.TXT), or None.
 
     Raises:
         ImageError: The file is missing or damaged.

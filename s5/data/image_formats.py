@@ -12,7 +12,7 @@ from rasterio.io import MemoryFile
 from s5.errors import ImageError
 
 _PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type; others have one
-_DEFLATE_RATIO = 1032  # best possible compression ratio of zlib
+_DEFLATE_RATIO = 1032  # highest possible compression ratio of zlib
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -33,7 +33,7 @@ def detect_format(data: bytes) -> str | None:
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF, by its first bytes; False if it cannot be read, which reading it reports."""
+    """Whether a file is a TIFF, by its first bytes; False if it is unreadable, which `read_image` reports."""
     try:
         with path.open("rb") as file:
             return detect_format(file.read(16)) == "tiff"
@@ -89,7 +89,7 @@ def _jpeg_complete(data: bytes) -> bool:
 
 
 def _png_complete(data: bytes) -> bool:
-    """Whether all chunks are there, and at least as many bytes as an image of this size needs.
+    """Whether all chunks are present, with at least as many bytes as an image of this size needs.
 
     Some writers append bytes after the end chunk. Damaged lengths and sizes can claim gigabytes, which
     decoders would allocate.

@@ -4,7 +4,7 @@ The format is taken from the first bytes of a file, not from its name. JPEG, BMP
 OpenCV, which is at least as fast as Pillow and torchvision and gives the same pixels; PNG and TIFF by
 rasterio. Rules that hold for every format:
 
-- images are uint8 (H, W, 3) RGB; a single channel is repeated, of more than three the first three are kept;
+- images are uint8 (H, W, 3) RGB; a single channel is repeated, and only the first three channels are kept;
 - other sample types are stretched linearly from their 0.5..99.5 percentiles, taken over all bands,
   to 0..255;
 - pixels without data (a no-data value, NaN, an internal or external mask, alpha 0) are excluded from the
@@ -127,7 +127,7 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
 
 @_decoder
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read the stored values of a mask, without a label table; of a palette image the indices.
+    """Read the stored values of a mask (the indices of a palette image), without a label table.
 
     A mask with three channels is accepted if they are equal. Read the masks of a dataset with
     their label table, see `s5.data.masks.read_values`.
@@ -187,7 +187,7 @@ def read_mask_header(path: str | Path) -> MaskHeader:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width in pixels, from the header; of a TIFF, the last pixel must be readable too.
+    """Height and width in pixels, from the header; the last pixel of a TIFF must be readable, too.
 
     Raises:
         ImageError: The file is missing or its header cannot be read.
@@ -264,7 +264,7 @@ def _reading(path: str | Path) -> Iterator[None]:
 
 
 def read_file(path: str | Path) -> tuple[str, bytes]:
-    """Format and content of an image file; of a TIFF, which is read by windows, only the first bytes.
+    """Format and contents of an image file; only the first bytes of a TIFF, which is read by windows.
 
     Raises:
         ImageError: The file is missing, truncated, of an unknown format or too large to be decoded.
@@ -350,7 +350,7 @@ def require_size(height: int, width: int, path: str | Path) -> None:
     """Refuse an image that is too large to be decoded in full; damaged headers can claim any size.
 
     Raises:
-        ImageError: It has more than `MAX_PIXELS`.
+        ImageError: The image has more than `MAX_PIXELS`.
     """
     if height * width > MAX_PIXELS:
         raise _too_large(path, f" of {height}x{width} (height x width)")

@@ -1,7 +1,5 @@
 """The meaning of a dataset's mask values, and the conversions between values, train ids and colours."""
 
-from __future__ import annotations
-
 import colorsys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,18 +27,18 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What the values of one dataset's masks mean.
+    """The meaning of the mask values of a dataset.
 
     Attributes:
-        name: name of the table, used in messages.
-        classes: class names in the order of the train ids.
-        values: raw mask value of each train id.
+        name: Name of the table, used in messages.
+        classes: Class names in the order of the train ids.
+        values: Raw mask value of each train id.
         palette: RGB colour (0..255) of each train id.
-        ignore_values: raw mask values that become :data:`IGNORE`.
-        background: train id of the background class, or None.
+        ignore_values: Raw mask values that become :data:`IGNORE`.
+        background: Train id of the background class, or None.
         ignore_colors: RGB colours of a colour-coded mask that mean "ignore".
-        color_code: whether the palette is the colour code of colour-coded masks; otherwise it only colours
-            pictures, and no mask of the dataset holds colours (see :mod:`s5.data.masks`).
+        color_code: Whether the palette is the colour code of colour-coded masks; otherwise it only colours
+            visualisations, and no mask of the dataset holds colours (see :mod:`s5.data.masks`).
     """
 
     name: str
@@ -62,18 +60,18 @@ class LabelTable:
     def no_data(self) -> int:
         """Raw value of a predicted mask where the image has no data.
 
-        255 if the table ignores it, else the first ignored value; without any, the highest that is no class.
+        255 if the table ignores it, else the first ignored value; without any, the highest value of no class.
         """
         ignored = self.ignored_value
         return max(set(range(256)) - set(self.values)) if ignored is None else ignored
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, background included, ignored pixels not."""
+        """Number of classes, including background but not ignored pixels."""
         return len(self.classes)
 
     def as_mapping(self) -> dict[str, Any]:
-        """The table as plain data (for YAML, JSON, checkpoints); ``get_table`` reads it back equal."""
+        """The table as plain data (for YAML, JSON, checkpoints); `get_table` restores it."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -87,7 +85,7 @@ class LabelTable:
 
     @cached_property
     def _lut(self) -> np.ndarray:
-        """uint8 (256,): train id of each raw value, ``UNKNOWN`` where there is none."""
+        """uint8 (256,): train id of each raw value, `UNKNOWN` where there is none."""
         lut = np.full(256, UNKNOWN, np.uint8)
         lut[list(self.values)] = np.arange(self.num_classes, dtype=np.uint8)
         lut[list(self.ignore_values)] = IGNORE
@@ -95,7 +93,7 @@ class LabelTable:
 
     @cached_property
     def color_ids(self) -> dict[RGB, int]:
-        """Train id of each colour of the code, :data:`IGNORE` for ignored ones; empty without a code."""
+        """Train id of each colour of the code, :data:`IGNORE` for ignored colours; empty without a code."""
         if not self.color_code:
             return {}
         return {color: i for i, color in enumerate(self.palette)} | dict.fromkeys(self.ignore_colors, IGNORE)
@@ -117,7 +115,7 @@ class LabelTable:
         return bool((cv2.LUT(mask, self._lut) == UNKNOWN).any())
 
     def name_of(self, train_id: int) -> str:
-        """What a train id stands for, as text."""
+        """The class of a train id, as text."""
         return "ignored" if train_id == IGNORE else f"class {self.classes[train_id]!r}"
 
     def encode(self, mask: np.ndarray, path: str | Path) -> np.ndarray:
@@ -125,13 +123,13 @@ class LabelTable:
 
         Args:
             mask: uint8 (H, W), raw values as stored in the file.
-            path: where the mask comes from, for the message.
+            path: Path of the mask, for the message.
 
         Returns:
             uint8 (H, W): train ids 0..num_classes-1, and :data:`IGNORE`.
 
         Raises:
-            LabelError: a value is outside the table; names file, values, pixel counts and valid values.
+            LabelError: A value is outside the table; the message lists values, pixel counts and valid values.
         """
         ids = cv2.LUT(mask, self._lut)
         if (ids == UNKNOWN).any():
@@ -143,7 +141,7 @@ class LabelTable:
         return {int(v): int(histogram[v]) for v in np.flatnonzero((self._lut == UNKNOWN) & (histogram > 0))}
 
     def unknown_message(self, histogram: np.ndarray, path: str | Path) -> str:
-        """What to say of a mask with unknown values."""
+        """Message for a mask with unknown values."""
         found = ", ".join(f"{v} ({n} pixels)" for v, n in self.unknown_values(histogram).items())
         return (
             f"{path}: value {found} is not in label table {self.name!r} (valid: {self.valid_values()}). "
@@ -152,7 +150,7 @@ class LabelTable:
         ) + self._grey_hint(histogram)
 
     def _grey_hint(self, histogram: np.ndarray) -> str:
-        """What to add when an unknown value is a grey of the colour code."""
+        """Addition to the message if an unknown value is a grey of the colour code."""
         for value in self.unknown_values(histogram):
             if (value, value, value) in self.color_ids:
                 what = self.name_of(self.color_ids[value, value, value])
@@ -177,13 +175,13 @@ class LabelTable:
 
         Args:
             rgb: uint8 (H, W, 3), each pixel one of the palette's or the ignored colours.
-            path: where the mask comes from, for the message.
+            path: Path of the mask, for the message.
 
         Returns:
             uint8 (H, W): the table's raw values; ignored colours get :attr:`ignored_value`.
 
         Raises:
-            LabelError: a colour is outside the table; names file, colours and pixel counts.
+            LabelError: A colour is outside the table; the message lists colours and pixel counts.
         """
         values, unknown = self.match_colors(rgb)
         if unknown:
@@ -191,14 +189,14 @@ class LabelTable:
         return values
 
     def match_colors(self, rgb: np.ndarray) -> tuple[np.ndarray, Counter[RGB]]:
-        """As :meth:`from_colors`, with the pixels of each colour that is outside the table."""
+        """Like :meth:`from_colors`, but return the pixel counts of unknown colours instead of raising."""
         lut = _color_lut(self)
         height, width = rgb.shape[:2]
         values = np.empty((height, width), np.uint8)
         rows = max(1, _BLOCK // max(1, width))
         unknown: Counter[RGB] = Counter()
         for top in range(0, height, rows):
-            # Four bytes a pixel read as one little-endian number index the table of colours directly.
+            # The four bytes of a pixel, read as a little-endian integer, index the table of colours directly.
             rgba = cv2.cvtColor(np.ascontiguousarray(rgb[top : top + rows]), cv2.COLOR_RGB2RGBA)
             code = rgba.view("<u4")[..., 0] & 0xFFFFFF
             block = lut[code]
@@ -223,7 +221,7 @@ class LabelTable:
         return raw
 
     def unknown_colors_message(self, unknown: Counter[RGB], path: str | Path) -> str:
-        """What to say of a mask with colours that the table does not have."""
+        """Message for a mask with colours that the table does not have."""
         most = unknown.most_common(_SHOWN)
         shown = ", ".join(f"RGB {color} ({count} pixels)" for color, count in most)
         more = f" and {len(unknown) - len(most)} more" if len(unknown) > len(most) else ""
@@ -234,7 +232,7 @@ class LabelTable:
         )
 
     def _nearest(self, color: RGB) -> str:
-        """The colour of the table that is nearest to one, as text."""
+        """The colour of the table nearest to `color`, as text."""
         if not self.color_ids:
             return "it has no colour code"
         nearest = min(self.color_ids, key=lambda c: sum((a - b) ** 2 for a, b in zip(c, color, strict=True)))
@@ -250,7 +248,7 @@ def build_table(
     ignore_colors: tuple[RGB, ...] = (),
     color_code: bool = True,
 ) -> LabelTable:
-    """A table from (class, RGB) pairs in the order of the train ids; raw values count from 0 by default."""
+    """Create a table from (class, RGB) pairs by train id; raw values default to 0, 1, 2 ..."""
     names, palette = zip(*classes, strict=True)
     return LabelTable(
         name=name,
@@ -265,13 +263,13 @@ def build_table(
 
 
 def distinct_colors(n: int) -> list[RGB]:
-    """``n`` colours that are easy to tell apart: hue by the golden ratio, brightness in turns."""
+    """`n` distinguishable colours: hues spaced by the golden ratio, alternating brightness."""
     colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.65, (0.95, 0.65)[i % 2]) for i in range(n)]
     return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
 
 
 def spare_color(palette: Sequence[RGB]) -> RGB:
-    """A colour that is far from all of these."""
+    """A colour far from all of these."""
     steps = (255, 0, 128)
     candidates = [(r, g, b) for r in steps for g in steps for b in steps]
     return max(
@@ -280,7 +278,7 @@ def spare_color(palette: Sequence[RGB]) -> RGB:
 
 
 def _problem(table: LabelTable) -> str:
-    """What is wrong with a table; empty if nothing."""
+    """Description of an error in a table; empty if it is valid."""
     known = [*table.values, *table.ignore_values]
     if not 2 <= len(table.classes) <= UNKNOWN:
         return f"needs 2 to {UNKNOWN} classes, the background counted, has {len(table.classes)}"
@@ -313,7 +311,7 @@ def _problem(table: LabelTable) -> str:
 
 
 def _ranges(values: Sequence[int]) -> str:
-    """``[0, 1, 2, 7]`` -> ``"0..2, 7"``."""
+    """Format numbers with ranges: `[0, 1, 2, 7]` becomes `"0..2, 7"`."""
     runs: list[list[int]] = []
     for v in sorted(values):
         if runs and v == runs[-1][1] + 1:
@@ -325,7 +323,7 @@ def _ranges(values: Sequence[int]) -> str:
 
 @lru_cache(maxsize=4)
 def _color_lut(table: LabelTable) -> np.ndarray:
-    """uint8 (2**24,): train id of each colour r + 256 g + 65536 b; ``UNKNOWN`` where there is none."""
+    """uint8 (2**24,): train id of each colour r + 256 g + 65536 b; `UNKNOWN` where there is none."""
     lut = np.full(1 << 24, UNKNOWN, np.uint8)
     for color, train_id in table.color_ids.items():
         lut[_code(color)] = train_id

@@ -1,11 +1,9 @@
-"""What labels mean, by the name of a known dataset or as a configuration states it.
+"""Label tables and class lists, by the name of a known dataset or from a configuration.
 
-Masks have a label table: raw value -> class name -> train id (:func:`get_table`). Objects have a list of
-class names (:func:`get_classes`). Those of known datasets are facts of :mod:`s5.data.datasets`; a user's own
-are a mapping or a list in the configuration.
+Masks have a label table, from raw values to class names and train ids (:func:`get_table`); objects have a
+list of class names (:func:`get_classes`). Those of known datasets are in :mod:`s5.data.datasets`; a user's
+own are a mapping or a list in the configuration.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,20 +20,20 @@ from s5.errors import DataError, LabelError
 def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | None = None) -> LabelTable:
     """Find a label table by name, or build one from a mapping.
 
-    A mapping with one class is a binary task: the table has the classes background and that one, with the raw
-    values 0 and 1, or 0 and the one in ``values``.
+    A mapping with one class is a binary task: the table has background and that class, with the raw values 0
+    and 1, or 0 and the value in `values`.
 
     Args:
-        spec: a name in :data:`~s5.data.datasets.TABLES`, or a mapping with ``classes`` and, optionally,
-            ``name``, ``values`` (raw value of each class; default 0, 1, 2 ...), ``palette`` (RGB of each
-            class), ``ignore`` (raw values to ignore, a list or one; default ``[255]`` unless 255 is a class),
-            ``background`` (train id), ``ignore_colors`` (RGB colours of a colour-coded mask that mean
-            "ignore") and ``color_code`` (whether masks in colours are read by the palette; default: if it is
-            given).
-        default_name: name of a table whose mapping has none; without it the mapping needs a name.
+        spec: A name in :data:`~s5.data.datasets.TABLES`, or a mapping with `classes` and, optionally,
+            `name`, `values` (raw value of each class; default 0, 1, 2 ...), `palette` (RGB of each
+            class), `ignore` (raw values to ignore, a list or one; default `[255]` unless 255 is a class),
+            `background` (train id), `ignore_colors` (RGB colours of a colour-coded mask that mean
+            "ignore") and `color_code` (whether colour-coded masks are read with the palette; default: if it
+            is given).
+        default_name: Name of the table if the mapping has none; without it the mapping needs a name.
 
     Raises:
-        LabelError: unknown name or key, a value of the wrong form, or a table that contradicts itself.
+        LabelError: A name or key is unknown, a value has the wrong form, or the table is inconsistent.
     """
     if isinstance(spec, LabelTable):
         return spec
@@ -50,10 +48,10 @@ def get_table(spec: str | Mapping[str, Any] | LabelTable, default_name: str | No
 
 
 def get_classes(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names of objects by the name of a known list, or those given.
+    """Class names of objects: those of a known list, by its name, or the given ones.
 
     Raises:
-        DataError: the list is unknown; or as :func:`~s5.data.oriented.annotations.class_ids`.
+        DataError: The list is unknown, or see :func:`~s5.data.oriented.annotations.class_ids`.
     """
     if isinstance(spec, str):
         if spec not in CLASS_LISTS:
@@ -73,7 +71,7 @@ def table_from_mapping(spec: Mapping[str, Any]) -> LabelTable:
     """Build a label table from a mapping; see :func:`s5.data.labels.get_table` for its keys.
 
     Raises:
-        LabelError: a key is unknown, missing or of the wrong form, or the table contradicts itself.
+        LabelError: A key is unknown or missing, a value has the wrong form, or the table is inconsistent.
     """
     _require_keys(spec)
     stated = {key: _FORMS[key](spec, key) for key in _KEYS if key in spec}
@@ -104,7 +102,7 @@ def _require_keys(spec: Mapping[str, Any]) -> None:
 
 
 def _with_background(given: dict[str, Any]) -> dict[str, Any]:
-    """A mapping with one class as that of a binary task; any other as it is."""
+    """Add the background class to a mapping with one class; return others unchanged."""
     if len(given["classes"]) != 1:
         return given
     return {
@@ -194,18 +192,18 @@ _FORMS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
 
 
 HELP = f"label table: {', '.join(sorted(TABLES))}, a YAML file or a mapping"
-"""What the argument may be."""
+"""Accepted forms of the argument."""
 
 
 def parse_table(text: str, default_name: str | None = None) -> LabelTable:
-    """A known table's name, a JSON or YAML mapping, or a file that holds one.
+    """Parse an argument: the name of a known table, a JSON or YAML mapping, or a file that contains one.
 
     Args:
-        text: the argument.
-        default_name: name of a table whose mapping has none.
+        text: The argument.
+        default_name: Name of the table if the mapping has none.
 
     Raises:
-        LabelError: no such table or file, not YAML, or a table that contradicts itself.
+        LabelError: There is no such table or file, the text is not YAML, or the table is inconsistent.
     """
     spec: Any = text
     try:

@@ -85,7 +85,7 @@ class TasksCollate:
     """Stack labeled samples of several tasks, ordered by task.
 
     Args:
-        tasks: names of the tasks, in the order of the sources.
+        tasks: Names of the tasks, in the order of the sources.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -141,13 +141,13 @@ def fixmatch_loader(
     """Endless loader of FixMatch batches, labeled images first.
 
     Args:
-        labeled: labeled source.
-        labeled_batch: labeled images per step and process.
-        unlabeled: unlabeled source, or None to train on labeled images alone.
-        unlabeled_batch: unlabeled images per step and process.
-        seed: seed of order and augmentation.
-        launch: this process among all.
-        workers: loader processes.
+        labeled: Labeled source.
+        labeled_batch: Labeled images per step and process.
+        unlabeled: Unlabeled source, or None to train only on labeled images.
+        unlabeled_batch: Unlabeled images per step and process.
+        seed: Seed of the order and the augmentation.
+        launch: Rank of this process and number of processes.
+        workers: Number of loader processes.
 
     Raises:
         DataError: A source has fewer images than one global step takes.
@@ -172,13 +172,13 @@ def tasks_loader(
     """Endless loader of batches of several tasks, ordered by task.
 
     Args:
-        sources: labeled images of each task.
-        batch_sizes: images of each per step and process.
-        start_epochs: epoch in which each task starts, counted from 0; before it nothing of it is loaded.
-        seed: seed of order and augmentation.
-        launch: this process among all.
-        workers: loader processes.
-        epoch_steps: steps of an epoch; default: until every image of the task that takes longest was drawn.
+        sources: Labeled images of each task.
+        batch_sizes: Images of each per step and process.
+        start_epochs: Epoch in which each task starts, counted from 0; no images of it are loaded before.
+        seed: Seed of the order and the augmentation.
+        launch: Rank of this process and number of processes.
+        workers: Number of loader processes.
+        epoch_steps: Steps of an epoch; default: until every image of the task that takes longest was drawn.
 
     Raises:
         DataError: A task has fewer images than one global step takes.

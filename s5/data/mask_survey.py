@@ -125,7 +125,7 @@ def require_readable_together(refused: dict[str, str]) -> None:
         refused: Result of `MaskSurvey.refused` or `refuse_together`.
 
     Raises:
-        DataError: There are any; names the first ones.
+        DataError: There are ambiguous masks; the message lists the first ones.
     """
     if refused:
         shown = "\n".join(f"  {message}" for message in list(refused.values())[:_SHOWN])

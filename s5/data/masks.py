@@ -1,4 +1,4 @@
-"""Read the masks of a dataset with its label table, alike in preparation, check, training and evaluation.
+"""Read the masks of a dataset with its label table, for preparation, check, training and evaluation alike.
 
 The coding of a mask is determined by the table and the number of channels, never by its content:
 
@@ -68,7 +68,7 @@ def open_mask(path: str | Path, table: LabelTable) -> Iterator["Mask"]:
 
 
 class Mask:
-    """A mask in the raw values of its label table.
+    """A mask as raw values of its label table.
 
     Attributes:
         height: Rows.

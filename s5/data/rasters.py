@@ -1,7 +1,7 @@
 """Read rasters with GDAL (rasterio), in full or by windows, with any number of bands and any sample type.
 
-Every TIFF is read by `Raster`, and so is every PNG that is not plain 8-bit. Pixels without data are handled
-alike, however a file declares them: a no-data value, NaN, an internal or external mask, or an alpha band.
+Every TIFF is read by `Raster`, and so is every PNG that is not plain 8-bit. Pixels without data are treated
+the same however a file declares them: a no-data value, NaN, an internal or external mask, or an alpha band.
 """
 
 import math
@@ -23,9 +23,9 @@ _SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a subsampled 
 class Raster:
     """An open raster, read by windows as uint8 RGB.
 
-    The first three bands are taken, of one or two bands the first, repeated, unless `bands` names others.
+    Unless `bands` names others, the first three bands are read; of one or two bands, the first is repeated.
     Sample types other than uint8 are stretched to 0..255 (complex numbers by their magnitude); the limits are
-    measured once, on a reduced read of the whole image, so that neighbouring windows look alike and memory
+    measured once, on a subsampled copy of the image, so that neighbouring windows look alike and memory
     stays bounded.
 
     A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the
@@ -176,7 +176,7 @@ def require_bands(bands: Sequence[int], count: int, path: str | Path) -> None:
     """Refuse bands that an image does not have; they are counted from 1.
 
     Raises:
-        ImageError: not one or three bands, or one that does not exist.
+        ImageError: There are not one or three bands, or one does not exist.
     """
     if len(bands) not in (1, 3) or not all(1 <= band <= count for band in bands):
         hint = "Name the red, green and blue band, counted from 1, such as (3, 2, 1), or a single band"
@@ -190,12 +190,12 @@ def open_raster(
     """Open a raster for reading by windows.
 
     Args:
-        source: a TIFF, or the bytes of a PNG.
-        path: the file that the bytes are of, for messages.
-        bands: red, green and blue band, or a single one, counted from 1; by default the first three.
+        source: A TIFF, or the bytes of a PNG.
+        path: The file, for messages.
+        bands: Red, green and blue band, or a single one, counted from 1; by default the first three.
 
     Raises:
-        ImageError: the file is missing or damaged, or lacks a band.
+        ImageError: The file is missing or damaged, or lacks a band.
     """
     path = path or str(source)
     with open_noted(source, path) as (dataset, note):

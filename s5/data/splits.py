@@ -120,7 +120,7 @@ class Split:
         return format_line(image, mask or None)
 
     def misread(self, index: int) -> str:
-        """What is wrong with the format of the line at `index`, if its files do not exist; empty if nothing.
+        """Likely format error in the line at `index`, if its files do not exist; empty if there is none.
 
         Existing files may have backslashes, commas or quotes in their names.
         """
@@ -188,7 +188,7 @@ def read_list(path: Path) -> bytes:
 
 
 def explain_foreign(name: str) -> str:
-    """What may be wrong with a path in a list, if no such file exists; empty if nothing."""
+    """Likely format error in a path of a list, if no such file exists; empty if there is none."""
     return "; ".join(text for pattern, text in _FOREIGN if pattern.search(name))
 
 

@@ -191,7 +191,7 @@ def require_grey(stored: StoredMask, path: str | Path) -> None:
     """Refuse a mask whose three channels differ anywhere.
 
     Raises:
-        ImageError: The channels differ; names some colours.
+        ImageError: The channels differ; the message lists some colours.
     """
     if stored.header.coding != "colors":
         return

@@ -236,7 +236,7 @@ class Loader(DataLoader):
 
 
 def explain_death(error: RuntimeError) -> str | None:
-    """What to do about a dead loader worker; None if the error is a different one."""
+    """The error for a dead loader worker, with remedies; None if the error is a different one."""
     # While waiting for a batch, the error that names the signal is the cause of a second one.
     deaths = [_DEATH.search(str(one)) for one in (error.__cause__, error)]
     death = next(filter(None, deaths), None)

@@ -48,8 +48,8 @@ class Precision(NamedTuple):
             2007), used for DOTA and DIOR-R.
         area: (K, T), area under the precision-recall curve.
         recall: (K, T), recall of all detections.
-        objects: int64 (K,), without difficult ones.
-        detections: int64 (K,).
+        objects: int64 (K,), number of objects, without difficult ones.
+        detections: int64 (K,), number of detections.
     """
 
     eleven_points: np.ndarray
@@ -189,7 +189,7 @@ class DetectionMetric(BaseMetric):
         task: Task whose images are counted.
         prefix: Scores are named `<prefix>/mAP50`, or `mAP50` without one.
         merge: Merge windows before scoring.
-        whole: With `merge`, the objects of the full images by name; by default, the merged objects of the
+        whole: With `merge`, the objects of the full images by name; by default, those merged from the
             windows.
         nms: With `merge`, the IoU above which detections of overlapping windows are duplicates.
 
@@ -332,12 +332,12 @@ def build_metrics(
 
     Args:
         cfg: The configuration.
-        classes: Names of the classes of each task.
+        classes: Class names of each task.
         loader: Loader of the images of `part`.
         part: "val" or "test".
 
     Raises:
-        DataError: The labels of full images are missing or invalid; names the first files.
+        DataError: The labels of full images are missing or invalid; the message lists the first files.
     """
     images = images_of(loader)
     metrics = []

@@ -36,7 +36,7 @@ def command_parser(
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """Add the options of all commands of all trees; `aliases` are further names of `--cfg-options`."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    # Formerly needed for checkpoints with pickled objects; accepted so that older commands still work.
+    # Has no effect; accepted so that scripts which pass it keep working.
     parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",

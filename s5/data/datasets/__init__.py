@@ -1,7 +1,7 @@
-"""Known datasets: one module of facts each, and a row here.
+"""Known datasets: a module with the facts of each, registered here.
 
-`DATASETS` has the classes by name, `TABLES` their label tables of masks and `CLASS_LISTS` their lists of
-classes of objects. :mod:`s5.data.prepare` cuts them, :mod:`s5.datasets` is how users import them.
+`DATASETS` has the dataset classes by name, `TABLES` their label tables of masks and `CLASS_LISTS` their lists
+of object classes. :mod:`s5.data.prepare` cuts them; users import them from :mod:`s5.datasets`.
 """
 
 from s5.data.datasets.base import Dataset
@@ -32,7 +32,7 @@ CLASS_LISTS: dict[str, tuple[str, ...]] = {}
 
 
 def register(dataset: type[Dataset]) -> type[Dataset]:
-    """Make a dataset and its labels known by name; also a decorator."""
+    """Register a dataset and its labels by name; also a decorator."""
     DATASETS[dataset.name] = dataset
     TABLES.update({table.name: table for table in dataset.tables})
     CLASS_LISTS.update(dataset.class_lists)

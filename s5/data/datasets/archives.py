@@ -1,12 +1,10 @@
-"""Zip archives read as if they were folders, also archives inside archives.
+"""Read zip archives, also nested ones, as if they were folders.
 
 A file in an archive is named by a path that goes through it, such as
-``/data/Potsdam.zip/2_Ortho_RGB.zip/2_Ortho_RGB/top_potsdam_2_10_RGB.tif``. Nothing is unpacked as a whole:
-each file is copied out for the moment it is needed. An archive inside another cannot be read in place; it is
-copied out while files of it are needed, and its table of contents is remembered.
+`/data/Potsdam.zip/2_Ortho_RGB.zip/2_Ortho_RGB/top_potsdam_2_10_RGB.tif`. Nothing is unpacked in full:
+each file is extracted only while it is needed. A nested archive cannot be read directly; it is extracted
+while its files are needed, and its table of contents is cached.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -38,23 +36,23 @@ class Archives:
     """The archives of one dataset.
 
     Attributes:
-        store: folder for what has to be copied out; everything in it but the tables of contents is temporary.
-        inner: regular expression of the names, in lower case, of the inner archives that matter.
+        store: Folder for extracted files; everything in it except the tables of contents is temporary.
+        inner: Regular expression for the lower-case names of the nested archives to read.
     """
 
     store: Path
     inner: str = ".*"
 
     def files(self, src: Path) -> list[Path]:
-        """All files below ``src``, a folder or an archive, those in archives included; hidden ones not.
+        """All files below `src`, a folder or an archive, including those in archives but no hidden files.
 
-        A damaged archive is left out with a warning: it may be one that does not matter.
+        A damaged archive is skipped with a warning: it may not be needed.
         """
         found = [src] if src.is_file() else find_files(src, leave_out=self.store)
         return [path for file in found for path in (file, *self._inside(file))]
 
     def size(self, path: Path) -> int:
-        """Bytes of a file, in an archive or not; 0 if there is none."""
+        """Size in bytes of a file, in an archive or not; 0 if it does not exist."""
         if path.is_file():
             return path.stat().st_size
         place = self._locate(path)
@@ -65,7 +63,7 @@ class Archives:
         """The file itself, or a temporary copy of the one in an archive.
 
         Raises:
-            ImageError: there is no such file, or its archive is damaged.
+            ImageError: There is no such file, or its archive is damaged.
         """
         place = None if path.exists() else self._locate(path)
         if place is None:
@@ -91,12 +89,12 @@ class Archives:
                 raise ImageError(path, error.reason, error.hint) from error
 
     def provide(self, paths: Iterable[Path]) -> None:
-        """Copy out the inner archives that these files lie in, so that worker processes find them."""
+        """Extract the nested archives that contain these files, so that worker processes find them."""
         for archive in sorted({place[0] for path in paths if (place := self._locate(path))}):
             self._real(archive)
 
     def clear(self) -> None:
-        """Remove what was copied out."""
+        """Remove the extracted files."""
         for path in self.store.glob("*") if self.store.is_dir() else ():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -104,7 +102,7 @@ class Archives:
                 path.unlink()
 
     def _inside(self, archive: Path) -> Iterator[Path]:
-        """The files in an archive, and in archives in it."""
+        """The files in an archive and in the archives nested in it."""
         if archive.suffix.lower() != ".zip":
             return
         try:
@@ -120,7 +118,7 @@ class Archives:
                 yield from self._inside(path)
 
     def _locate(self, path: Path) -> tuple[Path, str] | None:
-        """Innermost archive on the way to a file, and the file's place in it; None where there is none."""
+        """Innermost archive that contains a file, and the file's path in it; None if it is in no archive."""
         for parent in path.parents:
             if parent.suffix.lower() == ".zip" and not parent.is_dir():
                 return (parent, path.relative_to(parent).as_posix()) if self._is_archive(parent) else None
@@ -131,7 +129,7 @@ class Archives:
         return path.is_file() or (place is not None and place[1] in self._contents(place[0]))
 
     def _contents(self, archive: Path) -> Mapping[str, tuple[str, int]]:
-        """Place in the archive -> name as written there, and size in bytes."""
+        """Stored name and size in bytes, by the path in the archive."""
         if archive.is_file():
             return _table_of_contents(archive, archive)
         return _remembered(self._copy(archive).with_suffix(".json")) or self._copied_contents(archive)
@@ -143,7 +141,7 @@ class Archives:
         return contents
 
     def _real(self, archive: Path) -> Path:
-        """The archive as a file on disk; an inner one is copied out."""
+        """The archive as a file on disk; a nested one is extracted."""
         if archive.is_file():
             return archive
         copy = self._copy(archive)
@@ -154,7 +152,7 @@ class Archives:
         return copy
 
     def _copy(self, archive: Path) -> Path:
-        """Where an inner archive is copied to: a name that changes with the outer one."""
+        """Path that a nested archive is extracted to; its name changes with the outer archive."""
         outer = next(parent for parent in archive.parents if parent.is_file())
         state = outer.stat()
         key = f"{archive}/{state.st_mtime_ns}/{state.st_size}".encode(errors="surrogateescape")
@@ -162,7 +160,7 @@ class Archives:
 
 
 def _open(archive: Path) -> zipfile.ZipFile:
-    """An open archive, kept for the next file; each process has its own, as they share a file's position."""
+    """An open archive, cached for the next file; one per process, since a shared file has one position."""
     state = archive.stat()
     return _opened(archive, state.st_mtime_ns, state.st_size, os.getpid())
 
@@ -173,7 +171,7 @@ def _opened(archive: Path, changed: int, size: int, process: int) -> zipfile.Zip
 
 
 def _table_of_contents(archive: Path, called: Path) -> Mapping[str, tuple[str, int]]:
-    """Place in an archive -> name as written there, and size in bytes; messages call it ``called``."""
+    """Stored name and size in bytes, by the path in the archive; messages refer to it as `called`."""
     state = archive.stat()
     try:
         return _read_table_of_contents(archive, state.st_mtime_ns, state.st_size)
@@ -185,7 +183,7 @@ def _table_of_contents(archive: Path, called: Path) -> Mapping[str, tuple[str, i
 def _read_table_of_contents(archive: Path, changed: int, size: int) -> Mapping[str, tuple[str, int]]:
     with zipfile.ZipFile(archive) as file:
         members = [member for member in file.infolist() if not member.is_dir()]
-    # Some were packed on Windows, with its separators, or on a Mac, with hidden side files.
+    # Some archives were packed on Windows, with backslashes, or on a Mac, with hidden resource files.
     places = {member.filename.replace("\\", "/"): member for member in members}
     return {
         place: (member.filename, member.file_size)

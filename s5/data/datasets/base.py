@@ -1,4 +1,4 @@
-"""What a known dataset consists of: facts, how to find its files, and its samples with their labels."""
+"""Base class of known datasets: facts, how to find the files, and the samples with their labels."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
@@ -24,33 +24,33 @@ TRAIN, VAL, TEST = "train", "val", "test"
 class Dataset:
     """A known dataset: facts as class attributes, samples by index.
 
-    `root` is a data root that `python -m s5.data.prepare` wrote, the folder of the dataset below it, or the
-    unpacked folder as its provider ships it (files in archives are found by the prepare command alone).
-    Prepared data give the patches of the split, shipped data whole images.
+    `root` is a data root written by `python -m s5.data.prepare`, the folder of the dataset below it, or the
+    unpacked folder as its provider ships it (only the prepare command reads archives). Samples of prepared
+    data are the patches of the split, those of shipped data are full images.
 
-    A sample is a dict of `image` uint8 (H, W, 3) RGB, `name` (without folder and extension; of a patch, with
-    its window), `path`, and the labels where the split has any:
+    A sample is a dict of `image` uint8 (H, W, 3) RGB, `name` (without folder and extension; that of a
+    patch includes its window), `path`, and the labels if the split has any:
     `mask` uint8 (H, W) of train ids, 255 ignored; or, of oriented objects, `boxes` float32 (N, 5) (centre,
     long side, short side, angle), `polygons` float32 (N, 4, 2), `labels` int64 (N,) and `difficult`
     bool (N,), in pixels.
 
     Args:
-        root: folder of the data.
-        split: a key of `splits`.
-        labels: name of the label table, or of the list of classes; the first of the dataset by default.
-        options: of the prepare command where the shipped folder has variants, such as `bands="irrg"`.
+        root: Folder of the data.
+        split: A key of `splits`.
+        labels: Name of the label table, or of the list of classes; the first of the dataset by default.
+        options: Options of the prepare command for variants of the shipped data, such as `bands="irrg"`.
 
     Attributes:
-        classes: class names in the order of the train ids.
+        classes: Class names in the order of the train ids.
         palette: RGB colour of each class.
-        ignore: train id that counts nowhere.
-        samples: paths of image and labels of each sample.
+        ignore: Train id that is excluded from loss and scores.
+        samples: Paths of image and labels of each sample.
 
     Raises:
-        DataError: unknown split, labels or option, or no such data in `root`.
+        DataError: Unknown split, labels or option, or no such data in `root`.
     """
 
-    # What it is
+    # Description
     name: ClassVar[str]
     title: ClassVar[str]
     summary: ClassVar[str]
@@ -60,20 +60,20 @@ class Dataset:
     licence: ClassVar[str]
     citation: ClassVar[str]
     layout: ClassVar[str]
-    """What is expected below the shipped folder `{src}`."""
+    """Expected contents of the shipped folder `{src}`."""
 
-    # Its labels: label tables of masks, or lists of the classes of objects, by name
+    # Labels: label tables of masks, or lists of object classes, by name
     tables: ClassVar[tuple[LabelTable, ...]] = ()
     """The first one reads masks as shipped and prepared."""
     class_lists: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     twins: ClassVar[Mapping[str, str]] = {}
     """Table that counts from 0 -> table of the same masks one higher."""
     zero: ClassVar[str] = ""
-    """What 0 means in masks that count from 1: "boundary" between objects, or "no data" beside a scene."""
+    """What 0 means in masks that count from 1: "boundary" between objects, or "no data" outside a scene."""
     common_class: ClassVar[bool] = False
     """Whether the first class is in every sizable area."""
 
-    # Its parts and the published protocol
+    # Parts and published protocol
     counts: ClassVar[Mapping[str, int]] = {}
     """Number of images of each part."""
     splits: ClassVar[Mapping[str, tuple[str, ...]]] = {TRAIN: (TRAIN,), VAL: (VAL,)}
@@ -81,32 +81,32 @@ class Dataset:
     optional: ClassVar[tuple[str, ...]] = (TEST,)
     """Splits without a list if they have no samples."""
     patch: ClassVar[int] = 512
-    """Side of the patches in pixels; 0 keeps images whole."""
+    """Side of the patches in pixels; 0 does not cut the images."""
     overlap: ClassVar[int | None] = None
     """Pixels that neighbouring patches share; None for half of their side."""
     cut_parts: ClassVar[tuple[str, ...]] = (TRAIN,)
-    """Parts that are cut into patches; images of the others stay whole."""
+    """Parts that are cut into patches; images of other parts are not cut."""
 
-    # How it is prepared
+    # Preparation
     folder: ClassVar[str] = ""
-    """Folder below the data root; empty for one that the user may name."""
+    """Folder below the data root; empty if the user chooses its name."""
     keep_lost: ClassVar[bool] = False
-    """Whether patches of images that are no longer in the shipped folder stay listed."""
+    """Whether to keep listing the patches of images that are no longer in the shipped folder."""
     inner_archives: ClassVar[str | None] = ".*"
-    """Lower-case names of archives inside archives that are searched; None: archives have to be unpacked."""
+    """Regular expression for the nested archives to search; None: archives must be unpacked first."""
     options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Arguments of `find` on the command line, as `argparse` takes them."""
     not_remembered: ClassVar[tuple[str, ...]] = ()
     """Options that may differ when a preparation is continued."""
     usage: ClassVar[str] = ""
-    """What to write into a configuration."""
+    """Configuration entries for the dataset."""
 
     @classmethod
     def find(cls, shipped: Shipped, *args: Any, **options: Any) -> list[Source]:
         """The images of all parts with their labels.
 
         Raises:
-            PrepareError: the dataset is not there; says what was expected and where to download it.
+            PrepareError: The dataset is missing; the message says what is expected and where to download it.
         """
         raise NotImplementedError
 
@@ -118,11 +118,11 @@ class Dataset:
         `color_code=False` in the table, palette images hold values.
 
         Args:
-            file: the mask on disk.
-            path: what messages call it.
+            file: The mask on disk.
+            path: Path of the mask in messages.
 
         Raises:
-            DataError: it cannot be read, or a value or colour is outside the table.
+            DataError: The mask cannot be read, or a value or colour is outside the table.
         """
         with open_stored_mask(file) as stored:
             mask = Mask(stored, cls.tables[0], path).all_values()
@@ -131,7 +131,7 @@ class Dataset:
 
     @classmethod
     def mask_facts(cls) -> dict[str, Any]:
-        """What decides the prepared masks beside the arguments of the command, as plain data."""
+        """What determines the prepared masks besides the command's arguments, as plain data."""
         own = cls.read_mask.__func__ is not Dataset.read_mask.__func__  # type: ignore[attr-defined]
         return {
             **table_facts(cls.tables[0]),
@@ -141,17 +141,17 @@ class Dataset:
 
     @classmethod
     def class_list(cls, **options: Any) -> str:
-        """Name of the list of classes that these options choose."""
+        """Name of the class list selected by these options."""
         return next(iter(cls.class_lists))
 
     @classmethod
     def split_file(cls, split: str, folder: str) -> str:
-        """List of the samples of a prepared split, relative to the data root."""
+        """Path of a prepared split file, relative to the data root."""
         return f"{folder}/splits/{split}.txt"
 
     @classmethod
     def describe(cls) -> str:
-        """The facts as text; part of the class's documentation."""
+        """The facts as text, which is appended to the docstring of the class."""
         table = cls.tables[0].classes if cls.tables else cls.class_lists[cls.class_list()]
         parts = [
             f"{s} ({', '.join(str(cls.counts[p]) for p in ps if p in cls.counts)})"
@@ -170,7 +170,7 @@ class Dataset:
         )
 
     def __init_subclass__(cls) -> None:
-        """Add the facts to the documentation."""
+        """Append the facts to the docstring."""
         cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{cls.describe()}"
 
     def __init__(
@@ -214,7 +214,7 @@ class Dataset:
         """Read a sample.
 
         Raises:
-            DataError: a file is missing or damaged, or a label is unknown.
+            DataError: A file is missing or damaged, or a label is unknown.
         """
         sample = self.samples[index]
         image, valid = read_image_with_valid(sample.image)
@@ -235,7 +235,7 @@ class Dataset:
         return {**item, "mask": mask if valid is None else np.where(valid, mask, np.uint8(IGNORE))}
 
     def plot(self, index: int) -> Image.Image:
-        """Draw a sample: the mask beside the image or the objects on it, with a legend of its classes."""
+        """Draw a sample: the mask beside the image, or the objects on it, with a legend of the classes."""
         item = self[index]
         image: np.ndarray = item["image"]
         if self.table is not None and "mask" in item:
@@ -249,7 +249,7 @@ class Dataset:
         return Image.fromarray(image)
 
     def _complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of `find`, checked as the command line checks them."""
+        """All options of `find`, validated like those of the command line."""
         complete = {name: keywords.get("default", False) for name, keywords in self.options.items()}
         for name, value in options.items():
             self._require_known("option", name, self.options)
@@ -264,13 +264,13 @@ class Dataset:
         return table.encode(self.read_mask(path, path)[0], path)
 
     def _lists(self) -> Iterator[tuple[Path, Path]]:
-        """Where the list of a prepared split may be, each with the data root that its lines start from."""
+        """Possible paths of a prepared split file, each with the data root that its lines are relative to."""
         yield self.root / self.split_file(self.split, self.folder or self.name), self.root
         if not self.folder:
             yield self.root / self.split_file(self.split, self.root.name).partition("/")[2], self.root.parent
 
     def _prepared(self, file: Path, root: Path) -> list[Sample]:
-        """The samples of a prepared split, named by their paths below the folder of its images."""
+        """The samples of a prepared split, named by their paths below the image folder."""
         split = Split(file, root)
         if self.tables and (folder := prepared_folder(split)):
             require_same_table(folder, self.tables[0])

@@ -41,9 +41,8 @@ Loading takes the rows to be in the order of `DOTA_V2_PUBLISHED` and sorts them;
 class Dota(Dataset):
     """Aerial images of up to 29,200 x 27,620 pixels with text annotations of oriented boxes.
 
-    `version` is 1.0, 1.5 or 2.0 and decides labels and classes. The test parts have no public labels. Also
-    one's own `images` and `labelTxt` in this format, which become the split train. Prepared images are
-    windows.
+    `version` is 1.0, 1.5 or 2.0 and decides labels and classes. The test parts have no public labels. A
+    user's own `images` and `labelTxt` in this format become the split train. Prepared images are windows.
     """
 
     name = "dota"
@@ -83,7 +82,7 @@ or images and labelTxt of one dataset in this format, which becomes train.
 
     @classmethod
     def find(cls, shipped: Shipped, version: str) -> list[Source]:
-        """Images and labels by name; one without the other cannot be used, and says so."""
+        """Images and labels paired by name; those without a partner are reported as unusable."""
         sources = [s for part in cls.splits for s in _part(shipped, part, shipped.src / part, version)]
         sources = sources or _part(shipped, TRAIN, shipped.src, version)
         if not sources:
@@ -94,7 +93,7 @@ or images and labelTxt of one dataset in this format, which becomes train.
 def _part(shipped: Shipped, part: str, folder: Path, version: str) -> list[Source]:
     found = find_images(folder / "images")
     if part not in (TRAIN, VAL):
-        found = found or find_images(folder)  # there is nothing else in it
+        found = found or find_images(folder)  # archives of test parts contain only images
     images = by_stem(found)
     texts = without_class_list(by_stem(_texts(folder, version)), images)
     if not images or (not texts and part in (TRAIN, VAL)):

@@ -73,7 +73,7 @@ Masks: {_URL}  Images: {_IMAGES_URL} (DOTA-v1.0)"""
 
     @classmethod
     def find(cls, shipped: Shipped) -> list[Source]:
-        """Images and masks paired by name; one without its partner cannot be used, and says so."""
+        """Images and masks paired by name; those without a partner are reported as unusable."""
         found = {group: _find(shipped.src / group) for group in cls.splits}
         lacking = [
             f"{group}: {len(images)} images and {len(masks)} masks, {len(images.keys() & masks.keys())} pairs"
@@ -97,7 +97,7 @@ Masks: {_URL}  Images: {_IMAGES_URL} (DOTA-v1.0)"""
 
     @classmethod
     def split_file(cls, split: str, folder: str) -> str:
-        """The lists that the shipped configuration of pre-training names."""
+        """The split files that the shipped pre-training configuration refers to."""
         return _SPLIT_FILES[split]
 
 
@@ -114,7 +114,7 @@ def _find(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def _single(found: Mapping[str, list[Path]]) -> dict[str, Path]:
-    """The one file of each name; of several masks, the semantic one."""
+    """One file for each name; among several masks, the semantic one."""
     chosen = {}
     for stem, paths in found.items():
         candidates = [path for path in paths if "Semantic_masks" in path.parts] or paths

@@ -1,7 +1,7 @@
 """ISPRS Vaihingen and Potsdam: the official tiles, colour-coded labels with or without eroded boundaries.
 
 Masks are written as 0 impervious surface, 1 building, 2 low vegetation, 3 tree, 4 car, 5 clutter and 255
-boundary, whatever is trained on. Each dataset has four label tables of the same classes and colours:
+boundary, regardless of the classes trained on. Each dataset has four label tables with the same colours:
 `potsdam` (5 classes, clutter is ignored, as scores are published) and `potsdam_6` read these masks;
 `potsdam_mmseg` and `potsdam_mmseg_6` read masks in the mmsegmentation convention, which are one higher
 (boundary 0, classes 1 to 5, clutter 6).
@@ -41,7 +41,7 @@ _CLUTTER: tuple[str, RGB] = ("clutter", (255, 0, 0))
 _BOUNDARY: RGB = (0, 0, 0)
 
 _VAIHINGEN_FILE = re.compile(r"top_mosaic_09cm_area(?P<tile>\d+)(?:_no_?boundary)?\.tiff?")
-# Images and labels of Vaihingen have the same names; the folder tells which they are.
+# Images and labels of Vaihingen have the same names; only the folder distinguishes them.
 _VAIHINGEN_LABELS = re.compile(r"gts_|ground_truth|(^|/)(gts?|labels?|masks?)(/|_|$)")
 _POTSDAM_FILE = re.compile(
     r"top_potsdam_0?(?P<row>\d+)_0?(?P<column>\d+)_(?P<kind>rgb|irrg|label)(?:_no_?boundary)?\.tiff?"
@@ -50,7 +50,7 @@ _ERODED = re.compile(r"eroded|no_?boundary")
 
 _Found = dict[tuple[str, str], Path]  # by kind and tile
 
-# Labels that are stored with colours beside the code. In 4_12 every pixel is a little off, from lossy coding;
+# Labels whose colours differ from the colour code. In 4_12 every pixel is slightly off, from lossy coding;
 # in 6_7 most cars are (252, 255, 0). The colours of the code are corners of the colour cube, so that rounding
 # each channel restores them.
 _INEXACT = ("4_12", "6_7")
@@ -116,10 +116,10 @@ def _potsdam_kind(place: str) -> tuple[str, str] | None:
 def _find(
     cls: type["Vaihingen"] | type["Potsdam"], shipped: Shipped, boundary: str, val_boundary: str, bands: str
 ) -> list[Source]:
-    """The official tiles of both parts, with the bands and labels asked for."""
+    """The official tiles of both parts, with the requested bands and labels."""
     found: _Found = {}
     for place, path in shipped.files():
-        kind = cls.kind_of(place.partition("/")[2])  # the source folder's own name says nothing
+        kind = cls.kind_of(place.partition("/")[2])  # the name of the source folder itself is arbitrary
         if kind is not None:
             found.setdefault(kind, path)
     labels_of = {TRAIN: boundary, VAL: val_boundary}
@@ -134,7 +134,7 @@ def _find(
 
 
 def _lacking(found: _Found, wanted: Sequence[tuple[str, str]], packed_in: Mapping[str, str]) -> list[str]:
-    """One line per kind of file that tiles lack."""
+    """One line per kind of file that is missing for some tiles."""
     problems = []
     for kind in dict.fromkeys(kind for kind, _ in wanted):
         tiles = [tile for k, tile in wanted if k == kind]

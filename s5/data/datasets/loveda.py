@@ -36,8 +36,8 @@ _CLASSES: tuple[tuple[str, RGB], ...] = (
 class LoveDA(Dataset):
     """5987 PNG images of 1024 x 1024 pixels at 30 cm; index masks of 1 to 7, 0 is no-data.
 
-    The masks of the test part are with the evaluation server. The split `trainval` is for a run that is
-    scored on the server alone. The table `loveda_train_ids` reads masks that were shifted to count from 0.
+    The masks of the test part are not public. The split `trainval` is for runs that are scored only by the
+    evaluation server. The table `loveda_train_ids` reads masks that were shifted to count from 0.
     """
 
     name = "loveda"
@@ -60,7 +60,7 @@ Get it from {_URL}"""
     )
     twins = {"loveda_train_ids": "loveda"}
     zero = "no data"
-    # Numbered on: 0 to 2521, 2522 to 4190, 4191 to 5986.
+    # Numbered consecutively: 0 to 2521, 2522 to 4190, 4191 to 5986.
     counts = {TRAIN: 2522, VAL: 1669, TEST: 1796}
     splits = {TRAIN: (TRAIN,), VAL: (VAL,), TEST: (TEST,), "trainval": (TRAIN, VAL)}
     patch = 0
@@ -69,7 +69,7 @@ Get it from {_URL}"""
 
     @classmethod
     def find(cls, shipped: Shipped) -> list[Source]:
-        """All images that have a mask, and the test images; what lacks its partner, to be listed."""
+        """All pairs of image and mask, the test images, and files without a partner, which are reported."""
         found: dict[_Key, _Files] = {}
         for (group, scene, kind, number), path in shipped.match(_FILE).items():
             found.setdefault((group, scene.capitalize(), int(number)), {}).setdefault(kind, path)
@@ -113,18 +113,18 @@ def _lacking(found: Mapping[_Key, _Files], counts: Mapping[str, int]) -> list[st
 
 
 def _lacks(group: str, files: _Files) -> str:
-    """Which file of a pair is missing; empty if both are there."""
+    """The missing file of a pair, `image` or `mask`; empty if the pair is complete."""
     if "images" not in files:
         return "image"
     return "" if group == TEST or "masks" in files else "mask"
 
 
 def _names(part: Mapping[_Key, _Files], numbers: range) -> list[str]:
-    """What a part lacks, by name.
+    """Describe the files that a part lacks, by name.
 
     Args:
-        part: the files of its images.
-        numbers: those of its images; gaps are only told where no other number occurs.
+        part: The files of the part.
+        numbers: Numbers of its images; gaps are reported only if no other number occurs.
     """
     names = []
     for kind in ("mask", "image"):

@@ -1,4 +1,4 @@
-"""OpenEarthMap: land cover of 97 regions on six continents; images from xBD have to be added."""
+"""OpenEarthMap: land cover of 97 regions on six continents; images from xBD must be added."""
 
 import csv
 import logging
@@ -28,8 +28,8 @@ _Found = Mapping[str, Mapping[str, Path]]  # files by lower-case name, of "image
 class OpenEarthMap(Dataset):
     """5000 GeoTIFFs of mostly 1024 x 1024 pixels at 25 to 50 cm; index masks of 0 to 8, 0 is no class.
 
-    The labels of the test part are not public. The archive lacks the images that come from xBD, which may not
-    be passed on; `xbd` is the folder of that dataset (`*_pre_disaster.png` anywhere below it).
+    The labels of the test part are not public. The archive lacks the images from xBD, which may not be
+    redistributed; `xbd` is the folder of that dataset (`*_pre_disaster.png` anywhere below it).
     """
 
     name = "openearthmap"
@@ -46,7 +46,7 @@ class OpenEarthMap(Dataset):
   REGION/images/REGION_1.tif ... and REGION/labels/REGION_1.tif ...   (aachen, abancay, ...)
 Get it from {_URL}
 {_WHERE_XBD}; give its folder with --xbd"""
-    # Ids and colours of open-earth-map.org; pixels of no class are 0 and count as one.
+    # Ids and colours of open-earth-map.org; pixels of no class are 0, the class background.
     tables = (
         build_table(
             "openearthmap",
@@ -74,7 +74,7 @@ Get it from {_URL}
 
     @classmethod
     def find(cls, shipped: Shipped, xbd: Path | None, require_all: bool) -> list[Source]:
-        """The listed images; missing ones from xBD are listed in a file, other missing ones are an error."""
+        """The listed images; missing xBD images are listed in a file, other missing images are an error."""
         found = _find(shipped)
         from_xbd = _from_xbd(shipped, found)
         xbd_images = _xbd_images(xbd)
@@ -87,7 +87,7 @@ Get it from {_URL}
                 sources.append(Source(f"{group}/{stem}", group, stem, image, label))
             elif image is None and name in from_xbd:
                 xbd_missing.append(name)
-            else:  # of test images there are no labels
+            else:  # test images have no labels
                 missing.append(f"{'labels' if image else 'images'} {name}")
                 if image is not None:
                     problem = f"{image}: its label is missing"

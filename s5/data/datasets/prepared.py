@@ -1,4 +1,4 @@
-"""What the masks of a prepared dataset were written with: kept in its journal, compared on use."""
+"""The label table that prepared masks were written with: stored in the journal, compared on use."""
 
 import ast
 import hashlib
@@ -20,26 +20,26 @@ _TABLE = ("classes", "values", "palette", "ignore", "ignore_colors", "color_code
 
 
 def table_facts(table: LabelTable) -> dict[str, Any]:
-    """What decides which class a pixel is, as plain data; names and scores do not count."""
+    """The parts of a table that determine the class of a pixel, as plain data, without names and scores."""
     mapping = table.as_mapping()
     return {f"table {key}": mapping[key] for key in _TABLE}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs, as text; empty if nothing."""
+    """The differences as text; empty if there are none."""
     keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
 
 
 def require_same_table(folder: Path, table: LabelTable) -> None:
-    """Refuse masks that were written with another state of the first table of their dataset.
+    """Refuse masks that were written with a different version of the first table of their dataset.
 
     Args:
-        folder: Folder of the prepared dataset; journals of earlier versions do not tell and are accepted.
-        table: The first table of the dataset as it is now.
+        folder: Folder of the prepared dataset; journals without a table, of earlier versions, are accepted.
+        table: The current first table of the dataset.
 
     Raises:
-        DataError: The table differs; says which folder, what differs and what to do.
+        DataError: The table differs; the message has the folder, the differences and the remedy.
     """
     recorded = {k: v for k, v in read_header(folder).get("facts", {}).items() if k.startswith("table ")}
     if recorded and (changes := differences(recorded, table_facts(table))):
@@ -53,7 +53,7 @@ def prepared_folder(split: Split) -> Path | None:
     """The prepared dataset that the first sample of a split belongs to; None if there is none."""
     try:
         path = split.sample(0).image
-    except SplitError:  # those who read the samples say so
+    except SplitError:  # reported when the samples are read
         return None
     below = (parent for parent in path.parents if parent.is_relative_to(split.root))
     return next((parent for parent in below if (parent / JOURNAL_NAME).is_file()), None)
@@ -64,19 +64,19 @@ def read_header(folder: Path) -> Mapping[str, Any]:
     try:
         with (folder / JOURNAL_NAME).open("rb") as file:
             return json.loads(file.readline() or b"{}")
-    except (OSError, ValueError):  # a line that was cut off by a kill: nothing is prepared yet
+    except (OSError, ValueError):  # a line truncated by a kill: nothing is prepared yet
         return {}
 
 
 def code_digest(function: Callable) -> str:
-    """Digest of the code of a function and of what it uses of its module; empty if there is no source.
+    """Digest of a function's code and of what it uses from its module; empty if the source is unavailable.
 
-    Comments, docstrings, white space and quotes do not count, so that formatting changes nothing.
+    Comments, docstrings, white space and quotes are excluded, so that formatting does not change it.
     """
     plain = function.__func__ if isinstance(function, MethodType) else function
     try:
         text = "\n".join(_code(plain, set()))
-    except (OSError, TypeError):  # typed into a console
+    except (OSError, TypeError):  # defined interactively
         return ""
     return hashlib.blake2b(re.sub(r"[\s'\"]", "", text).encode(), digest_size=8).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The files of a dataset as its provider ships them: found, paired, and required to be complete."""
+"""Find and pair the files of a dataset as its provider ships them, and check that they are complete."""
 
 import logging
 import re
@@ -23,13 +23,13 @@ class Source:
     """One image with its labels.
 
     Attributes:
-        key: what the journal of a preparation calls it; unique and the same in every run.
-        group: the part of the dataset it belongs to.
-        stem: path of its patches below the group's folder, without window and extension; unique in the group.
-        image: the image file.
-        mask: the mask or annotation file; None where the part has no labels.
-        area: top, left, height and width of the part of the image to cut; all of it by default.
-        problem: why it cannot be used, where that is known before it is opened: it is listed, not cut.
+        key: Key in the journal of the preparation; unique and the same in every run.
+        group: Part of the dataset.
+        stem: Path of the patches below the group's folder, without window and extension; unique in the group.
+        image: The image file.
+        mask: The mask or annotation file; None where the part has no labels.
+        area: Top, left, height and width of the part of the image to cut; by default the full image.
+        problem: Why the image cannot be used, if known before opening it; such images are reported, not cut.
     """
 
     key: str
@@ -49,12 +49,12 @@ class Shipped:
     """The folder (or archive) of a dataset as its provider ships it.
 
     Attributes:
-        src: the folder or archive.
-        title: name of the dataset in messages.
-        layout: what is expected below `{src}`, and where to download it.
-        folder: where the prepared dataset goes, which is not searched; None if nothing may be written.
-        archives: reader of the files in archives; None to look into folders alone.
-        partial: accept an incomplete dataset.
+        src: The folder or archive.
+        title: Name of the dataset in messages.
+        layout: Expected contents of `{src}`, and where to download them.
+        folder: Folder of the prepared dataset, which is not searched; None if nothing may be written.
+        archives: Reader of files in archives; None to search only folders.
+        partial: Accept an incomplete dataset.
     """
 
     src: Path
@@ -66,16 +66,16 @@ class Shipped:
 
     @property
     def expected(self) -> str:
-        """What should be below the folder, and where to download it."""
+        """Expected contents of the folder, and where to download them."""
         return self.layout.format(src=self.src)
 
     def files(self) -> list[tuple[str, Path]]:
-        """Every file, with its lower-case path from the source folder on, the best copy of a file first.
+        """Every file with its lower-case path relative to the source folder, the best copy of a file first.
 
-        Folders below it that a preparation wrote are skipped.
+        Folders written by a preparation are skipped.
 
         Raises:
-            PrepareError: the source folder does not exist.
+            PrepareError: The source folder does not exist.
         """
         if not self.src.exists():
             raise PrepareError(f"{self.src}: no such folder or archive.\n{self.expected}")
@@ -83,12 +83,12 @@ class Shipped:
         prepared = {path.parent for path in files if path.name == JOURNAL_NAME} - {self.src}
         if prepared:
             files = [path for path in files if prepared.isdisjoint(path.parents)]
-        # Unpacked files are faster to read; a shorter path is rather the original than a copy.
+        # Unpacked files are faster to read; the shorter path is more likely the original.
         files.sort(key=lambda path: (not path.is_file(), len(path.parts), path))
         return [(path.relative_to(self.src.parent).as_posix().lower(), path) for path in files]
 
     def match(self, pattern: str) -> dict[tuple[str, ...], Path]:
-        """The files whose path, from one of its folders on, matches a pattern; of copies, the best.
+        """The files whose path, starting at any of its folders, matches a pattern; the best of any copies.
 
         Args:
             pattern: Regular expression such as `(train|val)/(images|masks)/([^/]+).png`; case is ignored.
@@ -97,7 +97,7 @@ class Shipped:
             Paths by the groups of the pattern, in lower case, the best copy of a file first.
 
         Raises:
-            PrepareError: the source folder does not exist.
+            PrepareError: The source folder does not exist.
         """
         found: dict[tuple[str, ...], Path] = {}
         anchored = re.compile(rf"(?:.*/)?(?:{pattern})", re.IGNORECASE)
@@ -111,15 +111,15 @@ class Shipped:
         return self.archives.local(path) if self.archives else nullcontext(path)
 
     def read_text(self, path: Path) -> str:
-        """Content of a text file, in an archive or not."""
+        """Contents of a text file, in an archive or not."""
         with self.local(path) as file:
             return read_list(file).decode("utf-8-sig", "surrogateescape")
 
     def require(self, problems: Sequence[str]) -> None:
-        """Refuse a dataset with these problems, or only log them where an incomplete one is accepted.
+        """Refuse a dataset with these problems, or only log them if an incomplete one is accepted.
 
         Raises:
-            PrepareError: says what is missing, what is expected, and where to download it.
+            PrepareError: The message says what is missing, what is expected, and where to download it.
         """
         if not problems:
             return
@@ -129,7 +129,7 @@ class Shipped:
         logger.warning("%s", text)
 
     def incomplete(self, *problems: str) -> PrepareError:
-        """The error of a dataset that cannot be used, with the archives that have to be unpacked first."""
+        """The error for a dataset that cannot be used, with the archives that must be unpacked first."""
         lines = [f"{self.title} below {self.src} is not complete: {problems[0]}", *problems[1:]]
         zips = [str(path.relative_to(self.src)) for path in sorted(self.src.rglob("*.zip"))]
         if zips:
@@ -141,7 +141,7 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     """Files by their name without extension.
 
     Raises:
-        PrepareError: two have the same.
+        PrepareError: Two files have the same name.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -152,9 +152,9 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def safe_name(text: str) -> str:
-    """`text` as part of file names that are UTF-8 and stand in split lines as they are.
+    """Make `text` safe for file names in split lines, which are UTF-8 and separated by white space.
 
-    White space becomes an underscore, bytes that are not UTF-8 their two hexadecimal digits.
+    White space becomes an underscore; bytes that are not UTF-8 become two hexadecimal digits.
     """
     text = re.sub("[\udc80-\udcff]", lambda match: f"{ord(match[0]) - 0xDC00:02X}", text)
     return re.sub(r"\s+", "_", text)

@@ -14,8 +14,6 @@ YOLO text (class numbers, normalised coordinates) is recognised and refused: it 
 size.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,7 +208,7 @@ class Objects:
         """Rotated boxes float32 (n, 5), le90."""
         return to_boxes(self.polygons)
 
-    def select(self, which: np.ndarray) -> Objects:
+    def select(self, which: np.ndarray) -> "Objects":
         """Select objects by a mask or indices."""
         return Objects(self.polygons[which], self.labels[which], self.difficult[which])
 
@@ -230,7 +228,7 @@ def class_ids(classes: Sequence[str]) -> dict[str, int]:
     """Label of each class by its case-folded name.
 
     Raises:
-        DataError: no classes, a name with white space (DOTA's text cannot hold it), or two equal ones.
+        DataError: There are no classes, a name has white space (not possible in DOTA text), or two are equal.
     """
     ids = {name.casefold(): label for label, name in enumerate(classes)}
     if not ids:
@@ -248,7 +246,7 @@ class AnnotationReader:
 
     Args:
         classes: Class names in the order of the labels; case is ignored.
-        leave_out: Classes in the files to skip.
+        leave_out: Classes to skip.
 
     Raises:
         DataError: Class names are empty, equal or contain white space.
@@ -267,7 +265,7 @@ class AnnotationReader:
 
         Args:
             path: The file.
-            left_out: List to which a message is appended for each of them.
+            left_out: List to which a message is appended for each skipped object.
 
         Raises:
             AnnotationError: The file is missing or malformed, or has an unknown class or a non-finite
@@ -302,11 +300,11 @@ class AnnotationReader:
 
 
 def without_class_list(texts: Mapping[str, Path], images: Container[str]) -> dict[str, Path]:
-    """Annotation files by name without ``classes.txt``, where tools put the names of the classes.
+    """Annotation files by name without `classes.txt`, in which some tools store the class names.
 
     Args:
-        texts: the files by the name of their image.
-        images: names of the images; a file of one of them is an annotation.
+        texts: The files by the name of their image.
+        images: Names of the images; if one is called `classes`, its file is kept.
     """
     lists = {name: path for name, path in texts.items() if path.name in _CLASS_LISTS and name not in images}
     for path in lists.values():
@@ -321,7 +319,7 @@ def write_objects(
 
     Args:
         path: The file.
-        objects: The objects; coordinates are written with all digits.
+        objects: The objects; coordinates are written with full precision.
         classes: Class names by label.
         truncated: bool (n,), objects truncated by a window.
     """

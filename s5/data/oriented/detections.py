@@ -49,7 +49,7 @@ def write_detections(path: Path, found: Detections, classes: Sequence[str]) -> N
 
     Args:
         path: The file; missing folders are created.
-        found: The detections; corners are written with two decimals, scores with all digits.
+        found: The detections; corners are written with two decimals, scores with full precision.
         classes: Class names by label.
     """
     rows = zip(to_polygons(found.boxes).reshape(-1, 8), found.labels, found.scores, strict=True)

@@ -9,7 +9,7 @@ from s5.data.label_table import distinct_colors
 from s5.data.oriented.detections import Detections
 from s5.data.oriented.geometry import to_polygons
 
-CROWD = 50  # number of objects from which on a legend replaces names, which would hide the image
+CROWD = 50  # from this number of objects on, a legend replaces the names, which would hide the image
 LEGEND = 0.5  # font scale
 LINE = 22  # height of a legend line in pixels
 DARK = (20, 20, 20)
@@ -65,7 +65,7 @@ def draw_objects(
     classes: Sequence[str],
     scores: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw outlines as :func:`draw_polygons`; where there are many, a legend stands for their names."""
+    """Draw outlines like :func:`draw_polygons`; if there are many, a legend replaces the names."""
     if len(labels) < CROWD:
         return draw_polygons(image, polygons, labels, classes, scores)
     drawn = np.ascontiguousarray(image).copy()

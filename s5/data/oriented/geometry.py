@@ -16,8 +16,8 @@ def to_boxes(polygons: np.ndarray) -> np.ndarray:
     """Minimum-area rectangle of each quadrilateral.
 
     One of its sides lies along an edge of the convex hull (Freeman and Shapira, 1975), so on a line through
-    two of the four corners: all six are tried. Among equally small rectangles, as around a square, the one
-    along the earlier edge is chosen.
+    two of the four corners: all six are tried. Among rectangles of equal area, as for a square, the one along
+    the earlier edge is chosen.
 
     Args:
         polygons: (n, 4, 2) corners in any order.

@@ -48,7 +48,7 @@ class AnnotatedImages:
     Raises:
         SplitError: A folder or the split is missing or empty, two files have the same name, or an image has
             no annotation or vice versa.
-        AnnotationError: Annotations cannot be read; names the first ones.
+        AnnotationError: Annotations cannot be read; the message lists the first ones.
         DataError: No image has an object, or the class names are invalid.
     """
 
@@ -122,10 +122,10 @@ class AnnotatedImages:
 
 
 def read_all(reader: AnnotationReader, paths: Iterable[Path | None]) -> list[Objects]:
-    """Read the objects of annotation files; None has none. Skips objects without area, with a warning.
+    """Read the objects of annotation files, none for None; skip objects without area, with a warning.
 
     Raises:
-        AnnotationError: Files cannot be read; names the first ones.
+        AnnotationError: Files cannot be read; the message lists the first ones.
     """
     objects: list[Objects] = []
     errors: list[str] = []
@@ -216,8 +216,8 @@ def read_whole(
         Objects by image name.
 
     Raises:
-        SplitError: The folder or files are missing; names the first ones.
-        AnnotationError: Files cannot be read; names the first ones.
+        SplitError: The folder or files are missing; the message lists the first ones.
+        AnnotationError: Files cannot be read; the message lists the first ones.
     """
     if not folder.is_dir():
         raise SplitError(f"{folder}: no such folder; give the folder of the full images' labels")

@@ -265,12 +265,12 @@ def objects_loader(
     """Endless loader of batches of several tasks, ordered by task.
 
     Args:
-        sources: training images of each task.
-        batch_sizes: images of each per step and process.
-        seed: seed of order and mirroring.
-        launch: this process among all.
-        workers: loader processes.
-        about: what checkpoints say of the run beside the classes of its tasks.
+        sources: Training images of each task.
+        batch_sizes: Images of each per step and process.
+        seed: Seed of the order and the flips.
+        launch: Rank of this process and number of processes.
+        workers: Number of loader processes.
+        about: Metadata for checkpoints, besides the classes of the tasks.
 
     Raises:
         DataError: A task has fewer images than one global step takes.
@@ -284,7 +284,7 @@ def objects_loader(
 def objects_validation_loader(
     parts: Sequence[OrientedValidation], launch: Launch, workers: int
 ) -> DataLoader:
-    """Loader of validation images of one or several tasks, one a batch."""
+    """Loader of the validation images of one or several tasks, with batch size 1."""
     images = {part.task: part for part in parts}
     metainfo = {"tasks": {task: part.classes for task, part in images.items()}}
     return whole_images_loader(images, ObjectsCollate(list(images)), metainfo, launch, workers)

@@ -6,7 +6,7 @@
     python -m s5.data.prepare unlabeled --src DIR --out DATA_ROOT --name NAME
     python -m s5.data.prepare labeled --images DIR --masks DIR --labels TABLE --out DATA_ROOT --name NAME
 
-May be stopped and started again at will: what is finished is not done again.
+Can be interrupted and restarted at any time: finished files are skipped.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _Command = tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[
 
 
 def _commands() -> Iterator[_Command]:
-    """Name, help, arguments and plan of each command: datasets with masks, one's own folders, objects."""
+    """Name, help, arguments and plan of each command: datasets with masks, own folders, oriented objects."""
     for name, dataset in DATASETS.items():
         if dataset.tables:
             yield (
@@ -54,7 +54,7 @@ def _commands() -> Iterator[_Command]:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; `plan` of the result makes the plan of it."""
+    """Parse the command line; `plan` of the result is the function that creates the plan."""
     parser = argparse.ArgumentParser(
         prog="python -m s5.data.prepare",
         description=__doc__,

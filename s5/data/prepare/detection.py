@@ -1,7 +1,7 @@
-"""Datasets of oriented objects: whole images or windows, with annotations as DOTA's text.
+"""Prepare datasets of oriented objects: full images or windows, with annotations as DOTA text.
 
-`NAME/PART/{images,annotations}` and `NAME/splits/PART.txt`, lines `image annotation`; of windows also
-`NAME/PART/whole`, the labels of whole images.
+Writes `NAME/PART/{images,annotations}` and `NAME/splits/PART.txt` with lines `image annotation`; for windows
+also `NAME/PART/whole`, the labels of the full images.
 """
 
 import argparse
@@ -24,28 +24,28 @@ from s5.data.prepare.pipeline import Cut, Plan, plan_parameters, require_name, r
 from s5.data.prepare.segmentation import add_options
 from s5.errors import PrepareError
 
-_WHOLE = 1 - 1e-6  # share inside, above which a window does not truncate an object
+_WHOLE = 1 - 1e-6  # share of its area inside a window above which an object is not truncated
 
 
 @dataclass(frozen=True)
 class ObjectCutter:
-    """Copy an image, or cut it into windows, which get their objects as mmrotate's tool does it.
+    """Copy an image, or cut it into windows and assign the objects to them like mmrotate's tool.
 
-    An object belongs to the windows that at least `iof` of its area is in. It stays whole, and its flag
-    becomes 2 where the window truncates it; a difficult one stays difficult (in the tool, it would become 2).
-    The parts of others are background. Windows without objects are kept: leaving them out is a matter of
-    training. None is written of those that the image has no data in and that have no objects. What is smaller
-    than a window is padded at the right and below, as by the tool, so that all have one scale. Nothing is
-    resized: with rate 0.5, windows are twice as large.
+    An object belongs to the windows that contain at least `iof` of its area. It is not clipped; its flag
+    becomes 2 where the window truncates it, but a difficult object stays difficult (the tool writes 2). Parts
+    of other objects are background. Windows without objects are kept, because training decides whether to use
+    them, except those in which the image has no data. Images smaller than a window are padded at the right
+    and bottom, as the tool does, so that all have the same scale. Nothing is resized: with rate 0.5, windows
+    are twice as large.
 
     Attributes:
-        out: data root.
-        folder: folder of the dataset below it.
-        classes: names of the classes.
-        size: side of the windows in pixels; 0 copies images as they are.
-        overlap: pixels that neighbouring windows share.
-        rates: scales at which objects are to be seen; the windows' size and overlap are divided by them.
-        iof: share of an object's area.
+        out: Data root.
+        folder: Folder of the dataset below the data root.
+        classes: Names of the classes.
+        size: Side of the windows in pixels; 0 copies the images unchanged.
+        overlap: Pixels that neighbouring windows share.
+        rates: Scales of the objects; the size and overlap of the windows are divided by them.
+        iof: Share of an object's area that a window must contain.
         format: `png` or `jpg`.
     """
 
@@ -62,7 +62,7 @@ class ObjectCutter:
         """Write the image or its windows at all scales, with their annotations.
 
         Raises:
-            DataError: image or annotation cannot be used.
+            DataError: The image or the annotation cannot be used.
         """
         objects, note = (None, "") if source.mask is None else _read_noted(source.mask, self.classes)
         if not self.size:
@@ -77,7 +77,7 @@ class ObjectCutter:
         return Cut(patches, note, without_data=len(cut) - len(patches))
 
     def _copy(self, source: Source, objects: Objects | None, note: str) -> Cut:
-        read_image(source.image)  # says here, not in training, if it is damaged
+        read_image(source.image)  # a damaged file is reported here, not in training
         patch = self._patch(source.group, source.stem, source.image.suffix.lower(), objects is not None)
         if objects is not None:
             write_objects(self.out / str(patch.mask), objects, self.classes)
@@ -85,7 +85,7 @@ class ObjectCutter:
         return Cut((patch,), note)
 
     def beside(self, source: Source) -> Sequence[str]:
-        """The labels of the whole image, relative to the data root."""
+        """Path of the labels of the full image, relative to the data root."""
         if source.mask is None or not self.size:
             return ()
         return (f"{self.folder}/{source.group}/whole/{source.stem}.txt",)
@@ -100,7 +100,7 @@ class ObjectCutter:
     def _write(
         self, source: Source, size: int, window: Window, image: Readable, objects: Objects | None
     ) -> Patch | None:
-        """Write a window and its objects; nothing of one wholly without data, unless it has objects."""
+        """Write a window and its objects; skips a window without any data, unless it has objects."""
         pixels, valid = image.read_with_valid(*window)
         inside, truncated = (None, None) if objects is None else _in_window(objects, window, self.iof)
         if valid is not None and not valid.any() and (inside is None or not len(inside.labels)):
@@ -117,13 +117,13 @@ class ObjectCutter:
         return patch
 
     def _patch(self, part: str, name: str, suffix: str, annotated: bool) -> Patch:
-        """Where an image of this name is written, and its annotation."""
+        """Output paths of an image of this name and of its annotation."""
         base = f"{self.folder}/{part}"
         return Patch(f"{base}/images/{name}{suffix}", f"{base}/annotations/{name}.txt" if annotated else None)
 
 
 def _in_window(objects: Objects, window: Window, iof: float) -> tuple[Objects, np.ndarray]:
-    """The objects of a window, in its pixels, and which of them it truncates."""
+    """The objects of a window, in its pixels, and bool (n,), whether it truncates them."""
     top, left, height, width = window
     share = share_inside(objects.polygons, (left, top, left + width, top + height))
     kept = share >= iof
@@ -133,7 +133,7 @@ def _in_window(objects: Objects, window: Window, iof: float) -> tuple[Objects, n
 
 
 def _read_noted(path: Path, classes: Sequence[str]) -> tuple[Objects, str]:
-    """Objects of a file, and what the user should know of those that were left out."""
+    """Objects of a file, and a note for the user about those that were skipped."""
     left_out: list[str] = []
     objects = AnnotationReader(classes).read(path, left_out)
     return objects, f"{len(left_out)} objects left out, the first: {left_out[0]}" if left_out else ""
@@ -147,7 +147,7 @@ def add_objects_arguments(parser: argparse.ArgumentParser, dataset: type[Dataset
     parser.add_argument("--name", default=dataset.name, help=help_text)
     add_options(parser, dataset.options)
     if not dataset.patch:
-        # Sizes are not used, but part of the journals of earlier versions.
+        # Not used, but recorded in the journals of earlier versions.
         parser.set_defaults(size=512, overlap=0, classes=())
         return
     parser.add_argument(
@@ -182,10 +182,10 @@ def add_objects_arguments(parser: argparse.ArgumentParser, dataset: type[Dataset
 
 
 def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
-    """The plan of a command line.
+    """Create the plan from the command line.
 
     Raises:
-        DataError: an argument is impossible, or the dataset is not there or incomplete.
+        DataError: An argument is invalid, or the dataset is missing or incomplete.
     """
     require_sizes(args)
     require_name(args.name)
@@ -201,7 +201,7 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
         windowed = ("size", "overlap", "rates", "iof", "format")
         cut = replace(cut, **{name: getattr(args, name) for name in windowed})
         names += ["classes", "rates", "iof", "format"]
-        more = {"padded": True}  # windows were not in early versions
+        more = {"padded": True}  # journals of early versions lack the windows
     shipped = Shipped(args.src, dataset.title, dataset.layout, args.out / args.name)
     sources = dataset.find(shipped, **options)
     _require_own_names(sources)
@@ -229,10 +229,10 @@ def _require_windows(args: argparse.Namespace) -> None:
 
 
 def _require_own_names(sources: Sequence[Source]) -> None:
-    """Refuse images of a part whose results would have one name.
+    """Refuse images of a part whose output files would have the same name.
 
     Raises:
-        PrepareError: two have.
+        PrepareError: Two images have the same output name.
     """
     found: dict[tuple[str, str], Source] = {}
     for source in (source for source in sources if source.image.exists()):
@@ -244,7 +244,7 @@ def _require_own_names(sources: Sequence[Source]) -> None:
 
 
 def _usage(dataset: type[Dataset], out: Path, folder: str, classes: str) -> str:
-    """What to write into a configuration to use the result: folders, lists and classes."""
+    """Configuration entries for the result: folders, split files and classes."""
     labeled, tests = [], []
     for part in dataset.splits:
         images, annotations = (f"{folder}/{part}/{kind}" for kind in ("images", "annotations"))

@@ -1,6 +1,4 @@
-"""Remember which source files are finished, so that a killed run continues where it stopped."""
-
-from __future__ import annotations
+"""Record which source files are finished, so that a killed run continues where it stopped."""
 
 import fcntl
 import json
@@ -16,12 +14,12 @@ from s5.data.datasets.prepared import differences
 from s5.errors import PrepareError
 
 _VERSION = 1
-_LOCK_SECONDS = 5.0  # workers of a killed run notice within a second that it is gone
+_LOCK_SECONDS = 5.0  # workers notice within a second that their main process was killed
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch that was written: image, and mask where there is one, relative to the data root."""
+    """A written patch: paths of the image and of the mask, if any, relative to the data root."""
 
     image: str
     mask: str | None = None
@@ -32,13 +30,13 @@ class Entry:
     """One finished source file.
 
     Attributes:
-        source: key of the source file.
-        group: the split list its patches belong to.
-        size: its size in bytes; a file of another size is cut again.
-        patches: what was written of it.
-        note: what the user should know of it; empty if nothing.
-        files: image and labels that it was cut from; one that is found with others is cut again. Empty in
-            journals of earlier versions.
+        source: Key of the source file.
+        group: Group of the source; determines the split file of its patches.
+        size: Size in bytes; a file of a different size is cut again.
+        patches: The written patches.
+        note: Remark for the user; may be empty.
+        files: Image and labels of the source; if they differ, it is cut again. Empty in journals of earlier
+            versions.
     """
 
     source: str
@@ -52,16 +50,15 @@ class Entry:
 class Journal:
     """A JSON-lines file: first the parameters, then an entry for each finished source file.
 
-    Only one process at a time may have it open. Lines are appended whole; one that was cut off by a kill is
-    dropped on opening.
+    Only one process at a time may open it. A line truncated by a kill is dropped on opening.
 
     Args:
-        path: the file; its folder is made.
-        parameters: what the patches depend on (patch size, format ...).
-        facts: what they depend on beside the arguments of the command; not in journals of earlier versions.
+        path: The file; its folder is created.
+        parameters: Arguments of the command that the patches depend on (patch size, format ...).
+        facts: Other facts that the patches depend on; missing in journals of earlier versions.
 
     Raises:
-        PrepareError: the file was begun with other parameters or facts, or another run has it open.
+        PrepareError: The file was started with other parameters or facts, or another run has it open.
     """
 
     def __init__(
@@ -77,7 +74,7 @@ class Journal:
             self._file.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(
@@ -86,7 +83,7 @@ class Journal:
         self._file.close()
 
     def add(self, entry: Entry) -> None:
-        """Record a finished source file; its patches must be in place."""
+        """Record a finished source file; its patches must have been written."""
         self.entries[entry.source] = entry
         self._append(asdict(entry))
 
@@ -118,7 +115,7 @@ class Journal:
         else:
             self._require_same(header, parameters)
             changes = differences(header["facts"], facts) if "facts" in header else ""
-            if changes and not lines:  # nothing was finished: a table that fitted no mask may be mended
+            if changes and not lines:  # nothing was finished: a table that matched no mask may be corrected
                 os.ftruncate(self._file.fileno(), 0)
                 self._append({**header, "facts": facts})
             elif changes:

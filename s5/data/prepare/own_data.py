@@ -1,4 +1,4 @@
-"""One's own folders -> patches and lists of them: images with masks, or a tree of unlabeled images."""
+"""Cut a user's own folders into patches with split files: images with masks, or unlabeled images."""
 
 import argparse
 from collections import Counter
@@ -45,12 +45,13 @@ def add_labeled_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_labeled(args: argparse.Namespace) -> Plan:
-    """Images and masks of the same names, of any size; GeoTIFFs are cut by windows.
+    """Plan to cut images of any size and masks with the same names; GeoTIFFs are read by windows.
 
-    Whole images are held out for validation, chosen by their names; of a single image, its lower part.
+    Full images, selected by their names, are held out for validation; if there is only one image, its lower
+    part is.
 
     Raises:
-        DataError: an argument is impossible, or images and masks do not belong together.
+        DataError: An argument is invalid, or images and masks do not match.
     """
     require_sizes(args)
     require_name(args.name)
@@ -63,7 +64,7 @@ def plan_labeled(args: argparse.Namespace) -> Plan:
         command="labeled",
         out=args.out,
         folder=args.name,
-        # The table by its content, so that a changed YAML file counts.
+        # The contents of the table, so that changes of the YAML file are detected.
         parameters={**plan_parameters("labeled", args, names), "labels": table.as_mapping()},
         sources=_pairs(args, table),
         cut=MaskCutter(
@@ -75,7 +76,7 @@ def plan_labeled(args: argparse.Namespace) -> Plan:
 
 
 def _pairs(args: argparse.Namespace, table: LabelTable) -> list[Source]:
-    """Every pair, for training or held out; large images in several pieces."""
+    """Every pair with its part, training or validation; large images are divided into pieces."""
     src = args.src.absolute()
     pairs = pair_folders(src, args.masks.absolute(), src)
     stems = dict(zip(names := [s.name for s in pairs], unique_stems(names), strict=True))
@@ -97,7 +98,7 @@ def _pairs(args: argparse.Namespace, table: LabelTable) -> list[Source]:
 
 
 def _divide_images(pairs: Split, val_share: float) -> Iterator[tuple[str, Sample, Window | None]]:
-    """Part and sample of each pair; all of the image."""
+    """Part and sample of each pair; an area of None is the full image."""
     for group, split in zip((TRAIN, VAL), hold_out(pairs, val_share), strict=True):
         yield from ((group, sample, None) for sample in split)
 
@@ -114,13 +115,13 @@ def _divide_image(pairs: Split, val_share: float) -> Iterator[tuple[str, Sample,
 
 
 def _pieces(sample: Sample, area: Window | None, size: int) -> Iterator[tuple[str, Window | None]]:
-    """Areas to cut one by one, so that large TIFFs are cut in parallel and continued where it stopped."""
+    """Areas to cut separately, so that large TIFFs are cut in parallel and interrupted runs can continue."""
     try:
         whole = area or Window(0, 0, *image_size(sample.image))
-    except ImageError:  # cutting it says so, and the others go on
+    except ImageError:  # reported when it is cut, without ending the run
         yield "", None
         return
-    if not is_tiff(sample.image):  # each piece would decode all of it
+    if not is_tiff(sample.image):  # each piece would decode the full image
         yield "", whole
         return
     rows = max(_PIECE_ROWS // size, 1) * size
@@ -132,17 +133,17 @@ def _pieces(sample: Sample, area: Window | None, size: int) -> Iterator[tuple[st
 
 @dataclass(frozen=True)
 class ImageCutter:
-    """Copy or cut an image to `folder`, below the folders of the source tree.
+    """Copy or cut an image to `folder`, keeping the folders of the source tree.
 
     An image that fits into a patch and is plain 8-bit RGB JPEG or PNG is copied byte for byte; all others are
-    cut and re-encoded. Patches wholly without data are left out.
+    cut and re-encoded. Patches without any data are skipped.
 
     Attributes:
-        out: data root.
-        folder: folder of the pool below it.
-        size: side of the patches in pixels.
-        overlap: pixels that neighbouring patches share.
-        min_size: images with a side below this many pixels are left out.
+        out: Data root.
+        folder: Folder of the pool below the data root.
+        size: Side of the patches in pixels.
+        overlap: Pixels that neighbouring patches share.
+        min_size: Images with a side below this many pixels are skipped.
         format: `jpg` (quality 95) or `png`; patches partly without data are PNG, transparent there.
     """
 
@@ -154,10 +155,10 @@ class ImageCutter:
     format: str = "jpg"
 
     def __call__(self, source: Source) -> Cut:
-        """Write the patches of one image; none of one that is too small.
+        """Write the patches of one image; an image that is too small is skipped.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: The image cannot be read.
         """
         with open_image(source.image) as image:
             if min(image.height, image.width) < self.min_size:
@@ -180,7 +181,7 @@ class ImageCutter:
         return patch
 
     def _write(self, name: str, pixels: np.ndarray, valid: np.ndarray | None) -> Patch | None:
-        """Write a patch, with an alpha channel where it partly lacks data; nothing of one wholly without."""
+        """Write a patch, with an alpha channel if parts have no data; skips a patch without any data."""
         if valid is not None and not valid.any():
             return None
         patch = Patch(f"{self.folder}/{name}.{self.format if valid is None else 'png'}")
@@ -207,10 +208,10 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_unlabeled(args: argparse.Namespace) -> Plan:
-    """Every image below `--src`, in the order of their paths.
+    """Plan to cut every image below `--src`, in the order of the paths.
 
     Raises:
-        PrepareError: an argument is impossible, or there are no images.
+        PrepareError: An argument is invalid, or there are no images.
     """
     require_sizes(args)
     require_name(args.name)

@@ -1,7 +1,5 @@
 """Cut images into windows: arithmetic, names and reading."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,16 +25,16 @@ class Window(NamedTuple):
     width: int
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """This part of ``array`` (H, W, ...), as a view."""
+        """This part of `array` (H, W, ...), as a view."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def name(self, stem: str) -> str:
-        """Stem of the patch, ``stem_top_bottom_left_right``, as the iSAID development kit names them."""
+        """Stem of the patch, `stem_top_bottom_left_right`, as the iSAID development kit names them."""
         return f"{stem}_{self.top}_{self.top + self.height}_{self.left}_{self.left + self.width}"
 
 
 class _Windows(Sequence[Window]):
-    """Windows that are computed when they are asked for: damaged images can claim billions of pixels."""
+    """Windows, computed on access, because damaged images can claim billions of pixels."""
 
     def __init__(self, height: int, width: int, size: int, overlap: int) -> None:
         self._step, self._height, self._width = size - overlap, min(size, height), min(size, width)
@@ -64,22 +62,22 @@ class _Windows(Sequence[Window]):
 def windows(height: int, width: int, size: int, overlap: int = 0) -> Sequence[Window]:
     """Square windows that cover an image, row by row.
 
-    The last window of a row or column is shifted inside instead of reaching over the border, so it overlaps
-    its neighbour by more. A side that is shorter than ``size`` gives windows of that length.
+    The last window of a row or column is shifted inside the image, so it overlaps its neighbour by more. If a
+    side of the image is shorter than `size`, the windows have its length.
 
     Args:
-        height: rows of the image.
-        width: columns of the image.
-        size: side of the windows in pixels.
-        overlap: pixels that neighbours share; less than ``size``.
+        height: Rows of the image.
+        width: Columns of the image.
+        size: Side of the windows in pixels.
+        overlap: Pixels that neighbours share; less than `size`.
     """
     return _Windows(height, width, size, overlap)
 
 
 def tiles(height: int, width: int, size: int) -> list[Window]:
-    """Windows that cover an image once, of equal size to a pixel and of at most ``size`` a side.
+    """Windows that cover an image without overlap, equal in size to within a pixel, at most `size` per side.
 
-    For images that are scored: of overlapping windows, pixels would count twice.
+    For images that are scored: pixels in several windows would count more than once.
     """
     rows, columns = _even(height, size), _even(width, size)
     return [Window(top, left, h, w) for top, h in rows for left, w in columns]
@@ -95,11 +93,11 @@ class Readable(Protocol):
     """An image of known size that gives windows as uint8 (height, width, 3) RGB.
 
     Attributes:
-        height: rows of the whole image.
-        width: columns of the whole image.
-        declares_no_data: whether the file says in any way that it may have pixels without data.
-        may_lack_data: whether pixels may have no data; there is no need to ask where they do otherwise.
-        note: what the user should know of how it is read; empty if nothing.
+        height: Rows of the full image.
+        width: Columns of the full image.
+        declares_no_data: Whether the file declares in any way that pixels may have no data.
+        may_lack_data: Whether pixels may have no data; if False, valid masks need not be read.
+        note: Remark on how it is read, for the user; may be empty.
     """
 
     height: int
@@ -109,7 +107,7 @@ class Readable(Protocol):
     note: str
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``."""
+        """The window that begins at `top`, `left`."""
         ...
 
     def read_with_valid(
@@ -123,9 +121,9 @@ class ReadableMask(Protocol):
     """A mask of known size that gives windows of raw values, uint8 (height, width).
 
     Attributes:
-        height: rows of the whole mask.
-        width: columns of the whole mask.
-        note: what the user should know of how it was read; empty if nothing.
+        height: Rows of the full mask.
+        width: Columns of the full mask.
+        note: Remark on how it was read, for the user; may be empty.
     """
 
     height: int
@@ -133,12 +131,12 @@ class ReadableMask(Protocol):
     note: str
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``."""
+        """The window that begins at `top`, `left`."""
         ...
 
 
 class Decoded:
-    """A whole image or mask in memory."""
+    """A full image or mask in memory."""
 
     def __init__(self, array: np.ndarray, note: str = "", valid: np.ndarray | None = None) -> None:
         self._array, self.note, self._valid = array, note, valid
@@ -146,7 +144,7 @@ class Decoded:
         self.declares_no_data = self.may_lack_data = valid is not None
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The window that begins at ``top``, ``left``, as a view."""
+        """The window that begins at `top`, `left`, as a view."""
         return Window(top, left, height, width).of(self._array)
 
     def read_with_valid(
@@ -160,10 +158,10 @@ class Decoded:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Readable]:
-    """Open an image for cutting: a TIFF by windows, in bounded memory; other formats decoded as a whole.
+    """Open an image for cutting: a TIFF by windows, in bounded memory; other formats are decoded in full.
 
     Raises:
-        ImageError: the file cannot be read.
+        ImageError: The file cannot be read.
     """
     if is_tiff(path):
         with open_raster(path) as raster:
@@ -174,15 +172,15 @@ def open_image(path: Path) -> Iterator[Readable]:
 
 
 def unique_stems(keys: Sequence[str]) -> list[str]:
-    """For paths of files, paths of their patches without extension (`safe_name`), no two the same."""
+    """Paths of the patches of each file, without extension (see `safe_name`), made unique."""
     return tell_apart([safe_name(key[: key.rindex(".")]) for key in keys], keys)
 
 
 def plain_file(path: Path) -> tuple[str, bytes] | None:
-    """Extension and content of an 8-bit RGB JPEG or PNG, which may be copied as it is; None for others.
+    """Extension and contents of an 8-bit RGB JPEG or PNG, which can be copied unchanged; None for others.
 
     Raises:
-        ImageError: the file cannot be read.
+        ImageError: The file cannot be read.
     """
     kind, data = read_file(path)
     return (_PLAIN[kind], data) if is_plain_rgb(data, kind) else None

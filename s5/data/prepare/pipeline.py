@@ -1,7 +1,5 @@
 """Run a plan: skip finished source files, cut the others in parallel, write the split files."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import multiprocessing
@@ -41,12 +39,12 @@ _Result = TypeVar("_Result")
 
 
 class Cut(NamedTuple):
-    """What one source file gave.
+    """Result of one source file.
 
     Attributes:
-        patches: what was written.
-        note: what the user should know of the source file; empty if nothing.
-        without_data: patches that were not written, as the image has no data anywhere in them.
+        patches: The written patches.
+        note: Remark on the source file, for the user; may be empty.
+        without_data: Number of patches skipped because they have no data.
     """
 
     patches: tuple[Patch, ...]
@@ -56,23 +54,23 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prepare.
+    """The plan of a preparation.
 
     Attributes:
-        command: name of the command.
-        out: data root; everything is written below it.
-        folder: folder of the patches and the journal, relative to `out`.
-        parameters: what the patches depend on; a journal with other parameters is refused.
-        facts: what they depend on beside the arguments of the command; a journal with others is refused.
-        sources: the files to cut.
-        cut: writes the patches of a source file; runs in worker processes. A `DataError` is reported, and the
-            others go on.
-        lists: split files, relative to `out`, each with the groups of sources whose patches it lists.
-        optional: split files that are not written when they would be empty.
-        keep_lost: whether patches of source files that no longer exist stay listed.
-        beside: files of a source beside its patches, relative to `out`.
-        archives: reader of source files in archives.
-        usage: what the user has to know to train on the result, beside the split files; asked at the end.
+        command: Name of the command.
+        out: Data root; everything is written below it.
+        folder: Folder of the patches and the journal, relative to `out`.
+        parameters: Arguments that the patches depend on; a journal with other parameters is refused.
+        facts: Other facts that the patches depend on; a journal with other facts is refused.
+        sources: The files to cut.
+        cut: Writes the patches of a source file; runs in worker processes. A `DataError` is reported without
+            ending the run.
+        lists: Split files, relative to `out`, each with the groups of sources whose patches it lists.
+        optional: Split files that are not written if they would be empty.
+        keep_lost: Whether to keep listing the patches of source files that no longer exist.
+        beside: Files written for a source besides its patches, relative to `out`.
+        archives: Reader of source files in archives.
+        usage: Instructions for training on the result, besides the split files; called at the end.
     """
 
     command: str
@@ -90,13 +88,13 @@ class Plan:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def files(self, source: Source) -> tuple[str, ...]:
-        """Image and labels of a source, from the source folder on; of a file elsewhere, its name."""
+        """Image and labels of a source, relative to the source folder; only the name of a file elsewhere."""
         src = Path(self.parameters.get("src", ""))
         paths = [path.absolute() for path in (source.image, source.mask) if path is not None]
         return tuple(str(p.relative_to(src)) if p.is_relative_to(src) else p.name for p in paths)
 
     def size(self, source: Source) -> int:
-        """Bytes of a source's files; 0 for those that cannot be read, which `cut` complains about."""
+        """Size of a source's files in bytes; 0 for unreadable ones, for which `cut` raises the error."""
         return sum(self._size(path) for path in (source.image, source.mask) if path is not None)
 
     def _size(self, path: Path) -> int:
@@ -107,21 +105,21 @@ class Plan:
 
 
 def plan_parameters(command: str, args: Namespace, names: Sequence[str], **more: Any) -> dict[str, Any]:
-    """What the patches depend on: the arguments of these names, and more."""
+    """Parameters of a plan: the arguments of these names, and further values."""
     values = {name: getattr(args, name) for name in names}
     for name, value in values.items():
         if isinstance(value, Path):
             values[name] = str(value.absolute())
-        elif isinstance(value, tuple):  # JSON has lists alone
+        elif isinstance(value, tuple):  # JSON has no tuples
             values[name] = list(value)
     return {"command": command, **values, **more}
 
 
 def require_sizes(args: Namespace, may_stay_whole: bool = False) -> None:
-    """Refuse impossible sizes of patches.
+    """Check the size and overlap of patches.
 
     Raises:
-        PrepareError: the size is too small, or the overlap is not below it.
+        PrepareError: The size is too small, or the overlap is not below it.
     """
     if may_stay_whole and args.size == args.overlap == 0:
         return
@@ -137,7 +135,7 @@ def require_name(name: str) -> None:
     """Refuse a name that cannot be a folder.
 
     Raises:
-        PrepareError: the name has other characters than letters, digits, '_', '-' and '.'.
+        PrepareError: The name has characters other than letters, digits, '_', '-' and '.'.
     """
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
         raise PrepareError(f"--name must consist of letters, digits, '_', '-' and '.', got {name!r}")
@@ -145,17 +143,17 @@ def require_name(name: str) -> None:
 
 @dataclass
 class Outcome:
-    """What a run did.
+    """Counts and messages of a run.
 
     Attributes:
-        before: source files that an earlier run had finished.
-        finished: source files that this run finished.
-        patches: patches that this run wrote.
-        empty: source files of this run that gave no patch.
-        without_data: patches that this run left out, as the image has no data anywhere in them.
-        unusable: message per source file that could not be used.
-        notes: what the user should know of single source files.
-        lists: number of samples of each split file, by its path.
+        before: Number of source files finished by earlier runs.
+        finished: Number of source files finished by this run.
+        patches: Number of patches written by this run.
+        empty: Number of source files of this run without a patch.
+        without_data: Number of patches that this run skipped because they have no data.
+        unusable: Message for each source file that could not be used, by its key.
+        notes: Remarks on single source files, for the user.
+        lists: Number of samples of each split file, by its path.
     """
 
     before: int = 0
@@ -195,14 +193,14 @@ class Outcome:
 
 
 def prepare(plan: Plan, workers: int = 1) -> Outcome:
-    """Cut what is not cut yet and write the split files.
+    """Cut the source files that are not finished and write the split files.
 
-    May be interrupted at any point, also by ``kill -9``: the next call with the same parameters continues.
+    May be interrupted at any point, also by `kill -9`: the next call with the same parameters continues.
 
     Raises:
-        DataError: the folder was begun with other parameters or for another state of the dataset, a worker
-            process was killed, or no source file could be used.
-        OSError: the output cannot be written.
+        DataError: The folder was started with other parameters or for a different version of the dataset, a
+            worker process was killed, or no source file could be used.
+        OSError: The output cannot be written.
     """
     folder = plan.out / plan.folder
     outcome = Outcome()
@@ -244,13 +242,13 @@ def _cut_all(
             progress.update()
             if isinstance(result, str):
                 outcome.unusable[source.key] = result
-                logger.debug("%s", result)  # the summary has the first ones, `UNUSABLE_NAME` all
+                logger.debug("%s", result)  # the summary lists the first ones, the file `UNUSABLE_NAME` all
             else:
                 yield source, result
 
 
 def _cut(cut: Callable[[Source], Cut], source: Source) -> Cut | str:
-    """The patches, or the message why there are none."""
+    """The patches of a source file, or the message of its error."""
     if source.problem:
         return source.problem
     try:
@@ -260,7 +258,7 @@ def _cut(cut: Callable[[Source], Cut], source: Source) -> Cut | str:
     except MemoryError:
         return f"{source.image}: not enough memory; run again with fewer --workers"
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # a full disk concerns all
+        if error.errno != errno.ENAMETOOLONG:  # a full disk affects all files
             raise
         return f"{source.image}: its name is too long to be part of the names of its patches; shorten it"
 
@@ -294,7 +292,7 @@ def _write_lists(plan: Plan, entries: Sequence[Entry]) -> dict[Path, int]:
 
 
 def _replace_list(path: Path, lines: list[str]) -> None:
-    """Write a split file; one that names other samples, so is not an earlier state of it, is kept aside."""
+    """Write a split file; an existing one with samples not in `lines` is renamed, not overwritten."""
     if path.exists():
         before = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         if before == lines:
@@ -305,7 +303,7 @@ def _replace_list(path: Path, lines: list[str]) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    """Give a split file, if there is one, another name."""
+    """Rename a split file, if it exists."""
     if path.exists():
         kept = next(p for i in range(1, 1000) if not (p := path.with_name(f"{path.name}.old{i}")).exists())
         path.rename(kept)
@@ -313,7 +311,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _write_unusable(path: Path, unusable: dict[str, str]) -> None:
-    """List the source files that could not be used, one message a line; no file when there are none."""
+    """List the source files that could not be used, one message per line; without any, no file is kept."""
     if unusable:
         write_split(path, [printable(unusable[key]).replace("\n", " ") for key in sorted(unusable)])
         logger.warning("source files that could not be used are listed in %s", path)
@@ -329,24 +327,24 @@ def default_workers() -> int:
 def run_parallel(
     work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Generator[tuple[_Item, _Result], None, None]:
-    """Yield ``(item, work(item))`` as they finish, in any order.
+    """Yield `(item, work(item))` as they finish, in any order.
 
-    Closing the iterator, also by Ctrl-C, starts no further item and waits for those under way, whose results
-    are then lost. With ``workers`` 1 everything runs in this process.
+    Closing the iterator, also by Ctrl-C, starts no further item and waits for those in progress, whose
+    results are then lost. With `workers` 1 everything runs in this process.
 
     Args:
-        work: a picklable function; what it raises is raised here.
-        items: picklable.
-        workers: number of processes.
+        work: A picklable function; its exceptions are raised here.
+        items: Picklable items.
+        workers: Number of processes.
 
     Raises:
-        PrepareError: a worker process was killed from outside.
+        PrepareError: A worker process was killed from outside.
     """
     if workers <= 1:
         for item in items:
             yield item, work(item)
         return
-    # Forked workers start at once; elsewhere than on Linux forking is not safe.
+    # Forked workers start immediately; forking is safe only on Linux.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_init_process, initargs=(os.getpid(),))
     queue = iter(items)
@@ -371,14 +369,14 @@ def run_parallel(
 
 
 def _init_process(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the run in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process shuts the run down
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     init_worker()
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
 def _exit_with(parent: int) -> None:
-    """End this process when the main one was killed: it would wait for work for ever."""
+    """End this process when the main process was killed; it would wait for work forever."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Datasets with masks: their arguments, how one image is cut, and the plan of a dataset as shipped."""
+"""Prepare datasets with masks: arguments, cutting of an image, and the plan for a shipped dataset."""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
@@ -33,19 +33,19 @@ OpenMask = Callable[[Path], AbstractContextManager[ReadableMask]]
 class MaskCutter:
     """Cut an image and its mask along the same windows: `folder/group/{images,masks}/stem_window.png`.
 
-    Images of other parts than `cut_parts`, and all with `size` 0, stay whole, so that they can be predicted
-    whole or in sliding windows and every pixel counts once; from `val_size` on, they are divided into parts
-    that do not overlap. Test images without masks are copied.
+    Images of other parts than `cut_parts`, and all images if `size` is 0, are not cut, so that they can be
+    predicted in full or with sliding windows and every pixel counts once; images larger than `val_size` are
+    divided into parts without overlap. Test images without masks are copied.
 
     Attributes:
-        out: data root.
-        folder: folder of the dataset below it.
-        open_mask: opens a mask in the raw values of its label table.
-        size: side of the patches in pixels.
-        overlap: pixels that neighbouring patches share.
-        val_size: largest side of validation images in pixels; 0 keeps them whole.
-        cut_parts: groups whose images are cut into patches.
-        archives: reader of files in archives.
+        out: Data root.
+        folder: Folder of the dataset below the data root.
+        open_mask: Opens a mask as raw values of its label table.
+        size: Side of the patches in pixels.
+        overlap: Pixels that neighbouring patches share.
+        val_size: Largest side of validation images in pixels; 0 means no limit.
+        cut_parts: Groups whose images are cut into patches.
+        archives: Reader of files in archives.
     """
 
     out: Path
@@ -61,7 +61,7 @@ class MaskCutter:
         """Write the patches of one image.
 
         Raises:
-            DataError: image or mask cannot be used.
+            DataError: The image or the mask cannot be used.
         """
         if source.mask is None:
             if source.group == TEST:
@@ -86,14 +86,15 @@ class MaskCutter:
                     continue
                 base = f"{self.folder}/{source.group}"
                 patch = Patch(f"{base}/images/{name}.png", f"{base}/masks/{name}.png")
-                write_image(self.out / patch.image, pixels, valid=valid)  # without data, labels do not count
+                # Readers ignore labels where the image has no data.
+                write_image(self.out / patch.image, pixels, valid=valid)
                 write_mask(self.out / str(patch.mask), mask.read(*window))
                 patches.append(patch)
             note = "; ".join(filter(None, (image.note, mask.note)))
             return Cut(tuple(patches), note, without_data)
 
     def windows(self, source: Source, height: int, width: int) -> Iterator[tuple[str, Window]]:
-        """The windows to cut of an image, with the names of the patches."""
+        """The windows of an image, with the names of the patches."""
         area = Window(*source.area) if source.area else Window(0, 0, height, width)
         patches = source.group in self.cut_parts and self.size > 0
         if patches:
@@ -108,7 +109,7 @@ class MaskCutter:
 
     def _copy(self, source: Source) -> Cut:
         base = f"{self.folder}/{source.group}/images/{source.stem}"
-        # Opened also where it is copied: a damaged file is found here.
+        # Opened even if it is copied, so that a damaged file is detected here.
         with _local(source.image, self.archives) as file, open_image(file) as image:
             plain = plain_file(file)
             if plain is None:
@@ -123,7 +124,7 @@ class MaskCutter:
 
 
 def add_sizes(parser: argparse.ArgumentParser, size: int, overlap: int | None) -> None:
-    """Add the data root and the size of the patches; an overlap of None is half of the size."""
+    """Add the options for the data root and the patch size; an overlap of None means half the size."""
     parser.add_argument("--out", type=Path, required=True, help="data root to write to")
     default = f"default: {size}" if size else "default: 0, whole images"
     parser.add_argument("--size", type=int, default=size, help=f"side of the patches ({default})")
@@ -134,7 +135,7 @@ def add_sizes(parser: argparse.ArgumentParser, size: int, overlap: int | None) -
 
 
 def add_val_size(parser: argparse.ArgumentParser, default: int) -> None:
-    """Add the largest size of validation images."""
+    """Add the option for the largest size of validation images."""
     parser.add_argument(
         "--val-size",
         type=int,
@@ -166,10 +167,10 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, dataset: type[Dataset
 
 
 def dataset_cutter(dataset: type[Dataset], args: argparse.Namespace) -> MaskCutter:
-    """What cuts the images of a dataset.
+    """Create the function that cuts the images of a dataset.
 
     Raises:
-        PrepareError: an argument is impossible.
+        PrepareError: An argument is invalid.
     """
     if args.overlap is None:
         args.overlap = args.size // 2
@@ -195,10 +196,10 @@ def dataset_cutter(dataset: type[Dataset], args: argparse.Namespace) -> MaskCutt
 
 
 def plan_dataset(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
-    """The plan of a command line.
+    """Create the plan from the command line.
 
     Raises:
-        PrepareError: an argument is impossible, or the dataset is not there or incomplete.
+        PrepareError: An argument is invalid, or the dataset is missing or incomplete.
     """
     cutter = dataset_cutter(dataset, args)
     folder = args.out / cutter.folder
@@ -233,10 +234,10 @@ def plan_dataset(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
 
 
 def require_val_size(args: argparse.Namespace) -> None:
-    """Refuse an impossible size of validation images.
+    """Check the size of validation images.
 
     Raises:
-        PrepareError: it is too small.
+        PrepareError: The size is too small.
     """
     if args.val_size and args.val_size < 16:
         raise PrepareError(f"--val-size must be 0 (whole images) or at least 16, got {args.val_size}")
@@ -251,5 +252,5 @@ def open_shipped_mask(dataset: type[Dataset], archives: Archives | None, path: P
 
 
 def _local(path: Path, archives: Archives | None) -> AbstractContextManager[Path]:
-    """The file itself, or a copy of the one in an archive."""
+    """The file itself, or a copy if it is in an archive."""
     return archives.local(path) if archives else nullcontext(path)

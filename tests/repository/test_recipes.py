@@ -18,7 +18,7 @@ from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
 from tests.data.prepare.test_prepare_isprs import VAIHINGEN_SIZES
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 TREES = {
     "S4_Pretrain": "configs/pretrain.yaml",
     "Semantic_Segmentation": "configs/rsseg.yaml",

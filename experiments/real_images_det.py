@@ -109,14 +109,14 @@ def main(argv: list[str] | None = None) -> int:
     prepare(args.data, data)
     options = [f"data_root={data}", *args.cfg_options]
     start = [] if args.checkpoint is None else ["--init", args.checkpoint]
-    place = ["--device", args.device, "--cfg-options", *options]
+    device = ["--device", args.device, "--cfg-options", *options]
     tools = REPO / "Object_Detection/tools"
     run_command_line(
-        [sys.executable, tools / "train.py", REPO / CONFIG, "--work-dir", run, "--resume", *start, *place]
+        [sys.executable, tools / "train.py", REPO / CONFIG, "--work-dir", run, "--resume", *start, *device]
     )
     weights, evaluation = run / "vit_t_moe_det.pth", args.out / "evaluation"
     run_command_line(
-        [sys.executable, tools / "test.py", REPO / CONFIG, weights, "--work-dir", evaluation, *place]
+        [sys.executable, tools / "test.py", REPO / CONFIG, weights, "--work-dir", evaluation, *device]
     )
     classes = s5.load(weights, "cpu").classes
     predictions = args.out / "predictions"

@@ -55,8 +55,8 @@ class Archives:
         """Size in bytes of a file, in an archive or not; 0 if it does not exist."""
         if path.is_file():
             return path.stat().st_size
-        place = self._locate(path)
-        return self._contents(place[0]).get(place[1], ("", 0))[1] if place else 0
+        location = self._locate(path)
+        return self._contents(location[0]).get(location[1], ("", 0))[1] if location else 0
 
     @contextmanager
     def local(self, path: Path) -> Iterator[Path]:
@@ -65,11 +65,11 @@ class Archives:
         Raises:
             ImageError: There is no such file, or its archive is damaged.
         """
-        place = None if path.exists() else self._locate(path)
-        if place is None:
+        location = None if path.exists() else self._locate(path)
+        if location is None:
             yield path
             return
-        archive, member = place
+        archive, member = location
         name, _ = self._contents(archive).get(member, ("", 0))
         if not name:
             raise ImageError(path, "file not found in the archive")
@@ -90,7 +90,7 @@ class Archives:
 
     def provide(self, paths: Iterable[Path]) -> None:
         """Extract the nested archives that contain these files, so that worker processes find them."""
-        for archive in sorted({place[0] for path in paths if (place := self._locate(path))}):
+        for archive in sorted({location[0] for path in paths if (location := self._locate(path))}):
             self._real(archive)
 
     def clear(self) -> None:
@@ -125,8 +125,8 @@ class Archives:
         return None
 
     def _is_archive(self, path: Path) -> bool:
-        place = None if path.is_file() else self._locate(path)
-        return path.is_file() or (place is not None and place[1] in self._contents(place[0]))
+        location = None if path.is_file() else self._locate(path)
+        return path.is_file() or (location is not None and location[1] in self._contents(location[0]))
 
     def _contents(self, archive: Path) -> Mapping[str, tuple[str, int]]:
         """Stored name and size in bytes, by the path in the archive."""
@@ -182,13 +182,13 @@ def _table_of_contents(archive: Path, called: Path) -> Mapping[str, tuple[str, i
 @lru_cache(maxsize=64)
 def _read_table_of_contents(archive: Path, changed: int, size: int) -> Mapping[str, tuple[str, int]]:
     with zipfile.ZipFile(archive) as file:
-        members = [member for member in file.infolist() if not member.is_dir()]
+        entries = [entry for entry in file.infolist() if not entry.is_dir()]
     # Some archives were packed on Windows, with backslashes, or on a Mac, with hidden resource files.
-    places = {member.filename.replace("\\", "/"): member for member in members}
+    members = {entry.filename.replace("\\", "/"): entry for entry in entries}
     return {
-        place: (member.filename, member.file_size)
-        for place, member in places.items()
-        if not any(part.startswith(".") or is_system_name(part) for part in place.split("/"))
+        inner: (member.filename, member.file_size)
+        for inner, member in members.items()
+        if not any(part.startswith(".") or is_system_name(part) for part in inner.split("/"))
     }
 
 
@@ -201,4 +201,4 @@ def _remembered(path: Path) -> Mapping[str, tuple[str, int]] | None:
 
 @lru_cache(maxsize=64)
 def _read_remembered(path: Path, changed: int) -> Mapping[str, tuple[str, int]]:
-    return {place: (name, size) for place, (name, size) in json.loads(path.read_bytes()).items()}
+    return {inner: (name, size) for inner, (name, size) in json.loads(path.read_bytes()).items()}

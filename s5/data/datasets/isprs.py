@@ -93,23 +93,23 @@ def _usage(name: str) -> str:
     )
 
 
-def _vaihingen_kind(place: str) -> tuple[str, str] | None:
+def _vaihingen_kind(relative: str) -> tuple[str, str] | None:
     """Kind (`full`, `eroded` or `irrg`) and area of a file, from its path in lower case."""
-    folder, _, name = place.rpartition("/")
+    folder, _, name = relative.rpartition("/")
     match = _VAIHINGEN_FILE.fullmatch(name)
     if match is None:
         return None
-    if _ERODED.search(place):
+    if _ERODED.search(relative):
         return ERODED, match["tile"]
     return FULL if _VAIHINGEN_LABELS.search(folder) else "irrg", match["tile"]
 
 
-def _potsdam_kind(place: str) -> tuple[str, str] | None:
+def _potsdam_kind(relative: str) -> tuple[str, str] | None:
     """Kind (`full`, `eroded`, `rgb` or `irrg`) and tile of a file, from its path in lower case."""
-    match = _POTSDAM_FILE.fullmatch(place.rpartition("/")[2])
+    match = _POTSDAM_FILE.fullmatch(relative.rpartition("/")[2])
     if match is None:
         return None
-    labels = ERODED if _ERODED.search(place) else FULL
+    labels = ERODED if _ERODED.search(relative) else FULL
     return labels if match["kind"] == "label" else match["kind"], f"{match['row']}_{match['column']}"
 
 
@@ -118,8 +118,8 @@ def _find(
 ) -> list[Source]:
     """The official tiles of both parts, with the requested bands and labels."""
     found: _Found = {}
-    for place, path in shipped.files():
-        kind = cls.kind_of(place.partition("/")[2])  # the name of the source folder itself is arbitrary
+    for relative, path in shipped.files():
+        kind = cls.kind_of(relative.partition("/")[2])  # the name of the source folder itself is arbitrary
         if kind is not None:
             found.setdefault(kind, path)
     labels_of = {TRAIN: boundary, VAL: val_boundary}

@@ -101,9 +101,9 @@ Get it from {_URL}
 
 def _find(shipped: Shipped) -> _Found:
     found: dict[str, dict[str, Path]] = {"images": {}, "labels": {}, "others": {}}
-    for place, path in shipped.files():
-        match = _FILE.fullmatch(place)
-        kind, name = (match["kind"], match["name"]) if match else ("others", place.rpartition("/")[2])
+    for relative, path in shipped.files():
+        match = _FILE.fullmatch(relative)
+        kind, name = (match["kind"], match["name"]) if match else ("others", relative.rpartition("/")[2])
         found[kind].setdefault(name, path)
     return found
 

@@ -101,8 +101,8 @@ class Shipped:
         """
         found: dict[tuple[str, ...], Path] = {}
         anchored = re.compile(rf"(?:.*/)?(?:{pattern})", re.IGNORECASE)
-        for place, path in self.files():
-            if match := anchored.fullmatch(place):
+        for relative, path in self.files():
+            if match := anchored.fullmatch(relative):
                 found.setdefault(match.groups(""), path)
         return found
 

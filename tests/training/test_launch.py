@@ -1,6 +1,7 @@
 """Starting a process: device, output folder, log, and agreement of the processes."""
 
 import logging
+import re
 import signal
 from pathlib import Path
 
@@ -126,5 +127,7 @@ def test_end_of_the_main_process_ends_the_others(tmp_path: Path, end: str) -> No
         ranks[0].send(signal.SIGKILL)
     assert ranks[0].wait() == (1 if end == "error" else -signal.SIGKILL)
     assert ranks[1].wait(20) == 1
-    assert "error: the main process stopped; its message is in the log" in ranks[1].text()
+    # The main process may end before the other one has connected to it.
+    message = r"error: (the main process stopped|another process stopped while connecting); its message is in"
+    assert re.search(message, ranks[1].text())
     assert "Traceback" not in ranks[1].text()

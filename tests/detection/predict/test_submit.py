@@ -114,7 +114,13 @@ def test_a_submission_that_cannot_be_is_refused_before_the_work(
     refused(ConfigError, "--split test: no test images configured for a", *given, "--tasks", "a")
     write_image(unlabeled / "bad/images/P 1__64__0___0.png", picture(64, 64))
     options = unlabeled_options(unlabeled, images="bad/images")
-    refused(DataError, "1 of 1 images have '/' or white space in their names: P 1", *options, "--submit", "b=b.zip")
+    refused(
+        DataError,
+        "1 of 1 images have '/' or white space in their names: P 1",
+        *options,
+        "--submit",
+        "b=b.zip",
+    )
     listed = tmp_path / "list.txt"
     listed.write_text("t/images/P1__64__0___0.png\nt/images/P3__64__0___0.png\n")
     options = unlabeled_options(unlabeled, names=str(listed))

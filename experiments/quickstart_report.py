@@ -76,18 +76,25 @@ def pretraining(folder: Path) -> list[str]:
     ]
 
 
+def _introduction(
+    folder: Path, title: str, weights: str, score: str, means: Mapping[str, float]
+) -> list[str]:
+    """Heading, number of steps and mean scores of a model for several tasks."""
+    steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
+    scores = ", ".join(f"{task} {percent(mean)}" for task, mean in means.items())
+    return [
+        f"## {title}: one model for {', '.join(means)}",
+        "",
+        f"{steps} steps from {weights}; every task has its own scenes and classes. {score}: {scores}.",
+    ]
+
+
 def fine_tuning(folder: Path) -> list[str]:
     """The section on the model for several label sets."""
     cfg = load_config(MDFConfig, folder / "config.yaml")
     report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
-    steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
-    means = ", ".join(f"{task} {percent(report[task][MEAN])}" for task in cfg.tasks)
-    lines = [
-        f"## MoE-MDF: one model for {', '.join(cfg.tasks)}",
-        "",
-        f"{steps} steps from the weights of S4P; every task has scenes and classes of its own. mIoU:"
-        f" {means}.",
-    ]
+    means = {task: report[task][MEAN] for task in cfg.tasks}
+    lines = _introduction(folder, "MoE-MDF", "the weights of S4P", "mIoU", means)
     for task, table in build_tables(cfg).items():
         result, (train, val) = report[task], find_images(cfg, task)
         by_class = {name: values["IoU"] for name, values in result["classes"].items()} | {MEAN: result[MEAN]}
@@ -105,14 +112,8 @@ def detection(folder: Path) -> list[str]:
     """The section on the detector for two sets of classes."""
     cfg = load_config(DetConfig, folder / "config.yaml")
     report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
-    steps = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["iteration"]
-    means = ", ".join(f"{task} {percent(report[task][MEAN_AP])}" for task in cfg.tasks)
-    lines = [
-        f"## Oriented detection: one model for {', '.join(cfg.tasks)}",
-        "",
-        f"{steps} steps from the backbone of S4P; every task has scenes and classes of its own. mAP50:"
-        f" {means}.",
-    ]
+    means = {task: report[task][MEAN_AP] for task in cfg.tasks}
+    lines = _introduction(folder, "Oriented detection", "the backbone of S4P", "mAP50", means)
     for task, result in ((task, report[task]) for task in cfg.tasks):
         classes = result["classes"]
         columns = {title: {name: percent(row[title]) for name, row in classes.items()} for title in APS}

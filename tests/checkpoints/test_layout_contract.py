@@ -9,12 +9,17 @@ from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
-from s5.backbones.vit import Variant, ViT
+from s5.backbones.vit import ViT
 from s5.checkpoints.layouts import LAYOUTS, convert, get_layout
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.vit_checkpoints import (
+    DEPTH,
+    HEADS,
+    SIZE,
+    TINY,
+    WIDTH,
     drawn,
     to_hugging_face,
     to_hugging_face_5,
@@ -23,8 +28,6 @@ from tests.helpers.vit_checkpoints import (
     with_class_slot,
 )
 
-WIDTH, DEPTH, HEADS, SIZE = 32, 4, 4, 64
-TINY = Variant("tiny", WIDTH, DEPTH, HEADS, (0, 1, 2, 3))
 EPS = 1e-5
 TIMM = {
     "img_size": SIZE,

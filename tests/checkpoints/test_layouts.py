@@ -8,12 +8,17 @@ import torch
 from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
-from s5.backbones.vit import Variant, ViT
+from s5.backbones.vit import ViT
 from s5.checkpoints.layouts import convert
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
 from tests.helpers.vit_checkpoints import (
+    DEPTH,
+    HEADS,
+    SIZE,
+    TINY,
+    WIDTH,
     drawn,
     renamed,
     to_hugging_face,
@@ -23,8 +28,6 @@ from tests.helpers.vit_checkpoints import (
     with_class_slot,
 )
 
-WIDTH, DEPTH, HEADS, SIZE = 32, 4, 4, 64
-TINY = Variant("tiny", WIDTH, DEPTH, HEADS, (0, 1, 2, 3))
 EPS = 1e-6
 
 

@@ -5,7 +5,10 @@ import re
 import torch
 from torch import nn
 
-WIDTH = 32
+from s5.backbones.vit import Variant
+
+WIDTH, DEPTH, HEADS, SIZE = 32, 4, 4, 64
+TINY = Variant("tiny", WIDTH, DEPTH, HEADS, (0, 1, 2, 3))
 
 
 def drawn(network):

@@ -17,6 +17,7 @@ from typing import Any
 from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
 from s5.checkpoints.layouts.s5 import S5
 from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic
+from s5.command import run_command
 from s5.errors import CheckpointError, shorten
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -25,14 +26,14 @@ SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     args = _parse_args(argv)
+    return run_command(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.list:
         print(layout_table())
-        return 0
-    try:
+    else:
         convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite)
-    except CheckpointError as error:
-        print("error:", error, file=sys.stderr)
-        return 1
     return 0
 
 

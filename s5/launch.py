@@ -146,8 +146,12 @@ def _join_group(backend: str) -> None:
     except dist.DistNetworkError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise LaunchError(f"cannot listen on or reach {address} ({error}); choose another port") from None
-    except RuntimeError as error:  # of Gloo, if another process has ended already
-        raise LaunchError("another process stopped while connecting; its message is in the log") from error
+    except RuntimeError as error:  # of Gloo, often because another process has ended already
+        reason = str(error).partition("\n")[0]
+        raise LaunchError(
+            f"cannot connect to the other processes ({reason}); if one of them stopped, its message is in "
+            f"the log"
+        ) from error
 
 
 def _leave_group() -> None:

@@ -106,8 +106,8 @@ class TimmBackbone(Backbone):
             drop_path: Stochastic depth rate of the last block.
             norm_eps: Epsilon of the layer norms.
             activation_checkpointing: Recompute the stages in the backward pass.
-            experts: Must be empty.
-            expert_channels: Must be 0.
+            experts: Without effect, because there are no experts.
+            expert_channels: Must be 0 if `experts` is not empty.
 
         Raises:
             ValueError: The image size is not a multiple of `divisor`, or experts are given.

@@ -108,7 +108,7 @@ VARIANTS: dict[str, Variant] = {
         Variant("vit_g", 1408, 40, 16, (9, 19, 29, 39)),
     )
 }
-"""Registered sizes; their names occur nowhere else in the package."""
+"""Registered sizes by name."""
 
 
 def form_of(tensors: Mapping[str, torch.Tensor]) -> str | None:

@@ -89,11 +89,12 @@ def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int]
 
 def _timm_state(backbone: str) -> StateDict:
     architecture = get_architecture(backbone)
-    logger.info("initial weights: timm %s", architecture.timm)
     try:
-        return architecture.pretrained()
+        weights = architecture.pretrained()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"timm could not download {architecture.timm} ({error}); without internet access, download the "
             f"file elsewhere and set init_paths.timm.{backbone} to its path"
         ) from None
+    logger.info("initial weights: timm %s", architecture.timm)
+    return weights

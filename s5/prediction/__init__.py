@@ -1,1 +1,1 @@
-"""Prediction shared by segmentation and detection: sources, plan, threads and writers."""
+"""Prediction shared by segmentation and detection: model description, predictor, sources, plan, threads."""

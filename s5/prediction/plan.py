@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import yaml
 
+from s5.checkpoints.reading import find_checkpoint
 from s5.data.files import write_bytes
 from s5.data.folders import find_files
 from s5.errors import ConfigError, ImageError, is_utf8
@@ -242,8 +243,7 @@ def cannot_write(folder: Path, error: OSError) -> ConfigError:
 
 def identify(checkpoint: Path) -> dict[str, str | int]:
     """Path, size and time of a checkpoint, by which another or a newer file is recognised."""
-    file = checkpoint.expanduser()
-    file = (file if file.is_file() else file.with_name(f"{file.name}.pth")).resolve()
+    file = find_checkpoint(checkpoint).resolve()
     stat = file.stat()
     return {
         "checkpoint": str(file),

@@ -1,7 +1,7 @@
 """Rebuild a trained segmentor from its checkpoint's metadata, a configuration or arguments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,13 +48,17 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
         """Build from the metadata of a weight file; None if it is insufficient."""
         if not all(key in meta for key in NEEDED) or not isinstance(meta["labels"], Mapping):
             return None
+        known = {entry.name for entry in fields(Inference)}  # other versions may have written more
         return cls(
             meta["backbone"],
             meta["img_size"],
             meta.get("expert_channels", 0),
             meta["decoder_channels"],
             {task: get_table(table) for task, table in meta["labels"].items()},
-            {task: Inference(**settings) for task, settings in meta["inference"].items()},
+            {
+                task: Inference(**{key: value for key, value in settings.items() if key in known})
+                for task, settings in meta["inference"].items()
+            },
             norm_eps=meta.get("norm_eps", NORM_EPS),
         )
 

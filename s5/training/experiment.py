@@ -65,7 +65,7 @@ class Experiment(ABC, Generic[Config, Model]):
         backbone: Name of the backbone.
         launch: Device and processes.
         work_dir: Output folder.
-        name: Name of the run in the log and in TensorBoard; the backbone's by default.
+        name: Name of the run in the log and in TensorBoard.
 
     Attributes:
         data: Training images.

@@ -32,7 +32,9 @@ SCRIPTS = {
     "detection": REPO / "Object_Detection/tools/train.py",
 }
 # What a process says when the main one failed, also before they were connected.
-STOPPED = r"error: (the main process|another process) stopped.*; its message is in the log"
+STOPPED = (
+    r"error: (the main process|cannot connect to .*; if one of them) stopped[;,] its message is in the log"
+)
 PATIENCE = 120.0  # seconds that anything may take on a busy machine; more is a hang
 
 

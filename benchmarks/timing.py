@@ -46,6 +46,6 @@ def device_name(device: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Formats a table in Markdown; numbers with three significant digits."""
+    """Format a table in Markdown; numbers with three significant digits."""
     cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     return text_table(header, cells, markdown=True)

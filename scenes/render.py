@@ -61,7 +61,7 @@ def render(canvas: Canvas, conditions: Conditions) -> np.ndarray:
     shade = cv2.GaussianBlur(canvas.shade, (0, 0), spread)[::SCALE, ::SCALE]
     material = np.ascontiguousarray(canvas.material[::SCALE, ::SCALE])
     color *= _texture(canvas, material, conditions.texture)[..., None]
-    _waves(canvas, material, color, conditions)
+    _waves(canvas, material, color)
     shadow = cast_shadows(canvas)
     if conditions.clouds:
         cover = fractal(canvas.rng, canvas.size, canvas.size / 1.5, 4)
@@ -106,7 +106,7 @@ def _texture(canvas: Canvas, material: np.ndarray, gain: float) -> np.ndarray:
     return total
 
 
-def _waves(canvas: Canvas, material: np.ndarray, color: np.ndarray, conditions: Conditions) -> None:
+def _waves(canvas: Canvas, material: np.ndarray, color: np.ndarray) -> None:
     """Add waves, their glint and a slow sheen to the water, in place."""
     rng, sun, water = canvas.rng, canvas.sun.direction, material == Material.WATER
     wind, strength = rng.uniform(0, np.pi), rng.uniform(0.0, 0.09)

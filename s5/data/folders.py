@@ -1,7 +1,6 @@
 """Find files in folder trees, except those created by file systems and file managers, and pair them."""
 
 import fnmatch
-import hashlib
 import logging
 import os
 import re
@@ -123,7 +122,7 @@ def tell_apart(stems: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 
 def _suffix(key: str) -> str:
-    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return blake2b(key.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def _pattern(name: str) -> str:

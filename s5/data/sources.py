@@ -135,8 +135,7 @@ class UnlabeledImages:
     Args:
         split: The images; with `stored`, the second path of every line is a mask of pseudo-labels.
         weak: Geometry of the weak view.
-        strong: Ranges of the strong views.
-        views: Number of strong views.
+        strong: Number of strong views and ranges of their parameters.
         stored: Label table of stored pseudo-labels (255 = no pseudo-label), or None.
     """
 

@@ -56,7 +56,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the mean luma of the image by a factor per image (B,): 0 = flat grey, 1 = unchanged."""
+    """Blend with the mean luma of the image by a factor per image (B,): 0 = flat grey, 1 = unchanged."""
     return _blend(images, luma(images).mean((1, 2, 3), keepdim=True), _column(factor))
 
 

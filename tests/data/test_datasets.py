@@ -136,3 +136,7 @@ def test_real_images(shared):
     dataset = Dota(shared / "data/rot/dota14", version="1.0")
     assert len(dataset) == 14 and sum(len(sample["labels"]) for sample in dataset) > 500
     assert dataset.plot(0).size[0] == dataset[0]["image"].shape[1]
+
+
+def test_an_option_may_be_given_its_default():
+    assert object.__new__(OpenEarthMap)._complete({"xbd": None})["xbd"] is None

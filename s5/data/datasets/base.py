@@ -255,7 +255,8 @@ class Dataset:
             self._require_known("option", name, self.options)
             keywords = self.options[name]
             self._require_known(name, value, keywords.get("choices", (value,)))
-            complete[name] = keywords["type"](value) if "type" in keywords else value
+            convert = keywords.get("type") if value is not None else None
+            complete[name] = convert(value) if convert else value
         return complete
 
     def _read_ids(self, path: Path, table: LabelTable) -> np.ndarray:

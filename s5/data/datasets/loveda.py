@@ -79,7 +79,7 @@ Get it from {_URL}"""
             raise PrepareError(
                 f"no LoveDA training images with masks below {shipped.src}.\n{shipped.expected}"
             )
-        if not any(source.group == TEST for source in sources):
+        if shipped.folder is not None and not any(source.group == TEST for source in sources):
             logger.warning("no LoveDA test images below %s: no list for submissions is written", shipped.src)
         return sources
 

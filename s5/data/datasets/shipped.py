@@ -125,7 +125,7 @@ class Shipped:
             return
         text = "\n".join([f"{self.title} below {self.src} is not complete:", *(f"  {p}" for p in problems)])
         if not self.partial:
-            raise PrepareError(f"{text}\n{self.expected}\n--partial takes what is there")
+            raise PrepareError(f"{text}\n{self.expected}\n--partial accepts an incomplete dataset")
         logger.warning("%s", text)
 
     def incomplete(self, *problems: str) -> PrepareError:

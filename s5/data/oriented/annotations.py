@@ -234,10 +234,10 @@ def class_ids(classes: Sequence[str]) -> dict[str, int]:
     if not ids:
         raise DataError("a detection task needs at least one class; list their names under `classes`")
     if bad := [name for name in classes if not name or any(c.isspace() for c in name)]:
-        raise DataError(f"class {bad[0]!r}: names of classes have no white space; write '-' or '_' instead")
+        raise DataError(f"class {bad[0]!r}: class names cannot contain white space; write '-' or '_' instead")
     if len(ids) < len(classes):
         twice = [name for label, name in enumerate(classes) if ids[name.casefold()] != label]
-        raise DataError(f"class {twice[0]!r} stands twice in the list (capitals do not count)")
+        raise DataError(f"class {twice[0]!r} is listed twice (case is ignored)")
     return ids
 
 

@@ -8,11 +8,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from s5 import backbones
@@ -127,8 +129,10 @@ def create_model(
         :class:`~s5.detection.network.MultiTaskDetector`.
 
     Raises:
-        ConfigError: The backbone or kind is unknown, experts are too wide, or a task has an invalid name.
+        ConfigError: The backbone, kind or a setting is unknown, a setting is out of range, experts are too
+            wide, or a task has an invalid name.
         DataError: Classes are unknown or invalid.
+        ValueError: The backbone does not support this image size.
     """
     _require(backbone, list_backbones(), "backbone")
     _require(kind, KINDS, "kind")
@@ -140,8 +144,10 @@ def create_model(
     _check_names(tasks)
     if kind == "detection":
         classes = {task: _class_names(given) for task, given in tasks.items()}
-        chosen = Settings(**settings or {})
+        chosen = _settings(settings or {})
         return DetectionSpec(name, img_size, experts, classes, chosen).build_network()
+    if settings:
+        raise ConfigError("settings are those of a detector; leave them out, or choose kind='detection'")
     tables = {task: _table(task, given) for task, given in tasks.items()}
     inference = dict.fromkeys(tables, Inference())
     return SegmentationSpec(name, img_size, experts, decoder_channels, tables, inference).build_network()
@@ -214,6 +220,16 @@ def _check_names(tasks: Mapping[str, Classes]) -> None:
         check_task_names(dict(tasks))
     except ValueError as error:
         raise ConfigError(f"tasks: {error}") from None
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    for name in given:
+        _require(name, [field.name for field in fields(Settings)], "setting")
+    try:
+        return TypeAdapter(Settings).validate_python(dict(given))
+    except ValidationError as error:
+        wrong = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
+        raise ConfigError(f"settings: {wrong}") from None
 
 
 def _require(name: str, known: Sequence[str] | Mapping[str, Any], what: str) -> None:

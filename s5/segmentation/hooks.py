@@ -33,14 +33,22 @@ class CollapseWatch:
         share: A class dominates if it has more than this share of a report's confident pixels.
         missing_steps: A class that occurs in the labels is missing after this many steps without a confident
             pixel, rounded up to full reports.
+        section: Section of the method in the configuration, for messages.
 
     Attributes:
         dominant: Index of the dominant class, or None.
         missing: Indices of the missing classes.
     """
 
-    def __init__(self, classes: Sequence[str], share: float = 0.95, missing_steps: int = 1000) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        share: float = 0.95,
+        missing_steps: int = 1000,
+        section: str = "fixmatch",
+    ) -> None:
         self.classes = tuple(classes)
+        self.section = section
         self.share = share
         self.missing_steps = missing_steps
         self.dominant: int | None = None
@@ -77,14 +85,16 @@ class CollapseWatch:
         if self.dominant is not None and self.dominant != before:
             logger.warning(
                 "pseudo-labels collapse: %s has %.1f %% of the confident pixels of the last %d steps, and "
-                "%.1f %% of the labeled ones (fixmatch.collapse.share = %g). Unless the images are that "
+                "%.1f %% of the labeled ones (%s.collapse.share = %g). Unless the images are that "
                 "imbalanced, start from weights trained on the labels alone (--init), lower optim.lr or "
-                "raise fixmatch.conf_thresh",
+                "raise %s.conf_thresh",
                 self.classes[largest],
                 100 * share,
                 steps,
                 100 * labeled[largest] / max(sum(labeled), 1),
+                self.section,
                 self.share,
+                self.section,
             )
         elif self.dominant is None and before is not None:
             logger.info(
@@ -105,11 +115,13 @@ class CollapseWatch:
         if new := missing - self.missing:
             logger.warning(
                 "pseudo-labels: no confident pixel of %s in the last %d steps, although it occurs in the "
-                "labels (fixmatch.collapse.missing_steps = %d). Lower fixmatch.conf_thresh or add labeled "
+                "labels (%s.collapse.missing_steps = %d). Lower %s.conf_thresh or add labeled "
                 "images that show it",
                 self._names(new),
                 max(self._steps_without[i] for i in new),
+                self.section,
                 self.missing_steps,
+                self.section,
             )
         if back := self.missing - missing:
             logger.info("pseudo-labels: there are confident pixels of %s again", self._names(back))

@@ -120,7 +120,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         if not self.data.unlabeled:
             return []
         collapse = self.cfg.settings.collapse
-        watch = CollapseWatch(self.table.classes, collapse.share, collapse.missing_steps)
+        watch = CollapseWatch(self.table.classes, collapse.share, collapse.missing_steps, self.cfg.section)
         return [ViewsHook(self.table), PseudoLabelHook(watch, self.cfg.schedule.log_interval)]
 
     @property

@@ -56,6 +56,9 @@ def test_what_is_created_can_be_saved_and_loaded(tmp_path: Path) -> None:
         ({"tasks": {}}, "tasks: at least one dataset is needed"),
         ({"tasks": {"keys": 2}}, "'keys' cannot name a task"),
         ({"tasks": {"a": "lakes"}}, "unknown label table 'lakes'; known: "),
+        ({"settings": {"nms": 0.2}}, "settings are those of a detector"),
+        ({"settings": {"nm": 0.2}, "kind": "detection"}, "setting 'nm': must be one of .*nms"),
+        ({"settings": {"proposals": -1}, "kind": "detection"}, "settings: proposals: .*greater than 0"),
         ({"tasks": {"a": "lakes"}, "kind": "detection"}, "classes 'lakes': must be dior_r, dota_v1"),
     ],
 )

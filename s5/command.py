@@ -1,7 +1,8 @@
-"""What all commands share: exit codes, errors without a traceback, and the progress of long loops."""
+"""What all commands share: exit codes, errors without a traceback, number of CPUs, progress of long loops."""
 
 import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -9,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType, TracebackType
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from s5.errors import ESCAPE, SignalInterrupt, UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Prefix that PyTorch adds to the message of an error in a loader worker.
 FROM_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*^[\w.]+Error: ", re.DOTALL | re.MULTILINE)
@@ -24,6 +27,11 @@ def escape_console() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook replaces them
             stream.reconfigure(errors=ESCAPE)
+
+
+def usable_cpus() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_command(main: Callable[[], int], *, repeatable: bool = False) -> int:
@@ -81,11 +89,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-class _Bar(tqdm):
-    # No monitor thread: forking with threads is unsafe.
-    monitor_interval = 0
-
-
 class Progress:
     """Count finished items of a known number.
 
@@ -99,7 +102,7 @@ class Progress:
     def __init__(self, total: int, what: str, unit: str, logger: logging.Logger) -> None:
         self.total, self.what, self.unit, self._logger = total, what, unit, logger
         self.done = 0
-        self._bar = _Bar(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+        self._bar = _bar(total, what, unit) if sys.stderr.isatty() else None
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -130,3 +133,10 @@ class Progress:
                 rate,
                 (self.total - self.done) / rate,
             )
+
+
+def _bar(total: int, what: str, unit: str) -> "tqdm":
+    from tqdm import tqdm  # s5.doctor, which imports this module, must work without it
+
+    tqdm.monitor_interval = 0  # forking while its monitor thread runs would be unsafe
+    return tqdm(total=total, desc=what, unit=f" {unit}")

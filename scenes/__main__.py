@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from s5.command import run_command
-from s5.data.prepare.pipeline import default_workers
+from s5.command import run_command, usable_cpus
 from scenes.dataset import PARTS, Request, write_dataset
 
 
@@ -36,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         text = f"{helps[field.name]} (default {field.default})"
         parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N", help=text)
     parser.add_argument(
-        "--workers", type=int, default=default_workers(), metavar="N", help="processes (default: one per CPU)"
+        "--workers", type=int, default=usable_cpus(), metavar="N", help="processes (default: one per CPU)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace scenes generated with other parameters"

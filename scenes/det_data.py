@@ -13,9 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from s5.command import usable_cpus
 from s5.data.image_io import read_mask
 from s5.data.oriented.annotations import Objects, make_objects, write_objects
-from s5.data.prepare.pipeline import default_workers
 from scenes import CLASSES
 from scenes.dataset import Request, write_dataset
 from scenes.mdf_data import write_to
@@ -70,7 +70,7 @@ def building_boxes(mask: np.ndarray) -> Objects:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the datasets."""
-    return write_to(lambda root: write_tasks(root, SIZE, TRAIN, VAL, default_workers()), __doc__, argv)
+    return write_to(lambda root: write_tasks(root, SIZE, TRAIN, VAL, usable_cpus()), __doc__, argv)
 
 
 if __name__ == "__main__":

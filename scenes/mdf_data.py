@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from s5.command import usable_cpus
 from s5.data.image_io import read_mask, write_mask
-from s5.data.prepare.pipeline import default_workers
 from s5.data.splits import format_line, write_split
 from scenes import LABEL_SETS
 from scenes.dataset import Request, write_dataset
@@ -70,9 +70,7 @@ def write_to(write: Callable[[Path], None], description: str | None, argv: list[
 
 def main(argv: list[str] | None = None) -> int:
     """Write the datasets."""
-    return write_to(
-        lambda root: write_tasks(root, Request.size, TRAIN, VAL, default_workers()), __doc__, argv
-    )
+    return write_to(lambda root: write_tasks(root, Request.size, TRAIN, VAL, usable_cpus()), __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from s5.command import Progress, escape_console
+from s5.command import Progress, escape_console, usable_cpus
 from s5.data.check_report import Problem, Report
 from s5.data.datasets import DATASETS, TABLES
 from s5.data.datasets.prepared import prepared_folder, read_header, require_same_table
@@ -132,9 +131,7 @@ def _in_chunks(
 ) -> Iterator[_Result]:
     """Run `work` on ranges of sample indices in threads; yield the results in order."""
     if workers is None:
-        workers = min(
-            16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        workers = min(16, usable_cpus())
     ranges = [range(i, min(i + _CHUNK, len(split))) for i in range(0, len(split), _CHUNK)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s5.command import usable_cpus
 from s5.doctor import ROOT, Finding, describe, ok
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ _NO_PACKAGING = "pip install packaging, and run this again"
 
 def check_processor(chosen: str) -> Iterator[Finding]:
     """Cores that this process may use."""
-    total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    total, usable = os.cpu_count() or 1, usable_cpus()
     text = f"{_processor_name()}, {usable} of {total} cores usable"
     quota = cpu_quota()
     if quota is not None and quota < usable:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from s5.command import run_command
+from s5.command import run_command, usable_cpus
 from s5.data.datasets import DATASETS
 from s5.data.prepare.detection import add_objects_arguments, plan_objects
 from s5.data.prepare.own_data import (
@@ -25,7 +25,7 @@ from s5.data.prepare.own_data import (
     plan_labeled,
     plan_unlabeled,
 )
-from s5.data.prepare.pipeline import Plan, default_workers, prepare
+from s5.data.prepare.pipeline import Plan, prepare
 from s5.data.prepare.segmentation import add_dataset_arguments, plan_dataset
 
 _Command = tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], Plan]]
@@ -65,9 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, summary, add_arguments, plan in _commands():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_arguments(command)
-        command.add_argument(
-            "--workers", type=int, default=default_workers(), help="processes (default: CPUs)"
-        )
+        command.add_argument("--workers", type=int, default=usable_cpus(), help="processes (default: CPUs)")
         command.set_defaults(plan=plan)
     return parser.parse_args(argv)
 

@@ -319,11 +319,6 @@ def _write_unusable(path: Path, unusable: dict[str, str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def default_workers() -> int:
-    """One process per CPU that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_parallel(
     work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Generator[tuple[_Item, _Result], None, None]:

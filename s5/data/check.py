@@ -32,7 +32,7 @@ from s5.data.image_io import init_worker, open_stored_mask, read_image_with_vali
 from s5.data.label_table import LabelTable
 from s5.data.labels import HELP, parse_table
 from s5.data.mask_survey import MaskSurvey
-from s5.data.masks import open_mask
+from s5.data.masks import open_mask, require_same_size
 from s5.data.splits import Sample, Split
 from s5.errors import DataError, ImageError, SplitError, shorten
 
@@ -168,12 +168,11 @@ def _check_sample(sample: Sample, report: Report) -> None:
     mask = _read(lambda path: _read_mask(path, report, valid), sample.mask, report)
     if mask is None:
         return
-    if image is not None and mask.shape != image.shape[:2]:
-        message = (
-            f"{sample.mask}: mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
-            f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}"
-        )
-        report.problems.append(Problem("size", str(sample.mask), message))
+    if image is not None:
+        try:
+            require_same_size(sample.mask, mask.shape, sample.image, image.shape[:2])
+        except DataError as error:
+            report.problems.append(Problem("size", str(sample.mask), str(error)))
 
 
 def _read_mask(path: Path, report: Report, valid: np.ndarray | None) -> np.ndarray:

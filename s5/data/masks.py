@@ -25,7 +25,7 @@ import numpy as np
 from s5.data.image_io import open_stored_mask, require_size
 from s5.data.label_table import IGNORE, RGB, UNKNOWN, LabelTable
 from s5.data.stored_mask import MaskHeader, Number, StoredMask, require_grey, row_blocks, whole_numbers
-from s5.errors import LabelError
+from s5.errors import DataError, LabelError
 
 _SHOWN = 5  # indices in a message
 _IF_VALUES = (
@@ -54,6 +54,19 @@ def read_ids(path: str | Path, table: LabelTable) -> np.ndarray:
         LabelError: A value or colour is outside the table.
     """
     return table.encode(read_values(path, table), path)
+
+
+def require_same_size(mask: Path, mask_size: tuple[int, ...], image: Path, size: tuple[int, ...]) -> None:
+    """Refuse a mask that differs in size from its image; sizes are (height, width).
+
+    Raises:
+        DataError: They differ; names both files and sizes.
+    """
+    if mask_size != size:
+        raise DataError(
+            f"{mask}: mask of {mask_size[0]}x{mask_size[1]} pixels for an image of {size[0]}x{size[1]} "
+            f"(height x width), {image}; they must be equal",
+        )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from s5.data.augmentation import (
 from s5.data.crops import CropParams, crop_image, crop_mask, draw_crop, valid_mask
 from s5.data.image_io import read_image_with_valid
 from s5.data.label_table import IGNORE, LabelTable
-from s5.data.masks import read_ids
+from s5.data.masks import read_ids, require_same_size
 from s5.data.sampler import Draw
 from s5.data.splits import Sample, Split
 from s5.errors import DataError, ImageError
@@ -78,11 +78,7 @@ def read_labeled(sample: Sample, table: LabelTable) -> tuple[np.ndarray, np.ndar
         raise DataError(f"{sample.name}: the line of the split has no mask; labeled lines are `image mask`")
     image, valid = read_image_with_valid(sample.image)
     label = read_ids(sample.mask, table)
-    if image.shape[:2] != label.shape:
-        raise DataError(
-            f"{sample.mask}: mask of {label.shape[0]}x{label.shape[1]} pixels for an image of "
-            f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}; they must be equal"
-        )
+    require_same_size(sample.mask, label.shape, sample.image, image.shape[:2])
     if valid is not None:
         label = np.where(valid, label, np.uint8(IGNORE))
     return image, label, valid

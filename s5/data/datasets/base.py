@@ -12,11 +12,11 @@ from s5.data.datasets.prepared import code_digest, prepared_folder, require_same
 from s5.data.datasets.shipped import Shipped, Source
 from s5.data.image_io import open_stored_mask, read_image_with_valid
 from s5.data.label_table import IGNORE, RGB, LabelTable, distinct_colors, spare_color
-from s5.data.masks import Mask, read_ids
+from s5.data.masks import Mask, read_ids, require_same_size
 from s5.data.oriented.annotations import AnnotationReader
 from s5.data.oriented.drawing import draw_legend, draw_objects
 from s5.data.splits import Sample, Split
-from s5.errors import DataError, ImageError
+from s5.errors import DataError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
@@ -226,12 +226,7 @@ class Dataset:
             labels = {"labels": found.labels, "difficult": found.difficult}
             return {**item, "boxes": found.boxes, "polygons": found.polygons, **labels}
         mask = self._read_ids(sample.mask, self.table)
-        if mask.shape != image.shape[:2]:
-            raise ImageError(
-                sample.mask,
-                f"mask of {mask.shape[0]}x{mask.shape[1]} pixels for an image of "
-                f"{image.shape[0]}x{image.shape[1]} (height x width), {sample.image}",
-            )
+        require_same_size(sample.mask, mask.shape, sample.image, image.shape[:2])
         return {**item, "mask": mask if valid is None else np.where(valid, mask, np.uint8(IGNORE))}
 
     def plot(self, index: int) -> Image.Image:

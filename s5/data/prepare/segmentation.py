@@ -13,6 +13,7 @@ from s5.data.datasets.base import TEST, TRAIN, VAL, Dataset
 from s5.data.datasets.prepared import JOURNAL_NAME
 from s5.data.datasets.shipped import Shipped, Source
 from s5.data.image_io import write_bytes, write_image, write_mask
+from s5.data.masks import require_same_size
 from s5.data.prepare.journal import Patch
 from s5.data.prepare.patches import (
     Decoded,
@@ -24,7 +25,7 @@ from s5.data.prepare.patches import (
     windows,
 )
 from s5.data.prepare.pipeline import Cut, Plan, plan_parameters, require_name, require_sizes
-from s5.errors import ImageError, LabelError, PrepareError
+from s5.errors import LabelError, PrepareError
 
 OpenMask = Callable[[Path], AbstractContextManager[ReadableMask]]
 
@@ -72,12 +73,8 @@ class MaskCutter:
             open_image(file) as image,
             self.open_mask(source.mask) as mask,
         ):
-            if (mask.height, mask.width) != (image.height, image.width):
-                raise ImageError(
-                    source.mask,
-                    f"mask of {mask.height}x{mask.width} pixels for an image of "
-                    f"{image.height}x{image.width} (height x width), {source.image}",
-                )
+            mask_size, size = (mask.height, mask.width), (image.height, image.width)
+            require_same_size(source.mask, mask_size, source.image, size)
             patches, without_data = [], 0
             for name, window in self.windows(source, image.height, image.width):
                 pixels, valid = image.read_with_valid(*window)

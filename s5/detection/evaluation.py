@@ -16,6 +16,7 @@ from s5.detection.config import DetConfig
 from s5.detection.metric import AT_50, AT_75, DetectionMetric, detections_of, gather
 from s5.errors import ConfigError
 from s5.launch import LaunchError
+from s5.training.command import known_tasks
 from s5.training.reports import SCORES_FILE, number_cell, summary_table, write_csv, write_json
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,8 @@ def select_part(cfg: DetConfig, part: str, tasks: Sequence[str]) -> DetConfig:
     Raises:
         ConfigError: A named task is unknown or has no images of the part, or no task has any.
     """
-    for name in tasks:
-        if name not in cfg.tasks:
-            raise ConfigError(
-                f"--tasks {name}: no such task in the configuration; it has {', '.join(cfg.tasks)}"
-            )
-    kept = {name: task for name, task in cfg.tasks.items() if name in tasks or not tasks}
-    available = {name: task for name, task in kept.items() if getattr(task, part) is not None}
+    kept = known_tasks(cfg.tasks, tasks, "the configuration")
+    available = {name: cfg.tasks[name] for name in kept if getattr(cfg.tasks[name], part) is not None}
     missing = [name for name in kept if name not in available]
     if (missing and tasks) or not available:
         raise ConfigError(

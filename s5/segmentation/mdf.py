@@ -23,7 +23,7 @@ from s5.segmentation.metrics import SegmentationMetric
 from s5.segmentation.multi_dataset import MultiDataset
 from s5.segmentation.segmentor import build_network
 from s5.segmentation.trained import SegmentationSpec
-from s5.training.command import expert_channels, naming
+from s5.training.command import expert_channels, known_tasks, naming
 from s5.training.experiment import Experiment, Steps, check_splits, epoch_steps, steps_of_epochs
 from s5.training.hooks import PicturesHook, WeightFiles
 from s5.training.optim import cosine_schedule
@@ -147,12 +147,7 @@ def select_tasks(cfg: MDFConfig, names: Sequence[str] | None) -> MDFConfig:
     """
     if not names:
         return cfg
-    unknown = [name for name in names if name not in cfg.tasks]
-    if unknown:
-        raise ConfigError(
-            f"--tasks {unknown[0]}: no such task in the configuration; it has {', '.join(cfg.tasks)}"
-        )
-    tasks = {name: task for name, task in cfg.tasks.items() if name in names}
+    tasks = {name: cfg.tasks[name] for name in known_tasks(cfg.tasks, names, "the configuration")}
     best = tuple(name for name in cfg.schedule.best_tasks or () if name in tasks) or None
     if cfg.schedule.best_tasks and not best and len(tasks) > 1:
         raise ConfigError(

@@ -123,15 +123,15 @@ def check_task_names(tasks: dict[str, T]) -> dict[str, T]:
     return tasks
 
 
-def known_tasks(known: Collection[str], wanted: Collection[str]) -> list[str]:
-    """Return the wanted tasks in the order of the model; all tasks if `wanted` is empty.
+def known_tasks(known: Collection[str], wanted: Collection[str], whose: str = "this model") -> list[str]:
+    """Return the wanted tasks in the order of the known ones; all tasks if `wanted` is empty.
 
     Raises:
         ConfigError: A task is unknown; lists the known ones.
     """
     for task in wanted:
         if task not in known:
-            raise ConfigError(f"unknown task {task!r}; this model's tasks: {', '.join(known)}")
+            raise ConfigError(f"unknown task {task!r}; {whose}'s tasks: {', '.join(known)}")
     return [task for task in known if task in wanted or not wanted]
 
 

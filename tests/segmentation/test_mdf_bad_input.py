@@ -34,7 +34,7 @@ def test_task_that_the_configuration_lacks(root: Path, tmp_path: Path) -> None:
     fails(
         root,
         tmp_path,
-        "--tasks lakes: no such task in the configuration; it has ponds, roofs",
+        "unknown task 'lakes'; the configuration's tasks: ponds, roofs",
         "--tasks",
         "lakes",
     )

@@ -18,7 +18,7 @@ from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, bu
 from s5.errors import CheckpointError, ConfigError
 from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
 from s5.training.command import expert_channels, known_tasks
-from s5.training.config import NORM_EPS, load_config, load_python_config
+from s5.training.config import NORM_EPS, config_beside, load_config, load_python_config
 
 NEEDED = ("backbone", "expert_channels", "img_size", "tasks", "settings")
 CLASSIFIER = "roi_head.bbox_head.fc_cls.weight"
@@ -161,13 +161,12 @@ def find_spec(checkpoint: Path, config: str | None, overrides: Sequence[str] = (
     if spec is not None:
         return spec
     _heads(checkpoint, _convert(checkpoint, content))
-    beside = checkpoint.parent / "config.yaml"
-    if config is None and not beside.is_file():
+    path = config or config_beside(checkpoint)
+    if path is None:
         raise ConfigError(
             f"{checkpoint} has no metadata about its network: give the configuration that it was trained "
             f"with (--config)"
         )
-    path = config or beside
     spec = DetectionSpec.from_config(load_det_config(path, overrides))
     require_fit(checkpoint, content, spec, str(path))
     return spec

@@ -21,7 +21,7 @@ from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.segmentation.tta import Tta
 from s5.segmentation.windows import Inference
 from s5.training.command import expert_channels, known_tasks
-from s5.training.config import NORM_EPS, load_config
+from s5.training.config import NORM_EPS, config_beside, load_config
 
 NEEDED = ("backbone", "decoder_channels", "img_size", "labels", "inference")
 OVERLAP = 4  # by default, windows overlap by a quarter of their side
@@ -166,10 +166,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
 
 def find_config(config: str | None, checkpoint: Path, default: Path) -> Path:
     """Return the given configuration, or else `config.yaml` beside the checkpoint, or else the default."""
-    if config is not None:
-        return Path(config)
-    beside = checkpoint.parent / "config.yaml"
-    return beside if beside.is_file() else default
+    return Path(config) if config is not None else config_beside(checkpoint) or default
 
 
 def spec_of_checkpoint(checkpoint: Path, backbone: str | None) -> SegmentationSpec | None:

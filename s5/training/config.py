@@ -30,6 +30,8 @@ from s5.ranges import (
     require_ordered,
 )
 
+CONFIG_FILE = "config.yaml"  # in the folder of a run
+
 
 class Section(BaseModel):
     """Base class of all configuration sections: unknown keys are errors, instances are immutable."""
@@ -87,6 +89,12 @@ def save_config(config: Section, path: str | Path) -> None:
     """Write the resolved configuration as YAML."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def config_beside(checkpoint: Path) -> Path | None:
+    """Return the configuration that a run has saved in the folder of its checkpoint; None without one."""
+    path = checkpoint.parent / CONFIG_FILE
+    return path if path.is_file() else None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

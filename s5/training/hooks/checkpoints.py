@@ -15,7 +15,7 @@ from torch import nn
 from s5.checkpoints.reading import save_atomic
 from s5.data.sampler import MultiSourceSampler
 from s5.errors import DataError
-from s5.training.config import Section, save_config
+from s5.training.config import CONFIG_FILE, Section, save_config
 from s5.training.model import TaskModel
 from s5.training.resume import RESUMABLE, ResumableHook, resumable_checkpoints
 from s5.training.runner import S5Runner, unwrap
@@ -127,9 +127,6 @@ class CheckpointHook(Hook):
 def network_of(runner: S5Runner) -> nn.Module:
     """Return the network in the runner's model."""
     return cast(TaskModel, unwrap(runner.model)).network
-
-
-CONFIG_FILE = "config.yaml"
 
 
 class ConfigFileHook(Hook):

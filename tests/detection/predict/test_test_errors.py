@@ -14,15 +14,8 @@ from tests.helpers.trained_models import table, write_checkpoint
 
 
 def test_unknown_task_lists_the_known(config: Path, start: Path, tmp_path: Path) -> None:
-    fails(
-        ConfigError,
-        "unknown task 'c'; the configuration's tasks: a, b",
-        config,
-        start,
-        tmp_path,
-        "--tasks",
-        "a,c",
-    )
+    message = "unknown task 'c'; the configuration's tasks: a, b"
+    fails(ConfigError, message, config, start, tmp_path, "--tasks", "a,c")
 
 
 def test_a_mistyped_checkpoint_leaves_no_folder(config: Path, tmp_path: Path) -> None:

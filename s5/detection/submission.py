@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from s5.data.datasets import CLASS_LISTS as CLASSES
-from s5.data.files import atomic_path
+from s5.data.files import atomic_path, require_zip_name, write_zip
 from s5.data.oriented.detections import Detections, corners_text
 from s5.data.oriented.geometry import to_polygons
 from s5.detection.evaluation import DetectionCollector, write_texts
@@ -22,7 +22,6 @@ from s5.errors import ConfigError, DataError, is_utf8, shorten
 
 logger = logging.getLogger(__name__)
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp, so that equal detections give equal files
 FIELDS = 10
 
 
@@ -51,11 +50,8 @@ def pack_dota(
     for name, found in detections.items():
         _require_sound(name, found, classes)
     with atomic_path(out) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for label, name in enumerate(classes):
-                member = zipfile.ZipInfo(_member(name), EPOCH)
-                member.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(member, _text(detections, label))
+        texts = ((_member(name), _text(detections, label)) for label, name in enumerate(classes))
+        write_zip(temporary, texts, zipfile.ZIP_DEFLATED)
         counts = check_submission(temporary, classes, images)
     if not counts.total():
         logger.warning("%s contains no detections", out)
@@ -69,8 +65,7 @@ def require_names(out: Path, images: Sequence[str]) -> None:
         DataError: The file name does not end in `.zip`, or image names contain a '/' or white space or are
             not UTF-8.
     """
-    if out.suffix.lower() != ".zip":
-        raise DataError(f"{out}: the server accepts zip files; choose a name that ends in .zip")
+    require_zip_name(out)
     _require_none(
         [name for name in images if "/" in name or any(c.isspace() for c in name)],
         "have '/' or white space in their names",
@@ -116,14 +111,14 @@ def _member(name: str) -> str:
     return f"Task1_{name}.txt"
 
 
-def _text(detections: Mapping[str, Detections], label: int) -> str:
+def _text(detections: Mapping[str, Detections], label: int) -> bytes:
     lines = []
     for image in sorted(detections):
         found = detections[image]
         own = found.select(found.labels == label)
         for score, corners in zip(own.scores, to_polygons(own.boxes).reshape(-1, 8), strict=True):
             lines.append(f"{image} {score} {corners_text(corners)}\n")
-    return "".join(lines)
+    return "".join(lines).encode()
 
 
 def _require_all(detections: Mapping[str, Detections], images: Sequence[str]) -> None:

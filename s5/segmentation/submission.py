@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from s5.data.datasets import TABLES, LoveDA
-from s5.data.files import atomic_path
+from s5.data.files import atomic_path, require_zip_name, write_zip
 from s5.data.folders import find_images
 from s5.data.image_io import image_size, read_mask
 from s5.data.label_table import LabelTable
@@ -30,7 +30,6 @@ SERVER = "loveda_train_ids"
 """Label table of the masks that the server accepts."""
 VALUES = {"raw": "loveda", "ids": SERVER}
 """Label tables of predictions, by the values of `--values`."""
-EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time stamp, so that equal predictions give equal files
 
 
 def find_tests(images: Path, partial: bool = False) -> dict[str, Path]:
@@ -74,8 +73,7 @@ def pack_loveda(
         DataError: Images or predictions are missing or superfluous, or a prediction has a wrong size or
             invalid values; names them.
     """
-    if out.suffix.lower() != ".zip":
-        raise DataError(f"{out}: the server accepts zip files; choose a name that ends in .zip")
+    require_zip_name(out)
     folder = _mask_folder(predictions)
     tests, masks = find_tests(images, partial), _by_stem(folder, "predictions")
     _require_pairs(tests, masks, folder)
@@ -84,7 +82,7 @@ def pack_loveda(
         histogram += _histogram(path, tests[stem])
     table = _written_in(folder, histogram, values)
     with atomic_path(out) as temporary:
-        _write(temporary, masks, table)
+        write_zip(temporary, _members(masks, table), zipfile.ZIP_STORED)  # PNGs are compressed already
     return len(masks)
 
 
@@ -174,9 +172,7 @@ def _written_in(folder: Path, histogram: np.ndarray, values: str | None) -> Labe
     return table
 
 
-def _write(path: Path, masks: Mapping[str, Path], table: LabelTable) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-        for stem, mask in masks.items():
-            ids = table.encode(read_mask(mask), mask)
-            png = cv2.imencode(".png", ids)[1]
-            archive.writestr(zipfile.ZipInfo(f"{stem}.png", EPOCH), png.tobytes())
+def _members(masks: Mapping[str, Path], table: LabelTable) -> Iterator[tuple[str, bytes]]:
+    for stem, mask in masks.items():
+        ids = table.encode(read_mask(mask), mask)
+        yield f"{stem}.png", cv2.imencode(".png", ids)[1].tobytes()

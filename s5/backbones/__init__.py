@@ -10,10 +10,11 @@ import torch
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.moe import EXPERT_KEY, expert_names
 from s5.backbones.timm_models import TIMM_MODELS
-from s5.backbones.vit import VARIANTS, form_of
+from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
 
 __all__ = [
     "EXPERT_KEY",
+    "PATCH_EMBEDDING",
     "STRIDES",
     "Architecture",
     "Backbone",

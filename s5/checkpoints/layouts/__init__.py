@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from s5.backbones import StateDict
+from s5.backbones import PATCH_EMBEDDING, StateDict
 from s5.checkpoints.layouts.base import (
-    PATCH_EMBEDDING,
     Layout,
     OtherArchitectureError,
     Parts,

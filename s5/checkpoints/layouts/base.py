@@ -13,7 +13,6 @@ from typing import ClassVar
 from s5.backbones import StateDict, expert_names
 from s5.errors import CheckpointError
 
-PATCH_EMBEDDING = "patch_embed.proj.weight"
 BLOCK_KEY = re.compile(r"^blocks\.(\d+)\.(.+)$")
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from s5.backbones import StateDict
-from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Parts
+from s5.backbones import PATCH_EMBEDDING, StateDict
+from s5.checkpoints.layouts.base import Parts
 from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 
 PRETRAINING_PIXELS = 224  # image side of the published weights of MAE-pytorch

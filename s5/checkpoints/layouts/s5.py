@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from s5.checkpoints.layouts.base import PATCH_EMBEDDING, Layout, Parts, Weights, Written, has_name
+from s5.backbones import PATCH_EMBEDDING
+from s5.checkpoints.layouts.base import Layout, Parts, Weights, Written, has_name
 from s5.checkpoints.layouts.vit import check_form, require_complete
 
 HEAD_PARTS = ("decode_head", "classifier", "neck", "rpn_head", "roi_head")

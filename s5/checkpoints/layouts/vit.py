@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from s5.backbones import StateDict
+from s5.backbones import PATCH_EMBEDDING, StateDict
 from s5.checkpoints.layouts.base import (
     BLOCK_KEY,
-    PATCH_EMBEDDING,
     Layout,
     OtherArchitectureError,
     Parts,

@@ -9,7 +9,7 @@ import torch
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.moe import EXPERT_KEY, expert_names
-from s5.backbones.timm_models import TIMM_MODELS
+from s5.backbones.timm_models import TIMM_MODELS, has_own_names
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "expert_names",
     "get_architecture",
     "has_experts",
+    "has_own_names",
     "identify",
     "list_backbones",
     "with_experts",

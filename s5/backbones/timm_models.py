@@ -12,7 +12,12 @@ from torch import nn
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.pyramid import Pyramid
 
-BODY = "body."  # prefix of timm's names, by which `s5.checkpoints.layouts` recognises checkpoints
+BODY = "body."  # prefix of timm's names in a `TimmBackbone`
+
+
+def has_own_names(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether all names are those of a :class:`TimmBackbone`, which no other project uses."""
+    return all(name.startswith((BODY, Backbone.own)) for name in tensors)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from s5.backbones import PATCH_EMBEDDING, StateDict
+from s5.backbones import PATCH_EMBEDDING, StateDict, has_own_names
 from s5.checkpoints.layouts.base import (
     Layout,
     OtherArchitectureError,
@@ -116,11 +116,10 @@ def _own_model(state: StateDict) -> Parts | None:
 
 
 def _own_backbone(checkpoint: Mapping, state: StateDict) -> Parts | None:
-    """Return a backbone of this package, recognised by metadata or timm's body; None for anything else."""
+    """Return a backbone of this package, recognised by metadata or names; None for anything else."""
     meta = checkpoint.get("meta")
     described = isinstance(meta, Mapping) and all(key in meta for key in OWN_META)
-    wrapped = all(key.startswith(("body.", "pyramid.")) for key in state)
-    return Parts(state, {}, (), ours=True) if state and (described or wrapped) else None
+    return Parts(state, {}, (), ours=True) if state and (described or has_own_names(state)) else None
 
 
 def _around_patch_embedding(state: StateDict) -> Parts | None:

@@ -10,6 +10,7 @@ boundary, regardless of the classes trained on. Each dataset has four label tabl
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,11 +24,6 @@ FULL, ERODED = "full", "eroded"
 _URL = "https://www.isprs.org/resources/datasets/benchmarks/UrbanSemLab/default.aspx"
 _WHERE = f"""Get it from the ISPRS (free, after a request form), benchmark "2D Semantic Labeling":
 {_URL}"""
-_LICENCE = "research only; name the source, do not pass the data on"
-_CITATION = (
-    "ISPRS 2D Semantic Labeling Contest; Rottensteiner et al., The ISPRS benchmark on urban object "
-    "classification and 3D building reconstruction, ISPRS Annals I-3, 2012"
-)
 
 # Colours of the contest; black marks the eroded boundary between objects.
 _CLASSES: tuple[tuple[str, RGB], ...] = (
@@ -93,44 +89,49 @@ def _usage(name: str) -> str:
     )
 
 
-def _vaihingen_kind(relative: str) -> tuple[str, str] | None:
-    """Kind (`full`, `eroded` or `irrg`) and area of a file, from its path in lower case."""
-    folder, _, name = relative.rpartition("/")
-    match = _VAIHINGEN_FILE.fullmatch(name)
-    if match is None:
-        return None
-    if _ERODED.search(relative):
-        return ERODED, match["tile"]
-    return FULL if _VAIHINGEN_LABELS.search(folder) else "irrg", match["tile"]
+class _Contest:
+    """What the two datasets share.
 
+    Attributes:
+        tiles: Names of the tiles of each part.
+        packed_in: Archive of each kind of file, for messages.
+        stem: Beginning of the names of patches.
+    """
 
-def _potsdam_kind(relative: str) -> tuple[str, str] | None:
-    """Kind (`full`, `eroded`, `rgb` or `irrg`) and tile of a file, from its path in lower case."""
-    match = _POTSDAM_FILE.fullmatch(relative.rpartition("/")[2])
-    if match is None:
-        return None
-    labels = ERODED if _ERODED.search(relative) else FULL
-    return labels if match["kind"] == "label" else match["kind"], f"{match['row']}_{match['column']}"
+    url = _URL
+    licence = "research only; name the source, do not redistribute the data"
+    citation = (
+        "ISPRS 2D Semantic Labeling Contest; Rottensteiner et al., The ISPRS benchmark on urban object "
+        "classification and 3D building reconstruction, ISPRS Annals I-3, 2012"
+    )
+    zero = "boundary"
+    common_class = True
+    tiles: ClassVar[Mapping[str, tuple[str, ...]]]
+    packed_in: ClassVar[Mapping[str, str]]
+    stem = ""
 
+    @staticmethod
+    def kind_of(relative: str) -> tuple[str, str] | None:
+        """Kind and tile of a file, from its path in lower case; None for other files."""
+        raise NotImplementedError
 
-def _find(
-    cls: type["Vaihingen"] | type["Potsdam"], shipped: Shipped, boundary: str, val_boundary: str, bands: str
-) -> list[Source]:
-    """The official tiles of both parts, with the requested bands and labels."""
-    found: _Found = {}
-    for relative, path in shipped.files():
-        kind = cls.kind_of(relative.partition("/")[2])  # the name of the source folder itself is arbitrary
-        if kind is not None:
-            found.setdefault(kind, path)
-    labels_of = {TRAIN: boundary, VAL: val_boundary}
-    tiles = [(part, tile, labels) for part, labels in labels_of.items() for tile in cls.tiles[part]]
-    wanted = [(kind, tile) for _, tile, labels in tiles for kind in (bands, labels)]
-    shipped.require(_lacking(found, wanted, cls.packed_in))
-    return [
-        Source(f"{part}/{tile}", part, f"{cls.stem}{tile}", found[bands, tile], found[labels, tile])
-        for part, tile, labels in tiles
-        if (bands, tile) in found and (labels, tile) in found
-    ]
+    @classmethod
+    def find(cls, shipped: Shipped, boundary: str, val_boundary: str, bands: str) -> list[Source]:
+        """The official tiles of both parts, with the requested bands and labels."""
+        found: _Found = {}
+        for relative, path in shipped.files():
+            # The name of the source folder itself is arbitrary.
+            if (kind := cls.kind_of(relative.partition("/")[2])) is not None:
+                found.setdefault(kind, path)
+        labels_of = {TRAIN: boundary, VAL: val_boundary}
+        tiles = [(part, tile, labels) for part, labels in labels_of.items() for tile in cls.tiles[part]]
+        wanted = [(kind, tile) for _, tile, labels in tiles for kind in (bands, labels)]
+        shipped.require(_lacking(found, wanted, cls.packed_in))
+        return [
+            Source(f"{part}/{tile}", part, f"{cls.stem}{tile}", found[bands, tile], found[labels, tile])
+            for part, tile, labels in tiles
+            if (bands, tile) in found and (labels, tile) in found
+        ]
 
 
 def _lacking(found: _Found, wanted: Sequence[tuple[str, str]], packed_in: Mapping[str, str]) -> list[str]:
@@ -150,7 +151,7 @@ def _lacking(found: _Found, wanted: Sequence[tuple[str, str]], packed_in: Mappin
     return problems
 
 
-class Vaihingen(Dataset):
+class Vaihingen(_Contest, Dataset):
     """33 areas of about 2000 x 2500 pixels at 9 cm, infrared, red and green; masks in colours.
 
     The areas given to participants train, those whose labels were held back validate.
@@ -159,7 +160,6 @@ class Vaihingen(Dataset):
     name = "vaihingen"
     title = "ISPRS Vaihingen"
     summary = "ISPRS Vaihingen, 16 areas for training and 17 for validation"
-    url, licence, citation = _URL, _LICENCE, _CITATION
     layout = f"""expected below {{src}}, as folders, as archives, or all in one Vaihingen.zip:
   ISPRS_semantic_labeling_Vaihingen(.zip)                               top/top_mosaic_09cm_area1.tif ...
   ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE(.zip)         top_mosaic_09cm_area1.tif ...
@@ -167,8 +167,6 @@ class Vaihingen(Dataset):
 {_WHERE}"""
     tables = _tables("vaihingen")
     twins = {"vaihingen": "vaihingen_mmseg", "vaihingen_6": "vaihingen_mmseg_6"}
-    zero = "boundary"
-    common_class = True
     counts = {TRAIN: 16, VAL: 17}
     tiles = {
         TRAIN: tuple("1 3 5 7 11 13 15 17 21 23 26 28 30 32 34 37".split()),
@@ -182,10 +180,18 @@ class Vaihingen(Dataset):
         FULL: "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip",
         ERODED: "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip",
     }
-
     stem = "area"
-    kind_of = staticmethod(_vaihingen_kind)
-    find = classmethod(_find)
+
+    @staticmethod
+    def kind_of(relative: str) -> tuple[str, str] | None:
+        """Kind (`full`, `eroded` or `irrg`) and area of a file, from its path in lower case."""
+        folder, _, name = relative.rpartition("/")
+        match = _VAIHINGEN_FILE.fullmatch(name)
+        if match is None:
+            return None
+        if _ERODED.search(relative):
+            return ERODED, match["tile"]
+        return FULL if _VAIHINGEN_LABELS.search(folder) else "irrg", match["tile"]
 
     @classmethod
     def read_mask(cls, file: Path, path: Path) -> tuple[np.ndarray, str]:
@@ -193,7 +199,7 @@ class Vaihingen(Dataset):
         return cls.tables[1].from_colors(read_image(file), path), ""
 
 
-class Potsdam(Dataset):
+class Potsdam(_Contest, Dataset):
     """38 tiles of 6000 x 6000 pixels at 5 cm, RGB or infrared, red and green; masks in colours.
 
     The tiles given to participants train, those whose labels were held back validate.
@@ -202,7 +208,6 @@ class Potsdam(Dataset):
     name = "potsdam"
     title = "ISPRS Potsdam"
     summary = "ISPRS Potsdam, 24 tiles for training and 14 for validation"
-    url, licence, citation = _URL, _LICENCE, _CITATION
     layout = f"""expected below {{src}}, as folders, as archives, or all in one Potsdam.zip:
   2_Ortho_RGB(.zip) or 3_Ortho_IRRG(.zip)  top_potsdam_2_10_RGB.tif ...
   5_Labels_all(.zip)                       top_potsdam_2_10_label.tif ...
@@ -210,8 +215,6 @@ class Potsdam(Dataset):
 {_WHERE}"""
     tables = _tables("potsdam")
     twins = {"potsdam": "potsdam_mmseg", "potsdam_6": "potsdam_mmseg_6"}
-    zero = "boundary"
-    common_class = True
     counts = {TRAIN: 24, VAL: 14}
     tiles = {
         TRAIN: tuple(
@@ -230,9 +233,14 @@ class Potsdam(Dataset):
         ERODED: "5_Labels_all_noBoundary.zip",
     }
 
-    stem = ""
-    kind_of = staticmethod(_potsdam_kind)
-    find = classmethod(_find)
+    @staticmethod
+    def kind_of(relative: str) -> tuple[str, str] | None:
+        """Kind (`full`, `eroded`, `rgb` or `irrg`) and tile of a file, from its path in lower case."""
+        match = _POTSDAM_FILE.fullmatch(relative.rpartition("/")[2])
+        if match is None:
+            return None
+        labels = ERODED if _ERODED.search(relative) else FULL
+        return labels if match["kind"] == "label" else match["kind"], f"{match['row']}_{match['column']}"
 
     @classmethod
     def read_mask(cls, file: Path, path: Path) -> tuple[np.ndarray, str]:

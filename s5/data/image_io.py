@@ -28,9 +28,20 @@ import numpy as np
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from s5.data import gdal_files, rasters
-from s5.data import image_formats as png
 from s5.data.files import write_bytes
-from s5.data.image_formats import detect_format, is_complete
+from s5.data.image_formats import (
+    GREY,
+    GREY_ALPHA,
+    PALETTE,
+    RGB,
+    RGBA,
+    decode_png,
+    detect_format,
+    is_complete,
+    is_plain,
+    read_palette,
+    transparent_grey,
+)
 from s5.data.stored_mask import (
     DatasetMask,
     LoadedMask,
@@ -156,7 +167,7 @@ def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
         header = _plain_header(data, path)
         if header is not None:
             packed = data[24] < 8
-            values = _read_packed_png(data, path) if packed else png.decode_png(data, path)[0]
+            values = _read_packed_png(data, path) if packed else decode_png(data, path)[0]
             yield LoadedMask(header, values[None])
             return
     with gdal_files.open_dataset(path if kind == "tiff" else data, path) as dataset:
@@ -248,7 +259,7 @@ def _open(path: str | Path) -> io.BufferedReader:
         raise ImageError(path, "file not found", "Check data_root and the split file") from None
     except OSError as error:
         raise ImageError(path, f"cannot be opened ({error.strerror})") from error
-    except ValueError as error:  # a zero byte in the path
+    except ValueError as error:  # a NUL byte in the path
         raise ImageError(
             path, f"is not a valid path ({error})", "Correct the list that contains it"
         ) from error
@@ -295,9 +306,9 @@ def _require_format(data: bytes, path: str | Path) -> str:
 def _plain_header(data: bytes, path: str | Path) -> MaskHeader | None:
     """Header of a grey or palette PNG without a no-data value, from its bytes; None for other PNGs."""
     width, height = _png_size(data, path)
-    if data[25] == png.PALETTE:
-        return palette_header(height, width, png.read_palette(data))
-    if data[24] <= 8 and data[25] == png.GREY and b"tRNS" not in data[: data.find(b"IDAT")]:
+    if data[25] == PALETTE:
+        return palette_header(height, width, read_palette(data))
+    if data[24] <= 8 and data[25] == GREY and b"tRNS" not in data[: data.find(b"IDAT")]:
         return MaskHeader(height, width, "values")
     return None
 
@@ -318,12 +329,12 @@ def _require_lossless(kind: str, path: str | Path) -> None:
 
 
 def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    plain = png.is_plain(data, (png.GREY, png.RGB, png.GREY_ALPHA, png.RGBA))
+    plain = is_plain(data, (GREY, RGB, GREY_ALPHA, RGBA))
     if plain and b"tRNS" not in data[: data.find(b"IDAT")]:
-        image, alpha = png.decode_png(data, path)
+        image, alpha = decode_png(data, path)
         return _blanked(image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), alpha)
-    if data[24] < 8 and data[25] == png.GREY:  # OpenCV scales the values to brightness, GDAL does not
-        image, key = _decode(data, _COLOR, path), png.transparent_grey(data)
+    if data[24] < 8 and data[25] == GREY:  # OpenCV scales the values to brightness, GDAL does not
+        image, key = _decode(data, _COLOR, path), transparent_grey(data)
         alpha = None if key is None else (_read_packed_png(data, path) != key).astype(np.uint8)
         return _blanked(image, alpha)
     with rasters.open_raster(data, path) as raster:
@@ -382,5 +393,5 @@ def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
             mask = np.asarray(image)
     except Exception as error:  # decoders raise many types for damaged data
         raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
-    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == png.GREY else 1
+    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == GREY else 1
     return mask.astype(np.uint8) // np.uint8(spread)

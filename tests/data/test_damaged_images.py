@@ -143,7 +143,7 @@ def test_sizes_that_a_damaged_png_claims_are_not_allocated(tmp_path, monkeypatch
         raise AssertionError("got to the decoder")
 
     monkeypatch.setattr(cv2, "imdecode", decode)
-    monkeypatch.setattr("s5.data.image_formats.decode_png", decode)
+    monkeypatch.setattr("s5.data.image_io.decode_png", decode)
     pixels = (b"IDAT", zlib.compress(bytes(50 * 151)))
     (tmp_path / "size.png").write_bytes(png(30_000, 30_000, [pixels]))
     chunk = bytearray(png(50, 50, [pixels]))

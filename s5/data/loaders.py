@@ -60,21 +60,13 @@ class FixMatchCollate:
         return batch
 
     def _views(self, unlabeled: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        photometric = np.stack([sample["photometric"] for sample in unlabeled], axis=1)
-        boxes = np.stack([sample["boxes"] for sample in unlabeled], axis=1)
-        first = unlabeled[0]
+        first, count = unlabeled[0], len(unlabeled)
         rng = sample_rng(self.seed, PARTNER_STREAM + first["source"], first["position"])
-        count = len(unlabeled)
-        if count > 1:
-            partner = np.stack([derangement(rng, count) for _ in range(len(boxes))])
-        else:
-            partner = np.zeros((len(boxes), 1), dtype=np.int64)
-            boxes = np.zeros_like(boxes)  # a single image has no partner to paste from
-        return {
-            "photometric": torch.from_numpy(photometric.astype(np.float32)),
-            "boxes": torch.from_numpy(boxes.astype(np.int64)),
-            "partner": torch.from_numpy(partner.astype(np.int64)),
-        }
+        views = {key: np.stack([s[key] for s in unlabeled], axis=1) for key in ("photometric", "boxes")}
+        views["partner"] = np.stack([derangement(rng, count) for _ in views["boxes"]])
+        if count == 1:
+            views["boxes"][:] = 0  # a single image has no partner to paste from
+        return {key: torch.from_numpy(value) for key, value in views.items()}
 
 
 def _stack(samples: list[dict[str, Any]], key: str) -> torch.Tensor:

@@ -103,9 +103,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model."""
-        meta = SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK).meta()
-        del meta["expert_channels"]  # the network is always dense
-        return meta
+        return SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK).meta()
 
     def best_scores(self) -> dict[str, list[str]]:
         """Select the best weights by mIoU."""

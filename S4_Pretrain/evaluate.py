@@ -41,6 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
     )
+    parser.add_argument("--pictures", type=int, default=16, metavar="N", help="images per contact sheet")
     return parser.parse_args(argv)
 
 
@@ -80,9 +81,17 @@ def main(argv: list[str] | None = None) -> int:
     check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], process)
     loader = experiment.build_val_loader()
     metrics = experiment.build_metrics()
-    hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=16)]
-    name = f"evaluate_{spec.backbone}"
-    run_validation(process, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
+    hooks = [SummaryHook(), PicturesHook({s4p.TASK: table}, count=args.pictures)]
+    run_validation(
+        model,
+        loader,
+        metrics,
+        launch=process,
+        work_dir=work_dir,
+        name=f"evaluate_{spec.backbone}",
+        hooks=hooks,
+        log_interval=cfg.schedule.log_interval,
+    )
     if process.is_main:
         write_reports(work_dir, metrics, {s4p.TASK: {"checkpoint": str(args.checkpoint)}})
     logger.info("scores and pictures are in %s", work_dir)

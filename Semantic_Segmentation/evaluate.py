@@ -69,8 +69,16 @@ def main(argv: list[str] | None = None) -> int:
     metrics = experiment.build_metrics()
     check_codings([(mdf.validation_split(cfg, task), table) for task, table in tables.items()], process)
     loader = experiment.build_val_loader()
-    name, hooks = f"evaluate_{spec.backbone}", [PicturesHook(tables, count=args.pictures)]
-    run_validation(process, work_dir, name, model, loader, metrics, hooks, cfg.schedule.log_interval)
+    run_validation(
+        model,
+        loader,
+        metrics,
+        launch=process,
+        work_dir=work_dir,
+        name=f"evaluate_{spec.backbone}",
+        hooks=[PicturesHook(tables, count=args.pictures)],
+        log_interval=cfg.schedule.log_interval,
+    )
     if process.is_main:
         common = {"checkpoint": str(args.checkpoint), "tta": None if tta is None else asdict(tta)}
         write_reports(work_dir, metrics, {t: {**common, **asdict(inf)} for t, inf in spec.inference.items()})

@@ -130,14 +130,14 @@ def main(argv: list[str] | None = None) -> int:
         with evaluation.writing(work_dir):
             evaluation.remove_reports(work_dir, evaluation.PARTS)
     scores = run_validation(
-        process,
-        work_dir,
-        f"test_{cfg.backbone}",
         model,
         loader,
         [*metrics, *collectors.values()],
-        [BoxPicturesHook(classes, args.pictures, args.split)],
-        cfg.schedule.log_interval,
+        launch=process,
+        work_dir=work_dir,
+        name=f"test_{cfg.backbone}",
+        hooks=[BoxPicturesHook(classes, args.pictures, args.split)],
+        log_interval=cfg.schedule.log_interval,
     )
     if not process.is_main:
         return 0

@@ -314,16 +314,28 @@ def check_codings(splits: Sequence[tuple[Split, LabelTable]], launch: Launch) ->
 
 
 def run_validation(
-    launch: Launch,
-    work_dir: Path,
-    name: str,
     model: TaskModel,
     loader: DataLoader,
     metrics: Sequence[BaseMetric],
+    *,
+    launch: Launch,
+    work_dir: Path,
+    name: str,
     hooks: Sequence[Hook],
     log_interval: int,
 ) -> dict[str, float]:
-    """Predict the validation images, run the hooks on them, and return all scores."""
+    """Predict the validation images, run the hooks on them, and return all scores.
+
+    Args:
+        model: The trained model.
+        loader: The validation images.
+        metrics: The scores to compute.
+        launch: Device and processes.
+        work_dir: Folder of logs and pictures.
+        name: Name of the run in its logs.
+        hooks: Hooks to run on the predictions.
+        log_interval: Images between lines of the log.
+    """
     runner = S5Runner(
         launch=launch,
         model=model,

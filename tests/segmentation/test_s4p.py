@@ -147,10 +147,13 @@ def test_init_from_a_checkpoint_is_not_resume(root: Path, finished: Path, tmp_pa
 
 def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_path: Path) -> None:
     args = [str(finished / "vit_t_s4p_upernet.pth"), "--device", "cpu"]  # which says that it is a vit_t
-    assert script("evaluate").main([*args, "--work-dir", str(tmp_path / "eval"), *options(root)]) == 0
+    args += ["--work-dir", str(tmp_path / "eval"), "--pictures", "2"]
+    assert script("evaluate").main([*args, *options(root)]) == 0
     ours = json.loads((tmp_path / "eval/final_metrics.json").read_text())
     theirs = json.loads((finished / "final_metrics.json").read_text())
     assert ours["mIoU"] == theirs["mIoU"] and ours["aAcc"] == theirs["aAcc"]
+    sheet = cv2.imread(str(tmp_path / "eval/pictures/val_000000.jpg"))
+    assert sheet.shape == (2 * 76, 3 * 84, 3), "two of the three images"
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def _is_number(value: object) -> bool:
 def _name(spec: Mapping[str, Any], key: str) -> str:
     name = spec[key]
     if not (isinstance(name, str) or _is_number(name)):
-        _refuse(spec, key, "a text")
+        _refuse(spec, key, "a string")
     return str(name)
 
 
@@ -140,7 +140,7 @@ def _classes(spec: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not _is_list(classes):
         _refuse(spec, key, "a list of names such as [road, field]; their mask values go to values")
     if not all(isinstance(c, (str, float)) or _is_number(c) for c in classes):
-        _refuse(spec, key, "names; in YAML, words such as yes, no and null are names in quotes only")
+        _refuse(spec, key, "names; put words that YAML reads as values, such as yes, no and null, in quotes")
     return tuple(str(c) for c in classes)
 
 

@@ -172,12 +172,12 @@ def read_list(path: Path) -> bytes:
     data = path.read_bytes()
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
     if encoding is None and b"\0" in data:
-        # Guess the encoding, including the byte order, from the zero bytes around a first Latin letter.
+        # Guess the encoding, including the byte order, from the NUL bytes around a first Latin letter.
         beginnings = {b"x\0\0\0": "UTF-32LE", b"\0\0\0x": "UTF-32BE", b"x\0": "UTF-16LE", b"\0x": "UTF-16BE"}
         ones = bytes(byte and ord("x") for byte in data[:4])
         encoding = next((name for start, name in beginnings.items() if ones.startswith(start)), None)
         if encoding is None:
-            raise SplitError(f"{path}: is not a text file (it has zero bytes); a split file is UTF-8 text")
+            raise SplitError(f"{path}: not a text file (it contains NUL bytes); a split file is UTF-8 text")
     if encoding is not None:
         raise SplitError(
             f"{path}: is encoded in {encoding}, as Windows PowerShell's > does; split files are UTF-8. "

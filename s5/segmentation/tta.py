@@ -35,7 +35,7 @@ class Tta:
     def __post_init__(self) -> None:
         """Reject missing and non-positive scales."""
         if not self.scales or not all(scale > 0 and math.isfinite(scale) for scale in self.scales):
-            raise ValueError(f"scales must be positive numbers, at least one, got {list(self.scales)}")
+            raise ValueError(f"scales {list(self.scales)}: must be one or more positive numbers")
 
     @property
     def views(self) -> int:
@@ -106,7 +106,7 @@ def make_tta(flip: bool, scales: Sequence[float]) -> Tta | None:
     try:
         tta = Tta(flip, tuple(scales))
     except ValueError as error:
-        raise ConfigError(f"scales: {error}") from None
+        raise ConfigError(str(error)) from None
     return None if tta == Tta() else tta
 
 
@@ -122,4 +122,4 @@ def _changed(inference: Inference, mode: Mode | None, crop: int | None, stride: 
     try:
         return Inference(mode or inference.mode, crop, stride)
     except ValueError as error:
-        raise ConfigError(f"stride {stride}: {error}") from None
+        raise ConfigError(str(error)) from None

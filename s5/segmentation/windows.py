@@ -45,7 +45,7 @@ class Inference:
         """Reject windows with gaps between them."""
         if self.mode == "slide_window" and not 1 <= self.stride <= self.crop:
             raise ValueError(
-                f"stride must be between 1 and the crop of {self.crop} pixels, got {self.stride}: pixels "
+                f"stride {self.stride}: must be between 1 and the crop of {self.crop} pixels, or pixels "
                 "between windows would not be predicted"
             )
 

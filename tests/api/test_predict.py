@@ -72,8 +72,8 @@ class SegmentationContract(PredictorContract):
         assert (settings["crop"], settings["stride"], settings["tta"]) == (64, 48, "flip")
         assert model.predict(image, self.task).mask.shape == image.shape[:2]
         for wrong, message in (
-            ({"stride": 99}, "stride 99: stride must"),
-            ({"scales": [0]}, "scales must be positive"),
+            ({"stride": 99}, "stride 99: must"),
+            ({"scales": [0]}, r"scales \[0\]: must be one or more positive"),
             ({"mode": "tiles"}, "mode 'tiles': must be one of original, resize, slide_window"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -220,7 +220,7 @@ def test_default_name():
         ({"values": [0, 1, 2, 3, 255], "ignore": [255]}, "255 is used twice"),
         ({"palette": [[0, 0, 0]]}, "5 classes but 1 palette"),
         ({"palette": [[0, 0, 999]] * 5}, "three numbers"),
-        ({"name": None}, "label table None: name is None; expected a text"),
+        ({"name": None}, "label table None: name is None; expected a string"),
         ({"classes": None}, r"'dubai': classes is None; expected a list of names such as \[road, field\]"),
         ({"classes": 3}, "classes is 3; expected a list of names"),
         ({"classes": {"a": 0, "b": 1}}, r"classes is {'a': 0, 'b': 1}; .* mask values go to values"),

@@ -128,7 +128,7 @@ def test_lists_in_other_encodings_say_so(tmp_path, encoding, line):
 
 
 def test_a_list_that_is_no_text(tmp_path):
-    with pytest.raises(SplitError, match="s.txt: is not a text file"):
+    with pytest.raises(SplitError, match="s.txt: not a text file"):
         split_of(tmp_path, b"\x80\x02}q\0a.png\n")
 
 

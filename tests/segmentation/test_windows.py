@@ -196,7 +196,7 @@ def test_no_gradient_is_recorded():
 
 @pytest.mark.parametrize("stride", [0, 17])
 def test_a_stride_that_leaves_gaps_is_an_error_with_the_value(stride):
-    with pytest.raises(ValueError, match=f"between 1 and the crop of 16 pixels, got {stride}"):
+    with pytest.raises(ValueError, match=f"stride {stride}: must be between 1 and the crop of 16 pixels"):
         Inference("slide_window", crop=16, stride=stride)
 
 

@@ -113,7 +113,7 @@ def test_an_override_does_not_reach_what_a_yaml_alias_shares(tmp_path: Path) -> 
         ("fixmatch.strong.blur=1", r"unknown key 'fixmatch.strong.blur'.*blur_sigma"),
         ("fixmatch.conf_thresh=1.5", r"fixmatch.conf_thresh = 1.5.*less than or equal to 1"),
         ("schedule.total_iters=many", r"schedule.total_iters = 'many'.*integer"),
-        ("data.val.stride=1024", r"data.val: stride must be between 1 and the crop of 512 pixels, got 1024"),
+        ("data.val.stride=1024", r"data.val: stride 1024: must be between 1 and the crop of 512 pixels"),
         ("precision=half", r"precision = 'half'.*'bf16'"),
         ("data.labeled", r"expected section.key=value"),
     ],

@@ -34,7 +34,7 @@ class OpenEarthMap(Dataset):
 
     name = "openearthmap"
     title = "OpenEarthMap"
-    summary = "OpenEarthMap, by its own lists; images from xBD have to be added"
+    summary = "OpenEarthMap, by its own lists; images from xBD must be added"
     url = _URL
     licence = "labels mostly CC BY-NC-SA 4.0, images under the terms of their sources"
     citation = (
@@ -143,7 +143,7 @@ def _xbd_images(folder: Path | None) -> dict[str, Path]:
         geotiffs = sum(name.endswith(("_pre_disaster.tif", "_pre_disaster.tiff")) for name in found)
         what = (
             f"{geotiffs} GeoTIFFs, but no *_pre_disaster.png below it: this is the GeoTIFF edition of "
-            "xBD, which OpenEarthMap's labels do not fit. Get the datasets of the challenge (train, "
+            "xBD, which does not match OpenEarthMap's labels. Get the datasets of the challenge (train, "
             "tier3, test, hold), whose images are PNG"
             if geotiffs
             else "no *_pre_disaster.png below it; unpack the archives of xBD"
@@ -162,8 +162,8 @@ def _report_xbd(
             path.unlink(missing_ok=True)
         return
     text = (
-        f"{len(missing)} images of OpenEarthMap come from xBD, which may not be passed on, and are not "
-        f"here: {shorten(missing)}. "
+        f"{len(missing)} images of OpenEarthMap come from xBD, which may not be redistributed, and are "
+        f"missing: {shorten(missing)}. "
     )
     if path is not None:
         lines = [f"{from_xbd[name]} -> {name.rpartition('_')[0]}/images/{name}" for name in missing]
@@ -172,4 +172,4 @@ def _report_xbd(
     text += f"{_WHERE_XBD}; unpack it and pass --xbd DIR"
     if require_all:
         raise PrepareError(text)
-    logger.warning("%s. Going on without them", text)
+    logger.warning("%s. Continuing without them", text)

@@ -221,11 +221,11 @@ def plan_objects(dataset: type[Dataset], args: argparse.Namespace) -> Plan:
 
 def _require_windows(args: argparse.Namespace) -> None:
     if len(set(args.rates)) < len(args.rates) or not all(0.1 <= rate <= 10 for rate in args.rates):
-        raise PrepareError(f"--rates must be different numbers from 0.1 to 10, got {list(args.rates)}")
+        raise PrepareError(f"--rates {list(args.rates)}: must be different numbers from 0.1 to 10")
     if args.size / max(args.rates) < LARGEST_RATE:
         raise PrepareError(f"--size {args.size} divided by the largest of --rates must be 16 or more")
     if not 0 < args.iof <= 1:
-        raise PrepareError(f"--iof lies between 0 and 1, got {args.iof}")
+        raise PrepareError(f"--iof {args.iof}: must be above 0 and at most 1")
 
 
 def _require_own_names(sources: Sequence[Source]) -> None:
@@ -239,7 +239,7 @@ def _require_own_names(sources: Sequence[Source]) -> None:
         other = found.setdefault((source.group, source.stem), source)
         if other is not source:
             raise PrepareError(
-                f"{other.image} and {source.image} would be written under the same name; rename one of them"
+                f"{other.image} and {source.image} would be written to the same file; rename one of them"
             )
 
 

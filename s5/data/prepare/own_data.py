@@ -35,9 +35,9 @@ def add_labeled_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `labeled`."""
     parser.add_argument("--images", dest="src", type=Path, required=True, help="folder of the images")
     add_sizes(parser, 512, 0)
-    parser.add_argument("--name", required=True, help="name of the dataset: its folder is called so")
+    parser.add_argument("--name", required=True, help="name of the dataset and of its folder")
     add_val_size(parser, 2048)
-    parser.add_argument("--masks", type=Path, required=True, help="folder of the masks, of the same names")
+    parser.add_argument("--masks", type=Path, required=True, help="folder of the masks, named as the images")
     parser.add_argument("--labels", required=True, metavar="TABLE", help=HELP)
     parser.add_argument(
         "--val-share", type=float, default=0.2, help="share held out for validation (default: 0.2)"
@@ -57,7 +57,7 @@ def plan_labeled(args: argparse.Namespace) -> Plan:
     require_name(args.name)
     require_val_size(args)
     if not 0 < args.val_share < 1:
-        raise PrepareError(f"--val-share lies between 0 and 1, got {args.val_share}")
+        raise PrepareError(f"--val-share {args.val_share}: must be between 0 and 1")
     table = parse_table(args.labels, default_name=args.name)
     names = ("src", "size", "overlap", "name", "val_size", "masks", "labels", "val_share")
     return Plan(
@@ -109,7 +109,10 @@ def _divide_image(pairs: Split, val_share: float) -> Iterator[tuple[str, Sample,
     height, width = image_size(sample.image)
     line = height - round(height * val_share)
     if min(line, height - line) < 16:
-        raise PrepareError(f"{sample.image}: one image of {height} rows is too small to be divided; add more")
+        raise PrepareError(
+            f"{sample.image}: a single image of {height} rows is too small to be divided into training and "
+            "validation; add images"
+        )
     yield TRAIN, sample, Window(0, 0, line, width)
     yield VAL, sample, Window(line, 0, height - line, width)
 
@@ -198,12 +201,15 @@ def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `unlabeled`."""
     parser.add_argument("--src", type=Path, required=True, help="folder of the data as shipped")
     add_sizes(parser, 512, 0)
-    parser.add_argument("--name", required=True, help="name of the pool: folder and list are called so")
+    parser.add_argument("--name", required=True, help="name of the pool, its folder and its list")
     parser.add_argument(
         "--min-size", type=int, default=32, help="leave out images with a side below this (default: 32)"
     )
     parser.add_argument(
-        "--format", choices=("jpg", "png"), default="jpg", help="of patches that are cut (default: jpg)"
+        "--format",
+        choices=("jpg", "png"),
+        default="jpg",
+        help="format of cut patches (default: jpg)",
     )
 
 

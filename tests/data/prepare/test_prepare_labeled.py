@@ -188,7 +188,7 @@ def test_bad_arguments(src, tmp_path, capsys):
         assert run(src, out, **more) == 1
         assert message in capsys.readouterr().err
     assert run(src, out, "--val-share", "1") == 1
-    assert "--val-share lies between 0 and 1" in capsys.readouterr().err
+    assert "must be between 0 and 1" in capsys.readouterr().err
     (src / "masks/south_0.png").unlink()
     assert run(src, out) == 1
     assert "1 images in" in (error := capsys.readouterr().err) and "south_0.jpg" in error

@@ -38,7 +38,7 @@ def test_without_xbd(src, tmp_path, capsys, caplog):
     assert run(src, out) == 0
     warning = caplog.text
     assert "1 images of OpenEarthMap come from xBD" in warning and "houston_1.tif" in warning
-    assert "https://xview2.org/dataset" in warning and "Going on without them" in warning
+    assert "https://xview2.org/dataset" in warning and "Continuing without them" in warning
     listed = (out / "openearthmap/missing_xbd.txt").read_text()
     assert listed == f"{XBD_NAME} -> houston/images/houston_1.tif\n"
     assert "5 source files cut into 14 patches" in capsys.readouterr().out

@@ -121,9 +121,9 @@ def test_another_backbone_than_the_checkpoints_is_an_error(checkpoint, model, im
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--stride", "33"), "stride 33: stride must be between 1 and the crop of 32"),
+        (("--stride", "33"), "stride 33: must be between 1 and the crop of 32"),
         (("--crop", "0"), "crop 0: must be at least one pixel"),
-        (("--scales", "-1"), "scales: scales must be positive"),
+        (("--scales", "-1"), r"scales \[-1.0\]: must be one or more positive"),
     ],
 )
 def test_settings_that_make_no_sense_are_an_error(checkpoint, model, images, tmp_path, options, message):

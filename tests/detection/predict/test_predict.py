@@ -257,12 +257,6 @@ def test_a_killed_prediction_resumes_where_it_stopped(
         assert (out / name).read_bytes() == (predicted / "out" / name).read_bytes()
 
 
-def test_results_below_the_input_are_no_input(checkpoint: Path, images: Path) -> None:
-    for _ in range(2):
-        assert predict(checkpoint, images, images / "out", "--tasks", "roads", "--formats", "drawings") == 0
-    assert len(files(images / "out")) == 4
-
-
 def test_inputs_may_be_several_and_repeat(images: Path, tmp_path: Path) -> None:
     given = [str(images), str(images / "a.png"), f"{images}/deep/*.png"]
     assert [str(s.name) for s in find_sources(given, tmp_path)] == [*NAMES, "d"]

@@ -15,8 +15,9 @@ TABLES = {
 
 
 def predict(checkpoint, given, out, *options) -> int:
-    arguments = [str(checkpoint), str(given), "--out", str(out), "--device", "cpu", "--precision", "fp32"]
-    return script("predict").main([*arguments, *options])
+    given = given if isinstance(given, list) else [given]
+    common = ["--out", out, "--device", "cpu", "--precision", "fp32"]
+    return script("predict").main([str(part) for part in (checkpoint, *given, *common, *options)])
 
 
 def expected_ids(model, pixels, task):

@@ -11,12 +11,6 @@ from s5.segmentation import predict as command
 from tests.segmentation.predict.predicting import files, predict
 
 
-def test_results_below_the_input_are_no_input(checkpoint, model, images):
-    for _ in range(2):
-        assert predict(checkpoint, images, images / "out", "--tasks", "ponds", "--kinds", "color") == 0
-    assert len(files(images / "out")) == 4
-
-
 def test_resume_leaves_finished_images_alone(checkpoint, model, images, tmp_path):
     out = tmp_path / "out"
     predict(checkpoint, images, out)

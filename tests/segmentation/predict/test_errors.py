@@ -13,17 +13,26 @@ import yaml
 
 from s5.command import run_command
 from s5.data.image_io import read_image, read_mask
-from s5.errors import ConfigError, DataError
+from s5.errors import ConfigError
 from tests.helpers.mdf_runs import REPO
+from tests.helpers.predict_contract import PredictContract
 from tests.helpers.processes import STOPPED, start_ranks
 from tests.helpers.trained_models import table, write_checkpoint
 from tests.segmentation.predict.predicting import expected_ids, files, predict, write_geotiff
 
 
-@pytest.mark.parametrize("option", [("--config", "other.yaml"), ("--cfg-options", "crop=64")])
-def test_a_configuration_that_is_not_read_is_an_error(checkpoint, model, images, tmp_path, option):
-    with pytest.raises(ConfigError, match=f"{option[0]}: .*is self-describing"):
-        predict(checkpoint, images, tmp_path / "out", *option)
+class TestContract(PredictContract):
+    tasks = ("ponds", "roofs")
+    format = "index"
+    results = ["a.png", "deep/b.c.png", "deep/er/d.png"]
+    bad_settings = [
+        (("--stride", "33"), "stride 33: must be between 1 and the crop of 32"),
+        (("--crop", "0"), "crop 0: must be at least one pixel"),
+        (("--scales", "-1"), r"scales \[-1.0\]: must be one or more positive"),
+    ]
+
+    def predict(self, checkpoint, given, out, *options):
+        return predict(checkpoint, given, out, *options)
 
 
 def test_an_error_of_the_main_process_ends_all(checkpoint, model, tmp_path):
@@ -32,20 +41,6 @@ def test_an_error_of_the_main_process_ends_all(checkpoint, model, tmp_path):
     assert [process.wait() for process in ranks] == [1, 1]
     assert "none: no such file or folder" in ranks[0].text()
     assert re.search(STOPPED, ranks[1].text()) and "Traceback" not in ranks[1].text()
-
-
-def test_unreadable_images_are_named_and_the_others_done(checkpoint, model, images, tmp_path, capsys):
-    whole = (images / "a.png").read_bytes()
-    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (images / "text.jpg").write_text("no image")
-    (images / "empty.tif").write_bytes(b"II*\0")
-    out = tmp_path / "out"
-    assert predict(checkpoint, images, out, "--tasks", "ponds", "--kinds", "index") == 1
-    said = capsys.readouterr().err
-    for name in ("cut.png: truncated PNG", "text.jpg: is not an image", "empty.tif: damaged or unsupported"):
-        assert f"{images}/{name}" in said
-    assert "3 images could not be read; all others are finished" in said
-    assert files(out / "ponds/index") == ["a.png", "deep/b.c.png", "deep/er/d.png"]
 
 
 def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, monkeypatch):
@@ -67,22 +62,6 @@ def test_odd_names_are_predicted_or_named(checkpoint, model, images, tmp_path, m
     assert "2 images could not be read; all others are finished" in said
     with pytest.raises(ConfigError, match="GDAL cannot write TIFFs to a path that is not UTF-8"):
         predict(checkpoint, images, tmp_path / odd, *options)
-
-
-def test_unknown_task_lists_the_known(checkpoint, model, images, tmp_path):
-    with pytest.raises(ConfigError, match="unknown task 'pools'; this model's tasks: ponds, roofs"):
-        predict(checkpoint, images, tmp_path / "out", "--tasks", "pools")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [("nothing", "no such file or folder"), ("*.tif", "no images found"), ("empty", "no images found")],
-)
-def test_no_images_is_an_error(checkpoint, model, images, tmp_path, given, message):
-    (images / "empty").mkdir()
-    with pytest.raises(DataError, match=message):
-        predict(checkpoint, images / given, tmp_path / "out")
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is(images, tmp_path, capsys):
@@ -116,28 +95,3 @@ def test_a_checkpoint_that_does_not_say_what_it_is(images, tmp_path, capsys):
 def test_another_backbone_than_the_checkpoints_is_an_error(checkpoint, model, images, tmp_path):
     with pytest.raises(ConfigError, match="--backbone vit_t: .*holds a vit_t_moe"):
         predict(checkpoint, images, tmp_path / "out", "--backbone", "vit_t")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--stride", "33"), "stride 33: must be between 1 and the crop of 32"),
-        (("--crop", "0"), "crop 0: must be at least one pixel"),
-        (("--scales", "-1"), r"scales \[-1.0\]: must be one or more positive"),
-    ],
-)
-def test_settings_that_make_no_sense_are_an_error(checkpoint, model, images, tmp_path, options, message):
-    with pytest.raises(ConfigError, match=message):
-        predict(checkpoint, images, tmp_path / "out", *options)
-
-
-def test_a_folder_that_cannot_be_written_is_an_error_with_the_way_out(checkpoint, model, images, tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"out: cannot be written .*continue with --resume"):
-        predict(checkpoint, images, tmp_path / "out")
-
-
-def test_a_missing_checkpoint_is_no_traceback(images, tmp_path, capsys):
-    code = run_command(lambda: predict(tmp_path / "none.pth", images, tmp_path / "out"))
-    assert code == 1
-    assert f"error: no checkpoint {tmp_path}/none.pth" in capsys.readouterr().err

@@ -23,8 +23,7 @@ from s5.compat import mmcv_ext
 from s5.compat.precision import resolve_precision
 from s5.detection import evaluation, submission, trained
 from s5.detection.evaluation import DetectionCollector
-from s5.detection.experiment import DetectionExperiment
-from s5.detection.hooks import BoxPicturesHook
+from s5.detection.experiment import BoxPicturesHook, DetectionExperiment
 from s5.detection.metric import build_metrics, images_of, is_merged
 from s5.detection.trained import DetectionSpec
 from s5.errors import ConfigError

@@ -345,7 +345,7 @@ def write_scene(folder, kind, rgb, valid):
 @pytest.mark.slow
 def test_interrupted_and_killed_runs_continue(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(repository))
-    src, out, total = tmp_path / "src", tmp_path / "root", 120
+    src, out, total = tmp_path / "src", tmp_path / "root", 60
     for i in range(total):
         write_image(src / f"{i:03d}.png", noise(256, 256, i))
     journal = out / "unlabeled/pool/prepare_journal.jsonl"

@@ -30,7 +30,7 @@ main() {
   echo "== mypy"
   "$S5_PYTHON" -m mypy
   echo "== pytest"
-  "$S5_PYTHON" -m pytest -q -n auto --maxprocesses "$(processes)" --dist loadfile "$@"
+  "$S5_PYTHON" -m pytest -q -n auto --maxprocesses "$(processes)" --dist loadfile --no-loadscope-reorder "$@"
 }
 
 main "$@"

@@ -26,26 +26,30 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def pseudo_label_loss(
     logits: Tensor,
     pseudo: Tensor,
-    confident: Tensor,
+    weights: Tensor,
     valid: Tensor,
 ) -> Tensor:
-    """Cross-entropy against confident pseudo-labels, averaged over all valid pixels (L_us, paper Eq. 7).
+    """Weighted cross-entropy against pseudo-labels, averaged over all valid pixels (L_us, paper Eq. 7).
 
-    Pixels below the threshold add 0 to the sum but count in the average; invalid pixels (padding) are
-    excluded from both.
+    Pixels of weight 0, as below the threshold, add 0 to the sum but count in the average; invalid pixels
+    (padding) are excluded from both.
 
     Args:
         logits: (B, K, H, W) of the strong view, any floating dtype.
         pseudo: (B, H, W) integer pseudo-labels in [0, K).
-        confident: (B, H, W) bool, true where the pseudo-label is trained on.
+        weights: (B, H, W) bool, true where the pseudo-label is trained on, or float weights.
         valid: (B, H, W) bool, false where there is no image.
 
     Returns:
-        Scalar float32; 0, still attached to the graph, without a confident or a valid pixel.
+        Scalar float32; 0, still attached to the graph, without a pixel of positive weight or a valid one.
     """
-    ignored = -1
-    target = torch.where(valid & confident, pseudo.long(), ignored)
-    total = F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="sum")
+    if weights.is_floating_point():
+        nll = F.cross_entropy(logits.float(), pseudo.long(), reduction="none")
+        total = (nll * weights * valid).sum()
+    else:
+        ignored = -1
+        target = torch.where(valid & weights, pseudo.long(), ignored)
+        total = F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="sum")
     return total / valid.sum().clamp(min=1)
 
 

@@ -3,7 +3,7 @@
 Training methods subclass it and add a loss.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from s5.compat.precision import autocast
 from s5.segmentation.segmentor import SegHead, Segmentor
 from s5.segmentation.tta import Tta, augmented
 from s5.segmentation.windows import Inference, Rows, most_probable, predict_bands, rows_of
-from s5.training.model import TaskModel
+from s5.training.model import Features, TaskModel
 
 GPU_WINDOWS = 4  # per forward pass; on a CPU, larger batches cost memory and save no time
 
@@ -46,11 +46,24 @@ class SegmentationModel(TaskModel):
         """The network, whose state dict is saved and loaded as weights."""
         return self.segmentor
 
-    def logits(self, images: Tensor, network: Segmentor | None = None, float32: bool = False) -> Tensor:
-        """Float32 logits (B, K, H, W) of images (B, 3, H, W) in [0, 1]; `float32` disables autocast."""
+    def logits(
+        self,
+        images: Tensor,
+        network: Segmentor | None = None,
+        float32: bool = False,
+        perturb: Callable[[Features], Features] | None = None,
+    ) -> Tensor:
+        """Compute the float32 logits (B, K, H, W) of images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            network: Network to run; the model's own by default.
+            float32: Whether to disable autocast.
+            perturb: Change of the feature maps before the head.
+        """
         network = network or self.segmentor
         with autocast(self.device, None if float32 else self.dtype):
-            return network(self._prepare(images)).float()
+            return network(self._prepare(images), perturb=perturb).float()
 
     def probabilities(self, images: Tensor, tasks: Sequence[str]) -> Tensor:
         """Float32 probabilities (B, sum of K, H, W) of several tasks, from one pass of the encoder.

@@ -51,23 +51,33 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         Raises:
             ConfigError: A batch has a single image, too few for batch norm.
         """
-        data, settings = self.cfg.data, self.cfg.settings
+        data = self.cfg.data
         sizes = data.labeled.batch_size, data.unlabeled.batch_size
-        if sum(sizes) < 2 and not self.synchronises_batch_norm():
+        settings = self.cfg.settings
+        alone = sizes[1] == 0 or settings.warmup_iters > 0 or settings.lambda_u == 0
+        if alone and sizes[0] < 2 and not self.synchronises_batch_norm():
             raise ConfigError(
-                f"data.labeled.batch_size = {sizes[0]} without unlabeled images: batch norm needs at least "
-                f"two images per step"
+                f"data.labeled.batch_size = {sizes[0]} in steps without unlabeled images: batch norm needs "
+                f"at least two images per step"
             )
-        weak = WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
-        labeled = LabeledImages(resolve_split(self.cfg.data_root, data.labeled.split), self.table, weak)
-        unlabeled = None
-        if sizes[1]:
-            split = resolve_split(self.cfg.data_root, data.unlabeled.split)
-            stored = self.table if settings.pseudo_labels == "stored" else None
-            unlabeled = UnlabeledImages(split, weak, settings.strong, stored)
+        split = resolve_split(self.cfg.data_root, data.labeled.split)
+        labeled = LabeledImages(split, self.table, self.weak_augmentation())
+        unlabeled = self.build_unlabeled() if sizes[1] else None
         return fixmatch_loader(
             labeled, sizes[0], unlabeled, sizes[1], self.cfg.seed, self.launch, data.workers
         )
+
+    def build_unlabeled(self) -> UnlabeledImages:
+        """The unlabeled images, with stored pseudo-labels if the method uses them."""
+        split = resolve_split(self.cfg.data_root, self.cfg.data.unlabeled.split)
+        settings = self.cfg.settings
+        stored = self.table if settings.pseudo_labels == "stored" else None
+        return UnlabeledImages(split, self.weak_augmentation(), settings.strong, stored)
+
+    def weak_augmentation(self) -> WeakAugmentation:
+        """Geometry of the weak views."""
+        data = self.cfg.data
+        return WeakAugmentation(data.crop, data.scale, data.flip, data.rotate)
 
     def build_val_loader(self) -> DataLoader:
         """The validation images of this process."""

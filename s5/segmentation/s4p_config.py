@@ -99,11 +99,16 @@ class S4PConfig(CropsConfig):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "S4PConfig":
-        if self.optim.warmup_iters >= self.schedule.total_iters:
-            raise ValueError(
-                f"optim.warmup_iters {self.optim.warmup_iters} must be smaller than schedule.total_iters "
-                f"{self.schedule.total_iters}"
-            )
+        settings = self.settings
+        starts = {
+            "optim.warmup_iters": self.optim.warmup_iters,
+            f"{self.section}.warmup_iters + ramp_iters": settings.warmup_iters + settings.ramp_iters,
+        }
+        for name, steps in starts.items():
+            if steps >= self.schedule.total_iters:
+                raise ValueError(
+                    f"{name} {steps} must be smaller than schedule.total_iters {self.schedule.total_iters}"
+                )
         return self
 
     def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:

@@ -1,6 +1,6 @@
 """Segmentation network: a backbone, and a decoder (mmsegmentation's UPerHead) and classifier per task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from s5.backbones import Architecture, Backbone, Counts, create_backbone
 from s5.training.config import ModelConfig
-from s5.training.model import MultiTaskNetwork, configured_backbone
+from s5.training.model import Features, MultiTaskNetwork, configured_backbone
 
 POOL_SCALES = (1, 2, 3, 6)
 CLASSIFIER_INIT_STD = 0.01
@@ -60,12 +60,18 @@ class SegHead(nn.Module):
 class Segmentor(MultiTaskNetwork):
     """Backbone and segmentation heads."""
 
-    def forward(self, images: torch.Tensor, task: str | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        images: torch.Tensor,
+        task: str | None = None,
+        perturb: Callable[[Features], Features] | None = None,
+    ) -> torch.Tensor:
         """Segment images of one task.
 
         Args:
             images: (B, 3, H, W), normalised, any size.
             task: Name of the task; optional if there is only one.
+            perturb: Change of the feature maps before the head, in training.
 
         Returns:
             Logits (B, K, H, W), float32.
@@ -74,7 +80,10 @@ class Segmentor(MultiTaskNetwork):
             ValueError: The task is unknown, or None although there are several.
         """
         task = self.resolve_task(task)
-        return self.decode(self.encode(images, {task: len(images)}), task, images.shape[-2:])
+        features = self.encode(images, {task: len(images)})
+        if perturb is not None:
+            features = perturb(features)
+        return self.decode(features, task, images.shape[-2:])
 
     def forward_tasks(self, images: torch.Tensor, counts: Counts) -> dict[str, torch.Tensor]:
         """Segment a batch of several tasks in one pass of the backbone.

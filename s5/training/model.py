@@ -180,10 +180,14 @@ class TaskModel(BaseModel):
 
     Args:
         dtype: Autocast dtype (see :func:`s5.compat.precision.resolve_precision`); None is float32.
+
+    Attributes:
+        iteration: Number of the training step, counted from 0; set by the training loop.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         super().__init__(BaseDataPreprocessor(non_blocking=True))
+        self.iteration = 0
         self.dtype = dtype
 
     @property

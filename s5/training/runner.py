@@ -22,6 +22,7 @@ from s5.compat import mmcv_ext
 from s5.compat.attention import allowed_backends
 from s5.errors import CheckpointError
 from s5.launch import LOG_FILE, Launch
+from s5.training.model import TaskModel
 from s5.training.resume import ResumableHook, why_not
 
 
@@ -185,6 +186,7 @@ class TrainLoop(IterBasedTrainLoop):
             runner.model.train()
             batch = next(self.dataloader_iterator)
             self._seed_step()
+            cast(TaskModel, unwrap(runner.model)).iteration = self._iter
             self.run_iter(batch)
             self._validate_if_due()
         runner.call_hook("after_train_epoch")

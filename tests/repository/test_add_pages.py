@@ -100,7 +100,7 @@ def test_formula_of_the_method() -> None:
     torch.nn.Module.__init__(method)
     method.num_classes = 3
     pseudo, confidence = torch.tensor([[0, 0, 2]]), torch.tensor([[0.25, 0.75, 0.5]])
-    assert method.confident(pseudo, confidence).tolist() == [[False, True, False]]
+    assert method.weights(pseudo, confidence).tolist() == [[False, True, False]]
 
 
 def test_task_and_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

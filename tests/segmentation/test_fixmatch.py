@@ -109,7 +109,7 @@ def test_pixels_without_data_count_nowhere_also_when_they_are_pasted() -> None:
 
 def test_a_pixel_at_the_threshold_is_confident() -> None:
     confidence = torch.tensor([[[0.25, 0.75, 1.0]]])
-    confident = make_model(conf_thresh=0.75).confident(torch.zeros(1, 1, 3), confidence)
+    confident = make_model(conf_thresh=0.75).weights(torch.zeros(1, 1, 3), confidence)
     assert confident.tolist() == [[[False, True, True]]]
 
 

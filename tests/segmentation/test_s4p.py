@@ -9,10 +9,21 @@ import torch
 
 from s5.checkpoints.loading import load_weights
 from s5.checkpoints.reading import read_checkpoint
+from s5.data.oriented.drawing import LINE
 from s5.errors import CheckpointError, ConfigError
 from s5.segmentation.segmentor import build_segmentor
 from s5.training.hooks import checkpoints
-from tests.helpers.s4p_runs import arguments, losses, options, script, validations, write_dataset
+from s5.training.hooks.pictures import TITLE_HEIGHT
+from tests.helpers.s4p_runs import (
+    CLASSES,
+    arguments,
+    losses,
+    options,
+    records,
+    script,
+    validations,
+    write_dataset,
+)
 from tests.helpers.trained_models import table, write_checkpoint
 
 
@@ -59,7 +70,7 @@ def test_metrics_file(finished: Path) -> None:
 
 def test_pictures_show_views_side_by_side(finished: Path) -> None:
     sheet = cv2.imread(str(finished / "pictures/unlabeled_000006.jpg"))
-    assert sheet.shape == (2 * 68, 4 * 68, 3)
+    assert sheet.shape == (TITLE_HEIGHT + 2 * 68 + LINE, 4 * 68, 3)
 
 
 def test_weight_files_load_into_a_fresh_model(finished: Path) -> None:
@@ -153,7 +164,7 @@ def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_p
     theirs = json.loads((finished / "final_metrics.json").read_text())
     assert ours["mIoU"] == theirs["mIoU"] and ours["aAcc"] == theirs["aAcc"]
     sheet = cv2.imread(str(tmp_path / "eval/pictures/val_000000.jpg"))
-    assert sheet.shape == (2 * 76, 3 * 84, 3), "two of the three images"
+    assert sheet.shape == (TITLE_HEIGHT + 2 * 76 + LINE, 3 * 84, 3), "two of the three images"
 
 
 @pytest.mark.slow
@@ -177,13 +188,31 @@ def test_options_train(root: Path, tmp_path: Path, changes: dict) -> None:
 
 
 @pytest.mark.slow
-def test_ema_teacher_resumes(root: Path, tmp_path: Path) -> None:
-    changes = {"fixmatch.pseudo_labels": "ema", "schedule.total_iters": 4}
+def test_teacher_statistics_and_ramp_resume(root: Path, tmp_path: Path) -> None:
+    options = {
+        "pseudo_labels": "ema",
+        "warmup_iters": 1,
+        "ramp_iters": 2,
+        "alignment": "labels",
+        "threshold": "freematch",
+        "momentum": 0.5,
+        "feature_dropout": 0.5,
+        "strong.views": 2,
+    }
+    changes = {f"fixmatch.{key}": value for key, value in options.items()} | {"schedule.total_iters": 4}
     assert script().main(arguments(root, tmp_path / "run", **changes)) == 0
-    whole = losses(tmp_path / "run")
+    whole = [r for r in records(tmp_path / "run") if "loss" in r]
+    assert ["loss_u" in r for r in whole] == [False, True, True, True]
+    scalars = [r for r in records(tmp_path / "run") if f"threshold/{CLASSES[0]}" in r]
+    assert [len({v for k, v in r.items() if k.startswith("threshold/")}) for r in scalars] == [1, 3, 3, 3]
+    count = len(records(tmp_path / "run"))
     (tmp_path / "run/iter_4.pth").unlink()
     assert script().main(arguments(root, tmp_path / "run", "--resume", **changes)) == 0
-    assert losses(tmp_path / "run") == whole
+    again = [r for r in records(tmp_path / "run")[count:] if "loss" in r]
+    assert [(r["step"], r["loss"], r["loss_u"]) for r in again] == [
+        (r["step"], r["loss"], r["loss_u"]) for r in whole[-len(again) :]
+    ]
+    assert again[-1]["step"] == 4
 
 
 def test_stored_pseudo_labels(root: Path, tmp_path: Path) -> None:

@@ -24,14 +24,40 @@ def test_crop_that_is_not_made_of_patches(root: Path, work_dir: Path, crop: int)
         train(root, work_dir, **{"data.crop": crop})
 
 
-def test_batch_of_one_image(root: Path, work_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "alone",
+    [{"data.unlabeled.batch_size": 0}, {"fixmatch.warmup_iters": 1}, {"fixmatch.lambda_u": 0.0}],
+    ids=lambda alone: "-".join(alone),
+)
+def test_batch_of_one_image(root: Path, work_dir: Path, alone: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="data.labeled.batch_size = 1 .*batch norm needs at least two"):
-        train(root, work_dir, **{"data.labeled.batch_size": 1, "data.unlabeled.batch_size": 0})
+        train(root, work_dir, **{"data.labeled.batch_size": 1}, **alone)
 
 
 def test_half_precision_without_a_gpu(root: Path, work_dir: Path) -> None:
     with pytest.raises(ConfigError, match="precision fp16 needs a GPU.*bf16 or fp32"):
         train(root, work_dir, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("optim.warmup_iters", "optim.warmup_iters"),
+        ("fixmatch.warmup_iters", "fixmatch.warmup_iters [+] ramp_iters"),
+        ("fixmatch.ramp_iters", "fixmatch.warmup_iters [+] ramp_iters"),
+    ],
+)
+def test_warm_up_longer_than_the_run(root: Path, work_dir: Path, key: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} 9 must be smaller than schedule.total_iters 4"):
+        train(root, work_dir, **{key: 9})
+
+
+@pytest.mark.parametrize("option", [{"fixmatch.alignment": "labels"}, {"fixmatch.threshold": "freematch"}])
+def test_statistics_of_predictions_with_stored_labels(
+    root: Path, work_dir: Path, option: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match="stored, set alignment: none and threshold: fixed"):
+        train(root, work_dir, **{"fixmatch.pseudo_labels": "stored"}, **option)
 
 
 @pytest.mark.parametrize("kind", ["labeled", "unlabeled", "val"])

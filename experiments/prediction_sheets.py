@@ -9,7 +9,7 @@ import s5
 from s5.data.image_io import write_image
 from s5.data.sources import ValidationImages
 from s5.data.splits import Split
-from s5.training.hooks.pictures import colored, contact_sheet
+from s5.training.hooks.pictures import colored, contact_sheet, legend
 
 ROWS = 4
 
@@ -37,5 +37,6 @@ def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, 
         tiles.append([photo.permute(1, 2, 0).numpy(), colored(item["labels"], table)])
         predictions.append([colored(predictor.model.predict(photo, task), table) for predictor in predictors])
     rows = [[*tile, *row] for tile, row in zip(tiles, predictions, strict=True)]
-    write_image(path, contact_sheet(rows))
-    write_image(path.with_stem(f"{path.stem}_predictions"), contact_sheet(predictions))
+    names, entries = list(models), legend(table)
+    write_image(path, contact_sheet(rows, ["image", "truth", *names], entries))
+    write_image(path.with_stem(f"{path.stem}_predictions"), contact_sheet(predictions, names, entries))

@@ -198,7 +198,7 @@ class BoxPicturesHook(Hook):
         """Write the sheets."""
         for task, rows in self._rows.items():
             if rows:
-                write_sheet(runner, f"{self.part}_{task}", rows)
+                write_sheet(runner, f"{self.part}_{task}", rows, ("truth", "detections"))
                 self._rows[task] = []
 
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
@@ -14,7 +13,7 @@ from s5.data.label_table import LabelTable
 from s5.data.sampler import ValidationSampler
 from s5.segmentation.methods.fixmatch import FixMatch
 from s5.segmentation.multi_dataset import MultiDataset
-from s5.training.hooks.pictures import colored, write_sheet
+from s5.training.hooks.pictures import colored, legend, rgb, write_sheet
 from s5.training.resume import ResumableHook
 from s5.training.runner import S5Runner, unwrap
 
@@ -56,7 +55,7 @@ class CollapseWatch:
         self._labeled = [False] * len(self.classes)  # whether the class has occurred in the labels so far
         self._steps_without = [0] * len(self.classes)
 
-    def report(self, pseudo: Sequence[int], labeled: Sequence[int], steps: int) -> None:
+    def report(self, pseudo: Sequence[float], labeled: Sequence[float], steps: int) -> None:
         """Check the numbers of confident and labeled pixels of each class in the last `steps` steps."""
         self._report_dominance(pseudo, labeled, steps)
         self._report_missing(pseudo, labeled, steps)
@@ -75,7 +74,7 @@ class CollapseWatch:
         self.dominant, self.missing = state["dominant"], set(state["missing"])
         self._labeled, self._steps_without = list(state["labeled"]), list(state["steps_without"])
 
-    def _report_dominance(self, pseudo: Sequence[int], labeled: Sequence[int], steps: int) -> None:
+    def _report_dominance(self, pseudo: Sequence[float], labeled: Sequence[float], steps: int) -> None:
         total = sum(pseudo)
         if total == 0 or len(self.classes) < 2:
             return
@@ -86,14 +85,15 @@ class CollapseWatch:
             logger.warning(
                 "pseudo-labels collapse: %s has %.1f %% of the confident pixels of the last %d steps, and "
                 "%.1f %% of the labeled ones (%s.collapse.share = %g). Unless the images are that "
-                "imbalanced, start from weights trained on the labels alone (--init), lower optim.lr or "
-                "raise %s.conf_thresh",
+                "imbalanced, start from weights trained on the labels alone (--init, or %s.warmup_iters), "
+                "lower optim.lr, or choose another %s.threshold",
                 self.classes[largest],
                 100 * share,
                 steps,
                 100 * labeled[largest] / max(sum(labeled), 1),
                 self.section,
                 self.share,
+                self.section,
                 self.section,
             )
         elif self.dominant is None and before is not None:
@@ -103,7 +103,7 @@ class CollapseWatch:
                 100 * share,
             )
 
-    def _report_missing(self, pseudo: Sequence[int], labeled: Sequence[int], steps: int) -> None:
+    def _report_missing(self, pseudo: Sequence[float], labeled: Sequence[float], steps: int) -> None:
         missing = set()
         for i, (confident, of_labels) in enumerate(zip(pseudo, labeled, strict=True)):
             self._labeled[i] |= of_labels > 0
@@ -115,8 +115,8 @@ class CollapseWatch:
         if new := missing - self.missing:
             logger.warning(
                 "pseudo-labels: no confident pixel of %s in the last %d steps, although it occurs in the "
-                "labels (%s.collapse.missing_steps = %d). Lower %s.conf_thresh or add labeled "
-                "images that show it",
+                "labels (%s.collapse.missing_steps = %d). Choose a threshold per class (%s.threshold), "
+                "or add labeled images that show it",
                 self._names(new),
                 max(self._steps_without[i] for i in new),
                 self.section,
@@ -149,7 +149,7 @@ class PseudoLabelHook(ResumableHook):
         self.watch = watch
         self.interval = interval
         self._steps = 0  # since the last log line
-        self._resumed: list[list[int]] | None = None  # pixels counted in these steps before a resume
+        self._resumed: list[list[float]] | None = None  # pixels counted in these steps before a resume
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -168,6 +168,7 @@ class PseudoLabelHook(ResumableHook):
             logger.info("confident pseudo-labels: %s", text)
             scalars = {f"pseudo/{name}": share for name, share in shares.items()}
             scalars["pseudo_collapse/largest_share"] = max(shares.values())
+        scalars |= cast(FixMatch, unwrap(runner.model)).threshold.scalars(self.watch.classes)
         self.watch.report(pseudo, labeled, steps)
         scalars["pseudo_collapse/missing_classes"] = len(self.watch.missing)
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
@@ -181,15 +182,15 @@ class PseudoLabelHook(ResumableHook):
         self._resumed, self._steps = state["counts"], state["steps"]
         self.watch.load_state_dict(state["watch"])
 
-    def _counts(self, runner: Runner) -> list[list[int]]:
+    def _counts(self, runner: Runner) -> list[list[float]]:
         """Confident and labeled pixels by class since the last log line, summed over all processes."""
         model = cast(FixMatch, unwrap(runner.model))
-        counts = torch.zeros(2, model.num_classes, dtype=torch.int64, device=model.device)
+        counts = torch.zeros(2, model.num_classes, dtype=torch.float64, device=model.device)
         if model.class_counts is not None:
             counts += model.class_counts
         if dist.is_initialized():
             dist.all_reduce(counts)
-        resumed = torch.tensor(self._resumed or 0)
+        resumed = torch.tensor(self._resumed or 0, dtype=torch.float64)
         return (counts.cpu() + resumed).tolist()
 
 
@@ -217,21 +218,18 @@ class ViewsHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Draw the newest batch."""
-        if runner.rank != 0 or self._batch is None:
-            return
         model = cast(FixMatch, unwrap(runner.model))
+        if runner.rank != 0 or self._batch is None or model.lambda_u == 0:
+            return
         views = {name: value.cpu() for name, value in model.preview(self._batch, ROWS).items()}
         rows = [
-            [_rgb(weak), _rgb(strong), colored(pseudo, self.table), colored(prediction, self.table)]
+            [rgb(weak), rgb(strong), colored(pseudo, self.table), colored(prediction, self.table)]
             for weak, strong, pseudo, prediction in zip(
                 views["weak"], views["strong"], views["pseudo"], views["prediction"], strict=True
             )
         ]
-        write_sheet(runner, "unlabeled", rows)
-
-
-def _rgb(image: torch.Tensor) -> np.ndarray:
-    return (image.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
+        titles = ("weak view", "strong view", "its pseudo-labels", "its prediction")
+        write_sheet(runner, "unlabeled", rows, titles, legend(self.table))
 
 
 class TaskStartHook(Hook):

@@ -8,8 +8,9 @@ import torch
 
 from s5.data.image_io import read_image
 from s5.data.labels import get_table
+from s5.data.oriented.drawing import LINE
 from s5.training.hooks import PicturesHook
-from s5.training.hooks.pictures import CELL, GAP
+from s5.training.hooks.pictures import CELL, GAP, TITLE_HEIGHT, contact_sheet
 
 TABLE = get_table({"name": "t", "classes": ["a", "b"], "palette": [[250, 0, 0], [0, 0, 250]]})
 
@@ -44,12 +45,12 @@ def test_shrunk_masks_hold_colours_of_classes_only(runner, tmp_path):
     hook = PicturesHook({"t": TABLE})
     validate(hook, runner, 500, 1001)
     hook.after_val_epoch(runner)
-    sheet = runner.sheets["val"]
+    sheet = runner.sheets["val"][TITLE_HEIGHT:-LINE]
     assert sheet.shape == (CELL * 500 // 1001 + 1 + GAP, 3 * (CELL + GAP), 3)
     label = sheet[:-GAP, CELL + GAP : 2 * CELL + GAP].reshape(-1, 3)
     assert {tuple(color) for color in np.unique(label, axis=0).tolist()} == {(250, 0, 0), (0, 0, 250)}
     assert np.all(sheet[:-GAP, :CELL] == 90)
-    assert read_image(tmp_path / "pictures/val_000007.jpg").shape == sheet.shape
+    assert read_image(tmp_path / "pictures/val_000007.jpg").shape == runner.sheets["val"].shape
     assert hook._rows["t"] == []
 
 
@@ -58,4 +59,18 @@ def test_small_and_thin_pictures(runner, shape):
     hook = PicturesHook({"t": TABLE})
     validate(hook, runner, *shape)
     hook.after_val_epoch(runner)
-    assert runner.sheets["val"].shape[0] == min(shape[0], CELL) + GAP
+    around = runner.sheets["val"].shape[0] - min(shape[0], CELL) - GAP
+    assert around >= TITLE_HEIGHT + LINE and (around - TITLE_HEIGHT) % LINE == 0
+
+
+def test_titles_and_legend_stand_around_the_pictures():
+    picture = np.full((40, 60, 3), 90, np.uint8)
+    plain = contact_sheet([[picture, picture]])
+    sheet = contact_sheet(
+        [[picture, picture]], ("a", "a title too long for its column"), [("roof", (9, 8, 250))]
+    )
+    assert np.array_equal(sheet[TITLE_HEIGHT:-LINE], plain)
+    titles = sheet[:TITLE_HEIGHT].min(2) < 128
+    assert titles[:, : 60 + GAP].any() and titles[:, 60 + GAP :].any()
+    assert not titles[:, -GAP:].any()  # shrunk to fit
+    assert (sheet[-LINE:] == (9, 8, 250)).all(2).any()

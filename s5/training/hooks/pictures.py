@@ -1,6 +1,6 @@
 """Pictures of predictions on validation images, drawn at every validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,10 +10,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s5.data.image_io import write_image
-from s5.data.label_table import LabelTable
+from s5.data.label_table import RGB, LabelTable
+from s5.data.oriented.drawing import draw_legend
 
 CELL = 320  # maximum side of a picture in a contact sheet, pixels
 GAP = 4  # pixels between pictures
+TITLE_HEIGHT, TITLE_SIZE, TITLE_COLOR = 24, 0.45, (0, 0, 0)
 
 
 class PicturesHook(Hook):
@@ -53,7 +55,8 @@ class PicturesHook(Hook):
         """Write the sheets."""
         for task, rows in self._rows.items():
             if rows:
-                write_sheet(runner, "val" if len(self.tables) == 1 else f"val_{task}", rows)
+                name = "val" if len(self.tables) == 1 else f"val_{task}"
+                write_sheet(runner, name, rows, ("image", "truth", "prediction"), legend(self.tables[task]))
                 self._rows[task] = []
 
 
@@ -62,15 +65,40 @@ def colored(train_ids: torch.Tensor, table: LabelTable) -> np.ndarray:
     return table.colorize(train_ids.numpy().astype(np.uint8))
 
 
-def write_sheet(runner: Runner, name: str, rows: list[list[np.ndarray]]) -> None:
-    """Write a contact sheet to the work folder and TensorBoard."""
-    sheet = contact_sheet(rows)
-    write_image(Path(runner.work_dir) / "pictures" / f"{name}_{runner.iter:06d}.jpg", sheet)
-    runner.visualizer.add_image(name, sheet, step=runner.iter)
+def rgb(image: torch.Tensor) -> np.ndarray:
+    """Convert an image (3, H, W) in [0, 1] to (H, W, 3) uint8."""
+    return (image.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
 
-def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrange pictures (H, W, 3) of any size in rows on a white background, each shrunk to fit a cell."""
+def legend(table: LabelTable) -> list[tuple[str, RGB]]:
+    """Names and colours of the classes, for the legend of a sheet."""
+    return list(zip(table.classes, table.palette, strict=True))
+
+
+def write_sheet(
+    runner: Runner,
+    name: str,
+    rows: list[list[np.ndarray]],
+    titles: Sequence[str],
+    entries: Sequence[tuple[str, RGB]] = (),
+    step: int | None = None,
+) -> None:
+    """Write a contact sheet to the work folder and TensorBoard; the default step is the runner's."""
+    sheet, step = contact_sheet(rows, titles, entries), runner.iter if step is None else step
+    write_image(Path(runner.work_dir) / "pictures" / f"{name}_{step:06d}.jpg", sheet)
+    runner.visualizer.add_image(name, sheet, step=step)
+
+
+def contact_sheet(
+    rows: list[list[np.ndarray]], titles: Sequence[str] = (), entries: Sequence[tuple[str, RGB]] = ()
+) -> np.ndarray:
+    """Arrange pictures in rows on a white background.
+
+    Args:
+        rows: Pictures (H, W, 3) of any size; each is shrunk to fit a cell.
+        titles: Title of each column.
+        entries: Names and colours of the legend.
+    """
     cells = [[_fit(picture) for picture in row] for row in rows]
     height = max(cell.shape[0] for row in cells for cell in row) + GAP
     width = max(cell.shape[1] for row in cells for cell in row) + GAP
@@ -78,7 +106,23 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
             sheet[i * height : i * height + cell.shape[0], j * width : j * width + cell.shape[1]] = cell
-    return sheet
+    parts = [sheet]
+    if titles:
+        parts.insert(0, _draw_titles(titles, width, sheet.shape[1]))
+    if entries:
+        parts.append(draw_legend(entries, sheet.shape[1], 1))
+    return np.concatenate(parts)
+
+
+def _draw_titles(titles: Sequence[str], cell: int, width: int) -> np.ndarray:
+    """Draw a line of titles, each shrunk to the width of its column."""
+    line = np.full((TITLE_HEIGHT, width, 3), 255, np.uint8)
+    for i, title in enumerate(titles):
+        length = cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, TITLE_SIZE, 1)[0][0]
+        size = TITLE_SIZE * min(1.0, max(cell - 2 * GAP, 1) / length)
+        origin = (i * cell, TITLE_HEIGHT - 2 * GAP)
+        cv2.putText(line, title, origin, cv2.FONT_HERSHEY_SIMPLEX, size, TITLE_COLOR, 1, cv2.LINE_AA)
+    return line
 
 
 def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:

@@ -148,3 +148,11 @@ def test_shipped_detection_trains_on_the_published_objects() -> None:
     ]
     assert (dota.ignore_below, dior.ignore_below) == (2, 0)
     assert dota.train_difficult and dior.train_difficult
+
+
+@pytest.mark.parametrize("name", ["configs/few_labels.yaml", "experiments/configs/generated_scenes.yaml"])
+def test_other_configurations_of_s4p_are_valid(name: str) -> None:
+    cfg = load_config(S4PConfig, ROOT / name)
+    assert cfg.data.unlabeled.batch_size == 8
+    changed = cfg.settings != type(cfg.settings)()
+    assert changed == (name == "configs/few_labels.yaml"), "the experiment starts from published FixMatch"

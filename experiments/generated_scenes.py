@@ -1,0 +1,208 @@
+"""S4P on generated scenes, against its labels alone and against true labels for all scenes.
+
+    python -m experiments.generated_scenes [--labels 10] [--arms labels fixmatch bound] [--seeds 5]
+
+Every seed trains on its own labeled scenes, drawn from a pool, and all arms of a seed on the same. The
+unlabeled scenes have true labels, too, which only the arms `bound` (supervised, on all scenes) and `truth`
+(true labels in place of pseudo-labels) use. Finished runs are kept, interrupted runs are resumed. Writes
+`report.md`: mIoU on the validation scenes, and the gain over the labels alone, also as a share of the bound.
+"""
+
+import argparse
+import hashlib
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.report_tables import MEAN, markdown_table, mean_and_deviation
+from experiments.training_runs import REPO, train_once
+from s5.command import run_command, usable_cpus
+from s5.data.files import write_bytes
+from s5.data.image_io import write_mask
+from s5.data.prepare.pipeline import run_parallel
+from s5.data.splits import format_line, write_split
+from scenes.dataset import PARTS, Request, scene_files, write_dataset
+from scenes.scene import generate_scene
+
+CONFIG = REPO / "experiments/configs/generated_scenes.yaml"
+TRUTH, TRUTH_FOLDER = "splits/unlabeled/truth.txt", "unlabeled/truth"
+
+ALONE = ["data.unlabeled.batch_size=0"]
+MILD = [
+    *(f"fixmatch.strong.{key}=0.25" for key in ("brightness", "contrast", "saturation")),
+    "fixmatch.strong.hue=0.05",
+    "fixmatch.strong.gray_p=0",
+    "fixmatch.strong.blur_p=0",
+]
+STEADY = ["fixmatch.momentum=0.99"]
+EMA = ["fixmatch.pseudo_labels=ema", "fixmatch.warmup_iters=HALF", "fixmatch.ramp_iters=RAMP"]
+ALIGNED = [*EMA, *STEADY, "fixmatch.alignment=labels"]
+FREE = [*ALIGNED, "fixmatch.threshold=freematch"]
+ARMS: dict[str, list[str]] = {
+    "labels": ALONE,
+    "labels, equal time": ALONE,
+    "bound": ALONE,
+    "truth": ["fixmatch.pseudo_labels=stored", f"data.unlabeled.split={TRUTH}"],
+    "fixmatch": [],
+    "ema": EMA,
+    "mild": [*EMA, *MILD],
+    "aligned": ALIGNED,
+    "flexmatch": [*ALIGNED, "fixmatch.threshold=flexmatch"],
+    "freematch": FREE,
+    "softmatch": [*ALIGNED, "fixmatch.threshold=softmatch"],
+    "unimatch": [*EMA, "fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"],
+    "best": [*FREE, *MILD],
+}
+"""Options of every arm; HALF and RAMP stand for half and 15 % of the steps."""
+
+EQUAL_TIME = 1.5
+"""Steps of `labels, equal time`: a step of S4P takes twice as long, and half of its steps are a warm-up."""
+
+
+def prepare(root: Path, request: Request, workers: int) -> None:
+    """Write the scenes and the true masks of the unlabeled ones; scenes of another request are replaced."""
+    written, _ = write_dataset(root, request, workers, overwrite=True)
+    if written:
+        shutil.rmtree(root / TRUTH_FOLDER, ignore_errors=True)
+    files = [(scene_files("unlabeled", n).image, _truth_file(n)) for n in range(request.unlabeled)]
+    missing = [n for n, (_, mask) in enumerate(files) if not (root / mask).is_file()]
+    for _ in run_parallel(partial(_write_truth, root, request), missing, workers):
+        pass
+    write_split(root / TRUTH, [format_line(*pair) for pair in files])
+
+
+def _truth_file(number: int) -> str:
+    return f"{TRUTH_FOLDER}/{number:06d}.png"
+
+
+def _write_truth(root: Path, request: Request, number: int) -> None:
+    scene = generate_scene(request.seed, PARTS["unlabeled"].first + number, request.size)
+    write_mask(root / _truth_file(number), scene.mask)
+
+
+def write_labeled(root: Path, labels: int, seed: int) -> tuple[str, str]:
+    """Write the labeled splits of a seed, alone and with the true labels of all unlabeled scenes."""
+    pool = (root / PARTS["labeled"].split).read_text().splitlines()
+    order = np.random.default_rng(seed).permutation(len(pool))
+    chosen = [pool[i] for i in sorted(order[:labels])]
+    names = f"splits/labeled/{labels}_{seed}.txt", f"splits/labeled/{labels}_{seed}_truth.txt"
+    write_split(root / names[0], chosen)
+    write_split(root / names[1], [*chosen, *(root / TRUTH).read_text().splitlines()])
+    return names
+
+
+def train(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | None]:
+    """Train one arm with one seed."""
+    alone, everything = write_labeled(args.data, args.labels, seed)
+    steps = round(args.iters * EQUAL_TIME) if arm == "labels, equal time" else args.iters
+    own = [
+        option.replace("HALF", f"{steps // 2}").replace("RAMP", f"{steps * 3 // 20}") for option in ARMS[arm]
+    ]
+    options = [
+        f"data_root={args.data.resolve()}",
+        f"data.labeled.split={everything if arm == 'bound' else alone}",
+        f"schedule.total_iters={steps}",
+        f"schedule.val_interval={steps // 2}",
+        f"seed={seed}",
+        *args.cfg_options,
+        *own,
+    ]
+    command = ["S4_Pretrain/train.py", "--config", str(CONFIG), "--backbone", args.backbone, "--init", "none"]
+    command += ["--device", args.device, "--cfg-options", *options]
+    # Runs of other scenes or options are other runs.
+    key = hashlib.sha256(repr((_request(args), options)).encode()).hexdigest()[:8]
+    name = f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}_{key}"
+    return train_once(command, _folder(args) / name, steps)
+
+
+def _request(args: argparse.Namespace) -> Request:
+    return Request(args.pool, args.unlabeled, args.val, args.size, args.world)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.out / f"{args.labels}_{args.iters}_{args.backbone}"
+
+
+def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
+    """Table of the arms: mIoU, gain over the labels alone, its standard error and share of the bound's."""
+    scores = {arm: np.array([run[MEAN] for run in runs], dtype=float) for arm, runs in results.items()}
+    base, bound = scores.get("labels"), scores.get("bound")
+    rows: dict[str, dict[str, str]] = {}
+    for arm, values in scores.items():
+        row = {MEAN: mean_and_deviation(list(values))}
+        gain = values - base if base is not None else np.full(len(values), np.nan)
+        error = statistics.stdev(gain) / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
+        row["gain"] = f"{gain.mean():+.1f}"
+        row["standard error"] = f"{error:.1f}"
+        reachable = (bound - base).mean() if bound is not None and base is not None else math.nan
+        row["share of the bound"] = f"{100 * gain.mean() / reachable:.0f} %"
+        row |= {
+            name.removeprefix("IoU."): mean_and_deviation([run[name] for run in results[arm]])
+            for name in results[arm][0]
+            if name.startswith("IoU.")
+        }
+        rows[arm] = row
+    titles = list(next(iter(rows.values())))
+    columns = {title: {arm: row[title] for arm, row in rows.items()} for title in titles}
+    head = (
+        f"{args.backbone}, {args.labels} labeled scenes, {args.iters} iterations, {args.seeds} seeds; "
+        "percent, mean ± standard deviation"
+    )
+    return "\n".join([head, "", *markdown_table(columns, list(rows))]) + "\n"
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", type=Path, default=Path("work_dirs/generated_scenes/data"))
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/generated_scenes"))
+    parser.add_argument("--world", type=int, default=0, help="seed of the scenes")
+    parser.add_argument("--pool", type=int, default=200, help="labeled scenes to draw from")
+    parser.add_argument("--unlabeled", type=int, default=1000)
+    parser.add_argument("--size", type=int, default=256, help="side of a scene in pixels")
+    parser.add_argument("--val", type=int, default=100)
+    parser.add_argument("--labels", type=int, default=10, help="number of labeled scenes")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--iters", type=int, default=1000)
+    parser.add_argument("--backbone", default="vit_t")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
+    args = parser.parse_args(argv)
+    if args.labels > args.pool:
+        parser.error(f"--labels {args.labels}: there are only {args.pool} labeled scenes (--pool)")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the scenes, run everything, print the table."""
+    args = parse_args(argv)
+    prepare(args.data, _request(args), usable_cpus())
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        runs = {
+            (arm, seed): pool.submit(train, args, arm, seed)
+            for seed in range(args.seeds)
+            for arm in args.arms
+        }
+        results = {arm: [runs[arm, seed].result() for seed in range(args.seeds)] for arm in args.arms}
+    finally:
+        pool.shutdown(cancel_futures=True)  # a run in progress has the signal, too
+    text = report(args, results)
+    write_bytes(_folder(args) / "report.md", text.encode())
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,101 @@
+"""The experiment on generated scenes: its data, the options of its arms, and its table."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import generated_scenes as experiment
+from s5.data.image_io import read_mask
+from s5.data.splits import Split
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training.config import load_config
+from scenes.dataset import Request
+from scenes.scene import generate_scene
+
+REQUEST = Request(labeled=6, unlabeled=3, val=2, size=64, seed=5)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    experiment.prepare(root, REQUEST, workers=1)
+    return root
+
+
+def run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> dict[str, tuple[list[str], Path, int]]:
+    """The commands of all runs by folder, which are not started; scores grow with the seed."""
+    runs = {}
+
+    def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str, float]:
+        runs[work_dir.name] = (command, work_dir, iterations)
+        arm, seed, _ = work_dir.name.split("_")
+        return {"mIoU": {"labels": 30.0, "best": 35.0, "bound": 40.0}[arm] + int(seed), "IoU.field": 50.0}
+
+    monkeypatch.setattr(experiment, "train_once", train_once)
+    sizes = ["--pool", "6", "--unlabeled", "3", "--val", "2", "--size", "64", "--world", "5", "--labels", "4"]
+    assert experiment.main(["--data", str(root), "--out", str(root / "out"), *sizes, *arguments]) == 0
+    return runs
+
+
+def test_true_masks_belong_to_the_unlabeled_scenes(root: Path) -> None:
+    samples = list(Split(root / experiment.TRUTH, root))
+    assert [sample.image.name for sample in samples] == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    scene = generate_scene(5, 1_000_000 + 2, 64)
+    np.testing.assert_array_equal(read_mask(samples[2].mask), scene.mask)
+
+
+def test_seeds_draw_nested_labeled_scenes(root: Path) -> None:
+    splits = {n: experiment.write_labeled(root, n, seed=1) for n in (2, 4)}
+    lines = {n: (root / alone).read_text().splitlines() for n, (alone, _) in splits.items()}
+    assert len(lines[2]) == 2 and set(lines[2]) < set(lines[4])
+    other, everything = experiment.write_labeled(root, 4, seed=2)
+    assert (root / other).read_text().splitlines() != lines[4]
+    assert len((root / everything).read_text().splitlines()) == 4 + 3
+
+
+def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arm in experiment.ARMS:
+        monkeypatch.setattr(experiment, "train_once", lambda command, *_: {"command": command})
+        args = experiment.parse_args(["--data", str(root), "--labels", "4", "--size", "64"])
+        command = experiment.train(args, arm, 0)["command"]
+        options = command[command.index("--cfg-options") + 1 :]
+        cfg = load_config(S4PConfig, experiment.CONFIG, options)
+        assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("labels", "bound"))
+        assert cfg.schedule.total_iters == (1500 if arm == "labels, equal time" else 1000)
+        assert (cfg.settings.warmup_iters == 500) == (cfg.settings.pseudo_labels == "ema")
+
+
+def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = run(root, monkeypatch, "--arms", "labels", "best", "bound", "--seeds", "3")
+    assert len(runs) == 9 and {n for *_, n in runs.values()} == {1000}
+    best = next(
+        line for line in (root / "out/4_1000_vit_t/report.md").read_text().splitlines() if "| best" in line
+    )
+    cells = [cell.strip() for cell in best.split("|")[2:-1]]
+    assert cells == ["36.0 ± 1.0", "+5.0", "0.0", "50 %", "50.0 ± 0.0"]
+
+
+def test_other_scenes_or_options_are_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        *run(root, monkeypatch, "--arms", "labels", "--seeds", "1"),
+        *run(root, monkeypatch, "--arms", "labels", "--seeds", "1", "--cfg-options", "optim.lr=0.1"),
+        *run(root, monkeypatch, "--arms", "labels", "--seeds", "1"),
+    ]
+    assert names[0] == names[2] != names[1]
+
+
+def test_masks_of_other_scenes_are_replaced(tmp_path: Path) -> None:
+    masks = []
+    for seed in (5, 6, 5):
+        experiment.prepare(tmp_path, Request(labeled=1, unlabeled=1, val=1, size=64, seed=seed), workers=1)
+        masks.append(read_mask(next(iter(Split(tmp_path / experiment.TRUTH, tmp_path))).mask))
+    assert np.array_equal(masks[0], masks[2]) and not np.array_equal(masks[0], masks[1])
+
+
+def test_more_labels_than_scenes(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        experiment.parse_args(["--labels", "9", "--pool", "8"])
+    assert "--labels 9: there are only 8 labeled scenes" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From an empty machine to trained models: creates the environment, then runs the stages below on generated images.
-# Results go to work_dirs/quickstart/. Running it again keeps the generated images and trains from scratch.
+# Results go to work_dirs/quickstart/. Running it again keeps the generated images and trains from scratch. On a slow
+# machine all stages are shortened to fit into about 15 minutes; S5_QUICKSTART=whole trains all steps.
 #
 #   bash scripts/quickstart.sh [options of S4_Pretrain/train.py]     for example: bash scripts/quickstart.sh --device cpu
 #
@@ -14,25 +15,41 @@ DETECTION=Object_Detection
 
 # Keeps the scenes of an earlier run, or replaces them if this version generates different ones.
 make_data() {
-  "$S5_PYTHON" -m scenes --out "$OUT/data" --overwrite &&
+  "$S5_PYTHON" -m scenes --out "$OUT/data" --labeled 10 --unlabeled 500 --overwrite &&
     "$S5_PYTHON" -m scenes.mdf_data "$OUT/data/mdf" &&
     "$S5_PYTHON" -m scenes.det_data "$OUT/data/det"
 }
 
-# pretrain NAME [options]: an S4P run from random weights into $OUT/NAME.
+PERCENT=100 # of the steps to train
+
+# plan [options of train.py]: measures the speed, prints what is to come, and sets PERCENT.
+plan() {
+  PERCENT=$("$S5_PYTHON" -m experiments.quickstart_plan --backbone vit_t "$@") || return
+  [[ $PERCENT =~ ^[0-9]+$ ]] || s5_fail "the plan is no number: $PERCENT"
+}
+
+# steps N: prints the number of steps to train instead of N.
+steps() {
+  echo $(($1 * PERCENT / 100))
+}
+
+# pretrain NAME [options]: an S4P run from random weights into $OUT/NAME; half of it trains on labels alone.
 pretrain() {
-  local name=$1
+  local name=$1 total
   shift
+  total=$(steps "$(setting schedule.total_iters 1000 "$@")")
   rm -rf "${OUT:?}/$name"
   "$S5_PYTHON" S4_Pretrain/train.py --config configs/quickstart.yaml --work-dir "$OUT/$name" \
-    --backbone vit_t --init none "$@"
+    --backbone vit_t --init none "$@" --cfg-options "schedule.total_iters=$total" \
+    "fixmatch.warmup_iters=$((total / 2))" "fixmatch.ramp_iters=$((total * 15 / 100))"
 }
 
 # fine_tune BACKBONE DEVICE: one model for all datasets, from S4P weights, with the same command as for users.
 fine_tune() {
   rm -rf "${OUT:?}/mdf"
   CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \
-    "$(gpus "$2")" "$(free_port)" "${1}_moe" True "$OUT/s4p/${1}_s4p_upernet"
+    "$(gpus "$2")" "$(free_port)" "${1}_moe" True "$OUT/s4p/${1}_s4p_upernet" \
+    --cfg-options "schedule.steps_per_epoch=$(steps 50)"
 }
 
 # apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on other scenes.
@@ -47,7 +64,7 @@ detect() {
   rm -rf "${OUT:?}/det"
   "$S5_PYTHON" $DETECTION/tools/train.py $DETECTION/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py \
     --work-dir "$OUT/det" --init "$OUT/s4p/${1}_s4p" --device "$2" \
-    --cfg-options backbone="${1}_moe" data_root="$OUT/data/det"
+    --cfg-options backbone="${1}_moe" data_root="$OUT/data/det" "schedule.steps_per_epoch=$(steps 20)"
 }
 
 # find_objects BACKBONE DEVICE: scores on the held-out scenes of both tasks, and sliding-window detections in other,
@@ -73,6 +90,16 @@ option() {
       "$name"=*) value=${1#*=} ;;
     esac
     shift
+  done
+  echo "$value"
+}
+
+# setting KEY DEFAULT [ARGUMENT...]: prints the value of KEY=VALUE in the arguments; the last one wins.
+setting() {
+  local key=$1 value=$2 argument
+  shift 2
+  for argument in "$@"; do
+    [[ $argument != "$key="* ]] || value=${argument#*=}
   done
   echo "$value"
 }
@@ -105,6 +132,7 @@ main() {
   local start=$SECONDS backbone device
   backbone=$(option --backbone vit_t "$@") device=$(option --device auto "$@")
   stage "Data: aerial-like scenes with masks and boxes" make_data
+  stage "Plan: the speed of this machine" plan "$@"
   stage "S4P: labeled and unlabeled images" pretrain s4p "$@"
   stage "Supervised only, the same number of steps" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
   stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"

@@ -16,6 +16,8 @@ if text.startswith("-c"):
 elif not text.startswith("-m pip"):
     with open(os.environ["FAKE_LOG"], "a") as log:
         log.write(json.dumps(arguments) + "\\n")
+if "quickstart_plan" in text:
+    print(os.environ["FAKE_PERCENT"])
 failure = os.environ.get("FAKE_FAILURE")
 sys.exit(bool(failure) and failure in text)
 """
@@ -25,8 +27,8 @@ class FakePython:
     """A virtual environment in `folder`.
 
     Attributes:
-        variables: environment variables under which scripts use it; `FAKE_GPUS` GPUs seem to be there, and
-            a call that contains `FAKE_FAILURE` fails.
+        variables: environment variables under which scripts use it; `FAKE_GPUS` GPUs seem to be there, the
+            quickstart's plan is `FAKE_PERCENT`, and a call that contains `FAKE_FAILURE` fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,6 +42,7 @@ class FakePython:
             "VIRTUAL_ENV": str(python.parents[1]),
             "FAKE_LOG": str(self.log),
             "FAKE_GPUS": "0",
+            "FAKE_PERCENT": "100",
         }
 
     def calls(self) -> list[list[str]]:

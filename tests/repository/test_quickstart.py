@@ -1,6 +1,7 @@
 """The quickstart: its data, its stages and the report at the end."""
 
 import json
+import re
 import shutil
 import subprocess
 from hashlib import sha256
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import quickstart_plan as planning
 from experiments import quickstart_report as report
 from s5.data.image_io import read_mask
 from s5.data.labels import get_table
@@ -25,6 +27,7 @@ from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config, load_python_config, save_config
 from scenes import LABEL_SETS, det_data, mdf_data
+from scenes.dataset import Request, write_dataset
 from tests.helpers.fake_python import FakePython, copy_scripts
 
 REPO = Path(__file__).resolve().parents[2]
@@ -146,6 +149,7 @@ def test_stages_in_order(quickstart) -> None:
         "-m scenes",
         f"-m scenes.mdf_data {out}/data/mdf",
         f"-m scenes.det_data {out}/data/det",
+        "-m experiments.quickstart_plan",
         "S4_Pretrain/train.py",
         "S4_Pretrain/train.py",
         "scripts/launch_check.py",
@@ -157,12 +161,56 @@ def test_stages_in_order(quickstart) -> None:
         f"Object_Detection/tools/predict.py {out}/det/vit_t_moe_det.pth {scenes}/00000*.png",
         f"-m experiments.quickstart_report {out}",
     ]
-    fine_tuning, detecting = commands[6], commands[9]
+    fine_tuning, detecting = commands[7], commands[10]
     assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
     assert f"--load-network True --init {out}/s4p/vit_t_s4p_upernet" in fine_tuning
     assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
     assert f"--work-dir {out}/det --init {out}/s4p/vit_t_s4p --device auto" in detecting
     assert f"backbone=vit_t_moe data_root={out}/data/det" in detecting
+
+
+@pytest.mark.parametrize(
+    ("percent", "options", "s4p", "epoch", "detection"),
+    [
+        ("100", (), (1000, 500, 150), 50, 20),
+        ("60", (), (600, 300, 90), 30, 12),
+        ("100", ("--cfg-options", "schedule.total_iters=40", "seed=1"), (40, 20, 6), 50, 20),
+    ],
+)
+def test_a_slow_machine_trains_fewer_steps(
+    quickstart, percent: str, options: tuple[str, ...], s4p: tuple[int, ...], epoch: int, detection: int
+) -> None:
+    done, commands = quickstart(*options, FAKE_PERCENT=percent)
+    assert done.returncode == 0, done.stderr
+    keys = ("schedule.total_iters", "fixmatch.warmup_iters", "fixmatch.ramp_iters")
+    for command in commands[4:6]:
+        assert " ".join(f"{key}={value}" for key, value in zip(keys, s4p, strict=True)) in command
+    assert f"schedule.steps_per_epoch={epoch}" in commands[7]
+    assert f"schedule.steps_per_epoch={detection}" in commands[10]
+
+
+def test_a_plan_that_is_no_number_ends_the_run(quickstart) -> None:
+    done, commands = quickstart(FAKE_PERCENT="a warning")
+    assert done.returncode == 1 and "the plan is no number: a warning" in done.stderr
+    assert len(commands) == 4
+
+
+def test_plan_keeps_to_the_time() -> None:
+    total = sum(planning.STAGES.values()) + planning.FIXED
+    fast, slow, slower = (planning.plan(factor * planning.LIMIT / total) for factor in (0.9, 2.0, 20.0))
+    assert fast[0] == 100 and "of their steps" not in fast[1]
+    assert 40 < slow[0] < 50 and f"{slow[0]} % of their steps" in slow[1] and "15 min in all" in slow[1]
+    assert slower[0] == planning.SHORTEST
+    assert planning.plan(2.0 * planning.LIMIT / total, whole_run=True)[0] == 100
+
+
+def test_plan_measures_steps_of_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_dataset(tmp_path, Request(labeled=4, unlabeled=4, val=1, size=128))
+    options = ["--device", "cpu", "--backbone", "vit_t", "--cfg-options", f"data_root={tmp_path}"]
+    assert planning.main([*options, "data.workers=0"]) == 0
+    printed = capsys.readouterr()
+    assert planning.SHORTEST <= int(printed.out) <= 100
+    assert re.search(r"step of S4P takes \d\.\d\d s here. Expected: S4P \d+", printed.err)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +225,8 @@ def test_stages_in_order(quickstart) -> None:
 def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: str, device: str) -> None:
     done, commands = quickstart(*arguments, FAKE_GPUS=gpus)
     assert done.returncode == 0, done.stderr
-    s4p, supervised, _, fine_tuning, evaluation, _, *detecting = commands[3:11]
-    assert " ".join(arguments) in s4p and " ".join(arguments) in supervised
+    planning, s4p, supervised, _, fine_tuning, evaluation, _, *detecting = commands[3:12]
+    assert all(" ".join(arguments) in command for command in (planning, s4p, supervised))
     assert f"--device {device} " in fine_tuning and f"--backbone {backbone}_moe" in fine_tuning
     assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
     assert f"{backbone}_moe_mdf.pth" in evaluation

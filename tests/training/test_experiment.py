@@ -24,7 +24,7 @@ OF_A_TREE = {"TaskStartHook", "PseudoLabelHook", "ViewsHook"}
 class Hesitant(FixMatch):
     """Trains on no pixel, and logs two numbers of its own."""
 
-    def confident(self, pseudo: Tensor, confidence: Tensor) -> Tensor:
+    def weights(self, pseudo: Tensor, confidence: Tensor) -> Tensor:
         return torch.zeros_like(pseudo, dtype=torch.bool)
 
     def loss(self, *args, **batch) -> dict:

@@ -40,8 +40,8 @@ pretrain() {
   total=$(steps "$(setting schedule.total_iters 1000 "$@")")
   rm -rf "${OUT:?}/$name"
   "$S5_PYTHON" S4_Pretrain/train.py --config configs/quickstart.yaml --work-dir "$OUT/$name" \
-    --backbone vit_t --init none "$@" --cfg-options "schedule.total_iters=$total" \
-    "fixmatch.warmup_iters=$((total / 2))" "fixmatch.ramp_iters=$((total * 15 / 100))"
+    --backbone vit_t --init none --cfg-options "fixmatch.warmup_iters=$((total / 2))" \
+    "fixmatch.ramp_iters=$((total * 15 / 100))" "$@" --cfg-options "schedule.total_iters=$total"
 }
 
 # fine_tune BACKBONE DEVICE: one model for all datasets, from S4P weights, with the same command as for users.

@@ -6,7 +6,7 @@ skipped. The papers start their means at 1 / K; these start with the first step,
 precede them.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -110,7 +110,7 @@ class DistributionAlignment(nn.Module):
         return logits + (target / predicted).log()[:, None, None]
 
 
-class Threshold(nn.Module):
+class Threshold(nn.Module, ABC):
     """Base class: selection of pixels by a threshold of the confidence for each class.
 
     Args:

@@ -33,6 +33,7 @@ from s5.data.label_table import LabelTable
 from s5.data.labels import HELP, parse_table
 from s5.data.mask_survey import MaskSurvey
 from s5.data.masks import open_mask, require_same_size
+from s5.data.references import exists, file_of
 from s5.data.splits import Sample, Split
 from s5.errors import DataError, ImageError, SplitError, shorten
 
@@ -213,7 +214,7 @@ def _kind(error: DataError, path: Path) -> str:
     """Kind of the problem with a file that could not be read."""
     if not isinstance(error, ImageError):
         return "values"
-    return "missing" if not path.exists() else "colours" if "colour-coded" in error.reason else "corrupt"
+    return "missing" if not exists(path) else "colours" if "colour-coded" in error.reason else "corrupt"
 
 
 def _histogram(mask: np.ndarray) -> np.ndarray:
@@ -252,8 +253,12 @@ def _file_states(split: Split, index: int) -> list[tuple[str, int, int] | None]:
     try:
         sample = split.sample(index)
         paths = [path for path in (sample.image, sample.mask) if path is not None]
-        states = [(str(path), state.st_size, state.st_mtime_ns) for path in paths for state in [path.stat()]]
-        return [*states, *(state for path in paths for state in _states_beside(path))]
+        states = [
+            (str(path), state.st_size, state.st_mtime_ns)
+            for path in paths
+            for state in [file_of(path).stat()]
+        ]
+        return [*states, *(state for path in paths for state in _states_beside(file_of(path)))]
     except (OSError, SplitError):
         return [None]  # the check itself reports the error
 

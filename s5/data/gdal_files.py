@@ -18,6 +18,8 @@ from rasterio.io import DatasetReader, MemoryFile
 from rasterio.rpc import RPC
 from rasterio.windows import Window
 
+from s5.data.image_formats import detect_format
+from s5.data.references import find, for_gdal
 from s5.errors import ImageError, is_utf8
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,10 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 logging.getLogger("rasterio").setLevel(logging.WARNING)
 
 _CACHE_BYTES = 256 << 20  # holds the strips of a row of windows, so that each is decoded once
+# Sidecar files (.aux.xml, .msk, .tfw) are tried by name: GDAL would otherwise list the folder, which may have
+# a million files, for every image.
+OPTIONS = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+_DRIVERS = {"bmp": "BMP", "png": "PNG", "tiff": "GTiff"}
 _PAGE = re.compile(r"\((\d+)P x (\d+)L")  # size of a page in GDAL's description
 _RESTORE = "Restore it from its source"
 
@@ -72,15 +78,25 @@ def size(path: str | Path) -> tuple[int, int]:
 def read_georeference(path: str | Path) -> Georeference | None:
     """Georeferencing of a TIFF, from the file or its sidecar files (.tfw, .aux.xml, _RPC.TXT), or None.
 
+    That of a window of an image is in pixels of the window.
+
     Raises:
         ImageError: The file is missing or damaged.
     """
+    reference = find(path)
+    window = None if reference is None else reference.window
+    left, top = (0, 0) if window is None else (window.left, window.top)
     with open_dataset(path) as dataset, decoding(path):
+        rpcs = dataset.rpcs
+        if rpcs:
+            rpcs.line_off, rpcs.samp_off = rpcs.line_off - top, rpcs.samp_off - left
         if not dataset.transform.is_identity:  # rasterio returns the identity if there is no transform
-            return Georeference(dataset.crs, dataset.transform, rpcs=dataset.rpcs)
+            return Georeference(dataset.crs, dataset.transform * Affine.translation(left, top), rpcs=rpcs)
         gcps, crs = dataset.gcps
-        if gcps or dataset.rpcs:
-            return Georeference(crs or dataset.crs, None, tuple(gcps), dataset.rpcs)
+        for point in gcps:
+            point.row, point.col = point.row - top, point.col - left
+        if gcps or rpcs:
+            return Georeference(crs or dataset.crs, None, tuple(gcps), rpcs)
         return None
 
 
@@ -98,24 +114,40 @@ def open_dataset(source: str | Path | bytes, path: str | Path | None = None) -> 
 @contextmanager
 def open_noted(source: str | Path | bytes, path: str | Path) -> Iterator[tuple[DatasetReader, str]]:
     """Open a dataset; yields it and a note about its pages."""
+    with rasterio.Env(**OPTIONS), ExitStack() as opened:
+        with decoding(path):
+            source = source if isinstance(source, bytes) else for_gdal(source)
+        yield enter_dataset(source, path, opened)
+
+
+def enter_dataset(
+    source: str | Path | bytes, path: str | Path, opened: ExitStack
+) -> tuple[DatasetReader, str]:
+    """Open a dataset that `opened` closes, within `rasterio.Env(**OPTIONS)`.
+
+    Args:
+        source: What `s5.data.references.for_gdal` returned, or bytes.
+        path: The file, for messages.
+        opened: Closes it.
+
+    Returns:
+        The dataset, and a note about its pages; may be empty.
+    """
     note = ""
-    # Sidecar files (.aux.xml, .msk, .tfw) are tried by name: GDAL would otherwise list the folder, which may
-    # have a million files, for every image.
-    options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-    with rasterio.Env(**options), ExitStack() as opened:
-        with decoding(path):  # not around the caller's own errors
-            if isinstance(source, bytes):
-                driver = "BMP" if source.startswith(b"BM") else "PNG"
-                dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver=driver))
-            else:
-                _require_utf8(source)
-                dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
-                page, note = _largest_page(dataset)
-                if page is not None:
-                    dataset = opened.enter_context(rasterio.open(page, driver="GTiff"))
-        if note:
-            _warn_once(f"{path}: {note}")
-        yield dataset, note
+    with decoding(path):  # not around the caller's own errors
+        if isinstance(source, bytes):
+            driver = _DRIVERS[detect_format(source) or "png"]
+            dataset = opened.enter_context(opened.enter_context(MemoryFile(source)).open(driver=driver))
+        else:
+            _require_utf8(source)
+            dataset = opened.enter_context(rasterio.open(source, driver="GTiff"))
+        if dataset.driver == "GTiff":
+            page, note = _largest_page(dataset)
+            if page is not None:
+                dataset = opened.enter_context(rasterio.open(page, driver="GTiff"))
+    if note:
+        _warn_once(f"{path}: {note}")
+    return dataset, note
 
 
 @contextmanager

@@ -1,18 +1,31 @@
 """Recognise image formats by their first bytes, detect truncated files without decoding, and decode PNG."""
 
+import io
 import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
+from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from rasterio.io import MemoryFile
 
+from s5.data.references import find, read_member
 from s5.errors import ImageError
 
 _PNG_CHANNELS = {2: 3, 4: 2, 6: 4}  # by colour type; others have one
 _DEFLATE_RATIO = 1032  # highest possible compression ratio of zlib
+
+_RESTORE = "Restore it from its source, or remove it from the split"
+# Classes, not Image.open, which probes every format and refuses images over 179 megapixels.
+_PILLOW: dict[str, Callable[..., ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -32,12 +45,15 @@ def detect_format(data: bytes) -> str | None:
     return None
 
 
-def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF, by its first bytes; False if it is unreadable, which `read_image` reports."""
+def is_tiff(path: str | Path) -> bool:
+    """Whether an image is a TIFF, by its first bytes; False if unreadable, which `read_image` reports."""
     try:
-        with path.open("rb") as file:
+        reference = find(path)
+        if reference is not None and reference.member is not None:
+            return detect_format(read_member(reference, 16)) == "tiff"
+        with open(path if reference is None else reference.file, "rb") as file:
             return detect_format(file.read(16)) == "tiff"
-    except OSError:
+    except (OSError, ImageError):
         return False
 
 
@@ -179,7 +195,53 @@ def decode_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | 
         with MemoryFile(data) as file, file.open(driver="PNG") as dataset:
             bands = dataset.read()  # (bands, H, W)
     except Exception as error:
-        hint = "Restore it from its source, or remove it from the split"
-        raise ImageError(path, f"cannot be decoded ({error or type(error).__name__})", hint) from error
+        raise ImageError(path, f"cannot be decoded ({error or type(error).__name__})", _RESTORE) from error
     alpha = bands[-1] if len(bands) in (2, 4) else None
     return bands[0] if len(bands) < 3 else cv2.merge(tuple(bands[:3])), alpha
+
+
+def decode_packed_png(data: bytes, path: str | Path) -> np.ndarray:
+    """Values and palette indices of 1, 2 and 4 bits, uint8 (H, W): faster than GDAL; OpenCV would scale them.
+
+    Raises:
+        ImageError: The data are damaged.
+    """
+    try:
+        with _PILLOW["png"](io.BytesIO(data)) as image:
+            mask = np.asarray(image)
+    except Exception as error:  # decoders raise many types for damaged data
+        raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
+    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == GREY else 1
+    return mask.astype(np.uint8) // np.uint8(spread)
+
+
+def png_size(data: bytes, path: str | Path) -> tuple[int, int]:
+    """Width and height of a PNG.
+
+    Raises:
+        ImageError: The header is cut off.
+    """
+    if len(data) < 33:  # signature and header chunk
+        raise ImageError(path, f"truncated PNG ({len(data)} bytes)", _RESTORE)
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def header_size(file: BinaryIO, kind: str, path: str | Path) -> tuple[int, int]:
+    """Height and width of a JPEG, PNG, BMP or WebP file from its header.
+
+    Raises:
+        ImageError: The header cannot be read.
+    """
+    try:
+        with _PILLOW[kind](file) as image:
+            return image.height, image.width
+    except Exception as error:  # decoders raise many types for damaged data
+        raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
+
+
+def webp_has_alpha(data: bytes) -> bool:
+    """Check the flag of the extended header, or of lossless images."""
+    return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (
+        data[12:16] == b"VP8L" and bool(data[24] & 0x10)
+    )

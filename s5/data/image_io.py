@@ -12,11 +12,13 @@ rasterio. Rules that hold for every format:
 - the EXIF orientation is ignored, because masks do not have one;
 - a truncated file is an error. OpenCV would silently fill the rest of such an image with grey or black.
 
+An image can be a window of another or a member of an archive, see `s5.data.references`. A window has the
+pixels that it has in the image read in full.
+
 Call `init_worker` once in a loader worker, so that OpenCV starts no threads.
 """
 
 import io
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -25,30 +27,32 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from s5.data import gdal_files, rasters
 from s5.data.files import write_bytes
 from s5.data.image_formats import (
     GREY,
     GREY_ALPHA,
-    PALETTE,
     RGB,
     RGBA,
+    decode_packed_png,
     decode_png,
     detect_format,
+    header_size,
     is_complete,
     is_plain,
-    read_palette,
+    png_size,
     transparent_grey,
+    webp_has_alpha,
 )
+from s5.data.references import find, read_member
 from s5.data.stored_mask import (
     DatasetMask,
     LoadedMask,
     MaskHeader,
     StoredMask,
     mask_header,
-    palette_header,
+    plain_header,
     read_values,
 )
 from s5.errors import ImageError
@@ -60,13 +64,6 @@ TIFFs have no limit where they are read by windows: in data preparation and pred
 
 _Pixels = TypeVar("_Pixels")
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-# Classes, not Image.open, which probes every format and refuses images over 179 megapixels.
-_PILLOW: dict[str, Callable[..., ImageFile.ImageFile]] = {
-    "jpeg": JpegImagePlugin.JpegImageFile,
-    "png": PngImagePlugin.PngImageFile,
-    "bmp": BmpImagePlugin.BmpImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
-}
 _QUALITY = {
     ".jpg": cv2.IMWRITE_JPEG_QUALITY,
     ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
@@ -123,14 +120,29 @@ def read_image_with_valid(path: str | Path) -> tuple[np.ndarray, np.ndarray | No
     Raises:
         ImageError: See `read_image`.
     """
-    kind, data = read_file(path)
+    reference = find(path)
+    window = None if reference is None else reference.window
+    if reference is None or window is None:
+        return _decode_file(*read_file(path), path)
+    if not rasters.is_open(reference):
+        kind, data = read_file(path)
+        if kind != "tiff":
+            image, valid = _decode_file(kind, data, path)
+            window.require_inside(image.shape[0], image.shape[1], path)
+            valid = None if valid is None or window.of(valid).all() else window.of(valid).copy()
+            return window.of(image).copy(), valid
+    require_size(window.height, window.width, path)
+    return rasters.read_window(reference, path)
+
+
+def _decode_file(kind: str, data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     if kind == "tiff":
         with rasters.open_raster(path) as raster:
             require_size(raster.height, raster.width, path)
             return raster.read_with_valid()
     if kind == "png":
         return _read_png(data, path)
-    if kind == "webp" and _webp_has_alpha(data):
+    if kind == "webp" and webp_has_alpha(data):
         pixels = _decode(data, cv2.IMREAD_UNCHANGED, path)
         return _blanked(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), pixels[..., 3])
     return _decode(data, _COLOR, path), None
@@ -161,13 +173,15 @@ def open_stored_mask(path: str | Path) -> Iterator[StoredMask]:
     Raises:
         ImageError: See `read_image`; also for JPEG and WebP, which are lossy.
     """
+    if (reference := find(path)) is not None and reference.window is not None:
+        raise ImageError(path, "a mask cannot be a window", "Cut the mask to the size of the window")
     kind, data = read_file(path)
     _require_lossless(kind, path)
     if kind == "png":
-        header = _plain_header(data, path)
+        header = plain_header(data, path)
         if header is not None:
             packed = data[24] < 8
-            values = _read_packed_png(data, path) if packed else decode_png(data, path)[0]
+            values = decode_packed_png(data, path) if packed else decode_png(data, path)[0]
             yield LoadedMask(header, values[None])
             return
     with gdal_files.open_dataset(path if kind == "tiff" else data, path) as dataset:
@@ -191,7 +205,7 @@ def read_mask_header(path: str | Path) -> MaskHeader:
         _require_lossless(kind, path)
         if kind == "png" and b"IDAT" not in data:
             data += file.read()
-    if kind == "png" and (header := _plain_header(data, path)) is not None:
+    if kind == "png" and (header := plain_header(data, path)) is not None:
         return header
     with gdal_files.open_dataset(path if kind == "tiff" else data, path) as dataset:
         return mask_header(dataset, path)
@@ -203,16 +217,17 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: The file is missing or its header cannot be read.
     """
+    if (reference := find(path)) is not None:
+        kind, data = read_file(path)
+        size = gdal_files.size(path) if kind == "tiff" else header_size(io.BytesIO(data), kind, path)
+        if reference.window is None:
+            return size
+        reference.window.require_inside(*size, path)
+        return reference.window.height, reference.window.width
     with _open(path) as file, _reading(path):
         kind = _require_format(file.read(16), path)
-        if kind == "tiff":
-            return gdal_files.size(path)
         file.seek(0)
-        try:
-            with _PILLOW[kind](file) as image:
-                return image.height, image.width
-        except Exception as error:  # decoders raise many types for damaged data
-            raise ImageError(path, f"its header cannot be read ({error})", _RESTORE) from error
+        return gdal_files.size(path) if kind == "tiff" else header_size(file, kind, path)
 
 
 def write_image(
@@ -277,22 +292,33 @@ def _reading(path: str | Path) -> Iterator[None]:
 def read_file(path: str | Path) -> tuple[str, bytes]:
     """Format and contents of an image file; only the first bytes of a TIFF, which is read by windows.
 
+    A reference to a window gives all of its file.
+
     Raises:
         ImageError: The file is missing, truncated, of an unknown format or too large to be decoded.
     """
-    with _open(path) as file, _reading(path):
-        data = file.read(16)
-        kind = _require_format(data, path)
-        if kind == "tiff":
-            return kind, data
-        file.seek(0)
-        data = file.read()
+    kind, data = _contents(path)
+    if kind == "tiff":
+        return kind, data
     if not is_complete(data, kind):
         raise ImageError(path, f"truncated {kind.upper()} ({len(data)} bytes)", _RESTORE)
     if kind == "png":  # OpenCV has this limit for the others
-        width, height = struct.unpack(">II", data[16:24])
+        width, height = png_size(data, path)
         require_size(height, width, path)
     return kind, data
+
+
+def _contents(path: str | Path) -> tuple[str, bytes]:
+    """Format and contents of a file or member of an archive; only the first bytes of a TIFF."""
+    reference = find(path)
+    if reference is not None and reference.member is not None:
+        data = read_member(reference, 16)
+        kind = _require_format(data, path)
+        return kind, data if kind == "tiff" else read_member(reference)
+    with _open(path if reference is None else reference.file) as file, _reading(path):
+        data = file.read(16)
+        kind = _require_format(data, path)
+        return kind, data if kind == "tiff" else data + file.read()
 
 
 def _require_format(data: bytes, path: str | Path) -> str:
@@ -301,24 +327,6 @@ def _require_format(data: bytes, path: str | Path) -> str:
         reason = f"is not an image (starts with {data[:8]!r})" if data else "is empty"
         raise ImageError(path, reason, "JPEG, PNG, BMP, WebP and TIFF can be read")
     return kind
-
-
-def _plain_header(data: bytes, path: str | Path) -> MaskHeader | None:
-    """Header of a grey or palette PNG without a no-data value, from its bytes; None for other PNGs."""
-    width, height = _png_size(data, path)
-    if data[25] == PALETTE:
-        return palette_header(height, width, read_palette(data))
-    if data[24] <= 8 and data[25] == GREY and b"tRNS" not in data[: data.find(b"IDAT")]:
-        return MaskHeader(height, width, "values")
-    return None
-
-
-def _png_size(data: bytes, path: str | Path) -> tuple[int, int]:
-    """Width and height."""
-    if len(data) < 33:  # signature and header chunk
-        raise ImageError(path, f"truncated PNG ({len(data)} bytes)", _RESTORE)
-    width, height = struct.unpack(">II", data[16:24])
-    return width, height
 
 
 def _require_lossless(kind: str, path: str | Path) -> None:
@@ -335,7 +343,7 @@ def _read_png(data: bytes, path: str | Path) -> tuple[np.ndarray, np.ndarray | N
         return _blanked(image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), alpha)
     if data[24] < 8 and data[25] == GREY:  # OpenCV scales the values to brightness, GDAL does not
         image, key = _decode(data, _COLOR, path), transparent_grey(data)
-        alpha = None if key is None else (_read_packed_png(data, path) != key).astype(np.uint8)
+        alpha = None if key is None else (decode_packed_png(data, path) != key).astype(np.uint8)
         return _blanked(image, alpha)
     with rasters.open_raster(data, path) as raster:
         return raster.read_with_valid()
@@ -348,13 +356,6 @@ def _blanked(image: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, n
     valid = alpha > 0
     image[~valid] = 0
     return image, valid
-
-
-def _webp_has_alpha(data: bytes) -> bool:
-    """Check the flag of the extended header, or of lossless images."""
-    return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (
-        data[12:16] == b"VP8L" and bool(data[24] & 0x10)
-    )
 
 
 def require_size(height: int, width: int, path: str | Path) -> None:
@@ -384,14 +385,3 @@ def _decode(data: bytes, flags: int, path: str | Path) -> np.ndarray:
     if image is None:
         raise ImageError(path, "cannot be decoded: its data are damaged", _RESTORE)
     return image
-
-
-def _read_packed_png(data: bytes, path: str | Path) -> np.ndarray:
-    """Values and palette indices of 1, 2 and 4 bits: faster than GDAL; OpenCV would scale the values."""
-    try:
-        with _PILLOW["png"](io.BytesIO(data)) as image:
-            mask = np.asarray(image)
-    except Exception as error:  # decoders raise many types for damaged data
-        raise ImageError(path, f"cannot be decoded ({error})", _RESTORE) from error
-    spread = {2: 85, 4: 17}.get(data[24], 1) if data[25] == GREY else 1
-    return mask.astype(np.uint8) // np.uint8(spread)

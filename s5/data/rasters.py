@@ -6,18 +6,28 @@ the same however a file declares them: a no-data value, NaN, an internal or exte
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from s5.data.gdal_files import decoding, open_noted, read_last_pixel
+from s5.data import references
+from s5.data.gdal_files import OPTIONS, decoding, enter_dataset, open_noted, read_last_pixel
 from s5.errors import ImageError
 
 _SAMPLE_SIDE = 1024  # the stretch of a large image is measured on a subsampled copy of about this size
+
+
+class Measured(NamedTuple):
+    """What is learned from all pixels of an image: its alpha band, and the limits of the stretch, if any."""
+
+    alpha: int | None
+    limits: tuple[float, float] | None
 
 
 class Raster:
@@ -31,9 +41,18 @@ class Raster:
     A pixel has no data where the alpha band or the mask is 0, or where every band that is read holds the
     no-data value or NaN. Such pixels are set to 0, and so are single bands without data.
 
+    Args:
+        dataset: The open file.
+        path: The file, for messages.
+        note: See below.
+        bands: Red, green and blue band, or a single one, counted from 1.
+        area: The part that is the image; the stretch is that of the whole file.
+        measured: What an earlier `Raster` of this file and these bands measured.
+
     Attributes:
         height: Rows of the image.
         width: Columns of the image.
+        measured: What was measured.
         declares_no_data: Whether the file has a no-data value, a mask, an alpha band or a transparent colour.
         may_lack_data: Whether it does, or its sample type has NaN.
         note: Remark on how it is read, for the user; may be empty.
@@ -45,9 +64,13 @@ class Raster:
         path: str | Path,
         note: str = "",
         bands: Sequence[int] | None = None,
+        area: references.Window | None = None,
+        measured: Measured | None = None,
     ) -> None:
         self._dataset, self._path, self.note = dataset, path, note
-        self.height, self.width = int(dataset.height), int(dataset.width)
+        self._area = area or references.Window(0, 0, int(dataset.height), int(dataset.width))
+        self._area.require_inside(dataset.height, dataset.width, path)
+        self.height, self.width = self._area.height, self._area.width
         self._bands = [1, 2, 3] if dataset.count >= 3 else [1]
         if bands is not None:
             require_bands(bands, dataset.count, path)
@@ -58,7 +81,7 @@ class Raster:
         declared = [dataset.nodatavals[band - 1] for band in self._bands]
         self._nodata = [nodata_value(value, self._dtype) for value in declared]
         with decoding(path):
-            self._alpha = self._find_alpha()
+            self._alpha = measured.alpha if measured else self._find_alpha()
             self._has_mask = has_mask(dataset)
             deep = self._dtype != np.uint8
             self.declares_no_data = (
@@ -69,7 +92,8 @@ class Raster:
                 or (self._colors is not None and bool((self._colors[:, 3] == 0).any()))
             )
             self.may_lack_data = self.declares_no_data or self._dtype.kind in "fc"
-            self._limits = self._measure() if deep else None
+            self._limits = (measured.limits if measured else self._measure()) if deep else None
+            self.measured = Measured(self._alpha, self._limits)
 
     def read(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -81,9 +105,8 @@ class Raster:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a window, and bool (height, width) where it has data; None if everywhere."""
-        window = Window(
-            left, top, self.width if width is None else width, self.height if height is None else height
-        )
+        height, width = self.height if height is None else height, self.width if width is None else width
+        window = Window(left + self._area.left, top + self._area.top, width, height)
         with decoding(self._path):
             pixels = self._dataset.read(self._bands, window=window)  # (bands, height, width)
             has_data = self._has_data(pixels)
@@ -115,8 +138,9 @@ class Raster:
 
     def _sample(self, bands: list[int]) -> np.ndarray:
         """Bands (bands, h, w) of the full image, subsampled."""
-        factor = max(1, math.ceil(max(self.height, self.width) / _SAMPLE_SIDE))
-        shape = (len(bands), math.ceil(self.height / factor), math.ceil(self.width / factor))
+        height, width = self._dataset.height, self._dataset.width
+        factor = max(1, math.ceil(max(height, width) / _SAMPLE_SIDE))
+        shape = (len(bands), math.ceil(height / factor), math.ceil(width / factor))
         return self._dataset.read(bands, out_shape=shape)
 
     def _has_data(self, pixels: np.ndarray) -> np.ndarray | None:
@@ -190,7 +214,7 @@ def open_raster(
     """Open a raster for reading by windows.
 
     Args:
-        source: A TIFF, or the bytes of a PNG.
+        source: A TIFF, a reference to one or to a part of one, or the bytes of a PNG.
         path: The file, for messages.
         bands: Red, green and blue band, or a single one, counted from 1; by default the first three.
 
@@ -198,12 +222,71 @@ def open_raster(
         ImageError: The file is missing or damaged, or lacks a band.
     """
     path = path or str(source)
+    reference = None if isinstance(source, bytes) else references.find(source)
+    area = None if reference is None else reference.window
     with open_noted(source, path) as (dataset, note):
         with decoding(path):
-            if not isinstance(source, bytes):
+            if not isinstance(source, bytes) and area is None:
                 read_last_pixel(dataset)
-            raster = Raster(dataset, path, note, bands)
+            raster = Raster(dataset, path, note, bands, area)
         yield raster
+
+
+class _Open(NamedTuple):
+    raster: Raster
+    closing: ExitStack
+
+
+_OPEN: references.Kept[_Open] = references.Kept(32, lambda file: file.closing.close())
+_MEASURED: dict[object, Measured] = {}
+_MOST_MEASURED = 1 << 16
+
+
+def is_open(reference: references.Reference) -> bool:
+    """Whether the TIFF with a window is kept open by `read_window`."""
+    return _OPEN.get(_key(reference)) is not None
+
+
+def read_window(reference: references.Reference, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a window of a TIFF, which is kept open for the next one; see `Raster.read_with_valid`.
+
+    A compressed member of an archive is not kept open, because all of it would stay in memory.
+
+    Args:
+        reference: The window.
+        path: The reference, for messages.
+
+    Raises:
+        ImageError: It cannot be read, or the window is not inside it.
+    """
+    if reference.window is None:
+        raise ValueError(f"{reference}: not a window")
+    with rasterio.Env(**OPTIONS), ExitStack() as opened:
+        kept = _OPEN.get(_key(reference))
+        raster = kept.raster if kept else _open_to_keep(reference, opened)
+        reference.window.require_inside(raster.height, raster.width, path)
+        try:
+            return raster.read_with_valid(*reference.window)
+        except ImageError as error:
+            raise ImageError(path, error.reason, error.hint) from error
+
+
+def _open_to_keep(reference: references.Reference, opened: ExitStack) -> Raster:
+    path, key = str(reference._replace(window=None)), _key(reference)
+    source = references.for_gdal(path)
+    dataset, note = enter_dataset(source, path, opened)
+    with decoding(path):
+        raster = Raster(dataset, path, note, measured=_MEASURED.get(key))
+    if len(_MEASURED) >= _MOST_MEASURED:
+        _MEASURED.clear()
+    _MEASURED[key] = raster.measured
+    if not isinstance(source, bytes):
+        _OPEN.put(key, _Open(raster, opened.pop_all()))
+    return raster
+
+
+def _key(reference: references.Reference) -> object:
+    return reference._replace(window=None), references.state_of(reference.file)
 
 
 def _color_map(dataset: DatasetReader) -> np.ndarray | None:

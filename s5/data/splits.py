@@ -3,7 +3,8 @@ r"""Split files: one sample per line, `image[ mask]`, paths relative to the data
 Accepted: UTF-8 with or without a byte-order mark, Unix or Windows line ends, blank lines, spaces in names.
 A TAB always separates image and mask (at the end of a line it marks a line without a mask). Without a TAB the
 line is split at the white space after a known image extension: `field one/a 1.png masks/a 1.png` are two
-paths, `field one/a 1.png` is one. Absolute paths are allowed.
+paths, `field one/a 1.png` is one. Absolute paths are allowed. In place of an image, a line can have a window
+of it or a member of an archive (`a.tif#xywh=0,0,512,512`, `pool.zip!/a.jpg`): see docs/references.md.
 
 Other formats (UTF-16, backslashes, commas, quotes) are refused with the reason.
 """
@@ -24,7 +25,16 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Extensions, in lower case, by which image files are recognised."""
 
 _ENDING = f"(?:{'|'.join(map(re.escape, IMAGE_EXTENSIONS))})"
-_PAIR = re.compile(rf"(?P<image>.+?{_ENDING})\s+(?P<mask>\S.*)", re.IGNORECASE)
+_NUMBERS = r"(?:at=(?P<at>\d{1,18}),(?P<size>\d{1,18}))?"
+_NUMBERS += r"(?:(?:(?<=#)|(?<=\d)&)xywh=(?P<x>\d{1,9}),(?P<y>\d{1,9}),(?P<w>\d{1,9}),(?P<h>\d{1,9}))?"
+_FRAGMENT = rf"#{_NUMBERS}(?<!#)"
+
+REFERENCE = re.compile(
+    rf"(?P<file>.+?)(?:(?<=\.(?i:zip|tar))!/(?P<member>.+?))?(?:{_FRAGMENT})?", re.ASCII | re.DOTALL
+)
+"""The form of an image path: see docs/references.md and `s5.data.references.parse`."""
+
+_PAIR = re.compile(rf"(?P<image>.+?{_ENDING}(?a:{_FRAGMENT})?)\s+(?P<mask>\S.*)", re.IGNORECASE)
 
 _BYTE_ORDER_MARKS = {  # UTF-32 first: its little-endian mark starts with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -125,11 +135,19 @@ class Split:
         Existing files may have backslashes, commas or quotes in their names.
         """
         parts = [part for part in self._parts(index) if part]
-        lacking = [part for part in parts if explain_foreign(part) and not os.path.exists(self.root / part)]
+        lacking = [part for part in parts if explain_foreign(part) and not self._exists(part)]
         if not lacking:
             return ""
         reason = explain_foreign(lacking[0])
         return f"{self.path}, line {self._line_number(index)}: no file {lacking[0]} in {self.root}; {reason}"
+
+    def _exists(self, part: str) -> bool:
+        """Whether there is such a file, or the one that a reference points into."""
+        path = self.root / part
+        if os.path.exists(path):
+            return True
+        found = REFERENCE.fullmatch(str(path))
+        return found is not None and os.path.exists(found["file"])
 
     def check_first_line(self) -> None:
         """Refuse a list in another format, judged by its first line.

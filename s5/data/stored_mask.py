@@ -15,6 +15,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from s5.data.gdal_files import decoding
+from s5.data.image_formats import GREY, PALETTE, png_size, read_palette
 from s5.data.rasters import has_mask, nodata_value
 from s5.errors import ImageError
 
@@ -283,3 +284,13 @@ def _is_grey_scale(palette: tuple[RGBA, ...], made_up: bool) -> bool:
     if steps != 255 and not (made_up and steps > 0):
         return False
     return all(color[:3] == (255 * i // steps,) * 3 for i, color in enumerate(palette))
+
+
+def plain_header(data: bytes, path: str | Path) -> MaskHeader | None:
+    """Header of a grey or palette PNG without a no-data value, from its bytes; None for other PNGs."""
+    width, height = png_size(data, path)
+    if data[25] == PALETTE:
+        return palette_header(height, width, read_palette(data))
+    if data[24] <= 8 and data[25] == GREY and b"tRNS" not in data[: data.find(b"IDAT")]:
+        return MaskHeader(height, width, "values")
+    return None

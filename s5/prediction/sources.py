@@ -10,6 +10,7 @@ from pathlib import Path
 
 from s5.data.folders import find_images, tell_apart, without_system_files
 from s5.data.image_formats import is_tiff
+from s5.data.references import exists, find
 from s5.data.splits import IMAGE_EXTENSIONS
 from s5.errors import DataError
 
@@ -35,7 +36,7 @@ class Source:
 
 
 def find_sources(given: Sequence[str], out: Path) -> list[Source]:
-    """Find the images of folders (recursively), files or glob patterns, each ordered by name.
+    """Find the images of folders (recursively), files, references or glob patterns, each ordered by name.
 
     A name that exists is taken literally, even if it contains brackets, and so are the leading folders of a
     pattern as far as they exist. Names of results are relative to the folder, or to these leading folders of
@@ -91,6 +92,8 @@ def _sources(given: str, out: Path) -> list[Source]:
         root, files = path, find_images(path, leave_out=out)
     elif path.is_file():
         root, files = path.parent, [path]
+    elif (reference := find(path)) is not None and exists(path):
+        return [Source(path, Path(reference.stem()), is_tiff(path))]
     elif any(c in given for c in MAGIC):
         root, pattern = _divided(path)
         results = _result_folders(out, root)

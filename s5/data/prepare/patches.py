@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol, overload
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -12,25 +12,9 @@ from s5.data.folders import tell_apart
 from s5.data.image_formats import is_plain_rgb, is_tiff
 from s5.data.image_io import read_file, read_image_with_valid
 from s5.data.rasters import open_raster
+from s5.data.references import Window, find
 
 _PLAIN = {"jpeg": ".jpg", "png": ".png"}
-
-
-class Window(NamedTuple):
-    """A rectangle of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, array: np.ndarray) -> np.ndarray:
-        """This part of `array` (H, W, ...), as a view."""
-        return array[self.top : self.top + self.height, self.left : self.left + self.width]
-
-    def name(self, stem: str) -> str:
-        """Stem of the patch, `stem_top_bottom_left_right`, as the iSAID development kit names them."""
-        return f"{stem}_{self.top}_{self.top + self.height}_{self.left}_{self.left + self.width}"
 
 
 class _Windows(Sequence[Window]):
@@ -157,8 +141,10 @@ class Decoded:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Readable]:
+def open_image(path: str | Path) -> Iterator[Readable]:
     """Open an image for cutting: a TIFF by windows, in bounded memory; other formats are decoded in full.
+
+    Of a reference with a window, this window is the image.
 
     Raises:
         ImageError: The file cannot be read.
@@ -182,5 +168,7 @@ def plain_file(path: Path) -> tuple[str, bytes] | None:
     Raises:
         ImageError: The file cannot be read.
     """
+    if (reference := find(path)) is not None and reference.window is not None:
+        return None
     kind, data = read_file(path)
     return (_PLAIN[kind], data) if is_plain_rgb(data, kind) else None

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import detection_step, loader, mdf_step, rotated, s4p_step, sliding, steps
+from benchmarks import detection_step, loader, mdf_step, references, rotated, s4p_step, sliding, steps
 
 BENCHMARKS = {
     "loader": loader.run,
+    "references": references.run,
     "step": s4p_step.BENCHMARK.run,
     "mdf": mdf_step.BENCHMARK.run,
     "detection": detection_step.BENCHMARK.run,
     "sliding": sliding.run,
     "rotated": rotated.run,
 }
-OPTIONS = (loader, steps, sliding, rotated)
+OPTIONS = (loader, references, steps, sliding, rotated)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

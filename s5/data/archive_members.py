@@ -138,10 +138,13 @@ def entries(archive: str) -> Iterator[Entry | Unusable]:
 def _tar_entries(file: BinaryIO) -> Iterator[Entry]:
     if re.match(rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", file.read(6)):
         raise ValueError(f"it is compressed and {_IN_PLACE}")
+    length = file.seek(0, os.SEEK_END)
     file.seek(0)
     with tarfile.TarFile(fileobj=file, encoding="utf-8") as archive:
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # which it would keep
+            if info.isreg() and info.offset_data + info.size > length:
+                raise ValueError(f"{info.name} is cut off")
             if info.isdir():
                 continue
             reason = "" if info.isreg() and not info.issparse() else "a link or not a plain file; unpack it"

@@ -91,7 +91,8 @@ def read_georeference(path: str | Path) -> Georeference | None:
         if rpcs:
             rpcs.line_off, rpcs.samp_off = rpcs.line_off - top, rpcs.samp_off - left
         if not dataset.transform.is_identity:  # rasterio returns the identity if there is no transform
-            return Georeference(dataset.crs, dataset.transform * Affine.translation(left, top), rpcs=rpcs)
+            transform = dataset.window_transform(Window(left, top, 1, 1)) if window else dataset.transform
+            return Georeference(dataset.crs, transform, rpcs=rpcs)
         gcps, crs = dataset.gcps
         for point in gcps:
             point.row, point.col = point.row - top, point.col - left

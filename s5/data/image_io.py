@@ -45,7 +45,7 @@ from s5.data.image_formats import (
     transparent_grey,
     webp_has_alpha,
 )
-from s5.data.references import find, read_member
+from s5.data.references import find, find_member
 from s5.data.stored_mask import (
     DatasetMask,
     LoadedMask,
@@ -312,9 +312,10 @@ def _contents(path: str | Path) -> tuple[str, bytes]:
     """Format and contents of a file or member of an archive; only the first bytes of a TIFF."""
     reference = find(path)
     if reference is not None and reference.member is not None:
-        data = read_member(reference, 16)
+        stored = find_member(reference)
+        data = stored.read(str(path), 16)
         kind = _require_format(data, path)
-        return kind, data if kind == "tiff" else read_member(reference)
+        return kind, data if kind == "tiff" else stored.read(str(path))
     with _open(path if reference is None else reference.file) as file, _reading(path):
         data = file.read(16)
         kind = _require_format(data, path)

@@ -237,14 +237,16 @@ class _Open(NamedTuple):
     closing: ExitStack
 
 
-_OPEN: references.Kept[_Open] = references.Kept(32, lambda file: file.closing.close())
+OPEN: references.Kept[_Open] = references.Kept(32, lambda file: file.closing.close())
+"""TIFFs whose windows were read last."""
+
 _MEASURED: dict[object, Measured] = {}
 _MOST_MEASURED = 1 << 16
 
 
 def is_open(reference: references.Reference) -> bool:
     """Whether the TIFF with a window is kept open by `read_window`."""
-    return _OPEN.get(_key(reference)) is not None
+    return OPEN.get(_key(reference)) is not None
 
 
 def read_window(reference: references.Reference, path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -262,7 +264,7 @@ def read_window(reference: references.Reference, path: str | Path) -> tuple[np.n
     if reference.window is None:
         raise ValueError(f"{reference}: not a window")
     with rasterio.Env(**OPTIONS), ExitStack() as opened:
-        kept = _OPEN.get(_key(reference))
+        kept = OPEN.get(_key(reference))
         raster = kept.raster if kept else _open_to_keep(reference, opened)
         reference.window.require_inside(raster.height, raster.width, path)
         try:
@@ -281,7 +283,7 @@ def _open_to_keep(reference: references.Reference, opened: ExitStack) -> Raster:
         _MEASURED.clear()
     _MEASURED[key] = raster.measured
     if not isinstance(source, bytes):
-        _OPEN.put(key, _Open(raster, opened.pop_all()))
+        OPEN.put(key, _Open(raster, opened.pop_all()))
     return raster
 
 

@@ -34,7 +34,6 @@ from s5.errors import ImageError
 __all__ = ["Kept", "Member", "Reference", "Unusable", "Window", "members", "parse"]
 
 _File = TypeVar("_File")
-_CHANGED = "the archive changed after it was indexed", "Run the index step again"
 
 
 class Window(NamedTuple):
@@ -119,7 +118,7 @@ class Kept(threading.local, Generic[_File]):
         """The open file of a key, or None."""
         if self._process != os.getpid():
             self._process = os.getpid()
-            self._shrink(0)
+            self.clear()
         if key in self._files:
             self._files.move_to_end(key)
         return self._files.get(key)
@@ -129,6 +128,13 @@ class Kept(threading.local, Generic[_File]):
         self._files[key] = file
         self._shrink(self._limit)
         return file
+
+    def clear(self) -> None:
+        """Close all."""
+        self._shrink(0)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
     def _shrink(self, count: int) -> None:
         while len(self._files) > count:
@@ -191,7 +197,7 @@ def read_member(reference: Reference, first: int | None = None) -> bytes:
     Raises:
         ImageError: There is no such member, it cannot be read, or the archive changed since `at` was noted.
     """
-    return _locate(reference).read(str(reference), first)
+    return find_member(reference).read(str(reference), first)
 
 
 def for_gdal(path: str | Path) -> str | Path | bytes:
@@ -203,14 +209,21 @@ def for_gdal(path: str | Path) -> str | Path | bytes:
     reference = find(path)
     if reference is None or reference.member is None:
         return path if reference is None else Path(reference.file)  # a str may be taken for a URL
-    stored = _locate(reference)
+    stored = find_member(reference)
     if stored.inflated is not None:
         return stored.read(str(path))
     return f"/vsisubfile/{stored.offset}_{stored.size},{reference.file}"
 
 
-def _locate(reference: Reference) -> Stored:
-    """Find a member, and check that its header is there."""
+def find_member(reference: Reference) -> Stored:
+    """Find a member of an archive, and check that its header is there.
+
+    Returns:
+        Its place in the open archive, to be read before another one is looked for.
+
+    Raises:
+        ImageError: See `read_member`.
+    """
     if reference.member is None:
         raise ValueError(f"{reference}: not a member of an archive")
     key = (reference.file, *state_of(reference.file))

@@ -4,10 +4,21 @@ import argparse
 
 import pytest
 
-from benchmarks import detection_step, loader, mdf_step, photometric, rotated, s4p_step, sliding, steps
+from benchmarks import (
+    detection_step,
+    loader,
+    mdf_step,
+    photometric,
+    references,
+    rotated,
+    s4p_step,
+    sliding,
+    steps,
+)
 
 SMALL = {"backbone": "vit_t", "size": 64, "batch": 1, "steps": 1, "threads": 1, "device": "cpu", "repeats": 1}
 SMALL |= {"source_size": 96, "crop": 64, "images": 2, "boxes": 20, "detections": 30, "rois": 4}
+SMALL |= {"scenes": 1, "tile": 32}
 SMALL |= {"image": 128, "window": 64, "stride": 48, "bf16": False}
 
 
@@ -26,7 +37,9 @@ def test_sliding_windows(variant: str) -> None:
     assert sliding.measure(argparse.Namespace(**SMALL, variant=variant))["seconds"] > 0
 
 
-@pytest.mark.parametrize("module", [loader, photometric, rotated], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [loader, photometric, references, rotated], ids=lambda module: module.__name__
+)
 def test_tables(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotated, "_memory_apart", lambda *_: 10**9)
     title, *table = module.run(argparse.Namespace(**SMALL)).splitlines()

@@ -56,6 +56,12 @@ def test_byte_order_mark_line_ends_and_blank_lines(tmp_path, end):
         ("a.png    b.png", ("a.png", "b.png")),
         ("x.jpg.png y.png", ("x.jpg.png", "y.png")),
         ("grün/ä.png maske.png", ("grün/ä.png", "maske.png")),
+        ("a.tif#xywh=0,0,512,512 masks/a.png", ("a.tif#xywh=0,0,512,512", "masks/a.png")),
+        ("s 1/a b.tif#xywh=0,0,9,9 m a.png", ("s 1/a b.tif#xywh=0,0,9,9", "m a.png")),
+        ("p q.zip!/a b.jpg", ("p q.zip!/a b.jpg", None)),
+        ("p.TAR!/a.JPG#at=0,5&xywh=1,2,3,4 m.png", ("p.TAR!/a.JPG#at=0,5&xywh=1,2,3,4", "m.png")),
+        ("a.tif#xywh=0,0,512,512", ("a.tif#xywh=0,0,512,512", None)),
+        ("a.tif#1 m.png", ("a.tif#1 m.png", None)),
     ],
 )
 def test_spaces_and_tabs(tmp_path, line, expected):
@@ -73,6 +79,10 @@ def test_written_lines_read_back(tmp_path):
         ("x.png", None),
         ("x.png y.png", None),
         ("p q", "r.png"),
+        ("p q.tar!/a b.jpg#at=10,20&xywh=0,0,5,5", "m.png"),
+        ("a b.tif#xywh=0,0,5,5", None),
+        ("a.tif#xywh=0,0,5,5 b.png", None),
+        ("a.tif#xywh=0,0,5,5", "b.png"),
     ]
     write_split(tmp_path / "new" / "s.txt", [format_line(*pair) for pair in pairs])
     assert parts(Split("new/s.txt", tmp_path)) == pairs
@@ -224,3 +234,10 @@ def test_forked_workers_share_the_lines_without_dev_shm(tmp_path):
 def test_spawned_workers_get_it_by_pickle(tmp_path):
     split = pickle.loads(pickle.dumps(split_of(tmp_path, b"a.png b.png\nc.png\n")))
     assert parts(split) == [("a.png", "b.png"), ("c.png", None)]
+
+
+def test_a_reference_into_a_file_of_any_name_is_no_format_error(tmp_path):
+    (tmp_path / "a\\b.tif").touch()
+    lines = ["a\\b.tif#xywh=0,0,5,5", "c\\d.tif#xywh=0,0,5,5"]
+    split = Split.from_lines(lines, tmp_path, "s")
+    assert not split.misread(0) and "backslashes" in split.misread(1)

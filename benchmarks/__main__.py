@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import detection_step, loader, mdf_step, references, rotated, s4p_step, sliding, steps
+from benchmarks import (
+    curation,
+    detection_step,
+    loader,
+    mdf_step,
+    references,
+    rotated,
+    s4p_step,
+    sliding,
+    steps,
+)
 
 BENCHMARKS = {
     "loader": loader.run,
@@ -15,8 +25,9 @@ BENCHMARKS = {
     "detection": detection_step.BENCHMARK.run,
     "sliding": sliding.run,
     "rotated": rotated.run,
+    "curation": curation.run,
 }
-OPTIONS = (loader, references, steps, sliding, rotated)
+OPTIONS = (loader, references, steps, sliding, rotated, curation)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

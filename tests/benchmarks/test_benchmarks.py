@@ -1,10 +1,13 @@
 """All benchmarks run at a size for seconds, on the smallest backbone too."""
 
 import argparse
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import (
+    curation,
     detection_step,
     loader,
     mdf_step,
@@ -53,3 +56,20 @@ def test_expert_channels_fit_every_backbone() -> None:
         steps.expert_channels(argparse.Namespace(backbone=name)) for name in ("vit_t", "vit_b", "vit_l")
     ]
     assert channels == [64, 256, 256]
+
+
+def test_curation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("duckdb", reason="curation needs duckdb: pip install -e '.[curate]'")
+    pytest.importorskip("pyarrow", reason="curation needs pyarrow: pip install -e '.[curate]'")
+    monkeypatch.setattr(curation, "SHARD", 1500)
+
+    def measure(folder: str, count: int) -> dict[str, float]:
+        return curation.measure_select(Path(folder), count) if count else curation.measure_index(Path(folder))
+
+    monkeypatch.setattr(curation, "_measure_apart", measure)
+    args = argparse.Namespace(patches=[4000], images=[30])
+    title, *table = curation.run(args).splitlines()
+    assert "vice" in title and table[-1].split()[1] == "30"
+    assert any(line.split()[1:4:2] == ["4000", "400"] for line in table if "4000" in line)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install -e '.[curate]'" in curation.run(args)

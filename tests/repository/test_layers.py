@@ -18,6 +18,7 @@ ROWS = (
     ("training",),
     ("prediction",),
     ("segmentation", "detection"),
+    ("curate",),
 )
 ROW = {folder: row for row, folders in enumerate(ROWS) for folder in folders}
 PRODUCTS = "S4_Pretrain", "Semantic_Segmentation", "Object_Detection"

@@ -16,7 +16,7 @@ from experiments import quickstart_plan as planning
 from experiments import quickstart_report as report
 from s5.data.image_io import read_mask
 from s5.data.labels import get_table
-from s5.data.splits import Split
+from s5.data.splits import Split, write_split
 from s5.detection import evaluation as reports
 from s5.detection.config import DetConfig
 from s5.detection.experiment import DetectionExperiment
@@ -147,10 +147,12 @@ def test_stages_in_order(quickstart) -> None:
     scenes = f"{out}/data/labeled/scenes/val/images"
     assert [line.split(" --")[0] for line in commands] == [
         "-m scenes",
+        f"-m scenes.junk {out}/data/junk",
         f"-m scenes.mdf_data {out}/data/mdf",
         f"-m scenes.det_data {out}/data/det",
         "-m experiments.quickstart_plan",
         "S4_Pretrain/train.py",
+        "-m s5.curate run configs/quickstart_curate.yaml",
         "S4_Pretrain/train.py",
         "scripts/launch_check.py",
         "Semantic_Segmentation/md_finetune.py",
@@ -161,7 +163,10 @@ def test_stages_in_order(quickstart) -> None:
         f"Object_Detection/tools/predict.py {out}/det/vit_t_moe_det.pth {scenes}/00000*.png",
         f"-m experiments.quickstart_report {out}",
     ]
-    fine_tuning, detecting = commands[7], commands[10]
+    alone, curating, s4p, fine_tuning, detecting = *commands[5:8], commands[9], commands[12]
+    assert "data.unlabeled.batch_size=0" in alone
+    assert f"--device auto --cfg-options checkpoint={out}/supervised/vit_t_s4p_upernet" in curating
+    assert f"data.unlabeled.split={out}/curated/splits/curated.txt" in s4p
     assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
     assert f"--load-network True --init {out}/s4p/vit_t_s4p_upernet" in fine_tuning
     assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
@@ -183,17 +188,17 @@ def test_a_slow_machine_trains_fewer_steps(
     done, commands = quickstart(*options, FAKE_PERCENT=percent)
     assert done.returncode == 0, done.stderr
     keys = ("schedule.total_iters", "fixmatch.warmup_iters", "fixmatch.ramp_iters")
-    for command in commands[4:6]:
+    for command in (commands[5], commands[7]):
         given = dict(word.split("=", 1) for word in command.split() if "=" in word)  # the last one wins
         assert [int(given[key]) for key in keys] == list(s4p)
-    assert f"schedule.steps_per_epoch={epoch}" in commands[7]
-    assert f"schedule.steps_per_epoch={detection}" in commands[10]
+    assert f"schedule.steps_per_epoch={epoch}" in commands[9]
+    assert f"schedule.steps_per_epoch={detection}" in commands[12]
 
 
 def test_a_plan_that_is_no_number_ends_the_run(quickstart) -> None:
     done, commands = quickstart(FAKE_PERCENT="a warning")
     assert done.returncode == 1 and "the plan is no number: a warning" in done.stderr
-    assert len(commands) == 4
+    assert len(commands) == 5
 
 
 def test_plan_keeps_to_the_time() -> None:
@@ -226,22 +231,25 @@ def test_plan_measures_steps_of_the_quickstart(tmp_path: Path, capsys: pytest.Ca
 def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: str, device: str) -> None:
     done, commands = quickstart(*arguments, FAKE_GPUS=gpus)
     assert done.returncode == 0, done.stderr
-    planning, s4p, supervised, _, fine_tuning, evaluation, _, *detecting = commands[3:12]
-    assert all(" ".join(arguments) in command for command in (planning, s4p, supervised))
+    planning, alone, curating, s4p, _, fine_tuning, evaluation, _, *detecting = commands[4:14]
+    assert all(" ".join(arguments) in command for command in (planning, alone, s4p))
     assert f"--device {device} " in fine_tuning and f"--backbone {backbone}_moe" in fine_tuning
     assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
     assert f"{backbone}_moe_mdf.pth" in evaluation
     wanted = device if "--device" in " ".join(arguments) else "auto"
-    assert all(f"--device {wanted}" in command for command in detecting)
+    assert all(f"--device {wanted}" in command for command in (curating, *detecting))
+    assert f"checkpoint=work_dirs/quickstart/supervised/{backbone}_s4p_upernet" in curating
     assert f"backbone={backbone}_moe" in detecting[0] and f"{backbone}_moe_det.pth" in detecting[1]
 
 
 @pytest.mark.parametrize(
     "failure",
     [
+        "scenes.junk",
         "mdf_data",
         "det_data",
         "S4_Pretrain/train.py",
+        "s5.curate",
         "md_finetune.py",
         "evaluate.py",
         "Segmentation/predict.py",
@@ -270,6 +278,10 @@ def runs(scenes_root: Path, tasks_root: Path, objects_root: Path, tmp_path: Path
         save_config(cfg, folder / "config.yaml")
         by_class = {f"IoU.{c}": mean for c in TABLE.classes} | {"IoU.building": None}
         (folder / "final_metrics.json").write_text(json.dumps({"iteration": 300, "mIoU": mean} | by_class))
+    write_split(tmp_path / "curated/splits/curated.txt", ["a.jpg", "junk/blur/1.jpg", "junk/blur/2.jpg"])
+    reasons = {"chosen": 3, "quota": 5, "constant": 2}
+    summary = {"config": {"data_root": str(tmp_path)}, "counts": {"select": {"reasons": reasons}}}
+    (tmp_path / "curated/curation.json").write_text(json.dumps(summary))
     mdf_config = configuration(tasks_root)
     (tmp_path / "mdf").mkdir()
     save_config(mdf_config, tmp_path / "mdf/config.yaml")
@@ -315,7 +327,9 @@ def test_summary_has_all_models_and_the_majority(runs: Path, capsys) -> None:
     text = (runs / "summary.md").read_text()
     assert text.strip() in capsys.readouterr().out
     assert str(runs / "det/evaluation/pictures") in text and str(runs / "det/predictions") in text
-    s4p, *parts = text.split("\n## Oriented")[0].split("\n##")[1:]
+    curated, s4p, *parts = text.split("\n## Oriented")[0].split("\n##")[1:]
+    assert "3 of 10 patches chosen" in curated and "junk in the pool: 2 of blur." in curated
+    assert str(runs / "curated/report.html") in curated
     table = rows(s4p)
     assert list(table)[2:] == [*TABLE.classes, "mIoU"]
     assert table["mIoU"][:2] == ["61.2", "54.5"]

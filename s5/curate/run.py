@@ -1,0 +1,111 @@
+"""The steps of a curation, one after the other, in one or several processes."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch.distributed as dist
+
+from s5.command import usable_cpus
+from s5.curate.cluster import cluster, load_prototypes
+from s5.curate.config import CurateConfig
+from s5.curate.folder import LABELED, POOL, Run, begin, complete, counts_of, is_complete
+from s5.curate.index import index
+from s5.curate.score import require_scores, score
+from s5.curate.select import select
+from s5.curate.write import write
+from s5.launch import ALONE, Launch, host_group, main_process_first
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("index", "score", "cluster", "select", "write")
+
+
+def curate(cfg: CurateConfig, launch: Launch = ALONE, steps: Sequence[str] = STEPS) -> Run:
+    """Run steps of a curation; finished work is kept.
+
+    All processes score; the main process does the rest while the others wait.
+
+    Args:
+        cfg: Configuration.
+        launch: Device and rank of this process.
+        steps: Steps to run, in this order.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: An image, file or setting cannot be used; what is finished is kept.
+    """
+    run = Run(cfg.out)
+    with run.locked() if launch.is_main else nullcontext():
+        for step in steps:
+            if step == "score":
+                _score(cfg, run, launch)
+                continue
+            with main_process_first(launch) as is_main:
+                if is_main:
+                    _ALONE[step](cfg, run)
+    return run
+
+
+def _score(cfg: CurateConfig, run: Run, launch: Launch) -> None:
+    with main_process_first(launch):  # the others wait until the main process has the lock
+        pass
+    counts = score(cfg, run, launch)
+    every = [counts] * launch.world_size
+    if launch.world_size > 1:
+        dist.all_gather_object(every, counts, group=host_group())
+    if not launch.is_main:
+        return
+    for name in (LABELED, POOL):
+        part = run.part(name)
+        if is_complete(part.facts("scores")):
+            continue
+        scored = {"shards": len(require_scores(part))}
+        if name == POOL and (seconds := max(c["seconds"] for c in every)):  # of this start of the step
+            scored["patches_per_second"] = round(sum(c["patches"] for c in every) / seconds, 1)
+            scored["data_wait"] = max(c["data_wait"] for c in every)
+        complete(part.facts("scores"), scored)
+
+
+def _index(cfg: CurateConfig, run: Run) -> None:
+    root, workers = cfg.data_root.absolute(), usable_cpus()
+    index(run.part(LABELED), {"labeled": cfg.labeled}, root, cfg.patch, workers)
+    index(run.part(POOL), cfg.sources, root, cfg.patch, workers)
+
+
+def _cluster(cfg: CurateConfig, run: Run) -> None:
+    cluster(run, cfg.cluster)
+
+
+def _select(cfg: CurateConfig, run: Run) -> None:
+    counts_of(run.part(POOL).facts("clusters"), "cluster")
+    _, labeled = load_prototypes(run)
+    selection = select(run.path, labeled.tolist(), cfg.select)
+    facts = run.part(POOL).facts("select")
+    facts.unlink(missing_ok=True)
+    begin(facts, {}, "selection")
+    clusters = [{"cluster": number, **share._asdict()} for number, share in enumerate(selection.clusters)]
+    complete(
+        facts,
+        {
+            "reasons": selection.reasons,
+            "clusters": clusters,
+            "duplicates": selection.pairs._asdict(),
+            "cut": selection.cut,
+            "notes": list(selection.notes),
+        },
+    )
+
+
+def _write(cfg: CurateConfig, run: Run) -> None:
+    write(cfg, run)
+
+
+_ALONE: dict[str, Callable[[CurateConfig, Run], None]] = {
+    "index": _index,
+    "cluster": _cluster,
+    "select": _select,
+    "write": _write,
+}

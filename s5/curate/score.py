@@ -1,0 +1,339 @@
+"""Step 2: entropy, pseudo-label and feature of every patch, from one forward pass of a trained segmentor.
+
+The mean entropy of a patch (paper, Eq. 1) leaves the background out of the sum over the classes, and pixels
+without data out of the mean. Facts of the pixels (share with data, contrast, perceptual hash) are computed
+while they are in memory. A shard is scored by one process, in batches that depend on the shard alone, so
+results do not depend on the number of processes or on interruptions.
+"""
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from s5.checkpoints.reading import find_checkpoint
+from s5.command import Progress
+from s5.compat.precision import resolve_precision
+from s5.curate import require
+from s5.curate.config import CurateConfig, ScoreConfig
+from s5.curate.folder import LABELED, POOL, Part, Run, begin, counts_of, read_shard, write_shard
+from s5.curate.index import require_patches
+from s5.curate.reading import Batch, patch_loader
+from s5.errors import ConfigError, DataError
+from s5.launch import Launch
+from s5.ops.photometric import to_unit
+from s5.segmentation.model import SegmentationModel
+from s5.segmentation.trained import SegmentationSpec, spec_of_checkpoint
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 2  # batches on the device before the results of the first are read
+ENCODERS = 4  # threads that compress pseudo-labels
+EARLY = 200  # patches after which too many unreadable ones end the step
+
+
+class Scored(NamedTuple):
+    """Results of a batch.
+
+    Attributes:
+        entropy: Mean entropy (B,) float32, in nats.
+        labels: Pseudo-labels (B, H, W) uint8 train ids, 255 where no class is probable enough.
+        classes: Pixels of each class (B, K) int64.
+        features: (B, D) float32 of unit length.
+    """
+
+    entropy: Tensor
+    labels: Tensor
+    classes: Tensor
+    features: Tensor
+
+
+class Scorer:
+    """A trained segmentor that scores patches.
+
+    Args:
+        spec: Description of the segmentor, with a single task.
+        checkpoint: Its weights.
+        device: Device to run on.
+        settings: Settings of the step.
+
+    Raises:
+        ConfigError: The segmentor has several tasks.
+        CheckpointError: The weights do not fit to the description.
+    """
+
+    def __init__(
+        self, spec: SegmentationSpec, checkpoint: Path, device: torch.device, settings: ScoreConfig
+    ) -> None:
+        spec = spec.only([] if settings.task is None else [settings.task])
+        if len(spec.tables) > 1:
+            raise ConfigError(
+                f"{checkpoint}: has the tasks {', '.join(spec.tables)}; choose one with score.task"
+            )
+        (self.task, self.table), *_ = spec.tables.items()
+        self.device = device
+        self.conf_thresh = settings.conf_thresh
+        dtype = resolve_precision(settings.precision, device)
+        self.model: SegmentationModel = spec.build(checkpoint, device, dtype)
+        counted = torch.ones(self.table.num_classes, dtype=torch.bool)
+        if self.table.background is not None:
+            counted[self.table.background] = False
+        self.counted = counted.to(device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, valid: Tensor) -> Scored:
+        """Score a batch.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            valid: Bool (B, H, W), false where a patch has no data.
+        """
+        network = self.model.segmentor
+        pixels = self.model._prepare(to_unit(images.to(self.device, non_blocking=True)))
+        valid = valid.to(self.device, non_blocking=True)
+        with self.model.autocast():
+            features = network.encode(pixels, {self.task: len(pixels)})
+            logits = network.decode(features, self.task, pixels.shape[-2:])
+        entropy, best, labels = pixel_entropy(logits.float(), self.counted)
+        labels = torch.where((best >= self.conf_thresh) & valid, labels, 255).to(torch.uint8)
+        pooled = torch.nn.functional.normalize(features[-1].float().mean((2, 3)), dim=1)
+        return Scored(masked_mean(entropy, valid), labels, _count(labels, len(self.counted)), pooled)
+
+
+def pixel_entropy(logits: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy of each pixel over the counted classes, `-sum p log p` (Eq. 1), in nats.
+
+    Args:
+        logits: (B, K, H, W) float32.
+        counted: Bool (K,), false for the background, which is part of the softmax but not of the sum.
+
+    Returns:
+        Entropy (B, H, W), the highest probability, and the class that has it.
+    """
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    best, labels = p.max(1)
+    return -(p * log_p)[:, counted].sum(1), best, labels
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean (B,) of values (B, H, W) where `valid`; 0 where nothing is."""
+    count = valid.sum((1, 2))
+    return torch.where(valid, values, 0).sum((1, 2), dtype=torch.float64).div(count.clamp(min=1)).float()
+
+
+def _count(labels: Tensor, classes: int) -> Tensor:
+    counts = torch.zeros(len(labels), 256, dtype=torch.int64, device=labels.device)
+    flat = labels.flatten(1).long()
+    return counts.scatter_add_(1, flat, torch.ones_like(flat))[:, :classes]
+
+
+def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
+    """Score the missing shards of labeled images and pool; processes share them.
+
+    Returns:
+        Counts of this process: `patches`, `unreadable`, `seconds`, and `data_wait`, the share of the time
+        spent waiting for patches.
+
+    Raises:
+        ConfigError: The checkpoint cannot score.
+        DataError: Too many patches are unreadable.
+        PrepareError: There is no complete index, or shards were scored with other settings.
+    """
+    scorer, settings = build_scorer(cfg, launch)
+    totals = {"patches": 0, "unreadable": 0, "seconds": 0.0, "data_wait": 0.0}
+    for name in (LABELED, POOL):
+        part = run.part(name)
+        counts_of(part.facts("index"), "index")
+        numbers = range(len(require_patches(part)))
+        if launch.is_main:
+            begin(part.facts("scores"), settings, "scores")
+        missing = [number for number in numbers if not part.shard("scores", number).exists()]
+        mine = missing[launch.rank :: launch.world_size]
+        if mine:
+            counts = _score_shards(part, mine, scorer, cfg, name or "pool")
+            totals = {key: totals[key] + counts[key] for key in totals}
+    totals["data_wait"] = round(totals["data_wait"] / totals["seconds"], 3) if totals["seconds"] else 0.0
+    return totals
+
+
+def build_scorer(cfg: CurateConfig, launch: Launch) -> tuple[Scorer, dict[str, Any]]:
+    """The scorer, and what its scores depend on.
+
+    Raises:
+        ConfigError: The checkpoint does not describe itself, or has no usable task.
+    """
+    checkpoint = find_checkpoint(cfg.checkpoint)
+    spec = spec_of_checkpoint(checkpoint, None)
+    if spec is None:
+        raise ConfigError(
+            f"{checkpoint}: has no metadata about its network; convert it with `python -m s5.convert` or "
+            "train with this version"
+        )
+    scorer = Scorer(spec, checkpoint, launch.device, cfg.score)
+    settings = {
+        "checkpoint": sha256(checkpoint),
+        "task": scorer.task,
+        "precision": str(scorer.model.dtype or torch.float32),
+        "batch_size": cfg.score.batch_size,
+        "pseudo_labels": cfg.score.pseudo_labels,
+        "conf_thresh": cfg.score.conf_thresh,
+    }
+    return scorer, settings
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _score_shards(
+    part: Part, shards: Sequence[int], scorer: Scorer, cfg: CurateConfig, what: str
+) -> dict[str, float]:
+    settings = cfg.score
+    batches = iter(
+        patch_loader(
+            part,
+            shards,
+            cfg.data_root.absolute(),
+            settings.batch_size,
+            settings.workers,
+            pin_memory=scorer.device.type == "cuda",
+        )
+    )
+    total = sum(_length(part.shard("index", number)) for number in shards)
+    writer = _ShardWriter(part, scorer, settings, total, what)
+    waited, start = 0.0, time.monotonic()
+    pending: deque[tuple[Batch, Scored | None]] = deque()
+    with writer:
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            waited += time.monotonic() - before
+            if batch is not None:
+                pending.append((batch, scorer(batch.images, batch.valid) if batch.rows else None))
+            if len(pending) == IN_FLIGHT or (batch is None and pending):
+                writer.add(*pending.popleft())
+            elif batch is None:
+                break
+    seconds = time.monotonic() - start
+    logger.info("score: %s, %.1f patches/s, data wait %.0f %%", what, total / seconds, 100 * waited / seconds)
+    return {"patches": total, "unreadable": writer.unreadable, "seconds": seconds, "data_wait": waited}
+
+
+def _length(path: Path) -> int:
+    return int(require("pyarrow.parquet").read_metadata(path).num_rows)
+
+
+class _ShardWriter:
+    """Collects the results of the batches of a shard and writes it when it is complete."""
+
+    def __init__(self, part: Part, scorer: Scorer, settings: ScoreConfig, total: int, what: str) -> None:
+        self.part, self.scorer, self.settings = part, scorer, settings
+        self.unreadable = self.done = 0
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._pool = ThreadPoolExecutor(ENCODERS)
+        self._progress = Progress(total, f"score {what}", "patches", logger)
+
+    def __enter__(self) -> "_ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._progress.__exit__(None, None, None)
+
+    def add(self, batch: Batch, scored: Scored | None) -> None:
+        """Add the results of the next batch."""
+        for row, reason in batch.errors.items():
+            self._rows[row] = {"error": reason}
+        if scored is not None:
+            self._add_scored(batch, Scored(*(part.cpu() for part in scored)))
+        self.unreadable += len(batch.errors)
+        self.done += len(batch.errors) + len(batch.rows)
+        if self.unreadable > self.settings.max_unreadable * max(self.done, EARLY):
+            raise DataError(
+                f"{self.unreadable} of {self.done} patches are unreadable, more than score.max_unreadable = "
+                f"{self.settings.max_unreadable:.0%}; the last: {next(reversed(batch.errors.values()))}"
+            )
+        self._progress.update(len(batch.errors) + len(batch.rows))
+        if batch.last:
+            self._write(batch.shard)
+
+    def _add_scored(self, batch: Batch, scored: Scored) -> None:
+        labels = scored.labels.numpy()
+        masks = self._pool.map(self._encode, labels) if self.settings.pseudo_labels else [None] * len(labels)
+        columns = scored.entropy.tolist(), scored.classes.tolist(), scored.features.numpy(), masks
+        for row, facts, entropy, classes, feature, mask in zip(
+            batch.rows, batch.facts, *columns, strict=True
+        ):
+            valid, deviation, sharpness, phash = facts
+            self._rows[row] = {
+                "valid": valid,
+                "deviation": deviation,
+                "sharpness": sharpness,
+                "phash": phash,
+                "entropy": entropy,
+                "classes": classes,
+                "feature": feature.astype(np.float16),
+                "mask": mask,
+            }
+
+    def _encode(self, labels: np.ndarray) -> bytes:
+        """PNG of the raw values that the label table gives the classes, as the labeled masks have."""
+        done, data = cv2.imencode(".png", self.scorer.table.raw_values(labels))
+        if not done:
+            raise DataError("a pseudo-label cannot be encoded as PNG")
+        return data.tobytes()
+
+    def _write(self, shard: int) -> None:
+        pa = require("pyarrow")
+        table = read_shard(self.part.shard("index", shard)).drop_columns(
+            ["file", "bytes", "modified", "error"]
+        )
+        rows = [self._rows[row] for row in range(len(table))]
+        width = next((len(row["feature"]) for row in rows if "feature" in row), 0)
+        types = {
+            "valid": pa.float32(),
+            "deviation": pa.float32(),
+            "sharpness": pa.float32(),
+            "phash": pa.uint64(),
+            "entropy": pa.float32(),
+            "classes": pa.list_(pa.int32()),
+            "feature": pa.list_(pa.float16(), width) if width else pa.list_(pa.float16()),
+            "error": pa.string(),
+        }
+        for name, kind in types.items():
+            table = table.append_column(name, pa.array([row.get(name) for row in rows], kind))
+        if self.settings.pseudo_labels:
+            masks = pa.array([row.get("mask") for row in rows], pa.binary())
+            write_shard(self.part.shard("masks", shard), pa.table({"patch": table["patch"], "mask": masks}))
+        write_shard(self.part.shard("scores", shard), table)
+        self._rows = {}
+
+
+def require_scores(part: Part) -> list[Path]:
+    """The shards of all scores.
+
+    Raises:
+        DataError: Some are missing.
+    """
+    shards, expected = part.shards("scores"), len(require_patches(part))
+    if len(shards) != expected:
+        raise DataError(
+            f"{part.path / 'scores'}: {expected - len(shards)} of {expected} shards are missing; run the "
+            "score step again, which continues with them"
+        )
+    return shards

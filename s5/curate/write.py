@@ -1,0 +1,164 @@
+"""Step 5: the split of the chosen patches, their pseudo-labels, the summary and the report."""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from s5.checkpoints.reading import find_checkpoint
+from s5.command import Progress
+from s5.curate import require
+from s5.curate.config import CurateConfig
+from s5.curate.folder import LABELED, POOL, Run, counts_of, database, pattern, read_shard, settings_of
+from s5.curate.report import write_report
+from s5.curate.select import TABLE
+from s5.data.files import write_bytes
+from s5.data.label_table import LabelTable
+from s5.data.splits import format_line, write_split
+from s5.segmentation.trained import spec_of_checkpoint
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    "s5",
+    "torch",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "rasterio",
+    "duckdb",
+    "pyarrow",
+    "faiss-cpu",
+    "imagehash",
+)
+MASKS_PER_FOLDER = 1000
+ROWS = 10_000  # fetched from the table at a time
+STEPS_WITH_COUNTS = ("index", "scores", "clusters", "select")
+
+
+def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
+    """Write the split, the pseudo-labels if they were kept, the summary and the report.
+
+    Returns:
+        Number of `patches` in the split.
+
+    Raises:
+        PrepareError: The select step is not complete.
+    """
+    root, pool = cfg.data_root.absolute(), run.part(POOL)
+    selection = counts_of(pool.facts("select"), "select")
+    total = selection["reasons"].get("chosen", 0)
+    masks = cfg.score.pseudo_labels
+    folder = run.path.absolute() / "pseudo_labels"
+    if masks:
+        _write_masks(run, folder, total)
+    write_split(
+        run.split(cfg.name),
+        (
+            format_line(name, _below(_mask_path(folder, patch), root) if masks else None)
+            for patch, name in _chosen(run)
+        ),
+    )
+    table = _label_table(cfg)
+    summary = _summary(cfg, run, selection, table)
+    write_bytes(run.summary, json.dumps(summary, indent=2, ensure_ascii=False).encode())
+    write_report(run.path, root, summary, mask_of=_MaskReader(run, table) if masks else None)
+    logger.info("write: %d patches in %s; %s", total, run.split(cfg.name), run.report)
+    return {"patches": total}
+
+
+def _chosen(run: Run) -> Iterator[tuple[int, str]]:
+    """Number and name of the chosen patches, ordered by name."""
+    with database(run.path) as connection:
+        query = "select patch, name from read_parquet(?) where reason = 'chosen' order by name"
+        result = connection.execute(query, [pattern(run.path / TABLE)])
+        while rows := result.fetchmany(ROWS):
+            yield from rows
+
+
+def _write_masks(run: Run, folder: Path, total: int) -> None:
+    query = """
+        select patch, mask from read_parquet(?) as masks
+        semi join (select patch from read_parquet(?) where reason = 'chosen') using (patch)"""
+    shards = [pattern(path) for path in run.part(POOL).shards("masks")]
+    with (
+        database(run.path) as connection,
+        Progress(total, "write", "pseudo-labels", logger) as progress,
+    ):
+        result = connection.execute(query, [shards, pattern(run.path / TABLE)])
+        while rows := result.fetchmany(ROWS // 100):
+            for patch, mask in rows:
+                write_bytes(_mask_path(folder, patch), mask)
+            progress.update(len(rows))
+
+
+def _mask_path(folder: Path, patch: int) -> Path:
+    return folder / f"{patch // MASKS_PER_FOLDER:06d}" / f"{patch:09d}.png"
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else os.fspath(path)
+
+
+def _label_table(cfg: CurateConfig) -> LabelTable:
+    spec = spec_of_checkpoint(find_checkpoint(cfg.checkpoint), None)
+    assert spec is not None  # the score step needs it, too
+    (table,) = spec.only([] if cfg.score.task is None else [cfg.score.task]).tables.values()
+    return table
+
+
+class _MaskReader:
+    """Pseudo-labels (H, W) uint8 train ids by patch, for the report."""
+
+    def __init__(self, run: Run, table: LabelTable) -> None:
+        self.pool, self.table = run.part(POOL), table
+        self._size = int(require("pyarrow.parquet").read_metadata(self.pool.shard("index", 0)).num_rows)
+
+    def __call__(self, patch: int) -> np.ndarray | None:
+        path = self.pool.shard("masks", patch // self._size)
+        data = read_shard(path, ["mask"])["mask"][patch % self._size].as_py()
+        if data is None:
+            return None
+        values = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+        return self.table.encode(values, path)
+
+
+def _summary(cfg: CurateConfig, run: Run, selection: dict[str, Any], table: LabelTable) -> dict[str, Any]:
+    parts = {"pool": run.part(POOL), "labeled": run.part(LABELED)}
+    counts = {
+        f"{step} ({name})" if step in ("index", "scores") else step: counts_of(part.facts(step), step)
+        for step in STEPS_WITH_COUNTS
+        for name, part in parts.items()
+        if name == "pool" or step in ("index", "scores")
+    }
+    scored = settings_of(parts["pool"].facts("scores"))
+    return {
+        "title": cfg.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": cfg.model_dump(mode="json"),
+        "checkpoint": {"path": str(cfg.checkpoint), "sha256": scored["checkpoint"]},
+        "precision": scored["precision"],
+        "versions": {"python": platform.python_version(), **_versions()},
+        "counts": counts,
+        "classes": list(table.classes),
+        "palette": [list(color) for color in table.palette],
+        **{key: selection[key] for key in ("clusters", "duplicates", "cut")},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,199 @@
+"""Whole curations: results, restarts, several processes, bad input."""
+
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s5.data.image_io import read_image, write_image
+from s5.data.splits import Split
+from s5.errors import ConfigError, DataError, PrepareError
+from s5.launch import ALONE
+from tests.helpers.curation import chosen, configuration, noise, write_pool
+from tests.helpers.s4p_runs import REPO, environment
+
+for _package in ("duckdb", "faiss", "imagehash", "pyarrow"):
+    pytest.importorskip(_package)
+
+from s5.curate.folder import LOCK, POOL, Run, read_shard  # noqa: E402
+from s5.curate.run import curate  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pool")
+    write_pool(root)
+    curate(configuration(root, score__pseudo_labels="true"))
+    return root
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    write_pool(tmp_path)
+    return tmp_path
+
+
+def results(out: Path) -> tuple[list[str], list[dict]]:
+    """Split and table of a run."""
+    return chosen(out), read_shard(out / "patches.parquet").to_pylist()
+
+
+def test_the_split_can_be_read(pool: Path) -> None:
+    split = Split(pool / "out/splits/curated.txt", pool)
+    assert len(split) == 20
+    for sample in split:
+        assert read_image(sample.image).shape == (32, 32, 3)
+        assert sample.mask is not None and sample.mask.is_file()
+
+
+def test_windows_and_members_are_read_in_place(pool: Path) -> None:
+    names = [row["name"] for row in read_shard(pool / "out/patches.parquet").to_pylist()]
+    window = next(name for name in names if name.startswith("big.tif#xywh=64,32,"))
+    expected = noise(400, 128, 128)[32:64, 64:96]
+    np.testing.assert_array_equal(read_image(pool / window), expected)
+    member = next(name for name in names if "pool.tar!/b/4.png" in name)
+    np.testing.assert_array_equal(read_image(pool / member), noise(304))
+
+
+def test_the_summary_has_everything(pool: Path) -> None:
+    summary = json.loads((pool / "out/curation.json").read_text())
+    assert summary["config"]["select"]["count"] == 20
+    assert len(summary["checkpoint"]["sha256"]) == 64
+    assert summary["counts"]["select"]["reasons"]["chosen"] == 20
+    assert summary["counts"]["index (pool)"]["patches"] == 40
+    assert {"torch", "duckdb", "s5"} <= summary["versions"].keys()
+    assert sum(cluster["quota"] for cluster in summary["clusters"]) == 20
+    assert (pool / "out/report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_kept(pool: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (pool / "out/scores").iterdir()}
+    again = configuration(pool, score__pseudo_labels="true", select__count=10)
+    curate(again)
+    assert {path: path.stat().st_mtime_ns for path in (pool / "out/scores").iterdir()} == before
+    assert len(chosen(pool / "out")) == 10
+    curate(configuration(pool, score__pseudo_labels="true"))
+
+
+def test_other_clusters_are_made_again(fresh: Path) -> None:
+    curate(configuration(fresh))
+    scores = [path.stat().st_mtime_ns for path in (fresh / "out/scores").iterdir()]
+    curate(configuration(fresh, cluster__count=2))
+    summary = json.loads((fresh / "out/curation.json").read_text())
+    assert len(summary["clusters"]) == 2 and sum(c["labeled"] for c in summary["clusters"]) == 6
+    assert [path.stat().st_mtime_ns for path in (fresh / "out/scores").iterdir()] == scores
+
+
+def test_the_order_of_the_sources_does_not_matter(pool: Path, tmp_path: Path) -> None:
+    sources = "{big: big.tif, tar: pool.tar, zip: pool.zip, folder: folder}"
+    curate(configuration(pool, out=tmp_path / "out", sources=sources))
+    assert sorted(line.split("\t")[0].split(" /")[0] for line in chosen(tmp_path / "out")) == sorted(
+        Split(pool / "out/splits/curated.txt", pool).name(i) for i in range(20)
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same(pool: Path, tmp_path: Path) -> None:
+    configuration(pool)
+    command = "-m torch.distributed.run --standalone --nproc_per_node 2 S4_Pretrain/curate.py"
+    options = f"--device cpu --cfg-options out={tmp_path / 'out'} score.pseudo_labels=true score.workers=1"
+    run = subprocess.run(
+        [sys.executable, *command.split(), str(pool / "curate.yaml"), *options.split()],
+        cwd=REPO,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    assert results(tmp_path / "out")[1] == results(pool / "out")[1]
+
+
+def test_a_killed_run_continues(fresh: Path) -> None:
+    """Killed while it scores: shards that were written are kept, the result is that of a whole run."""
+    for i in range(100):  # several shards
+        write_image(fresh / f"folder/more/{i}.png", noise(1000 + i))
+    configuration(fresh)
+    command = [sys.executable, "-m", "s5.curate", "run", str(fresh / "curate.yaml"), "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=REPO, env=environment(), stderr=subprocess.DEVNULL)
+    scores = fresh / "out/scores"
+    while not list(scores.glob("[0-9]*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in scores.glob("[0-9]*.parquet")}
+    assert before
+    curate(configuration(fresh))
+    after = {path.name: path.stat().st_mtime_ns for path in scores.glob("[0-9]*.parquet")}
+    assert len(after) == 3 and before.items() <= after.items()
+    whole = fresh / "whole"
+    curate(configuration(fresh, out=whole))
+    assert results(fresh / "out") == results(whole)
+
+
+def test_two_runs_cannot_write_to_one_folder(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    (fresh / "out").mkdir()
+    with (fresh / "out" / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(PrepareError, match="another curation is writing here"):
+            curate(cfg)
+
+
+def test_no_images(fresh: Path) -> None:
+    shutil.rmtree(fresh / "folder")
+    (fresh / "folder").mkdir()
+    with pytest.raises(DataError, match="no images in .*folder"):
+        curate(configuration(fresh, sources="{folder: folder}"))
+
+
+def test_a_missing_source(fresh: Path) -> None:
+    with pytest.raises(DataError, match="the source 'x' does not exist"):
+        curate(configuration(fresh, sources="{x: nowhere}"))
+
+
+def test_fewer_patches_than_asked_for(fresh: Path) -> None:
+    with pytest.raises(DataError, match="1000"):
+        curate(configuration(fresh, select__count=1000))
+
+
+def test_more_clusters_than_labeled_patches(fresh: Path) -> None:
+    with pytest.raises(ConfigError, match="cluster.count = 7: there are only 6 labeled patches"):
+        curate(configuration(fresh, cluster__count=7))
+
+
+def test_features_of_another_width(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg, ALONE, ("index", "score"))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Run(cfg.out).part(POOL).shard("scores", 0)
+    content = read_shard(path)
+    column = content.schema.get_field_index("feature")
+    narrow = pa.array([row[:5] for row in content["feature"].to_pylist()], pa.list_(pa.float16(), 5))
+    pq.write_table(content.set_column(column, "feature", narrow), path)
+    with pytest.raises(PrepareError, match="features of width 5, those of the labeled patches have 192"):
+        curate(cfg, ALONE, ("cluster",))
+
+
+def test_a_truncated_shard(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg, ALONE, ("index", "score"))
+    path = Run(cfg.out).part(POOL).shard("scores", 0)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(PrepareError, match=r"000000.parquet: cannot be read .*Delete it"):
+        curate(cfg, ALONE, ("cluster",))
+
+
+def test_without_the_packages_it_says_what_to_install(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ConfigError, match=r"curation needs pyarrow: pip install -e '.\[curate\]'"):
+        curate(configuration(fresh))

@@ -41,8 +41,8 @@ STAGES = {
 }
 """Training time of each stage in steps of S4P, as measured on two cores."""
 
-FIXED = 200.0
-"""Scores, pictures and start-up, in steps of S4P."""
+FIXED = 300.0
+"""Curation, scores, pictures and start-up, in steps of S4P."""
 
 
 def seconds_per_step(args: argparse.Namespace) -> float:

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         " the pipeline does, not how good the methods are. Those of segmentation are IoU; the last column of"
         " its tables gives every pixel the most frequent class.",
         "",
+        *curation(folder),
+        "",
         *pretraining(folder),
         "",
         *fine_tuning(folder / "mdf"),
@@ -55,6 +57,25 @@ def main(argv: list[str] | None = None) -> int:
     (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
     print(f"{text}\nThis summary: {folder / 'summary.md'}")
     return 0
+
+
+def curation(folder: Path) -> list[str]:
+    """The section on what was chosen from the pool."""
+    out = folder / "curated"
+    summary = json.loads((out / "curation.json").read_text(encoding="utf-8"))
+    reasons = summary["counts"]["select"]["reasons"]
+    split = resolve_split(Path(summary["config"]["data_root"]), out / "splits/curated.txt")
+    names = [split.name(i) for i in range(len(split))]
+    kinds = sorted({Path(name).parent.name for name in names if name.startswith("junk/")})
+    junk = ", ".join(f"{sum(f'junk/{kind}/' in name for name in names)} of {kind}" for kind in kinds)
+    return [
+        "## Curation",
+        "",
+        f"{len(names)} of {sum(reasons.values())} patches chosen, by the model trained on the labeled scenes "
+        f"alone; of the junk in the pool: {junk or 'none'}.",
+        "",
+        f"Report, for a browser: {out / 'report.html'}",
+    ]
 
 
 def pretraining(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ DETECTION=Object_Detection
 # Keeps the scenes of an earlier run, or replaces them if this version generates different ones.
 make_data() {
   "$S5_PYTHON" -m scenes --out "$OUT/data" --labeled 10 --unlabeled 500 --overwrite &&
+    "$S5_PYTHON" -m scenes.junk "$OUT/data/junk" --count 20 &&
     "$S5_PYTHON" -m scenes.mdf_data "$OUT/data/mdf" &&
     "$S5_PYTHON" -m scenes.det_data "$OUT/data/det"
 }
@@ -42,6 +43,13 @@ pretrain() {
   "$S5_PYTHON" S4_Pretrain/train.py --config configs/quickstart.yaml --work-dir "$OUT/$name" \
     --backbone vit_t --init none --cfg-options "fixmatch.warmup_iters=$((total / 2))" \
     "fixmatch.ramp_iters=$((total * 15 / 100))" "$@" --cfg-options "schedule.total_iters=$total"
+}
+
+# curate BACKBONE DEVICE: chooses what S4P trains on, with the segmentor trained on the labels alone.
+curate() {
+  rm -rf "${OUT:?}/curated"
+  "$S5_PYTHON" -m s5.curate run configs/quickstart_curate.yaml --device "$2" \
+    --cfg-options "checkpoint=$OUT/supervised/${1}_s4p_upernet"
 }
 
 # fine_tune BACKBONE DEVICE: one model for all datasets, from S4P weights, with the same command as for users.
@@ -133,8 +141,10 @@ main() {
   backbone=$(option --backbone vit_t "$@") device=$(option --device auto "$@")
   stage "Data: aerial-like scenes with masks and boxes" make_data
   stage "Plan: the speed of this machine" plan "$@"
-  stage "S4P: labeled and unlabeled images" pretrain s4p "$@"
-  stage "Supervised only, the same number of steps" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
+  stage "Labeled images alone" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
+  stage "Curation: choose unlabeled images" curate "$backbone" "$device"
+  stage "S4P: labeled and chosen images, the same number of steps" \
+    pretrain s4p "$@" --cfg-options "data.unlabeled.split=$OUT/curated/splits/curated.txt"
   stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"
   stage "Scores and overlays of the three tasks" apply "$backbone" "$device"
   stage "Oriented detection: one model for two sets of classes" detect "$backbone" "$device"

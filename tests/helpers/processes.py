@@ -23,6 +23,7 @@ from typing import NoReturn
 
 import torch
 
+from tests.helpers import shallow_vit
 from tests.helpers.s4p_runs import REPO, environment, script
 
 SCRIPTS = {
@@ -156,8 +157,11 @@ def _server() -> _Server:
 
 def _serve() -> list[str] | None:
     """Answer requests; returns arguments in a fork that is to run a script, None in the server at the end."""
+    gc.disable()  # what is imported stays
     for path in SCRIPTS.values():
         runpy.run_path(str(path), run_name="preload")
+    shallow_vit.install()
+    gc.enable()
     gc.freeze()  # what the forks share stays shared
     children: set[int] = set()
     for line in sys.stdin:

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from s5.backbones import ARCHITECTURES
-from s5.backbones.vit import VARIANTS
 from scenes.dataset import Request, write_dataset
 from tests.helpers import shallow_vit
 
@@ -70,9 +68,10 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def real_vit_t(monkeypatch: pytest.MonkeyPatch) -> None:
+def real_vit_t() -> Iterator[None]:
     """The twelve blocks of `vit_t`, for tests of what ships; others have four."""
-    monkeypatch.setitem(ARCHITECTURES, "vit_t", VARIANTS["vit_t"])
+    with shallow_vit.uninstalled():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ not of their size. Commands that are started as users start them have the twelve
 
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from s5.backbones import ARCHITECTURES
@@ -15,9 +17,24 @@ from s5.backbones.vit import VARIANTS
 SHALLOW = replace(VARIANTS["vit_t"], depth=4, out_blocks=(0, 1, 2, 3))
 
 
-def install() -> None:
-    """Let the name `vit_t` stand for it in this process and its forks."""
-    ARCHITECTURES["vit_t"] = SHALLOW
+def install(shallow: bool = True) -> None:
+    """Let the name `vit_t` stand for it in this process and its forks, or for what ships."""
+    ARCHITECTURES["vit_t"] = SHALLOW if shallow else VARIANTS["vit_t"]
+
+
+def is_installed() -> bool:
+    return ARCHITECTURES["vit_t"] is SHALLOW
+
+
+@contextmanager
+def uninstalled() -> Iterator[None]:
+    """Let the name stand for what ships, where a test depends on it or on what random weights find."""
+    before = is_installed()
+    install(False)
+    try:
+        yield
+    finally:
+        install(before)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from scenes.dataset import Request, write_dataset
+from tests.helpers import shallow_vit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,6 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
     # Small tensors lose time to a second thread, and one count everywhere keeps float sums reproducible.
     torch.set_num_threads(1)
+    gc.disable()  # until all is imported, which stays
+    shallow_vit.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # what is imported stays: later collections need not look at it
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:
@@ -61,6 +65,13 @@ def _seed() -> None:
     log = logging.getLogger("s5")  # a run in an earlier test may have taken it over
     log.propagate = True
     log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def real_vit_t() -> Iterator[None]:
+    """The twelve blocks of `vit_t`, for tests of what ships; others have four."""
+    with shallow_vit.uninstalled():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_to_timm_names_what_is_left_out_and_how_to_load_it(tmp_path, capsys):
     assert "left out: 9 tensors (cls_token, pyramid.up4.0.weight" in out
     assert "class_token=False" in out
     state = torch.load(tmp_path / "timm.pth", weights_only=True)
-    assert convert(state).layout == "MAE or timm" and "blocks.11.mlp.fc2.bias" in state
+    assert convert(state).layout == "MAE or timm" and "blocks.3.mlp.fc2.bias" in state
 
 
 def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
@@ -100,10 +100,10 @@ def test_what_cannot_be_written_is_an_error_and_leaves_no_file(own, tmp_path, ca
 
 def test_an_incomplete_file_is_an_error(tmp_path, capsys):
     state = backbone("a")
-    del state["blocks.7.norm2.weight"]
+    del state["blocks.2.norm2.weight"]
     torch.save(state, tmp_path / "half.pth")
     assert run(tmp_path / "half.pth", tmp_path / "x.pth", "--to", "published") == 1
-    assert "half.pth: the weights are incomplete: blocks.7.norm2.weight is missing" in capsys.readouterr().err
+    assert "half.pth: the weights are incomplete: blocks.2.norm2.weight is missing" in capsys.readouterr().err
 
 
 def test_numbered_experts_get_the_names_given(tmp_path, capsys):

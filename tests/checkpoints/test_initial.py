@@ -13,7 +13,7 @@ from s5.segmentation.segmentor import Segmentor, build_segmentor
 
 
 @pytest.fixture
-def segmentor() -> Segmentor:
+def segmentor(real_vit_t: None) -> Segmentor:
     return build_segmentor("vit_t", {"s4p": 3}, 64, channels=8)
 
 

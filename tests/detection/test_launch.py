@@ -71,11 +71,12 @@ def begin(work_dir: Path, checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command in the documentation, with another port and another output folder."""
+    """The command in the documentation, with another port and output folder and fewer blocks."""
     work_dir = tmp_path_factory.mktemp("runs") / "trained"
-    command = f"-m torch.distributed.launch --nproc_per_node=2 --master_port={free_port()} tools/train.py"
+    command = f"-m torch.distributed.launch --nproc_per_node=2 --master_port={free_port()}"
+    script = "-m tests.helpers.shallow_vit tools/train.py"
     options = "--launcher pytorch --options find_unused_parameters=False"
-    printed = launch(*command.split(), config, *options.split(), "--work-dir", work_dir)
+    printed = launch(*command.split(), *script.split(), config, *options.split(), "--work-dir", work_dir)
     assert "4 images a step (2 processes)" in printed
     return work_dir
 

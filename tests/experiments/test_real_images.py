@@ -127,7 +127,7 @@ def same_start(folder: Path) -> None:
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         own = (".fc2.", ".experts.") if "moe" in file.name else ()
         names = [n for n in state if not n.endswith(statistics) and not any(part in n for part in own)]
-        assert len(names) > 150 and any(".classifier" in name for name in names)
+        assert len(names) >= 100 and any(".classifier" in name for name in names)
         for name in names:
             torch.testing.assert_close(state[name], initial[name], msg=f"{file}: {name}")
 

@@ -23,6 +23,7 @@ from typing import NoReturn
 
 import torch
 
+from tests.helpers import shallow_vit
 from tests.helpers.s4p_runs import REPO, environment, script
 
 SCRIPTS = {
@@ -97,7 +98,8 @@ def start(path: str | Path, arguments: list[str], folder: Path, **variables: str
     output = folder / f"output_{len(list(folder.glob('output_*')))}.txt"
     output.touch()
     argv = [str(SCRIPTS.get(str(path), path)), *arguments]
-    pid = _server().ask({"argv": argv, "output": str(output), "environment": variables})
+    settings = {"environment": variables, "shallow": shallow_vit.is_installed()}
+    pid = _server().ask({"argv": argv, "output": str(output), **settings})
     return Process(pid, output)
 
 
@@ -156,8 +158,10 @@ def _server() -> _Server:
 
 def _serve() -> list[str] | None:
     """Answer requests; returns arguments in a fork that is to run a script, None in the server at the end."""
+    gc.disable()  # what is imported stays
     for path in SCRIPTS.values():
         runpy.run_path(str(path), run_name="preload")
+    gc.enable()
     gc.freeze()  # what the forks share stays shared
     children: set[int] = set()
     for line in sys.stdin:
@@ -176,8 +180,9 @@ def _serve() -> list[str] | None:
     return None
 
 
-def _become(argv: list[str], output: str, environment: dict[str, str]) -> None:
+def _become(argv: list[str], output: str, environment: dict[str, str], shallow: bool) -> None:
     os.setsid()
+    shallow_vit.install(shallow)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)

@@ -100,13 +100,14 @@ def environment() -> dict[str, str]:
 
 def start(args: list[str], processes: int = 1, port: int = 29511) -> subprocess.Popen:
     """Start `train.py`, under torchrun when there are several processes."""
-    train = str(REPO / "S4_Pretrain/train.py")
-    command = [sys.executable, train]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-        command = [sys.executable, *launcher, train]
+    train = ["-m", "tests.helpers.shallow_vit", str(REPO / "S4_Pretrain/train.py")]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     return subprocess.Popen(
-        [*command, *args], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *(launcher if processes > 1 else ()), *train, *args],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

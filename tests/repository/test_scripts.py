@@ -292,6 +292,7 @@ def test_fine_tuning_with_wrong_arguments(bash, repository: Path, arguments: lis
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_vit_t")
 def test_fine_tuning_starts_from_the_checkpoint(bash, repository: Path, tmp_path: Path) -> None:
     """The launcher's own command, from another folder, with a relative checkpoint without .pth."""
     dense = build_segmentor("vit_t", {"s4p": 5}, mdf_runs.SIZE, channels=8)

@@ -271,6 +271,7 @@ def test_every_active_weight_has_a_gradient_and_no_other() -> None:
     assert {name for name, p in model.segmentor.named_parameters() if not p.requires_grad} == always_frozen
 
 
+@pytest.mark.usefixtures("real_vit_t")
 @pytest.mark.parametrize("backbone", VARIANTS)
 def test_layer_decay_covers_experts_of_every_backbone(backbone: str) -> None:
     """Experts have the rate of their block, heads the full one."""

@@ -14,6 +14,7 @@ from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.training.optim import build_optim_wrapper, cosine_schedule, param_groups
 from tests.helpers.processes import run_here
 from tests.helpers.s4p_runs import arguments, write_dataset
+from tests.helpers.shallow_vit import SHALLOW
 
 LR, DECAY = 1e-3, 0.01
 
@@ -58,7 +59,7 @@ def test_norms_and_positional_embedding_are_not_decayed() -> None:
     norms = {
         name.removesuffix(".weight") for name, s in shapes.items() if name.endswith(".weight") and len(s) == 1
     }
-    assert len(norms) == 12 * 2 + 1 + 12, "of the blocks, the pyramid and the decoder"
+    assert len(norms) == 2 * SHALLOW.depth + 1 + 12, "of the blocks, the pyramid and the decoder"
     for name, (_, decay) in settings(model).items():
         exempt = name == "backbone.pos_embed" or name.rpartition(".")[0] in norms
         assert decay == (0.0 if exempt else DECAY), name
@@ -70,6 +71,7 @@ def test_exemptions_can_be_switched_off() -> None:
     assert sum(len(group["params"]) for group in groups) == len(settings(segmentor()))
 
 
+@pytest.mark.usefixtures("real_vit_t")
 @pytest.mark.parametrize("backbone", VARIANTS)
 def test_layer_decay_reaches_the_optimizer(backbone: str) -> None:
     model, depth = segmentor(backbone), VARIANTS[backbone].depth
@@ -173,5 +175,5 @@ def test_run_follows_the_schedule(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     rates = [(record["lr"], record["base_lr"]) for record in records if "loss" in record]
     shares = [1e-3, 1.0, *(cosine(step, 6, 2) for step in range(2, 6))]
-    lowest = 0.5**13  # the first group is layer 0: 12 blocks and the heads lie above it
+    lowest = 0.5 ** (SHALLOW.depth + 1)  # the first group is layer 0: the blocks and the heads lie above it
     assert rates == [pytest.approx((LR * share * lowest, LR * share)) for share in shares]

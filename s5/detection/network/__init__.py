@@ -6,9 +6,7 @@ import io
 # On import, which registries may also trigger later, both print missing optional packages to stdout, which
 # other programs may parse.
 with contextlib.redirect_stdout(io.StringIO()):
-    import mmdet.datasets  # noqa: F401
     import mmdet.models  # noqa: F401
-    import mmrotate.datasets  # noqa: F401
     import mmrotate.models  # noqa: F401
 
 from s5.detection.network.detector import (

@@ -1,12 +1,21 @@
 """Detectors, images and a run that the tests of `predict.py` and `test.py` share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from s5.detection.network import DetectionModel
 from tests.detection.predict.det_models import evaluate, write_detector, write_pictures
+from tests.helpers import shallow_vit
 from tests.helpers.det_runs import script, write_config, write_datasets
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _all_blocks() -> Iterator[None]:
+    """What the random detectors find, and where, is chosen for twelve blocks."""
+    with shallow_vit.uninstalled():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +25,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(checkpoint: Path) -> DetectionModel:
-    return write_detector(checkpoint)
+    with shallow_vit.uninstalled():
+        return write_detector(checkpoint)
 
 
 @pytest.fixture
@@ -28,7 +38,8 @@ def images(tmp_path: Path, model: DetectionModel) -> Path:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that runs start from."""
     path = tmp_path_factory.mktemp("start") / "vit_t_moe_det.pth"
-    write_detector(path, {"a": ("box",), "b": ("box",)})
+    with shallow_vit.uninstalled():
+        write_detector(path, {"a": ("box",), "b": ("box",)})
     return path
 
 
@@ -37,7 +48,8 @@ def config(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data in which the network finds some objects: part of what it finds is true, part of it is not."""
     config = write_config(write_datasets(tmp_path_factory.mktemp("data")))
     found = tmp_path_factory.mktemp("found")
-    assert evaluate(config, start, found / "work", "--out", found) == 0
+    with shallow_vit.uninstalled():
+        assert evaluate(config, start, found / "work", "--out", found) == 0
     for text, labels in (("a", "a/labelTxt"), ("b", "b/whole")):
         for path in sorted((found / text).glob("*.txt")):
             lines = path.read_text().splitlines()[1::2]
@@ -52,5 +64,6 @@ def trained(config: Path, start: Path, tmp_path_factory: pytest.TempPathFactory)
     work_dir = tmp_path_factory.mktemp("runs") / "run"
     changes = ["optim.lr=1e-9", "schedule.epochs=2", "schedule.milestones=[1]", "schedule.val_interval=2"]
     args = [str(config), "--device", "cpu", "--work-dir", str(work_dir), "--load-from", str(start)]
-    assert script().main([*args, "--cfg-options", *changes]) == 0
+    with shallow_vit.uninstalled():
+        assert script().main([*args, "--cfg-options", *changes]) == 0
     return work_dir

@@ -5,8 +5,9 @@ All work is done by DuckDB, which moves to disk what does not fit in its memory 
 
 import logging
 import time
+from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -16,7 +17,8 @@ BITS = 64
 _logger = logging.getLogger(__name__)
 
 
-class Pairs(NamedTuple):
+@dataclass(frozen=True)
+class Pairs:
     """Number of pairs of near-duplicates.
 
     Attributes:

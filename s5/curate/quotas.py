@@ -1,14 +1,16 @@
 """Quotas of the clusters (Eq. 3), in integers: they add up exactly."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from s5.errors import DataError
 
 Unfilled = Literal["leave", "give"]
 
 
-class ClusterShare(NamedTuple):
+@dataclass(frozen=True)
+class ClusterShare:
     """What one cluster contributes.
 
     Attributes:

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from s5.curate.duplicates import band_masks, find_duplicates
+from s5.curate.duplicates import Pairs, band_masks, find_duplicates
 from tests.curate.runs import near_pairs  # skips without the optional packages
 
 duckdb = pytest.importorskip("duckdb", reason="curation needs duckdb: pip install -e '.[curate]'")
@@ -42,7 +42,7 @@ def test_the_same_as_all_pairs(distance: int) -> None:
     assert len(found) == len(set(found))
     assert set(found) == {worse["patch"] for _, worse in expected} and len(found) > 20
     within = sum(a["source"] == b["source"] for a, b in expected)
-    assert pairs == (within, len(expected) - within)
+    assert pairs == Pairs(within, len(expected) - within)
 
 
 def test_a_chain_loses_all_but_the_best() -> None:
@@ -52,7 +52,7 @@ def test_a_chain_loses_all_but_the_best() -> None:
             "CREATE TABLE ordered AS SELECT * FROM (VALUES (10, 1, 'a', 0::UBIGINT), "
             "(11, 2, 'a', 3::UBIGINT), (12, 3, 'b', 15::UBIGINT)) AS t (patch, place, source, phash)"
         )
-        assert find_duplicates(connection, 2) == (1, 1)
+        assert find_duplicates(connection, 2) == Pairs(1, 1)
         assert connection.execute("SELECT patch FROM duplicates ORDER BY patch").fetchall() == [(11,), (12,)]
 
 

@@ -1,5 +1,6 @@
 """Selecting: the paper's rule, whatever the order of the patches, and errors that say what to do."""
 
+import json
 import logging
 import random
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s5.curate.duplicates import Pairs
+from s5.curate.quotas import ClusterShare
 from s5.curate.select import REASONS, Selection, SelectSettings, select
 from s5.errors import ConfigError, DataError
 from tests.curate.runs import (
@@ -70,9 +73,12 @@ def test_what_is_reported(tmp_path: Path) -> None:
     ]
     pairs = near_pairs(comparable, 2)
     within = sum(a["source"] == b["source"] for a, b in pairs)
-    assert result.pairs == (within, len(pairs) - within)
+    assert result.pairs == Pairs(within, len(pairs) - within)
     assert run_select(run, duplicates="keep").pairs == result.pairs
-    assert asdict(result)["reasons"] == result.reasons
+    assert json.loads(json.dumps(asdict(result)))["pairs"] == {
+        "within": within,
+        "across": len(pairs) - within,
+    }
 
 
 def test_limits_of_sharpness_and_similarity(tmp_path: Path) -> None:
@@ -153,7 +159,7 @@ def test_a_cluster_that_cannot_fill_its_quota(tmp_path: Path) -> None:
     assert result.reasons["chosen"] == 25 and "15 patches were not chosen" in result.notes[0]
     result = run_select(run, (1, 1), count=40)
     assert result.reasons["chosen"] == 40 and "15 patches were taken from other clusters" in result.notes[0]
-    assert [tuple(share) for share in result.clusters] == [(1, 20, 5, 5, 0), (1, 20, 55, 35, 15)]
+    assert result.clusters == (ClusterShare(1, 20, 5, 5, 0), ClusterShare(1, 20, 55, 35, 15))
 
 
 def test_all_patches_in_one_cluster(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

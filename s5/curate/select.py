@@ -93,14 +93,14 @@ class Selection:
         reasons: Number of patches for each of `REASONS`.
         clusters: What each cluster contributes.
         pairs: Number of pairs of near-duplicates among the patches that can be read and are not blank.
-        cut: Highest entropy chosen, in nats.
+        cut: Highest entropy chosen, in nats; None if nothing was.
         notes: What a user should know about the result, as sentences.
     """
 
     reasons: dict[str, int]
     clusters: tuple[ClusterShare, ...]
     pairs: Pairs
-    cut: float
+    cut: float | None
     notes: tuple[str, ...]
 
 

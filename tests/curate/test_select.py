@@ -339,3 +339,10 @@ def test_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modu
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=rf"curation needs {module}: pip install -e '.\[curate\]'"):
         run_select(run)
+
+
+def test_nothing_is_chosen_where_no_cluster_with_patches_has_a_quota(tmp_path: Path) -> None:
+    run = write_run(tmp_path, [make_row(i) for i in range(50)])
+    result = run_select(run, (0, 7), count=40, unfilled="leave")
+    assert (result.reasons["chosen"], result.cut) == (0, None)
+    assert run_select(run, (0, 7), count=40).reasons["chosen"] == 40

@@ -71,7 +71,7 @@ def run_select(args: argparse.Namespace) -> str:
 def run_index(args: argparse.Namespace) -> str:
     """Indexing JPEGs of 256 pixels in folders of a thousand, by one process."""
     rows = []
-    for size in args.images:
+    for size in args.files:
         with tempfile.TemporaryDirectory(prefix="s5_curation.") as folder:
             write_images(Path(folder), size)
             figures = _measure_apart(folder, 0)
@@ -198,7 +198,7 @@ def _measure_apart(folder: str, count: int) -> dict[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     sizes = [1_000_000, 3_000_000, 10_000_000]
-    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="images to index")
+    parser.add_argument("--files", type=int, nargs="+", default=[100_000, 1_000_000], help="images to index")
     parser.add_argument("--patches", type=int, nargs="+", default=sizes, help="patches to select from")
 
 

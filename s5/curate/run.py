@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import torch.distributed as dist
 
@@ -86,13 +87,13 @@ def _select(cfg: CurateConfig, run: Run) -> None:
     facts = run.part(POOL).facts("select")
     facts.unlink(missing_ok=True)
     begin(facts, {}, "selection")
-    clusters = [{"cluster": number, **share._asdict()} for number, share in enumerate(selection.clusters)]
+    clusters = [{"cluster": number, **asdict(share)} for number, share in enumerate(selection.clusters)]
     complete(
         facts,
         {
             "reasons": selection.reasons,
             "clusters": clusters,
-            "duplicates": selection.pairs._asdict(),
+            "duplicates": asdict(selection.pairs),
             "cut": selection.cut,
             "notes": list(selection.notes),
         },

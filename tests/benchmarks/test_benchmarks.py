@@ -67,7 +67,7 @@ def test_curation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return curation.measure_select(Path(folder), count) if count else curation.measure_index(Path(folder))
 
     monkeypatch.setattr(curation, "_measure_apart", measure)
-    args = argparse.Namespace(patches=[4000], images=[30])
+    args = argparse.Namespace(patches=[4000], files=[30])
     title, *table = curation.run(args).splitlines()
     assert "vice" in title and table[-1].split()[1] == "30"
     assert any(line.split()[1:4:2] == ["4000", "400"] for line in table if "4000" in line)

@@ -4,9 +4,7 @@ import fcntl
 import json
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from s5.data.splits import Split
 from s5.errors import ConfigError, DataError, PrepareError
 from s5.launch import ALONE
 from tests.helpers.curation import chosen, configuration, noise, write_pool
-from tests.helpers.s4p_runs import REPO, environment
+from tests.helpers.processes import start, start_ranks, wait_until
 
 for _package in ("duckdb", "faiss", "imagehash", "pyarrow"):
     pytest.importorskip(_package)
@@ -102,31 +100,22 @@ def test_the_order_of_the_sources_does_not_matter(pool: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_two_processes_choose_the_same(pool: Path, tmp_path: Path) -> None:
     configuration(pool)
-    command = "-m torch.distributed.run --standalone --nproc_per_node 2 S4_Pretrain/curate.py"
     options = f"--device cpu --cfg-options out={tmp_path / 'out'} score.pseudo_labels=true score.workers=1"
-    run = subprocess.run(
-        [sys.executable, *command.split(), str(pool / "curate.yaml"), *options.split()],
-        cwd=REPO,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr
+    processes = start_ranks("curate", [str(pool / "curate.yaml"), *options.split()], tmp_path / "told", 2)
+    assert [process.wait() for process in processes] == [0, 0], [process.text() for process in processes]
     assert results(tmp_path / "out")[1] == results(pool / "out")[1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(fresh: Path) -> None:
     """Killed while it scores: shards that were written are kept, the result is that of a whole run."""
     for i in range(100):  # several shards
         write_image(fresh / f"folder/more/{i}.png", noise(1000 + i))
     configuration(fresh)
-    command = [sys.executable, "-m", "s5.curate", "run", str(fresh / "curate.yaml"), "--device", "cpu"]
-    process = subprocess.Popen(command, cwd=REPO, env=environment(), stderr=subprocess.DEVNULL)
+    process = start("curate", [str(fresh / "curate.yaml"), "--device", "cpu"], fresh / "told")
     scores = fresh / "out/scores"
-    while not list(scores.glob("[0-9]*")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    wait_until(lambda: bool(list(scores.glob("[0-9]*"))), process)
+    process.send(signal.SIGKILL, group=True)
     process.wait()
     before = {path.name: path.stat().st_mtime_ns for path in scores.glob("[0-9]*.parquet")}
     assert before

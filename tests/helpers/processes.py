@@ -29,6 +29,7 @@ from tests.helpers.s4p_runs import REPO, environment, script
 SCRIPTS = {
     "train": REPO / "S4_Pretrain/train.py",
     "evaluate": REPO / "S4_Pretrain/evaluate.py",
+    "curate": REPO / "S4_Pretrain/curate.py",
     "md_finetune": REPO / "Semantic_Segmentation/md_finetune.py",
     "detection": REPO / "Object_Detection/tools/train.py",
 }

@@ -20,7 +20,7 @@ from tests.helpers import mdf_runs
 from tests.helpers.fake_python import FakePython
 
 SCRIPTS = ["scripts/env.sh", "scripts/launch.sh", "scripts/quickstart.sh", "scripts/test.sh", ".ci/run"]
-SCRIPTS += ["S4_Pretrain/scripts/train.sh", "S4_Pretrain/scripts/train.slurm"]
+SCRIPTS += [f"S4_Pretrain/scripts/{name}" for name in ("train.sh", "train.slurm", "curate.sh")]
 SCRIPTS += ["Semantic_Segmentation/scripts/md_finetune.sh"]
 TRAIN = "S4_Pretrain/scripts/train.sh"
 FINETUNE = "Semantic_Segmentation/scripts/md_finetune.sh"
@@ -129,6 +129,14 @@ def test_wrong_variables_give_the_usage(
     done = bash(repository / TRAIN, "0", "12345", "vit_t", "none", **variables)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_curate_needs_a_configuration_and_passes_the_rest_on(bash, repository: Path, tmp_path: Path) -> None:
+    script = repository / "S4_Pretrain/scripts/curate.sh"
+    done = bash(script)
+    assert done.returncode == 2 and "usage: bash curate.sh CONFIG" in done.stderr
+    done = bash(script, tmp_path / "no.yaml", "--cfg-options", "select.count=3", GPUS="0")
+    assert done.returncode == 1 and "no.yaml: no such configuration file" in done.stderr
 
 
 def test_port_in_use_on_the_first_machine_only(bash, repository: Path, launcher) -> None:

@@ -47,6 +47,11 @@ class Batch:
     errors: dict[int, str] = field(default_factory=dict)
     last: bool = False
 
+    def pin_memory(self) -> "Batch":
+        """Pin the tensors; the loader calls this for batches of its own types."""
+        self.images, self.valid = self.images.pin_memory(), self.valid.pin_memory()
+        return self
+
 
 class PatchBatches(IterableDataset):
     """Batches of the patches of shards, in order; loader workers take turns.

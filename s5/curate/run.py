@@ -51,8 +51,6 @@ def curate(cfg: CurateConfig, launch: Launch = ALONE, steps: Sequence[str] = STE
 
 
 def _score(cfg: CurateConfig, run: Run, launch: Launch) -> None:
-    with main_process_first(launch):  # the others wait until the main process has the lock
-        pass
     counts = score(cfg, run, launch)
     every = [counts] * launch.world_size
     if launch.world_size > 1:

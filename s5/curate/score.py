@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from s5.checkpoints.reading import find_checkpoint
@@ -29,7 +30,7 @@ from s5.curate.folder import LABELED, POOL, Part, Run, begin, counts_of, read_sh
 from s5.curate.index import require_patches
 from s5.curate.reading import Batch, patch_loader
 from s5.errors import ConfigError, DataError
-from s5.launch import Launch
+from s5.launch import Launch, host_group, main_process_first
 from s5.ops.photometric import to_unit
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.trained import SegmentationSpec, spec_of_checkpoint
@@ -145,25 +146,34 @@ def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
         spent waiting for patches.
 
     Raises:
+        CheckpointError: The weights do not fit to the description.
         ConfigError: The checkpoint cannot score.
         DataError: Too many patches are unreadable.
         PrepareError: There is no complete index, or shards were scored with other settings.
     """
     scorer, settings = build_scorer(cfg, launch)
+    missing: list[dict[str, list[int]]] = [{}]
+    # Listed once: processes that list for themselves would see what others have written meanwhile.
+    with main_process_first(launch) as is_main:
+        if is_main:
+            missing[0] = {name: _missing(run.part(name), settings) for name in (LABELED, POOL)}
+    if launch.world_size > 1:
+        dist.broadcast_object_list(missing, 0, group=host_group())
     totals = {"patches": 0, "unreadable": 0, "seconds": 0.0, "data_wait": 0.0}
-    for name in (LABELED, POOL):
-        part = run.part(name)
-        counts_of(part.facts("index"), "index")
-        numbers = range(len(require_patches(part)))
-        if launch.is_main:
-            begin(part.facts("scores"), settings, "scores")
-        missing = [number for number in numbers if not part.shard("scores", number).exists()]
-        mine = missing[launch.rank :: launch.world_size]
+    for name, shards in missing[0].items():
+        mine = shards[launch.rank :: launch.world_size]
         if mine:
-            counts = _score_shards(part, mine, scorer, cfg, name or "pool")
+            counts = _score_shards(run.part(name), mine, scorer, cfg, name or "pool")
             totals = {key: totals[key] + counts[key] for key in totals}
     totals["data_wait"] = round(totals["data_wait"] / totals["seconds"], 3) if totals["seconds"] else 0.0
     return totals
+
+
+def _missing(part: Part, settings: dict[str, Any]) -> list[int]:
+    """Numbers of the shards to score."""
+    counts_of(part.facts("index"), "index")
+    begin(part.facts("scores"), settings, "scores")
+    return [n for n in range(len(require_patches(part))) if not part.shard("scores", n).exists()]
 
 
 def build_scorer(cfg: CurateConfig, launch: Launch) -> tuple[Scorer, dict[str, Any]]:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s5.data.image_io import read_image, write_image
-from s5.data.splits import Split
+from s5.data.image_io import read_image, write_image, write_mask
+from s5.data.splits import Split, write_split
 from s5.errors import ConfigError, DataError, PrepareError
 from s5.launch import ALONE
-from tests.helpers.curation import chosen, configuration, noise, write_pool
-from tests.helpers.processes import start, start_ranks, wait_until
+from tests.helpers.curation import CLASSES, chosen, configuration, noise, write_pool
+from tests.helpers.processes import run_here, start, start_ranks, wait_until
+from tests.helpers.s4p_runs import arguments, losses
 
 for _package in ("duckdb", "faiss", "imagehash", "pyarrow"):
     pytest.importorskip(_package)
@@ -49,6 +50,25 @@ def test_the_split_can_be_read(pool: Path) -> None:
     for sample in split:
         assert read_image(sample.image).shape == (32, 32, 3)
         assert sample.mask is not None and sample.mask.is_file()
+
+
+def test_s4p_trains_on_the_split_and_its_pseudo_labels(pool: Path, tmp_path: Path) -> None:
+    lines = [f"labeled/{i}.png labels/{i}.png" for i in range(6)]
+    for i in range(6):
+        write_mask(pool / f"labels/{i}.png", noise(i)[..., 0] % 4)
+    write_split(pool / "labeled.txt", lines)
+    changes = {
+        "data.labels": json.dumps({"name": "s", "classes": CLASSES}),
+        "data.labeled.split": "labeled.txt",
+        "data.val.split": "labeled.txt",
+        "data.unlabeled.split": pool / "out/splits/curated.txt",
+        "data.crop": 32,
+        "fixmatch.pseudo_labels": "stored",
+        "schedule.total_iters": 2,
+        "schedule.val_interval": 2,
+    }
+    assert run_here("train", arguments(pool, tmp_path / "run", **changes)) == 0
+    assert all(loss_u > 0 for _, _, loss_u in losses(tmp_path / "run").values())
 
 
 def test_windows_and_members_are_read_in_place(pool: Path) -> None:

@@ -64,7 +64,7 @@ def curation(folder: Path) -> list[str]:
     out = folder / "curated"
     summary = json.loads((out / "curation.json").read_text(encoding="utf-8"))
     reasons = summary["counts"]["select"]["reasons"]
-    split = resolve_split(Path(summary["config"]["data_root"]), out / "splits/curated.txt")
+    split = Split((out / "splits/curated.txt").absolute(), summary["config"]["data_root"])
     names = [split.name(i) for i in range(len(split))]
     kinds = sorted({Path(name).parent.name for name in names if name.startswith("junk/")})
     junk = ", ".join(f"{sum(f'junk/{kind}/' in name for name in names)} of {kind}" for kind in kinds)

@@ -144,7 +144,7 @@ main() {
   stage "Labeled images alone" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
   stage "Curation: choose unlabeled images" curate "$backbone" "$device"
   stage "S4P: labeled and chosen images, the same number of steps" \
-    pretrain s4p "$@" --cfg-options "data.unlabeled.split=$OUT/curated/splits/curated.txt"
+    pretrain s4p "$@" --cfg-options "data.unlabeled.split=$S5_ROOT/$OUT/curated/splits/curated.txt"
   stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"
   stage "Scores and overlays of the three tasks" apply "$backbone" "$device"
   stage "Oriented detection: one model for two sets of classes" detect "$backbone" "$device"

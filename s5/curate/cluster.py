@@ -42,17 +42,18 @@ def cluster(run: Run, settings: ClusterConfig) -> dict[str, Any]:
     pool = run.part(POOL)
     shards = require_scores(pool)
     labeled = require_scores(run.part(LABELED))
-    if settings_of(pool.facts("scores")) != settings_of(run.part(LABELED).facts("scores")):
+    scored, labeled_scored = (settings_of(run.part(name).facts("scores")) for name in (POOL, LABELED))
+    if {**scored, "index": ""} != {**labeled_scored, "index": ""}:
         raise PrepareError(f"{run.path}: labeled and unlabeled patches were scored with different settings")
     facts = pool.facts("clusters")
-    _forget_others(run, facts, settings)
-    begin(facts, settings.model_dump(), "clusters")
+    depends = {**settings.model_dump(), "scores": scored, "labeled scores": labeled_scored}
+    if not run.prototypes.exists() or not facts.exists() or settings_of(facts) != depends:
+        for path in (facts, run.prototypes, *pool.shards("clusters")):  # they take seconds to make again
+            path.unlink(missing_ok=True)
+    begin(facts, depends, "clusters")
     if not run.prototypes.exists():
-        features = np.concatenate(
-            [f for path in labeled if len(f := features_of(path))] or [np.zeros((0, 1))]
-        )
-        _require_width(features, labeled[0])
-        centroids = kmeans(features.astype(np.float32), settings)
+        features = _labeled_features(labeled)
+        centroids = kmeans(features, settings)
         counts = np.bincount(nearest(features, centroids)[0], minlength=len(centroids))
         with atomic_path(run.prototypes) as temporary, temporary.open("wb") as file:
             np.savez(file, centroids=centroids, labeled=counts)
@@ -67,14 +68,6 @@ def cluster(run: Run, settings: ClusterConfig) -> dict[str, Any]:
     complete(facts, result)
     logger.info("cluster: %d labeled patches in %d clusters", result["labeled"], result["clusters"])
     return result
-
-
-def _forget_others(run: Run, facts: Path, settings: ClusterConfig) -> None:
-    """Remove clusters of other settings: unlike scores, they take seconds."""
-    if run.prototypes.exists() and facts.exists() and settings_of(facts) == settings.model_dump():
-        return
-    for path in (facts, run.prototypes, *run.part(POOL).shards("clusters")):
-        path.unlink(missing_ok=True)
 
 
 def kmeans(features: np.ndarray, settings: ClusterConfig) -> np.ndarray:
@@ -134,11 +127,25 @@ def features_of(path: Path) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
-def _require_width(features: np.ndarray, path: Path) -> None:
-    if features.ndim != 2 or len(features) == 0:
+def _labeled_features(shards: list[Path]) -> np.ndarray:
+    """Features (N, D) float32 of the labeled patches, ordered by key: K-Means depends on the order."""
+    found, keys = [], []
+    for path in shards:
+        table = read_shard(path, ["key", "feature"])
+        features = features_of(path)
+        if len(features):
+            found.append(features.astype(np.float32))
+            keys.append(table["key"].to_numpy()[np.asarray(table["feature"].is_valid())])
+    if not found:
         raise PrepareError(
-            f"{path.parent}: no labeled patch could be read; correct `labeled` in the configuration"
+            f"{shards[0].parent}: no labeled patch could be read; correct `labeled` in the configuration"
         )
+    if len({features.shape[1] for features in found}) > 1:
+        raise PrepareError(
+            f"{shards[0].parent}: features of different widths; delete the folder and run the score "
+            "step again"
+        )
+    return np.concatenate(found)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
 def _assign(path: Path, target: Path, centroids: np.ndarray) -> None:

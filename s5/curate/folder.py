@@ -8,11 +8,13 @@ import fcntl
 import glob
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s5.command import usable_cpus
 from s5.curate import require
 from s5.data.datasets.prepared import differences
 from s5.data.files import atomic_path, write_bytes
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 POOL, LABELED = "", "labeled"
 LOCK = ".lock"
+LOCK_SECONDS = 10.0  # loader workers of a killed run, which inherit the lock, end within a few seconds
 
 
 class Run:
@@ -68,13 +71,18 @@ class Run:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PrepareError(
-                    f"{self.path}: another curation is writing here; wait for it, stop it, or choose "
-                    "another out"
-                ) from None
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise PrepareError(
+                            f"{self.path}: another curation is writing here; wait for it, stop it, or choose "
+                            "another out"
+                        ) from None
+                    time.sleep(0.1)
             yield
 
 
@@ -125,16 +133,26 @@ def read_shard(path: Path, columns: list[str] | None = None) -> "pa.Table":
             return file.read(columns)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise PrepareError(
-            f"{path}: cannot be read ({reason}). Delete it and run its step again, which writes it anew"
-        ) from error
+        raise PrepareError(f"{path}: cannot be read ({reason}). {_remedy(path)}") from error
+
+
+def _remedy(path: Path) -> str:
+    step = {"scores": "score", "masks": "score", "clusters": "cluster"}.get(path.parent.name)
+    if step is None:
+        return f"Delete {index_folders(path.parent.parent)}, and run all steps again"
+    return f"Delete it and run the {step} step again, which writes it anew"
+
+
+def index_folders(part: Path) -> str:
+    """The folders to delete before a part is indexed again, for messages."""
+    return f"{part / 'files'}, {part / 'index'} and {part / 'scores'}"
 
 
 @contextmanager
 def database(folder: Path, memory_limit: str = "1GB") -> Iterator["DuckDBPyConnection"]:
     """An empty DuckDB database; what exceeds the memory limit goes to a temporary folder below `folder`."""
     with tempfile.TemporaryDirectory(prefix=".duckdb-", dir=folder) as scratch:
-        config = {"memory_limit": memory_limit, "temp_directory": scratch}
+        config = {"memory_limit": memory_limit, "temp_directory": scratch, "threads": usable_cpus()}
         with require("duckdb").connect(config=config) as connection:
             yield connection
 
@@ -162,7 +180,7 @@ def begin(facts: Path, settings: Mapping[str, Any], what: str) -> dict[str, Any]
     if not facts.exists():
         write_bytes(facts, _json({"settings": settings}))
         return None
-    kept = json.loads(facts.read_text(encoding="utf-8"))
+    kept = _read(facts)
     if kept["settings"] != settings:
         raise PrepareError(
             f"{facts.parent}: {what} here were made with other settings "
@@ -172,20 +190,28 @@ def begin(facts: Path, settings: Mapping[str, Any], what: str) -> dict[str, Any]
     return kept.get("counts")
 
 
+def _read(facts: Path) -> dict[str, Any]:
+    try:
+        return json.loads(facts.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PrepareError(
+            f"{facts}: damaged ({error}). Delete {facts.parent} and run its step again"
+        ) from error
+
+
 def complete(facts: Path, counts: Mapping[str, Any]) -> None:
     """Mark a step as complete."""
-    kept = json.loads(facts.read_text(encoding="utf-8"))
-    write_bytes(facts, _json({**kept, "counts": counts}))
+    write_bytes(facts, _json({**_read(facts), "counts": counts}))
 
 
 def settings_of(facts: Path) -> dict[str, Any]:
     """What the shards of a step that has begun depend on."""
-    return json.loads(facts.read_text(encoding="utf-8"))["settings"]
+    return _read(facts)["settings"]
 
 
 def is_complete(facts: Path) -> bool:
     """Whether a step is complete."""
-    return facts.exists() and "counts" in json.loads(facts.read_text(encoding="utf-8"))
+    return facts.exists() and "counts" in _read(facts)
 
 
 def counts_of(facts: Path, step: str) -> dict[str, Any]:
@@ -198,7 +224,7 @@ def counts_of(facts: Path, step: str) -> dict[str, Any]:
         raise PrepareError(
             f"{facts.parent}: step {step} is not complete; run `python -m s5.curate {step}` first"
         )
-    return json.loads(facts.read_text(encoding="utf-8"))["counts"]
+    return _read(facts)["counts"]
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from s5.command import Progress
 from s5.curate import require
 from s5.curate.config import PatchConfig
-from s5.curate.folder import Part, begin, complete, read_shard, write_shard
+from s5.curate.folder import Part, begin, complete, counts_of, index_folders, read_shard, write_shard
 from s5.data.archive_members import ARCHIVE_EXTENSIONS, OTHER_ARCHIVES
 from s5.data.folders import is_system_name
 from s5.data.image_io import image_size
@@ -30,6 +30,7 @@ from s5.errors import DataError, ImageError, PrepareError
 logger = logging.getLogger(__name__)
 
 CHUNK = 2048  # images whose headers are read and kept together
+COUNTS = ("images", "unreadable", "too_small", "patches", "shards")
 SHARDS = 256  # at least, where there are patches enough: so many processes can score
 SMALLEST_SHARD, LARGEST_SHARD = 64, 4096  # patches
 
@@ -65,7 +66,7 @@ def index(
         workers: Number of processes.
 
     Returns:
-        Number of `images`, `unreadable` and `too_small` ones, `patches` and `shards`.
+        `COUNTS` by name, and `digest`, which changes with the images.
 
     Raises:
         DataError: A source does not exist, or there are no images.
@@ -75,21 +76,21 @@ def index(
     facts = part.facts("index")
     counts = begin(facts, {**settings, "data_root": str(root.absolute())}, "patches")
     if counts is None:
-        images = _read_headers(part, _list_sources(sources, root), root, workers)
+        images, digest = _read_headers(part, _list_sources(sources, root), root, workers)
         if images == 0:
             where = ", ".join(str(root / path) for path in sources.values())
             raise DataError(
                 f"no images in {where}; expected files that end in {', '.join(IMAGE_EXTENSIONS)}, or "
                 f"archives of them ({', '.join(ARCHIVE_EXTENSIONS)})"
             )
-        counts = {"images": images, **_write_patches(part, patch)}
+        counts = {"images": images, **_write_patches(part, patch), "digest": digest}
         complete(facts, counts)
-    logger.info("index: %s", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+    logger.info("index: %s", ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in COUNTS))
     if counts["patches"] == 0:
         raise DataError(
             f"{part.path}: none of {counts['images']} images can be used: {counts['too_small']} are smaller "
             f"than patch.min_size, {counts['unreadable']} unreadable{_first_error(part)}. Correct this, and "
-            f"delete {facts.parent} and {part.path / 'files'} to index again"
+            f"delete {index_folders(part.path)} to index again"
         )
     return counts
 
@@ -162,14 +163,16 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
 
 
-def _read_headers(part: Part, listed: Iterator[Listed], root: Path, workers: int) -> int:
-    """Write the sizes of all images in chunks; returns the number of images."""
+def _read_headers(part: Part, listed: Iterator[Listed], root: Path, workers: int) -> tuple[int, str]:
+    """Write the sizes of all images in chunks; returns the number of images, and a digest of them."""
     total = chunks = 0
+    every = blake2b(digest_size=16)
 
     def missing() -> Iterator[tuple[int, list[Listed], str]]:
         nonlocal total, chunks
         while chunk := list(islice(listed, CHUNK)):
             signature = blake2b(repr(chunk).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+            every.update(signature.encode())
             if not _has(part.shard("files", chunks), signature):
                 yield chunks, chunk, signature
             total, chunks = total + len(chunk), chunks + 1
@@ -180,7 +183,7 @@ def _read_headers(part: Part, listed: Iterator[Listed], root: Path, workers: int
         pass
     for path in part.shards("files")[chunks:]:  # of an interrupted run that found more images
         path.unlink()
-    return total
+    return total, every.hexdigest()
 
 
 def _has(path: Path, signature: str) -> bool:
@@ -239,13 +242,13 @@ def _write_patches(part: Part, patch: PatchConfig) -> dict[str, int]:
             number += _number(height, width, patch)
             too_small += 0 < min(height, width) < patch.min_size
     size = min(max(-(-number // SHARDS), SMALLEST_SHARD), LARGEST_SHARD)
+    for stale in part.shards("index"):  # of an interrupted run, which may have found other images
+        stale.unlink()
     rows = _patches(part, patch)
     shards = 0
     with Progress(number + unreadable, "index", "patches", logger) as progress:
         while shard := list(islice(rows, size)):
-            path = part.shard("index", shards)
-            if not path.exists():
-                write_shard(path, _table(shard, shards * size))
+            write_shard(part.shard("index", shards), _table(shard, shards * size))
             shards += 1
             progress.update(len(shard))
     return {"unreadable": unreadable, "too_small": too_small, "patches": number, "shards": shards}
@@ -312,12 +315,13 @@ def require_patches(part: Part) -> list[Path]:
     """The shards of a complete index.
 
     Raises:
-        PrepareError: A shard is missing.
+        PrepareError: The step is not complete, or a shard is missing.
     """
-    shards = part.shards("index")
-    expected = [part.shard("index", number) for number in range(len(shards))]
-    if shards != expected or not shards:
+    count = counts_of(part.facts("index"), "index")["shards"]
+    expected = [part.shard("index", number) for number in range(count)]
+    if part.shards("index") != expected:
         raise PrepareError(
-            f"{part.path / 'index'}: shards are missing; delete the folder and run the index step again"
+            f"{part.path / 'index'}: shards are missing. Delete {index_folders(part.path)}, and run all "
+            "steps again"
         )
-    return shards
+    return expected

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from s5.curate import require
-from s5.curate.folder import Part, read_shard
-from s5.data.image_io import init_worker
-from s5.data.prepare.patches import open_image
+from s5.curate.folder import Part, index_folders, read_shard
+from s5.data.image_formats import is_tiff
+from s5.data.image_io import init_worker, read_image_with_valid
+from s5.data.prepare.patches import Decoded
 from s5.data.references import Window, parse
 from s5.data.worker_pool import Loader
 from s5.errors import ImageError
@@ -65,6 +66,8 @@ class PatchBatches(IterableDataset):
 
     def __init__(self, part: Part, shards: Sequence[int], root: Path, batch_size: int) -> None:
         self.part, self.shards, self.root, self.batch_size = part, shards, root, batch_size
+        self._file: str | None = None  # of the last patch, and its pixels unless it is read by windows
+        self._image: Decoded | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -96,12 +99,11 @@ class PatchBatches(IterableDataset):
     def _read(self, shard: int, rows: list[dict[str, Any]], group: list[int]) -> Batch:
         read: list[tuple[int, tuple[np.ndarray, np.ndarray]]] = []
         errors: dict[int, str] = {}
-        for file, same in groupby(group, lambda row: rows[row]["file"]):
-            members = list(same)
+        for row in group:
             try:
-                read += zip(members, self._windows(file, [rows[row] for row in members]), strict=True)
+                read.append((row, self._pixels(rows[row])))
             except ImageError as error:
-                errors |= dict.fromkeys(members, str(error))
+                errors[row] = str(error)
         images = np.stack([pixels for _, (pixels, _) in read]) if read else np.zeros((0, 1, 1, 3), np.uint8)
         valid = np.stack([has_data for _, (_, has_data) in read]) if read else np.zeros((0, 1, 1), bool)
         return Batch(
@@ -113,19 +115,23 @@ class PatchBatches(IterableDataset):
             errors,
         )
 
-    def _windows(self, file: str, rows: list[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Pixels and valid masks of patches of one file, which is opened once."""
-        if rows[0]["error"] is not None:
-            raise ImageError(rows[0]["error"])
-        path = self.root / parse(file).file
-        self._require_unchanged(path, rows[0])
-        result = []
-        with open_image(self.root / file) as image:
-            for row in rows:
-                window = Window(row["top"], row["left"], row["height"], row["width"])
-                pixels, valid = image.read_with_valid(*window)
-                result.append((pixels, np.ones(pixels.shape[:2], bool) if valid is None else valid))
-        return result
+    def _pixels(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels (H, W, 3) and valid mask (H, W) of a patch; its file stays open or decoded for the next."""
+        if row["error"] is not None:
+            raise ImageError(row["error"])
+        file = row["file"]
+        if self._file != file:
+            self._require_unchanged(self.root / parse(file).file, row)
+            self._file, self._image = file, None
+            if row["name"] != file and not is_tiff(self.root / file):  # other windows will follow
+                pixels, valid = read_image_with_valid(self.root / file)
+                self._image = Decoded(pixels, valid=valid)
+        if self._image is not None:
+            window = Window(row["top"], row["left"], row["height"], row["width"])
+            pixels, valid = self._image.read_with_valid(*window)
+        else:
+            pixels, valid = read_image_with_valid(self.root / row["name"])
+        return pixels, np.ones(pixels.shape[:2], bool) if valid is None else valid
 
     def _require_unchanged(self, path: Path, row: dict[str, Any]) -> None:
         try:
@@ -133,8 +139,8 @@ class PatchBatches(IterableDataset):
         except OSError as error:
             raise ImageError(path, f"cannot be read ({error.strerror})") from error
         if (status.st_size, status.st_mtime_ns) != (row["bytes"], row["modified"]):
-            folders = f"{self.part.path / 'files'} and {self.part.path / 'index'}"
-            hint = f"Delete {folders}, and run the index step again"
+            folders = index_folders(self.part.path)
+            hint = f"Delete {folders}, and run all steps again"
             raise ImageError(path, "has changed since it was indexed", hint)
 
 

@@ -8,17 +8,19 @@ from dataclasses import asdict
 import torch.distributed as dist
 
 from s5.command import usable_cpus
+from s5.curate import require
 from s5.curate.cluster import cluster, load_prototypes
 from s5.curate.config import CurateConfig
 from s5.curate.folder import LABELED, POOL, Run, begin, complete, counts_of, is_complete
 from s5.curate.index import index
-from s5.curate.score import require_scores, score
+from s5.curate.score import count_scores, score
 from s5.curate.select import select
-from s5.curate.write import write
+from s5.curate.write import selection_settings, write
 from s5.launch import ALONE, Launch, host_group, main_process_first
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("duckdb", "faiss", "imagehash", "pyarrow")
 STEPS = ("index", "score", "cluster", "select", "write")
 
 
@@ -38,6 +40,8 @@ def curate(cfg: CurateConfig, launch: Launch = ALONE, steps: Sequence[str] = STE
     Raises:
         UserError: An image, file or setting cannot be used; what is finished is kept.
     """
+    for package in PACKAGES:
+        require(package)
     run = Run(cfg.out)
     with run.locked() if launch.is_main else nullcontext():
         for step in steps:
@@ -61,7 +65,7 @@ def _score(cfg: CurateConfig, run: Run, launch: Launch) -> None:
         part = run.part(name)
         if is_complete(part.facts("scores")):
             continue
-        scored = {"shards": len(require_scores(part))}
+        scored: dict[str, float] = {**count_scores(part, cfg.score)}
         if name == POOL and (seconds := max(c["seconds"] for c in every)):  # of this start of the step
             scored["patches_per_second"] = round(sum(c["patches"] for c in every) / seconds, 1)
             scored["data_wait"] = max(c["data_wait"] for c in every)
@@ -81,10 +85,10 @@ def _cluster(cfg: CurateConfig, run: Run) -> None:
 def _select(cfg: CurateConfig, run: Run) -> None:
     counts_of(run.part(POOL).facts("clusters"), "cluster")
     _, labeled = load_prototypes(run)
-    selection = select(run.path, labeled.tolist(), cfg.select)
     facts = run.part(POOL).facts("select")
-    facts.unlink(missing_ok=True)
-    begin(facts, {}, "selection")
+    facts.unlink(missing_ok=True)  # before the table changes
+    selection = select(run.path, labeled.tolist(), cfg.select)
+    begin(facts, selection_settings(cfg, run), "selection")
     clusters = [{"cluster": number, **asdict(share)} for number, share in enumerate(selection.clusters)]
     complete(
         facts,

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,8 @@ from s5.curate.folder import LABELED, POOL, Part, Run, begin, counts_of, read_sh
 from s5.curate.index import require_patches
 from s5.curate.reading import Batch, patch_loader
 from s5.errors import ConfigError, DataError
-from s5.launch import Launch, host_group, main_process_first
+from s5.launch import Launch, host_group, main_process_first, same_everywhere
+from s5.ops.entropy import masked_mean, pixel_entropy
 from s5.ops.photometric import to_unit
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.trained import SegmentationSpec, spec_of_checkpoint
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches on the device before the results of the first are read
 ENCODERS = 4  # threads that compress pseudo-labels
-EARLY = 200  # patches after which too many unreadable ones end the step
+FEW = 200  # patches; of a smaller pool as many may be unreadable as of this one
 
 
 class Scored(NamedTuple):
@@ -85,9 +86,9 @@ class Scorer:
         self.conf_thresh = settings.conf_thresh
         dtype = resolve_precision(settings.precision, device)
         self.model: SegmentationModel = spec.build(checkpoint, device, dtype)
-        counted = torch.ones(self.table.num_classes, dtype=torch.bool)
+        counted = torch.ones(self.table.num_classes)
         if self.table.background is not None:
-            counted[self.table.background] = False
+            counted[self.table.background] = 0
         self.counted = counted.to(device)
 
     @torch.inference_mode()
@@ -110,28 +111,6 @@ class Scorer:
         return Scored(masked_mean(entropy, valid), labels, _count(labels, len(self.counted)), pooled)
 
 
-def pixel_entropy(logits: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Entropy of each pixel over the counted classes, `-sum p log p` (Eq. 1), in nats.
-
-    Args:
-        logits: (B, K, H, W) float32.
-        counted: Bool (K,), false for the background, which is part of the softmax but not of the sum.
-
-    Returns:
-        Entropy (B, H, W), the highest probability, and the class that has it.
-    """
-    log_p = logits.log_softmax(1)
-    p = log_p.exp()
-    best, labels = p.max(1)
-    return -(p * log_p)[:, counted].sum(1), best, labels
-
-
-def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean (B,) of values (B, H, W) where `valid`; 0 where nothing is."""
-    count = valid.sum((1, 2))
-    return torch.where(valid, values, 0).sum((1, 2), dtype=torch.float64).div(count.clamp(min=1)).float()
-
-
 def _count(labels: Tensor, classes: int) -> Tensor:
     counts = torch.zeros(len(labels), 256, dtype=torch.int64, device=labels.device)
     flat = labels.flatten(1).long()
@@ -152,6 +131,8 @@ def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
         PrepareError: There is no complete index, or shards were scored with other settings.
     """
     scorer, settings = build_scorer(cfg, launch)
+    if not same_everywhere(str(settings), launch):
+        raise ConfigError("the processes have different precisions or checkpoints; set score.precision")
     missing: list[dict[str, list[int]]] = [{}]
     # Listed once: processes that list for themselves would see what others have written meanwhile.
     with main_process_first(launch) as is_main:
@@ -171,9 +152,14 @@ def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
 
 def _missing(part: Part, settings: dict[str, Any]) -> list[int]:
     """Numbers of the shards to score."""
-    counts_of(part.facts("index"), "index")
-    begin(part.facts("scores"), settings, "scores")
-    return [n for n in range(len(require_patches(part))) if not part.shard("scores", n).exists()]
+    digest = counts_of(part.facts("index"), "index")["digest"]
+    begin(part.facts("scores"), {**settings, "index": digest}, "scores")
+    steps = ("scores", "masks") if settings["pseudo_labels"] else ("scores",)
+    return [
+        number
+        for number in range(len(require_patches(part)))
+        if not all(part.shard(step, number).exists() for step in steps)
+    ]
 
 
 def build_scorer(cfg: CurateConfig, launch: Launch) -> tuple[Scorer, dict[str, Any]]:
@@ -225,16 +211,18 @@ def _score_shards(
         )
     )
     total = sum(_length(part.shard("index", number)) for number in shards)
-    writer = _ShardWriter(part, scorer, settings, total, what)
+    index = counts_of(part.facts("index"), "index")
+    allowed = allowed_unreadable(index["patches"] + index["unreadable"], settings.max_unreadable)
+    writer = _ShardWriter(part, scorer, settings, total, allowed, what)
     waited, start = 0.0, time.monotonic()
-    pending: deque[tuple[Batch, Scored | None]] = deque()
+    pending: deque[tuple[Batch, Fetch | None]] = deque()
     with writer:
         while True:
             before = time.monotonic()
             batch = next(batches, None)
             waited += time.monotonic() - before
             if batch is not None:
-                pending.append((batch, scorer(batch.images, batch.valid) if batch.rows else None))
+                pending.append((batch, fetch(scorer(batch.images, batch.valid)) if batch.rows else None))
             if len(pending) == IN_FLIGHT or (batch is None and pending):
                 writer.add(*pending.popleft())
             elif batch is None:
@@ -244,6 +232,32 @@ def _score_shards(
     return {"patches": total, "unreadable": writer.unreadable, "seconds": seconds, "data_wait": waited}
 
 
+def allowed_unreadable(patches: int, share: float) -> float:
+    """Number of unreadable patches that a part may have; a few in small pools."""
+    return share * max(patches, FEW)
+
+
+Fetch = Callable[[], Scored]
+"""Waits for the results of a batch and returns them on the host."""
+
+
+def fetch(scored: Scored) -> Fetch:
+    """Start copying results to the host; later batches on the device do not delay them."""
+    if scored.entropy.device.type != "cuda":
+        return lambda: scored
+    host = Scored(*(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in scored))
+    for target, source in zip(host, scored, strict=True):
+        target.copy_(source, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Scored:
+        copied.synchronize()
+        return host
+
+    return wait
+
+
 def _length(path: Path) -> int:
     return int(require("pyarrow.parquet").read_metadata(path).num_rows)
 
@@ -251,9 +265,11 @@ def _length(path: Path) -> int:
 class _ShardWriter:
     """Collects the results of the batches of a shard and writes it when it is complete."""
 
-    def __init__(self, part: Part, scorer: Scorer, settings: ScoreConfig, total: int, what: str) -> None:
-        self.part, self.scorer, self.settings = part, scorer, settings
-        self.unreadable = self.done = 0
+    def __init__(
+        self, part: Part, scorer: Scorer, settings: ScoreConfig, total: int, allowed: float, what: str
+    ) -> None:
+        self.part, self.scorer, self.settings, self.allowed = part, scorer, settings, allowed
+        self.unreadable = 0
         self._rows: dict[int, dict[str, Any]] = {}
         self._pool = ThreadPoolExecutor(ENCODERS)
         self._progress = Progress(total, f"score {what}", "patches", logger)
@@ -265,19 +281,15 @@ class _ShardWriter:
         self._pool.shutdown(cancel_futures=True)
         self._progress.__exit__(None, None, None)
 
-    def add(self, batch: Batch, scored: Scored | None) -> None:
+    def add(self, batch: Batch, results: Fetch | None) -> None:
         """Add the results of the next batch."""
         for row, reason in batch.errors.items():
             self._rows[row] = {"error": reason}
-        if scored is not None:
-            self._add_scored(batch, Scored(*(part.cpu() for part in scored)))
+        if results is not None:
+            self._add_scored(batch, results())
         self.unreadable += len(batch.errors)
-        self.done += len(batch.errors) + len(batch.rows)
-        if self.unreadable > self.settings.max_unreadable * max(self.done, EARLY):
-            raise DataError(
-                f"{self.unreadable} of {self.done} patches are unreadable, more than score.max_unreadable = "
-                f"{self.settings.max_unreadable:.0%}; the last: {next(reversed(batch.errors.values()))}"
-            )
+        if self.unreadable > self.allowed:
+            raise too_many_unreadable(self.unreadable, self.settings, next(reversed(batch.errors.values())))
         self._progress.update(len(batch.errors) + len(batch.rows))
         if batch.last:
             self._write(batch.shard)
@@ -332,6 +344,30 @@ class _ShardWriter:
             write_shard(self.part.shard("masks", shard), pa.table({"patch": table["patch"], "mask": masks}))
         write_shard(self.part.shard("scores", shard), table)
         self._rows = {}
+
+
+def too_many_unreadable(count: int, settings: ScoreConfig, example: str) -> DataError:
+    """The error for more unreadable patches than allowed."""
+    return DataError(
+        f"{count} patches are unreadable, more than score.max_unreadable = {settings.max_unreadable:.0%} of "
+        f"all; one of them: {example}"
+    )
+
+
+def count_scores(part: Part, settings: ScoreConfig) -> dict[str, int]:
+    """Shards, patches and unreadable patches of a part whose shards are all scored.
+
+    Raises:
+        DataError: Shards are missing, or too many patches are unreadable.
+    """
+    shards, patches, unreadable, example = require_scores(part), 0, 0, ""
+    for path in shards:
+        errors = read_shard(path, ["error"])["error"].drop_null()
+        patches, unreadable = patches + _length(path), unreadable + len(errors)
+        example = example or (str(errors[0]) if len(errors) else "")
+    if unreadable > allowed_unreadable(patches, settings.max_unreadable):
+        raise too_many_unreadable(unreadable, settings, example)
+    return {"shards": len(shards), "patches": patches, "unreadable": unreadable}
 
 
 def require_scores(part: Part) -> list[Path]:

@@ -257,7 +257,7 @@ def _order(connection: "DuckDBPyConnection") -> None:
     connection.execute("""
         CREATE TABLE ordered AS
         SELECT patch, source, phash, entropy, cluster,
-            row_number() OVER (ORDER BY entropy, key, name, patch) AS place
+            row_number() OVER (ORDER BY entropy, key, name, source, patch) AS place
         FROM judged WHERE reason IS NULL""")
 
 

@@ -4,9 +4,12 @@ import json
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,13 @@ from s5.checkpoints.reading import find_checkpoint
 from s5.command import Progress
 from s5.curate import require
 from s5.curate.config import CurateConfig
-from s5.curate.folder import LABELED, POOL, Run, counts_of, database, pattern, read_shard, settings_of
+from s5.curate.folder import LABELED, POOL, Run, begin, counts_of, database, pattern, read_shard, settings_of
 from s5.curate.report import write_report
 from s5.curate.select import TABLE
 from s5.data.files import write_bytes
 from s5.data.label_table import LabelTable
 from s5.data.splits import format_line, write_split
+from s5.errors import PrepareError
 from s5.segmentation.trained import spec_of_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -51,10 +55,16 @@ def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
         Number of `patches` in the split.
 
     Raises:
-        PrepareError: The select step is not complete.
+        PrepareError: The select step is not complete for these settings, or there are no pseudo-labels.
     """
     root, pool = cfg.data_root.absolute(), run.part(POOL)
     selection = counts_of(pool.facts("select"), "select")
+    begin(pool.facts("select"), selection_settings(cfg, run), "selection")
+    if cfg.score.pseudo_labels and not settings_of(pool.facts("scores"))["pseudo_labels"]:
+        raise PrepareError(
+            f"{pool.path / 'scores'}: made without pseudo-labels. Delete this folder and "
+            f"{run.path / LABELED / 'scores'}, and run the steps from score again with score.pseudo_labels"
+        )
     total = selection["reasons"].get("chosen", 0)
     masks = cfg.score.pseudo_labels
     folder = run.path.absolute() / "pseudo_labels"
@@ -75,29 +85,38 @@ def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
     return {"patches": total}
 
 
+def selection_settings(cfg: CurateConfig, run: Run) -> dict[str, Any]:
+    """What a selection depends on."""
+    return {**asdict(cfg.select), "clusters": settings_of(run.part(POOL).facts("clusters"))}
+
+
 def _chosen(run: Run) -> Iterator[tuple[int, str]]:
     """Number and name of the chosen patches, ordered by name."""
     with database(run.path) as connection:
-        query = "select patch, name from read_parquet(?) where reason = 'chosen' order by name"
+        query = "select patch, name from read_parquet(?) where reason = 'chosen' order by name, patch"
         result = connection.execute(query, [pattern(run.path / TABLE)])
         while rows := result.fetchmany(ROWS):
             yield from rows
 
 
 def _write_masks(run: Run, folder: Path, total: int) -> None:
-    query = """
-        select patch, mask from read_parquet(?) as masks
-        semi join (select patch from read_parquet(?) where reason = 'chosen') using (patch)"""
-    shards = [pattern(path) for path in run.part(POOL).shards("masks")]
-    with (
-        database(run.path) as connection,
-        Progress(total, "write", "pseudo-labels", logger) as progress,
-    ):
-        result = connection.execute(query, [shards, pattern(run.path / TABLE)])
-        while rows := result.fetchmany(ROWS // 100):
-            for patch, mask in rows:
-                write_bytes(_mask_path(folder, patch), mask)
-            progress.update(len(rows))
+    """Write the pseudo-labels of the chosen patches in place of those of an earlier choice."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pool = run.part(POOL)
+    size = _shard_size(run)
+    query = "select patch from read_parquet(?) where reason = 'chosen' order by patch"
+    with database(run.path) as connection, Progress(total, "write", "pseudo-labels", logger) as progress:
+        result = connection.execute(query, [pattern(run.path / TABLE)])
+        patches = (patch for rows in iter(lambda: result.fetchmany(ROWS), []) for (patch,) in rows)
+        for shard, chosen in groupby(patches, lambda patch: patch // size):
+            masks = read_shard(pool.shard("masks", shard), ["mask"])["mask"]
+            for patch in chosen:
+                write_bytes(_mask_path(folder, patch), masks[patch % size].as_py())
+                progress.update()
+
+
+def _shard_size(run: Run) -> int:
+    return int(require("pyarrow.parquet").read_metadata(run.part(POOL).shard("index", 0)).num_rows)
 
 
 def _mask_path(folder: Path, patch: int) -> Path:
@@ -119,8 +138,7 @@ class _MaskReader:
     """Pseudo-labels (H, W) uint8 train ids by patch, for the report."""
 
     def __init__(self, run: Run, table: LabelTable) -> None:
-        self.pool, self.table = run.part(POOL), table
-        self._size = int(require("pyarrow.parquet").read_metadata(self.pool.shard("index", 0)).num_rows)
+        self.pool, self.table, self._size = run.part(POOL), table, _shard_size(run)
 
     def __call__(self, patch: int) -> np.ndarray | None:
         path = self.pool.shard("masks", patch // self._size)
@@ -148,6 +166,12 @@ def _summary(cfg: CurateConfig, run: Run, selection: dict[str, Any], table: Labe
         "precision": scored["precision"],
         "versions": {"python": platform.python_version(), **_versions()},
         "counts": counts,
+        "settings": {
+            f"{step} ({name})": settings_of(part.facts(step))
+            for name, part in parts.items()
+            for step in STEPS_WITH_COUNTS
+            if part.facts(step).exists()
+        },
         "classes": list(table.classes),
         "palette": [list(color) for color in table.palette],
         **{key: selection[key] for key in ("clusters", "duplicates", "cut")},

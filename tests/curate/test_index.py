@@ -33,6 +33,7 @@ def test_images_are_cut_into_windows(tmp_path: Path) -> None:
     write_image(tmp_path / "pool/small.jpg", noise(2, 20, 32))
     write_image(tmp_path / "pool/tiny.jpg", noise(3, 8, 32))
     counts, rows = run(tmp_path, {"p": "pool"})
+    assert len(counts.pop("digest")) == 32
     assert counts == {"images": 4, "unreadable": 0, "too_small": 1, "patches": 8, "shards": 1}
     assert [row["name"] for row in rows][:2] == ["pool/exact.png", "pool/large.png#xywh=0,0,32,32"]
     large = [(r["top"], r["left"], r["height"], r["width"]) for r in rows if r["file"] == "pool/large.png"]

@@ -17,12 +17,14 @@ from s5.launch import ALONE
 from tests.helpers.curation import CLASSES, chosen, configuration, noise, write_pool
 from tests.helpers.processes import run_here, start, start_ranks, wait_until
 from tests.helpers.s4p_runs import arguments, losses
+from tests.helpers.trained_models import table, write_checkpoint
 
 for _package in ("duckdb", "faiss", "imagehash", "pyarrow"):
     pytest.importorskip(_package)
 
+from s5.curate import folder  # noqa: E402
 from s5.curate.folder import LOCK, POOL, Run, read_shard  # noqa: E402
-from s5.curate.run import curate  # noqa: E402
+from s5.curate.run import STEPS, curate  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +122,24 @@ def test_the_order_of_the_sources_does_not_matter(pool: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_two_processes_choose_the_same(pool: Path, tmp_path: Path) -> None:
     configuration(pool)
-    options = f"--device cpu --cfg-options out={tmp_path / 'out'} score.pseudo_labels=true score.workers=1"
-    processes = start_ranks("curate", [str(pool / "curate.yaml"), *options.split()], tmp_path / "told", 2)
+    sources = "{folder: folder, big: big.tif}"
+    options = (
+        f"out={tmp_path / 'out'} patch.size=8 patch.min_size=8 score.workers=1 select.distance=0".split()
+    )
+    arguments = [
+        str(pool / "curate.yaml"),
+        "--device",
+        "cpu",
+        "--cfg-options",
+        *options,
+        f"sources={sources}",
+    ]
+    processes = start_ranks("curate", arguments, tmp_path / "told", 2)
     assert [process.wait() for process in processes] == [0, 0], [process.text() for process in processes]
-    assert results(tmp_path / "out")[1] == results(pool / "out")[1]
+    assert len(list((tmp_path / "out/scores").glob("[0-9]*"))) == 7
+    changes = {"patch__size": 8, "patch__min_size": 8, "select__distance": 0, "sources": sources}
+    curate(configuration(pool, out=tmp_path / "alone", **changes))
+    assert results(tmp_path / "out") == results(tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -147,9 +163,91 @@ def test_a_killed_run_continues(fresh: Path) -> None:
     assert results(fresh / "out") == results(whole)
 
 
-def test_two_runs_cannot_write_to_one_folder(fresh: Path) -> None:
+def files_again(out: Path) -> None:
+    """What messages say to delete before indexing again."""
+    for name in ("files", "index", "scores"):
+        shutil.rmtree(out / name)
+
+
+def test_a_pool_that_is_indexed_again_is_scored_again(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg)
+    write_image(fresh / "folder/sub é/00.png", noise(77))
+    shutil.rmtree(fresh / "out/files")
+    shutil.rmtree(fresh / "out/index")
+    with pytest.raises(PrepareError, match="scores here were made with other settings.*index was"):
+        curate(cfg)
+    files_again(fresh / "out")
+    curate(cfg)
+    whole = fresh / "whole"
+    curate(configuration(fresh, out=whole))
+    assert results(fresh / "out") == results(whole)
+
+
+def test_another_model_has_clusters_of_its_own(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg)
+    write_checkpoint(fresh / "model.pth", {"s": table("s", CLASSES, background=0)}, "vit_t")
+    for part in ("scores", "labeled/scores"):
+        shutil.rmtree(fresh / "out" / part)
+    curate(cfg)
+    curate(configuration(fresh, out=fresh / "whole"))
+    assert results(fresh / "out") == results(fresh / "whole")
+
+
+def test_an_index_that_was_killed_takes_what_is_there_now(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg, ALONE, ("index",))
+    facts = Run(cfg.out).part(POOL).facts("index")
+    kept = json.loads(facts.read_text())
+    facts.write_text(json.dumps({"settings": kept["settings"]}))  # as before the last step of the index
+    write_image(fresh / "folder/sub é/00.png", noise(77))
+    curate(cfg)
+    names = [row["name"] for row in results(cfg.out)[1]]
+    assert len(names) == len(set(names)) == 41
+
+
+def test_a_lost_index_shard_is_noticed(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg, ALONE, ("index",))
+    Run(cfg.out).part(POOL).shard("index", 0).unlink()
+    with pytest.raises(PrepareError, match="index: shards are missing"):
+        curate(cfg, ALONE, ("score",))
+
+
+def test_only_the_selection_of_these_settings_is_written(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg)
+    with pytest.raises(PrepareError, match="selection here .*count was 20, is 7"):
+        curate(configuration(fresh, select__count=7), ALONE, ("write",))
+    with pytest.raises(DataError):
+        curate(configuration(fresh, select__count=700), ALONE, ("select",))
+    with pytest.raises(PrepareError, match="step select is not complete"):
+        curate(cfg, ALONE, ("write",))
+
+
+def test_lost_and_stale_pseudo_labels(fresh: Path) -> None:
+    cfg = configuration(fresh, score__pseudo_labels="true")
+    curate(cfg)
+    Run(cfg.out).part(POOL).shard("masks", 0).unlink()
+    curate(configuration(fresh, score__pseudo_labels="true", select__count=5))
+    assert len(list((fresh / "out/pseudo_labels").rglob("*.png"))) == 5
+    curate(configuration(fresh, out=fresh / "plain"), ALONE, STEPS[:-1])
+    with pytest.raises(PrepareError, match="made without pseudo-labels"):
+        curate(configuration(fresh, out=fresh / "plain", score__pseudo_labels="true"), ALONE, ("write",))
+
+
+def test_the_order_of_the_labeled_images_does_not_matter(fresh: Path) -> None:
+    for name, order in (("one", range(6)), ("other", (3, 1, 5, 0, 4, 2))):
+        (fresh / f"{name}.txt").write_text("".join(f"labeled/{i}.png\n" for i in order))
+        curate(configuration(fresh, out=fresh / name, labeled=f"{name}.txt"))
+    assert results(fresh / "one") == results(fresh / "other")
+
+
+def test_two_runs_cannot_write_to_one_folder(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = configuration(fresh)
     (fresh / "out").mkdir()
+    monkeypatch.setattr(folder, "LOCK_SECONDS", 0.3)
     with (fresh / "out" / LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(PrepareError, match="another curation is writing here"):

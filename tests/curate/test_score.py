@@ -1,14 +1,19 @@
 """Scores of patches: the entropy against its formula in float64, batches, unreadable and changed files."""
 
+import json
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import rasterio
 import torch
+from PIL import Image
 
 from s5.errors import ConfigError, DataError, PrepareError, UserError
 from s5.launch import ALONE
+from s5.ops.entropy import masked_mean, pixel_entropy
 from s5.ops.photometric import to_unit
 from tests.helpers.curation import configuration, noise, write_pool
 from tests.helpers.trained_models import table, write_checkpoint
@@ -19,7 +24,7 @@ pytest.importorskip("imagehash")
 from s5.curate.folder import LABELED, POOL, Run, read_shard  # noqa: E402
 from s5.curate.reading import PatchBatches, pixel_facts  # noqa: E402
 from s5.curate.run import curate  # noqa: E402
-from s5.curate.score import build_scorer, masked_mean, pixel_entropy  # noqa: E402
+from s5.curate.score import build_scorer  # noqa: E402
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def rows(out: Path, step: str = "scores") -> list[dict]:
 
 def test_entropy_is_that_of_the_formula() -> None:
     logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0)) * 8
-    counted = torch.tensor([False, True, True, True, True])
+    counted = torch.tensor([0.0, 1, 1, 1, 1])
     entropy, best, labels = pixel_entropy(logits, counted)
     p = torch.softmax(logits.double(), 1)
     expected = -(p[:, 1:] * p[:, 1:].log()).sum(1)
@@ -46,7 +51,7 @@ def test_entropy_is_that_of_the_formula() -> None:
 def test_certain_pixels_have_no_entropy() -> None:
     logits = torch.full((1, 3, 2, 2), -1e4)
     logits[:, 1] = 1e4
-    entropy, _, _ = pixel_entropy(logits, torch.ones(3, dtype=torch.bool))
+    entropy, _, _ = pixel_entropy(logits, torch.ones(3))
     assert torch.equal(entropy, torch.zeros(1, 2, 2))
 
 
@@ -113,6 +118,47 @@ def test_unreadable_images_are_rows_with_a_reason(root: Path) -> None:
     errors = {row["name"]: row["error"] for row in rows(root / "out") if row["error"]}
     assert set(errors) == {"folder/broken.jpg", "folder/sub é/3.png"}
     assert "truncated" in errors["folder/sub é/3.png"]
+
+
+def test_kinds_of_images_are_scored(root: Path) -> None:
+    for path in (root / "folder").rglob("*.png"):
+        path.unlink()
+    Image.fromarray(noise(1)).convert("CMYK").save(root / "folder/cmyk.jpg")
+    for count, dtype in ((1, "uint8"), (3, "uint16"), (4, "uint8"), (2, "float32")):
+        profile = {"driver": "GTiff", "height": 40, "width": 33, "count": count, "dtype": dtype}
+        with rasterio.open(root / f"folder/{count}.tif", "w", **profile) as file:
+            file.write(noise(count, 40, 33 * count).reshape(-1, 40, 33)[:count].astype(dtype))
+    curate(configuration(root, sources="{folder: folder}"), ALONE, ("index", "score"))
+    found = rows(root / "out")
+    assert len(found) == 1 + 4 * 4 and not any(row["error"] for row in found)
+    assert all(row["entropy"] > 0 and row["valid"] > 0 for row in found)
+
+
+def test_the_share_of_unreadable_images_is_that_of_the_whole_pool(root: Path) -> None:
+    """Four of 540 are below one percent, wherever in the pool they are."""
+    for i in range(500):
+        os.link(root / "labeled/0.png", root / f"folder/{i}.png")
+    for i in range(4):
+        (root / f"folder/{i}.png").unlink()
+        (root / f"folder/{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    curate(configuration(root, score__batch_size=64), ALONE, ("index", "score"))
+    counts = json.loads((root / "out/scores/step.json").read_text())["counts"]
+    assert counts["patches"] == 540 and counts["unreadable"] == 4
+
+
+def test_a_damaged_window_does_not_spoil_the_others(root: Path) -> None:
+    with rasterio.open(root / "big.tif") as file:
+        profile = file.profile | {"compress": "deflate"}
+        pixels = file.read()
+    with rasterio.open(root / "big.tif", "w", **profile) as file:
+        file.write(pixels)
+    data = bytearray((root / "big.tif").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = b"\xff" * 400
+    (root / "big.tif").write_bytes(data)
+    cfg = configuration(root, sources="{big: big.tif}", score__max_unreadable="1")
+    curate(cfg, ALONE, ("index", "score"))
+    errors = [row["error"] is not None for row in rows(root / "out")]
+    assert 0 < sum(errors) < len(errors)
 
 
 def test_too_many_unreadable_images_end_the_step(root: Path) -> None:

@@ -172,10 +172,10 @@ def test_all_patches_in_one_cluster(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_equal_files_under_two_sources(tmp_path: Path) -> None:
-    """Nothing but the number tells them apart."""
+    """The name of the source tells them apart, then the number."""
     rows = [make_row(i, entropy=0.5, key=1, name="x.jpg", phash=None, source="ab"[i % 2]) for i in range(10)]
     run_select(write_run(tmp_path, rows), count=4)
-    assert [row["rank"] for row in read_table(tmp_path)] == list(range(1, 11))
+    assert [row["rank"] for row in read_table(tmp_path)] == [1, 6, 2, 7, 3, 8, 4, 9, 5, 10]
 
 
 def test_a_path_with_special_characters(tmp_path: Path) -> None:

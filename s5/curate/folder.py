@@ -53,11 +53,6 @@ class Run:
         """Settings, versions and counts of the run."""
         return self.path / "curation.json"
 
-    @property
-    def report(self) -> Path:
-        """The report for people."""
-        return self.path / "report.html"
-
     def split(self, name: str) -> Path:
         """The split file of the chosen patches."""
         return self.path / "splits" / f"{name}.txt"

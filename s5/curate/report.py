@@ -15,6 +15,7 @@ from s5.curate import charts
 from s5.curate import report_html as html
 from s5.curate.report_data import RANKED, Patch, PatchTable, open_table
 from s5.curate.report_html import Pictures, escape
+from s5.curate.select import TABLE
 from s5.data.files import write_bytes
 from s5.data.image_io import read_image
 
@@ -107,7 +108,7 @@ def write_report(
         DataError: The table is missing, damaged, or counts more classes than `summary` names.
     """
     pictures = Pictures(data_root, read, mask_of, summary["classes"], summary["palette"])
-    with open_table(run / "patches.parquet") as table:
+    with open_table(run / TABLE) as table:
         state = _Run(table, summary, table.reasons(), pictures)
         page = _page(summary, list(_sections(state)))
     path = run / NAME

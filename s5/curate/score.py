@@ -213,10 +213,12 @@ def _score_shards(
     total = sum(_length(part.shard("index", number)) for number in shards)
     index = counts_of(part.facts("index"), "index")
     allowed = allowed_unreadable(index["patches"] + index["unreadable"], settings.max_unreadable)
-    writer = _ShardWriter(part, scorer, settings, total, allowed, what)
     waited, start = 0.0, time.monotonic()
     pending: deque[tuple[Batch, Fetch | None]] = deque()
-    with writer:
+    with (
+        Progress(total, f"score {what}", "patches", logger) as progress,
+        _ShardWriter(part, scorer, settings, allowed, progress) as writer,
+    ):
         while True:
             before = time.monotonic()
             batch = next(batches, None)
@@ -266,20 +268,19 @@ class _ShardWriter:
     """Collects the results of the batches of a shard and writes it when it is complete."""
 
     def __init__(
-        self, part: Part, scorer: Scorer, settings: ScoreConfig, total: int, allowed: float, what: str
+        self, part: Part, scorer: Scorer, settings: ScoreConfig, allowed: float, progress: Progress
     ) -> None:
         self.part, self.scorer, self.settings, self.allowed = part, scorer, settings, allowed
         self.unreadable = 0
         self._rows: dict[int, dict[str, Any]] = {}
         self._pool = ThreadPoolExecutor(ENCODERS)
-        self._progress = Progress(total, f"score {what}", "patches", logger)
+        self._progress = progress
 
     def __enter__(self) -> "_ShardWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._progress.__exit__(None, None, None)
 
     def add(self, batch: Batch, results: Fetch | None) -> None:
         """Add the results of the next batch."""

@@ -104,9 +104,7 @@ class Selection:
     notes: tuple[str, ...]
 
 
-def select(
-    run: Path, labeled: Sequence[int], settings: SelectSettings, temporary: Path | None = None
-) -> Selection:
+def select(run: Path, labeled: Sequence[int], settings: SelectSettings) -> Selection:
     """Choose patches and write the table of all patches, atomically.
 
     The table `patches.parquet` has the columns of `scores` without `feature`, and `cluster`, `similarity`,
@@ -118,8 +116,6 @@ def select(
         run: Folder of the run. The caller must prevent that two processes write to it at once.
         labeled: Labeled images of each cluster (N_l^m).
         settings: What to choose.
-        temporary: Folder for intermediate data, on a fast disk with room for about 250 bytes per patch; the
-            folder of the run if None. A subfolder `.select` of it is replaced, and removed at the end.
 
     Raises:
         ConfigError: DuckDB or pyarrow are missing, or the memory limit is not an amount.
@@ -127,7 +123,7 @@ def select(
             patches than `settings.count`; or the memory limit or the disk is too small.
     """
     shards = find_shards(run)
-    with _database(temporary or run, settings) as connection, _explained(run, shards, settings):
+    with _database(run, settings) as connection, _explained(run, shards, settings):
         total = sum(shards.rows)
         with _logged(f"read {total} patches of {len(shards.scores)} shards"):
             _join(connection, shards, settings)

@@ -80,8 +80,8 @@ def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
     table = _label_table(cfg)
     summary = _summary(cfg, run, selection, table)
     write_bytes(run.summary, json.dumps(summary, indent=2, ensure_ascii=False).encode())
-    write_report(run.path, root, summary, mask_of=_MaskReader(run, table) if masks else None)
-    logger.info("write: %d patches in %s; %s", total, run.split(cfg.name), run.report)
+    report = write_report(run.path, root, summary, mask_of=_MaskReader(run, table) if masks else None)
+    logger.info("write: %d patches in %s; %s", total, run.split(cfg.name), report)
     return {"patches": total}
 
 

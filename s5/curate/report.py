@@ -133,7 +133,7 @@ def _sections(run: _Run) -> Iterator[Section]:
 def _glance(run: _Run) -> Section:
     total, chosen = run.total(), run.total("chosen")
     cut, clusters, duplicates = (run.summary[key] for key in ("cut", "clusters", "duplicates"))
-    open_places = sum(max(0, cluster["quota"] - cluster["chosen"]) for cluster in clusters)
+    lacking = sum(max(0, cluster["quota"] - cluster["chosen"]) for cluster in clusters)
     facts = [
         (html.number(chosen), f"patches chosen, {html.percent(chosen, total)} of the pool"),
         (
@@ -145,7 +145,7 @@ def _glance(run: _Run) -> Section:
             html.number(len(clusters)),
             f"clusters of {html.number(sum(c['labeled'] for c in clusters))} labeled images",
         ),
-        (html.number(open_places), "places of quotas that their own clusters could not fill"),
+        (html.number(lacking), "patches that clusters lack to fill their quotas"),
         (html.number(duplicates["within"]), "near-duplicates within a source"),
         (html.number(duplicates["across"]), "near-duplicates across sources"),
         (html.number(run.total("unreadable")), "patches that cannot be read"),
@@ -200,7 +200,7 @@ def _clusters(run: _Run) -> Section:
     keys = ["cluster", "labeled", "quota", "supply", "chosen", "given"]
     rows = [[str(cluster[keys[0]]), *(cluster[key] for key in keys[1:])] for cluster in clusters[:_MOST_ROWS]]
     table = html.table(keys, rows) + html.excerpt(len(rows), len(clusters), "clusters of the highest quota")
-    given = '<p class="note">given: places taken over from clusters that could not fill their quotas.</p>'
+    given = '<p class="note">given: patches beyond the quota, in place of those that other clusters lack.</p>'
     body = f"{html.chart(charts.cluster_bars(shown))}{note}{table}{given}" if clusters else html.NONE
     return Section("clusters", "Quota, supply and choice per cluster", lead, body)
 

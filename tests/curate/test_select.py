@@ -195,8 +195,6 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         run_select(run, count=301)
     assert sorted(path.name for path in run.iterdir()) == ["clusters", "patches.parquet", "scores"]
     assert (run / "patches.parquet").read_bytes() == before
-    select(run, LABELED, SelectSettings(count=10), tmp_path / "fast disk")
-    assert not any((tmp_path / "fast disk").iterdir())
 
 
 def test_progress_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ interrupted run keeps. Folders, archives (read in place), single images and spli
 inside folders are read, too. The pixels are first read by the step that scores the patches.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -55,7 +56,7 @@ class Listed(NamedTuple):
 
 def index(
     part: Part, sources: Mapping[str, Path], root: Path, patch: PatchConfig, workers: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Write the index of a part, or continue it; a complete index is kept.
 
     Args:
@@ -66,15 +67,19 @@ def index(
         workers: Number of processes.
 
     Returns:
-        `COUNTS` by name, and `digest`, which changes with the images.
+        `COUNTS` by name, and `digest`, which changes with the images and the settings.
 
     Raises:
         DataError: A source does not exist, or there are no images.
         PrepareError: The folder has an index of other sources or patches.
     """
-    settings = {"sources": {name: str(path) for name, path in sources.items()}, "patch": patch.model_dump()}
+    settings: dict[str, Any] = {
+        "sources": {name: str(path) for name, path in sources.items()},
+        "patch": patch.model_dump(),
+    }
     facts = part.facts("index")
-    counts = begin(facts, {**settings, "data_root": str(root.absolute())}, "patches")
+    settings["data_root"] = str(root.absolute())
+    counts = begin(facts, settings, "patches")
     if counts is None:
         images, digest = _read_headers(part, _list_sources(sources, root), root, workers)
         if images == 0:
@@ -83,6 +88,7 @@ def index(
                 f"no images in {where}; expected files that end in {', '.join(IMAGE_EXTENSIONS)}, or "
                 f"archives of them ({', '.join(ARCHIVE_EXTENSIONS)})"
             )
+        digest = _digest(json.dumps(settings), digest)
         counts = {"images": images, **_write_patches(part, patch), "digest": digest}
         complete(facts, counts)
     logger.info("index: %s", ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in COUNTS))
@@ -171,7 +177,7 @@ def _read_headers(part: Part, listed: Iterator[Listed], root: Path, workers: int
     def missing() -> Iterator[tuple[int, list[Listed], str]]:
         nonlocal total, chunks
         while chunk := list(islice(listed, CHUNK)):
-            signature = blake2b(repr(chunk).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+            signature = _digest(repr(chunk))
             every.update(signature.encode())
             if not _has(part.shard("files", chunks), signature):
                 yield chunks, chunk, signature
@@ -184,6 +190,10 @@ def _read_headers(part: Part, listed: Iterator[Listed], root: Path, workers: int
     for path in part.shards("files")[chunks:]:  # of an interrupted run that found more images
         path.unlink()
     return total, every.hexdigest()
+
+
+def _digest(*texts: str) -> str:
+    return blake2b("\0".join(texts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def _has(path: Path, signature: str) -> bool:

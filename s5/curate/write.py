@@ -22,6 +22,7 @@ from s5.curate import require
 from s5.curate.config import CurateConfig
 from s5.curate.folder import LABELED, POOL, Run, begin, counts_of, database, pattern, read_shard, settings_of
 from s5.curate.report import write_report
+from s5.curate.score import sha256
 from s5.curate.select import TABLE
 from s5.data.files import write_bytes
 from s5.data.label_table import LabelTable
@@ -55,7 +56,8 @@ def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
         Number of `patches` in the split.
 
     Raises:
-        PrepareError: The select step is not complete for these settings, or there are no pseudo-labels.
+        PrepareError: The select step is not complete for these settings, there are no pseudo-labels, or the
+            checkpoint is another one.
     """
     root, pool = cfg.data_root.absolute(), run.part(POOL)
     selection = counts_of(pool.facts("select"), "select")
@@ -64,6 +66,12 @@ def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
         raise PrepareError(
             f"{pool.path / 'scores'}: made without pseudo-labels. Delete this folder and "
             f"{run.path / LABELED / 'scores'}, and run the steps from score again with score.pseudo_labels"
+        )
+    checkpoint = find_checkpoint(cfg.checkpoint)
+    if sha256(checkpoint) != settings_of(pool.facts("scores"))["checkpoint"]:
+        raise PrepareError(
+            f"{checkpoint}: the patches in {run.path} were scored by another checkpoint; name that one, or "
+            "choose another out"
         )
     total = selection["reasons"].get("chosen", 0)
     masks = cfg.score.pseudo_labels

@@ -195,6 +195,23 @@ def test_another_model_has_clusters_of_its_own(fresh: Path) -> None:
     assert results(fresh / "out") == results(fresh / "whole")
 
 
+def test_another_size_of_the_patches_is_noticed(fresh: Path) -> None:
+    """Also if only the index is deleted, and the images are the same."""
+    curate(configuration(fresh))
+    for part in ("index", "labeled/index"):
+        shutil.rmtree(fresh / "out" / part)
+    with pytest.raises(PrepareError, match="other settings.*index was"):
+        curate(configuration(fresh, patch__size=16))
+
+
+def test_another_checkpoint_does_not_name_the_classes(fresh: Path) -> None:
+    cfg = configuration(fresh)
+    curate(cfg)
+    write_checkpoint(fresh / "model.pth", {"s": table("s", ["a", "b"])}, "vit_t")
+    with pytest.raises(PrepareError, match="scored by another checkpoint"):
+        curate(cfg, ALONE, ("write",))
+
+
 def test_an_index_that_was_killed_takes_what_is_there_now(fresh: Path) -> None:
     cfg = configuration(fresh)
     curate(cfg, ALONE, ("index",))

@@ -10,111 +10,33 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from s5.checkpoints.reading import find_checkpoint
 from s5.command import Progress
-from s5.compat.precision import resolve_precision
 from s5.curate import require
 from s5.curate.config import CurateConfig, ScoreConfig
 from s5.curate.folder import LABELED, POOL, Part, Run, begin, counts_of, read_shard, write_shard
 from s5.curate.index import require_patches
 from s5.curate.reading import Batch, patch_loader
+from s5.curate.scorer import Fetch, Scored, Scorer, fetch
 from s5.errors import ConfigError, DataError
 from s5.launch import Launch, host_group, main_process_first, same_everywhere
-from s5.ops.entropy import masked_mean, pixel_entropy
-from s5.ops.photometric import to_unit
-from s5.segmentation.model import SegmentationModel
-from s5.segmentation.trained import SegmentationSpec, spec_of_checkpoint
+from s5.segmentation.trained import spec_of_checkpoint
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches on the device before the results of the first are read
 ENCODERS = 4  # threads that compress pseudo-labels
 FEW = 200  # patches; of a smaller pool as many may be unreadable as of this one
-
-
-class Scored(NamedTuple):
-    """Results of a batch.
-
-    Attributes:
-        entropy: Mean entropy (B,) float32, in nats.
-        labels: Pseudo-labels (B, H, W) uint8 train ids, 255 where no class is probable enough.
-        classes: Pixels of each class (B, K) int64.
-        features: (B, D) float32 of unit length.
-    """
-
-    entropy: Tensor
-    labels: Tensor
-    classes: Tensor
-    features: Tensor
-
-
-class Scorer:
-    """A trained segmentor that scores patches.
-
-    Args:
-        spec: Description of the segmentor, with a single task.
-        checkpoint: Its weights.
-        device: Device to run on.
-        settings: Settings of the step.
-
-    Raises:
-        ConfigError: The segmentor has several tasks.
-        CheckpointError: The weights do not fit to the description.
-    """
-
-    def __init__(
-        self, spec: SegmentationSpec, checkpoint: Path, device: torch.device, settings: ScoreConfig
-    ) -> None:
-        spec = spec.only([] if settings.task is None else [settings.task])
-        if len(spec.tables) > 1:
-            raise ConfigError(
-                f"{checkpoint}: has the tasks {', '.join(spec.tables)}; choose one with score.task"
-            )
-        (self.task, self.table), *_ = spec.tables.items()
-        self.device = device
-        self.conf_thresh = settings.conf_thresh
-        dtype = resolve_precision(settings.precision, device)
-        self.model: SegmentationModel = spec.build(checkpoint, device, dtype)
-        counted = torch.ones(self.table.num_classes)
-        if self.table.background is not None:
-            counted[self.table.background] = 0
-        self.counted = counted.to(device)
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor, valid: Tensor) -> Scored:
-        """Score a batch.
-
-        Args:
-            images: (B, 3, H, W) uint8.
-            valid: Bool (B, H, W), false where a patch has no data.
-        """
-        network = self.model.segmentor
-        pixels = self.model._prepare(to_unit(images.to(self.device, non_blocking=True)))
-        valid = valid.to(self.device, non_blocking=True)
-        with self.model.autocast():
-            features = network.encode(pixels, {self.task: len(pixels)})
-            logits = network.decode(features, self.task, pixels.shape[-2:])
-        entropy, best, labels = pixel_entropy(logits.float(), self.counted)
-        labels = torch.where((best >= self.conf_thresh) & valid, labels, 255).to(torch.uint8)
-        pooled = torch.nn.functional.normalize(features[-1].float().mean((2, 3)), dim=1)
-        return Scored(masked_mean(entropy, valid), labels, _count(labels, len(self.counted)), pooled)
-
-
-def _count(labels: Tensor, classes: int) -> Tensor:
-    counts = torch.zeros(len(labels), 256, dtype=torch.int64, device=labels.device)
-    flat = labels.flatten(1).long()
-    return counts.scatter_add_(1, flat, torch.ones_like(flat))[:, :classes]
 
 
 def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
@@ -125,7 +47,7 @@ def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
         spent waiting for patches.
 
     Raises:
-        CheckpointError: The weights do not fit to the description.
+        CheckpointError: The weights do not fit the description.
         ConfigError: The checkpoint cannot score.
         DataError: Too many patches are unreadable.
         PrepareError: There is no complete index, or shards were scored with other settings.
@@ -237,27 +159,6 @@ def _score_shards(
 def allowed_unreadable(patches: int, share: float) -> float:
     """Number of unreadable patches that a part may have; a few in small pools."""
     return share * max(patches, FEW)
-
-
-Fetch = Callable[[], Scored]
-"""Waits for the results of a batch and returns them on the host."""
-
-
-def fetch(scored: Scored) -> Fetch:
-    """Start copying results to the host; later batches on the device do not delay them."""
-    if scored.entropy.device.type != "cuda":
-        return lambda: scored
-    host = Scored(*(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in scored))
-    for target, source in zip(host, scored, strict=True):
-        target.copy_(source, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def wait() -> Scored:
-        copied.synchronize()
-        return host
-
-    return wait
 
 
 def _length(path: Path) -> int:

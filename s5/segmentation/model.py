@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from s5.compat.precision import autocast
+from s5.ops.photometric import to_unit
 from s5.segmentation.segmentor import SegHead, Segmentor
 from s5.segmentation.tta import Tta, augmented
 from s5.segmentation.windows import Inference, Rows, most_probable, predict_bands, rows_of
@@ -64,6 +65,18 @@ class SegmentationModel(TaskModel):
         network = network or self.segmentor
         with autocast(self.device, None if float32 else self.dtype):
             return network(self._prepare(images), perturb=perturb).float()
+
+    def features_and_logits(self, images: Tensor, task: str) -> tuple[Features, Tensor]:
+        """Compute the feature maps and the float32 logits (B, K, H, W) of images in one forward pass.
+
+        Args:
+            images: (B, 3, H, W) on the device, uint8 or in [0, 1].
+            task: Name of the task.
+        """
+        with self.autocast():
+            prepared = self._prepare(to_unit(images))
+            features = self.segmentor.encode(prepared, {task: len(prepared)})
+            return features, self.segmentor.decode(features, task, prepared.shape[-2:]).float()
 
     def probabilities(self, images: Tensor, tasks: Sequence[str]) -> Tensor:
         """Float32 probabilities (B, sum of K, H, W) of several tasks, from one pass of the encoder.

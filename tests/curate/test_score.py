@@ -13,7 +13,6 @@ from PIL import Image
 
 from s5.errors import ConfigError, DataError, PrepareError, UserError
 from s5.launch import ALONE
-from s5.ops.entropy import masked_mean, pixel_entropy
 from s5.ops.photometric import to_unit
 from tests.helpers.curation import configuration, noise, write_pool
 from tests.helpers.trained_models import table, write_checkpoint
@@ -25,6 +24,7 @@ from s5.curate.folder import LABELED, POOL, Run, read_shard  # noqa: E402
 from s5.curate.reading import PatchBatches, pixel_facts  # noqa: E402
 from s5.curate.run import curate  # noqa: E402
 from s5.curate.score import build_scorer  # noqa: E402
+from s5.curate.scorer import masked_mean, pixel_entropy  # noqa: E402
 
 
 @pytest.fixture

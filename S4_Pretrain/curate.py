@@ -1,8 +1,10 @@
 """Curate unlabeled images for S4P: all steps of `python -m s5.curate`, in one or several processes.
 
-python curate.py CONFIG                                    one process
-torchrun --nproc_per_node 8 curate.py CONFIG               8 GPUs score
-python curate.py CONFIG --cfg-options select.count=10000   another number of patches
+    python curate.py CONFIG                                    one process
+    torchrun --nproc_per_node 8 curate.py CONFIG               8 GPUs score
+    python curate.py CONFIG --cfg-options select.count=10000   another number of patches
+
+See docs/curation.md.
 """
 
 import sys

@@ -49,6 +49,22 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
     return json.loads(metrics.read_text())
 
 
+def train_s4p(
+    config: Path, args: argparse.Namespace, options: Sequence[str], work_dir: Path, iterations: int
+) -> dict[str, float | None]:
+    """Train S4P, or labeled images alone, from random weights; see :func:`train_once`.
+
+    Args:
+        config: Configuration.
+        args: Arguments with `backbone` and `device`.
+        options: `--cfg-options`.
+        work_dir: Output folder of the run.
+        iterations: Length of the run in iterations.
+    """
+    command = ["S4_Pretrain/train.py", "--config", str(config), "--backbone", args.backbone, "--init", "none"]
+    return train_once([*command, "--device", args.device, "--cfg-options", *options], work_dir, iterations)
+
+
 def run_command_line(command: Sequence[object]) -> None:
     """Run a command; if it fails, exit with its exit code."""
     process = subprocess.Popen([str(part) for part in command])

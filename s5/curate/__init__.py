@@ -1,7 +1,9 @@
 """Curation: choose reliable and diverse patches from a pile of unlabeled images, for S4P.
 
-from s5.curate import CurateConfig, curate
-run = curate(load_config(CurateConfig, "curate.yaml"))
+    from s5.curate import CurateConfig, curate
+    run = curate(load_config(CurateConfig, "curate.yaml"), start("auto"))
+
+`docs/curation.md` describes the steps.
 """
 
 import logging

@@ -5,7 +5,6 @@ Features have unit length, so the largest dot product is the highest cosine simi
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,11 +28,8 @@ from s5.errors import ConfigError, PrepareError
 logger = logging.getLogger(__name__)
 
 
-def cluster(run: Run, settings: ClusterConfig) -> dict[str, Any]:
+def cluster(run: Run, settings: ClusterConfig) -> None:
     """Compute the prototypes, unless they exist for these settings, and the missing shards of assignments.
-
-    Returns:
-        Counts: `clusters`, `labeled` patches.
 
     Raises:
         ConfigError: There are more clusters than labeled patches.
@@ -42,15 +38,15 @@ def cluster(run: Run, settings: ClusterConfig) -> dict[str, Any]:
     pool = run.part(POOL)
     shards = require_scores(pool)
     labeled = require_scores(run.part(LABELED))
-    scored, labeled_scored = (settings_of(run.part(name).facts("scores")) for name in (POOL, LABELED))
+    scored, labeled_scored = (settings_of(run.part(name).state("scores")) for name in (POOL, LABELED))
     if {**scored, "index": ""} != {**labeled_scored, "index": ""}:
         raise PrepareError(f"{run.path}: labeled and unlabeled patches were scored with different settings")
-    facts = pool.facts("clusters")
+    state = pool.state("clusters")
     depends = {**settings.model_dump(), "scores": scored, "labeled scores": labeled_scored}
-    if not run.prototypes.exists() or not facts.exists() or settings_of(facts) != depends:
-        for path in (facts, run.prototypes, *pool.shards("clusters")):  # they take seconds to make again
+    if not run.prototypes.exists() or not state.exists() or settings_of(state) != depends:
+        for path in (state, run.prototypes, *pool.shards("clusters")):  # they take seconds to make again
             path.unlink(missing_ok=True)
-    begin(facts, depends, "clusters")
+    begin(state, depends, "clusters")
     if not run.prototypes.exists():
         features = _labeled_features(labeled)
         centroids = kmeans(features, settings)
@@ -65,9 +61,8 @@ def cluster(run: Run, settings: ClusterConfig) -> dict[str, Any]:
                 _assign(path, target, centroids)
             progress.update()
     result = {"clusters": len(centroids), "labeled": int(counts.sum())}
-    complete(facts, result)
+    complete(state, result)
     logger.info("cluster: %d labeled patches in %d clusters", result["labeled"], result["clusters"])
-    return result
 
 
 def kmeans(features: np.ndarray, settings: ClusterConfig) -> np.ndarray:

@@ -7,7 +7,7 @@ the missing ones, whatever the number of processes, because a shard's content de
 import fcntl
 import glob
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from s5.command import usable_cpus
 from s5.curate import require
 from s5.data.datasets.prepared import differences
 from s5.data.files import atomic_path, write_bytes
-from s5.errors import PrepareError
+from s5.errors import ConfigError, PrepareError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,8 +99,8 @@ class Part:
         """The complete shards of a step, in order."""
         return sorted((self.path / step).glob("[0-9]*.parquet"))
 
-    def facts(self, step: str) -> Path:
-        """What the shards of a step depend on, and its counts when it is complete."""
+    def state(self, step: str) -> Path:
+        """The file that records what the shards of a step depend on, and its counts once it is complete."""
         return self.path / step / "step.json"
 
 
@@ -135,7 +135,7 @@ def _remedy(path: Path) -> str:
     step = {"scores": "score", "masks": "score", "clusters": "cluster"}.get(path.parent.name)
     if step is None:
         return f"Delete {index_folders(path.parent.parent)}, and run all steps again"
-    return f"Delete it and run the {step} step again, which writes it anew"
+    return f"Delete it, and run the {step} step again to recreate it"
 
 
 def index_folders(part: Path) -> str:
@@ -144,12 +144,36 @@ def index_folders(part: Path) -> str:
 
 
 @contextmanager
-def database(folder: Path, memory_limit: str = "1GB") -> Iterator["DuckDBPyConnection"]:
-    """An empty DuckDB database; what exceeds the memory limit goes to a temporary folder below `folder`."""
-    with tempfile.TemporaryDirectory(prefix=".duckdb-", dir=folder) as scratch:
-        config = {"memory_limit": memory_limit, "temp_directory": scratch, "threads": usable_cpus()}
-        with require("duckdb").connect(config=config) as connection:
+def database(folder: Path, memory_limit: str = "1GB", threads: int = 0) -> Iterator["DuckDBPyConnection"]:
+    """An empty DuckDB database in memory.
+
+    Args:
+        folder: Where a temporary folder takes what exceeds the memory limit; one at a time.
+        memory_limit: Memory for data, such as 2GB.
+        threads: CPU threads; 0: all that can be used.
+
+    Raises:
+        ConfigError: The memory limit is not an amount.
+    """
+    duckdb = require("duckdb")
+    scratch = folder / ".duckdb"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
+    options = {
+        "memory_limit": memory_limit,
+        "threads": threads or usable_cpus(),
+        "temp_directory": str(scratch),
+        "preserve_insertion_order": False,
+    }
+    try:
+        try:
+            connection = duckdb.connect(config=options)
+        except duckdb.ParserException as error:
+            raise ConfigError(f"select.memory_limit: {memory_limit!r}: {error}") from error
+        with connection:
+            connection.execute("SET enable_progress_bar = false")
             yield connection
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def pattern(path: Path) -> str:
@@ -157,11 +181,11 @@ def pattern(path: Path) -> str:
     return glob.escape(str(path))
 
 
-def begin(facts: Path, settings: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+def begin(state: Path, settings: Mapping[str, Any], what: str) -> dict[str, Any] | None:
     """Begin a step, or continue it if its shards were made with the same settings.
 
     Args:
-        facts: File that keeps the settings of the step.
+        state: File of the step, see :meth:`Part.state`.
         settings: What the shards depend on; plain JSON values.
         what: The shards, for messages.
 
@@ -172,54 +196,54 @@ def begin(facts: Path, settings: Mapping[str, Any], what: str) -> dict[str, Any]
         PrepareError: There are shards that were made with other settings.
     """
     settings = json.loads(json.dumps(settings))
-    if not facts.exists():
-        write_bytes(facts, _json({"settings": settings}))
+    if not state.exists():
+        write_bytes(state, _json({"settings": settings}))
         return None
-    kept = _read(facts)
+    kept = _read(state)
     if kept["settings"] != settings:
         raise PrepareError(
-            f"{facts.parent}: {what} here were made with other settings "
-            f"({differences(kept['settings'], settings)}). Choose another out, or delete {facts.parent} to "
+            f"{state.parent}: {what} here were made with other settings "
+            f"({differences(kept['settings'], settings)}). Choose another out, or delete {state.parent} to "
             "make them again"
         )
     return kept.get("counts")
 
 
-def _read(facts: Path) -> dict[str, Any]:
+def _read(state: Path) -> dict[str, Any]:
     try:
-        return json.loads(facts.read_text(encoding="utf-8"))
+        return json.loads(state.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PrepareError(
-            f"{facts}: damaged ({error}). Delete {facts.parent} and run its step again"
+            f"{state}: damaged ({error}). Delete {state.parent} and run its step again"
         ) from error
 
 
-def complete(facts: Path, counts: Mapping[str, Any]) -> None:
+def complete(state: Path, counts: Mapping[str, Any]) -> None:
     """Mark a step as complete."""
-    write_bytes(facts, _json({**_read(facts), "counts": counts}))
+    write_bytes(state, _json({**_read(state), "counts": counts}))
 
 
-def settings_of(facts: Path) -> dict[str, Any]:
+def settings_of(state: Path) -> dict[str, Any]:
     """What the shards of a step that has begun depend on."""
-    return _read(facts)["settings"]
+    return _read(state)["settings"]
 
 
-def is_complete(facts: Path) -> bool:
+def is_complete(state: Path) -> bool:
     """Whether a step is complete."""
-    return facts.exists() and "counts" in _read(facts)
+    return state.exists() and "counts" in _read(state)
 
 
-def counts_of(facts: Path, step: str) -> dict[str, Any]:
+def counts_of(state: Path, step: str) -> dict[str, Any]:
     """Counts of a complete step.
 
     Raises:
         PrepareError: It is not complete.
     """
-    if not is_complete(facts):
+    if not is_complete(state):
         raise PrepareError(
-            f"{facts.parent}: step {step} is not complete; run `python -m s5.curate {step}` first"
+            f"{state.parent}: step {step} is not complete; run `python -m s5.curate {step}` first"
         )
-    return _read(facts)["counts"]
+    return _read(state)["counts"]
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -77,9 +77,9 @@ def index(
         "sources": {name: str(path) for name, path in sources.items()},
         "patch": patch.model_dump(),
     }
-    facts = part.facts("index")
+    state = part.state("index")
     settings["data_root"] = str(root.absolute())
-    counts = begin(facts, settings, "patches")
+    counts = begin(state, settings, "patches")
     if counts is None:
         images, digest = _read_headers(part, _list_sources(sources, root), root, workers)
         if images == 0:
@@ -90,7 +90,7 @@ def index(
             )
         digest = _digest(json.dumps(settings), digest)
         counts = {"images": images, **_write_patches(part, patch), "digest": digest}
-        complete(facts, counts)
+        complete(state, counts)
     logger.info("index: %s", ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in COUNTS))
     if counts["patches"] == 0:
         raise DataError(
@@ -327,7 +327,7 @@ def require_patches(part: Part) -> list[Path]:
     Raises:
         PrepareError: The step is not complete, or a shard is missing.
     """
-    count = counts_of(part.facts("index"), "index")["shards"]
+    count = counts_of(part.state("index"), "index")["shards"]
     expected = [part.shard("index", number) for number in range(count)]
     if part.shards("index") != expected:
         raise PrepareError(

@@ -1,6 +1,6 @@
 """Report of a curation: one HTML page without external files and scripts, for people to judge the choice.
 
-The page shows what became of all patches, the entropy with its cut, quota against supply per cluster, the mix
+The page shows the outcome of all patches, the entropy with its cut, quota against supply per cluster, the mix
 of sources and classes, and sheets of pictures; all settings stand at its end. Equal input gives equal bytes.
 """
 
@@ -117,8 +117,8 @@ def write_report(
 
 
 def _sections(run: _Run) -> Iterator[Section]:
-    yield _glance(run)
-    yield _fate(run)
+    yield _headline(run)
+    yield _outcomes(run)
     yield _entropy(run)
     yield _clusters(run)
     yield _sources(run)
@@ -130,7 +130,7 @@ def _sections(run: _Run) -> Iterator[Section]:
     yield _settings(run)
 
 
-def _glance(run: _Run) -> Section:
+def _headline(run: _Run) -> Section:
     total, chosen = run.total(), run.total("chosen")
     cut, clusters, duplicates = (run.summary[key] for key in ("cut", "clusters", "duplicates"))
     lacking = sum(max(0, cluster["quota"] - cluster["chosen"]) for cluster in clusters)
@@ -155,7 +155,7 @@ def _glance(run: _Run) -> Section:
     return Section("glance", "At a glance", lead, f'<ul class="facts">{body}</ul>')
 
 
-def _fate(run: _Run) -> Section:
+def _outcomes(run: _Run) -> Section:
     seen = {reason for counts in run.reasons.values() for reason in counts}
     reasons = [*(reason for reason in _REASONS if reason in seen), *sorted(seen - set(_REASONS))]
     shown = list(run.reasons.items())[:_MOST_SOURCES]
@@ -174,13 +174,13 @@ def _fate(run: _Run) -> Section:
     )
     table = html.table(["source", "patches", *reasons], cells)
     lead = "Each row adds up to the patches of a source; the share is of that source."
-    return Section("fate", "What became of all patches", lead, f"{table}<dl>{meaning}</dl>")
+    return Section("outcomes", "Outcome of all patches", lead, f"{table}<dl>{meaning}</dl>")
 
 
 def _entropy(run: _Run) -> Section:
     lead = (
-        "Left of the line the segmentor is sure enough. Patches left of it that were not chosen belong to "
-        "clusters whose quota was full."
+        "Left of the line the segmentor is confident enough. Patches left of it that were not chosen belong "
+        "to clusters whose quota was full."
     )
     histogram = run.table.entropies()
     if histogram is None:
@@ -241,7 +241,8 @@ def _sheets(run: _Run) -> Iterator[Section]:
     yield Section(
         "lowest",
         "Lowest entropy",
-        "Where the segmentor is surest, whatever became of the patch. Many alike: a type of scene repeats.",
+        "Where the segmentor is most confident. Many alike: a type of scene repeats. Noise, blurred images "
+        "or other domains here: set min_sharpness, max_sharpness or min_similarity in the section select.",
         legend + run.pick(RANKED, "entropy", _LARGE),
     )
     pairs = [run.patches(pair) for pair in run.table.quota_borders(_PAIRS)]
@@ -260,8 +261,7 @@ def _sheets(run: _Run) -> Iterator[Section]:
     yield Section(
         "highest",
         "Rejected: highest entropy",
-        "These should be noise, other domains and scenes that the segmentor does not know. Good scenes here "
-        "mean that the segmentor is too weak for the pool.",
+        "Where the segmentor is least confident. Good scenes here mean that it is too weak for the pool.",
         legend + run.pick(["quota", "entropy"], "entropy DESC", _LARGE),
     )
     yield Section(

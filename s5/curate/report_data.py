@@ -65,7 +65,7 @@ class PatchTable:
             return self._connection.execute(sql, list(values)).fetchall()
         except require("duckdb").Error as error:
             raise DataError(
-                f"{self._path}: cannot be queried ({error}). Select again, which writes it anew"
+                f"{self._path}: cannot be queried ({error}). Run the select step again to recreate it"
             ) from error
 
     def reasons(self) -> dict[str, dict[str, int]]:
@@ -189,6 +189,6 @@ def open_table(path: Path) -> Iterator[PatchTable]:
             connection.read_parquet([pattern(path)]).create_view("pool")
         except require("duckdb").Error as error:
             raise DataError(
-                f"{path}: cannot be read ({error}). Select again, which writes it anew"
+                f"{path}: cannot be read ({error}). Run the select step again to recreate it"
             ) from error
         yield PatchTable(path, connection)

@@ -1,6 +1,5 @@
 """The steps of a curation, one after the other, in one or several processes."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -17,8 +16,6 @@ from s5.curate.score import count_scores, score
 from s5.curate.select import select
 from s5.curate.write import selection_settings, write
 from s5.launch import ALONE, Launch, host_group, main_process_first
-
-logger = logging.getLogger(__name__)
 
 PACKAGES = ("duckdb", "faiss", "imagehash", "pyarrow")
 STEPS = ("index", "score", "cluster", "select", "write")
@@ -63,13 +60,13 @@ def _score(cfg: CurateConfig, run: Run, launch: Launch) -> None:
         return
     for name in (LABELED, POOL):
         part = run.part(name)
-        if is_complete(part.facts("scores")):
+        if is_complete(part.state("scores")):
             continue
         scored: dict[str, float] = {**count_scores(part, cfg.score)}
         if name == POOL and (seconds := max(c["seconds"] for c in every)):  # of this start of the step
             scored["patches_per_second"] = round(sum(c["patches"] for c in every) / seconds, 1)
             scored["data_wait"] = max(c["data_wait"] for c in every)
-        complete(part.facts("scores"), scored)
+        complete(part.state("scores"), scored)
 
 
 def _index(cfg: CurateConfig, run: Run) -> None:
@@ -78,20 +75,16 @@ def _index(cfg: CurateConfig, run: Run) -> None:
     index(run.part(POOL), cfg.sources, root, cfg.patch, workers)
 
 
-def _cluster(cfg: CurateConfig, run: Run) -> None:
-    cluster(run, cfg.cluster)
-
-
 def _select(cfg: CurateConfig, run: Run) -> None:
-    counts_of(run.part(POOL).facts("clusters"), "cluster")
+    counts_of(run.part(POOL).state("clusters"), "cluster")
     _, labeled = load_prototypes(run)
-    facts = run.part(POOL).facts("select")
-    facts.unlink(missing_ok=True)  # before the table changes
+    state = run.part(POOL).state("select")
+    state.unlink(missing_ok=True)  # before the table changes
     selection = select(run.path, labeled.tolist(), cfg.select)
-    begin(facts, selection_settings(cfg, run), "selection")
+    begin(state, selection_settings(cfg, run), "selection")
     clusters = [{"cluster": number, **asdict(share)} for number, share in enumerate(selection.clusters)]
     complete(
-        facts,
+        state,
         {
             "reasons": selection.reasons,
             "clusters": clusters,
@@ -102,13 +95,9 @@ def _select(cfg: CurateConfig, run: Run) -> None:
     )
 
 
-def _write(cfg: CurateConfig, run: Run) -> None:
-    write(cfg, run)
-
-
 _ALONE: dict[str, Callable[[CurateConfig, Run], None]] = {
     "index": _index,
-    "cluster": _cluster,
+    "cluster": lambda cfg, run: cluster(run, cfg.cluster),
     "select": _select,
-    "write": _write,
+    "write": write,
 }

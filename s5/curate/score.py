@@ -74,8 +74,8 @@ def score(cfg: CurateConfig, run: Run, launch: Launch) -> dict[str, Any]:
 
 def _missing(part: Part, settings: dict[str, Any]) -> list[int]:
     """Numbers of the shards to score."""
-    digest = counts_of(part.facts("index"), "index")["digest"]
-    begin(part.facts("scores"), {**settings, "index": digest}, "scores")
+    digest = counts_of(part.state("index"), "index")["digest"]
+    begin(part.state("scores"), {**settings, "index": digest}, "scores")
     steps = ("scores", "masks") if settings["pseudo_labels"] else ("scores",)
     return [
         number
@@ -133,7 +133,7 @@ def _score_shards(
         )
     )
     total = sum(_length(part.shard("index", number)) for number in shards)
-    index = counts_of(part.facts("index"), "index")
+    index = counts_of(part.state("index"), "index")
     allowed = allowed_unreadable(index["patches"] + index["unreadable"], settings.max_unreadable)
     waited, start = 0.0, time.monotonic()
     pending: deque[tuple[Batch, Fetch | None]] = deque()

@@ -7,7 +7,6 @@ not on their order, the number of shards or of threads.
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from s5.command import Progress, usable_cpus
+from s5.command import Progress
 from s5.curate import require
 from s5.curate.duplicates import Pairs, find_duplicates
-from s5.curate.folder import pattern
+from s5.curate.folder import database, pattern
 from s5.curate.quotas import ClusterShare, Unfilled, share_out
 from s5.curate.score_shards import Shards, find_damaged, find_shards
 from s5.data.files import atomic_path
-from s5.errors import ConfigError, DataError, shorten
+from s5.errors import DataError, shorten
 from s5.ranges import NonNegative, NonNegativeFloat, Positive, Share
 
 if TYPE_CHECKING:
@@ -123,7 +122,10 @@ def select(run: Path, labeled: Sequence[int], settings: SelectSettings) -> Selec
             patches than `settings.count`; or the memory limit or the disk is too small.
     """
     shards = find_shards(run)
-    with _database(run, settings) as connection, _explained(run, shards, settings):
+    with (
+        database(run, settings.memory_limit, settings.threads) as connection,
+        _explained(run, shards, settings),
+    ):
         total = sum(shards.rows)
         with _logged(f"read {total} patches of {len(shards.scores)} shards"):
             _join(connection, shards, settings)
@@ -145,31 +147,6 @@ def select(run: Path, labeled: Sequence[int], settings: SelectSettings) -> Selec
         for note in notes:
             _logger.warning("%s", note)
         return Selection(_reasons(connection), tuple(clusters), pairs, cut, notes)
-
-
-@contextmanager
-def _database(parent: Path, settings: SelectSettings) -> Iterator["DuckDBPyConnection"]:
-    """A database in a temporary folder."""
-    duckdb = require("duckdb")
-    folder = parent / ".select"
-    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
-    folder.mkdir(parents=True)
-    options = {
-        "memory_limit": settings.memory_limit,
-        "threads": settings.threads or usable_cpus(),
-        "temp_directory": str(folder / "spilled"),
-        "preserve_insertion_order": False,
-    }
-    try:
-        try:
-            connection = duckdb.connect(config=options)
-        except duckdb.ParserException as error:
-            raise ConfigError(f"select.memory_limit: {settings.memory_limit!r}: {error}") from error
-        with connection:
-            connection.execute("SET enable_progress_bar = false")
-            yield connection
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -49,26 +49,23 @@ ROWS = 10_000  # fetched from the table at a time
 STEPS_WITH_COUNTS = ("index", "scores", "clusters", "select")
 
 
-def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
+def write(cfg: CurateConfig, run: Run) -> None:
     """Write the split, the pseudo-labels if they were kept, the summary and the report.
-
-    Returns:
-        Number of `patches` in the split.
 
     Raises:
         PrepareError: The select step is not complete for these settings, there are no pseudo-labels, or the
             checkpoint is another one.
     """
     root, pool = cfg.data_root.absolute(), run.part(POOL)
-    selection = counts_of(pool.facts("select"), "select")
-    begin(pool.facts("select"), selection_settings(cfg, run), "selection")
-    if cfg.score.pseudo_labels and not settings_of(pool.facts("scores"))["pseudo_labels"]:
+    selection = counts_of(pool.state("select"), "select")
+    begin(pool.state("select"), selection_settings(cfg, run), "selection")
+    if cfg.score.pseudo_labels and not settings_of(pool.state("scores"))["pseudo_labels"]:
         raise PrepareError(
             f"{pool.path / 'scores'}: made without pseudo-labels. Delete this folder and "
             f"{run.path / LABELED / 'scores'}, and run the steps from score again with score.pseudo_labels"
         )
     checkpoint = find_checkpoint(cfg.checkpoint)
-    if sha256(checkpoint) != settings_of(pool.facts("scores"))["checkpoint"]:
+    if sha256(checkpoint) != settings_of(pool.state("scores"))["checkpoint"]:
         raise PrepareError(
             f"{checkpoint}: the patches in {run.path} were scored by another checkpoint; name that one, or "
             "choose another out"
@@ -90,12 +87,11 @@ def write(cfg: CurateConfig, run: Run) -> dict[str, int]:
     write_bytes(run.summary, json.dumps(summary, indent=2, ensure_ascii=False).encode())
     report = write_report(run.path, root, summary, mask_of=_MaskReader(run, table) if masks else None)
     logger.info("write: %d patches in %s; %s", total, run.split(cfg.name), report)
-    return {"patches": total}
 
 
 def selection_settings(cfg: CurateConfig, run: Run) -> dict[str, Any]:
     """What a selection depends on."""
-    return {**asdict(cfg.select), "clusters": settings_of(run.part(POOL).facts("clusters"))}
+    return {**asdict(cfg.select), "clusters": settings_of(run.part(POOL).state("clusters"))}
 
 
 def _chosen(run: Run) -> Iterator[tuple[int, str]]:
@@ -160,12 +156,12 @@ class _MaskReader:
 def _summary(cfg: CurateConfig, run: Run, selection: dict[str, Any], table: LabelTable) -> dict[str, Any]:
     parts = {"pool": run.part(POOL), "labeled": run.part(LABELED)}
     counts = {
-        f"{step} ({name})" if step in ("index", "scores") else step: counts_of(part.facts(step), step)
+        f"{step} ({name})" if step in ("index", "scores") else step: counts_of(part.state(step), step)
         for step in STEPS_WITH_COUNTS
         for name, part in parts.items()
         if name == "pool" or step in ("index", "scores")
     }
-    scored = settings_of(parts["pool"].facts("scores"))
+    scored = settings_of(parts["pool"].state("scores"))
     return {
         "title": cfg.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -175,10 +171,10 @@ def _summary(cfg: CurateConfig, run: Run, selection: dict[str, Any], table: Labe
         "versions": {"python": platform.python_version(), **_versions()},
         "counts": counts,
         "settings": {
-            f"{step} ({name})": settings_of(part.facts(step))
+            f"{step} ({name})": settings_of(part.state(step))
             for name, part in parts.items()
             for step in STEPS_WITH_COUNTS
-            if part.facts(step).exists()
+            if part.state(step).exists()
         },
         "classes": list(table.classes),
         "palette": [list(color) for color in table.palette],

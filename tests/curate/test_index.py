@@ -112,7 +112,7 @@ def test_an_interrupted_index_continues(tmp_path: Path, monkeypatch: pytest.Monk
     written = {path: path.stat().st_mtime_ns for path in part.shards("files")}
     assert len(written) == 3
     part.shard("files", 1).unlink()
-    part.facts("index").write_text(part.facts("index").read_text().split(',\n  "counts"')[0] + "}")
+    part.state("index").write_text(part.state("index").read_text().split(',\n  "counts"')[0] + "}")
     part.shard("index", 0).unlink()
     assert run(tmp_path, {"p": "pool"}) == whole
     kept = {path: path.stat().st_mtime_ns for path in part.shards("files")}

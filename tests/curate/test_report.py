@@ -196,7 +196,7 @@ def test_sheets_show_the_right_patches(report):
 
 
 def test_tables(report):
-    cells = [Page(cell).text for cell in re.findall("<td.*?</td>", part(report, "fate"))]
+    cells = [Page(cell).text for cell in re.findall("<td.*?</td>", part(report, "outcomes"))]
     assert [cells[start : start + 4] for start in (0, 9, 18)] == [
         ["b", "8", "2 25.0 %", "1 12.5 %"],
         ["a", "4", "1 25.0 %", "1 25.0 %"],

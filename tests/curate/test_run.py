@@ -215,9 +215,9 @@ def test_another_checkpoint_does_not_name_the_classes(fresh: Path) -> None:
 def test_an_index_that_was_killed_takes_what_is_there_now(fresh: Path) -> None:
     cfg = configuration(fresh)
     curate(cfg, ALONE, ("index",))
-    facts = Run(cfg.out).part(POOL).facts("index")
-    kept = json.loads(facts.read_text())
-    facts.write_text(json.dumps({"settings": kept["settings"]}))  # as before the last step of the index
+    state = Run(cfg.out).part(POOL).state("index")
+    kept = json.loads(state.read_text())
+    state.write_text(json.dumps({"settings": kept["settings"]}))  # as before the last step of the index
     write_image(fresh / "folder/sub é/00.png", noise(77))
     curate(cfg)
     names = [row["name"] for row in results(cfg.out)[1]]

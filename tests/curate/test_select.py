@@ -187,8 +187,8 @@ def test_a_path_with_special_characters(tmp_path: Path) -> None:
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", random_rows(300))
-    (run / ".select/spilled").mkdir(parents=True)  # of a killed run
-    (run / ".select/patches.duckdb").write_text("half")
+    (run / ".duckdb").mkdir()  # of a killed run
+    (run / ".duckdb/spilled.tmp").write_text("half")
     run_select(run, count=30)
     before = (run / "patches.parquet").read_bytes()
     with pytest.raises(DataError):

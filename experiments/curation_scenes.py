@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from experiments.report_tables import markdown_table
-from experiments.training_runs import REPO, train_once
+from experiments.training_runs import REPO, train_s4p
 from s5.command import run_command, usable_cpus
 from s5.curate import CurateConfig, curate
 from s5.data.files import write_bytes
@@ -46,17 +46,8 @@ def train_segmentor(args: argparse.Namespace, data: Path) -> Path:
         f"schedule.val_interval={args.iters}",
         f"seed={args.seed}",
     ]
-    command = [
-        "S4_Pretrain/train.py",
-        "--config",
-        str(TRAINING),
-        "--backbone",
-        args.backbone,
-        "--init",
-        "none",
-    ]
     folder = args.out / "segmentor"
-    train_once([*command, "--device", args.device, "--cfg-options", *options], folder, args.iters)
+    train_s4p(TRAINING, args, options, folder, args.iters)
     return folder / f"{args.backbone}_s4p_upernet.pth"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from experiments.real_images import CONFIG as TRAINING
 from experiments.real_images import write_splits
 from experiments.report_tables import markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, experiment_parser, train_once
+from experiments.training_runs import REPO, experiment_parser, train_s4p
 from s5.command import run_command
 from s5.curate import CurateConfig, curate
 from s5.curate.folder import Run, read_shard
@@ -32,15 +32,6 @@ EPFL = "seg/epfl_roads/unlabeled"
 
 def train(args: argparse.Namespace, name: str, seed: int, options: list[str]) -> dict[str, float | None]:
     """Train one model, or take the result of a finished run."""
-    command = [
-        "S4_Pretrain/train.py",
-        "--config",
-        str(TRAINING),
-        "--backbone",
-        args.backbone,
-        "--init",
-        "none",
-    ]
     common = [
         f"data_root={args.data.resolve()}",
         *(f"data.{part}.split={args.out.resolve() / part}.txt" for part in ("labeled", "val")),
@@ -48,8 +39,7 @@ def train(args: argparse.Namespace, name: str, seed: int, options: list[str]) ->
         f"schedule.val_interval={args.iters}",
         f"seed={seed}",
     ]
-    command += ["--device", args.device, "--cfg-options", *common, *options]
-    return train_once(command, args.out / f"{name}_{seed}", args.iters)
+    return train_s4p(TRAINING, args, [*common, *options], args.out / f"{name}_{seed}", args.iters)
 
 
 def choose(args: argparse.Namespace) -> tuple[Path, list[str]]:

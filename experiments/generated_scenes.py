@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.report_tables import MEAN, markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, train_once
+from experiments.training_runs import REPO, train_s4p
 from s5.command import run_command, usable_cpus
 from s5.data.files import write_bytes
 from s5.data.image_io import write_mask
@@ -114,12 +114,10 @@ def train(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | No
         *args.cfg_options,
         *own,
     ]
-    command = ["S4_Pretrain/train.py", "--config", str(CONFIG), "--backbone", args.backbone, "--init", "none"]
-    command += ["--device", args.device, "--cfg-options", *options]
     # Runs of other scenes or options are other runs.
     key = hashlib.sha256(repr((_request(args), options)).encode()).hexdigest()[:8]
     name = f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}_{key}"
-    return train_once(command, _folder(args) / name, steps)
+    return train_s4p(CONFIG, args, options, _folder(args) / name, steps)
 
 
 def _request(args: argparse.Namespace) -> Request:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.real_tiles import is_validation, tiles
 from experiments.report_tables import markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, experiment_parser, train_once
+from experiments.training_runs import REPO, experiment_parser, train_s4p
 from s5.command import run_command
 from s5.data.splits import format_line, write_split
 
@@ -46,10 +46,8 @@ def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | N
     ]
     schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
     options = [f"data_root={args.data.resolve()}", *splits, *schedule, *METHODS[method]]
-    command = ["S4_Pretrain/train.py", "--config", str(CONFIG), "--backbone", args.backbone, "--init", "none"]
-    command += ["--device", args.device, "--cfg-options", *options]
     work_dir = args.out / f"{args.backbone}_{args.iters}" / f"{method.lower()}_{seed}"
-    return train_once(command, work_dir, args.iters)
+    return train_s4p(CONFIG, args, options, work_dir, args.iters)
 
 
 def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | None]]]) -> str:

@@ -11,30 +11,17 @@ duckdb = pytest.importorskip("duckdb")
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 
+from s5.curate import report as report_module  # noqa: E402
 from s5.curate.report import write_report  # noqa: E402
+from s5.curate.select import REASONS  # noqa: E402
 from s5.data.image_io import read_image  # noqa: E402
 from s5.errors import DataError, ImageError  # noqa: E402
+from tests.curate.runs import CLUSTERS, SCORES  # noqa: E402
 
 VOID = {"img", "meta", "br", "link", "hr", "input"}
 NASTY = 'a "b" <b>&\'$.png'
-SCHEMA = pa.schema(
-    [
-        ("patch", pa.int64()),
-        ("key", pa.uint64()),
-        ("source", pa.string()),
-        ("name", pa.string()),
-        ("valid", pa.float32()),
-        ("deviation", pa.float32()),
-        ("sharpness", pa.float32()),
-        ("phash", pa.uint64()),
-        ("entropy", pa.float32()),
-        ("classes", pa.list_(pa.int32())),
-        ("error", pa.string()),
-        ("cluster", pa.int32()),
-        ("similarity", pa.float32()),
-        ("reason", pa.string()),
-    ]
-)
+NARROW = [field for field in SCORES if field.name not in ("left", "top", "width", "height", "feature")]
+SCHEMA = pa.schema([*NARROW, *list(CLUSTERS)[1:], ("reason", pa.string())])
 
 
 class Page(HTMLParser):
@@ -193,6 +180,10 @@ def test_sheets_show_the_right_patches(report):
     assert shown(part(report, "prototypes")) == nearest
     assert "0.25 nats · cluster 0 · quota" in part(report, "border")
     assert "cosine 0.980, quota" in part(report, "prototypes")
+
+
+def test_every_reason_is_explained():
+    assert set(report_module._REASONS) == set(REASONS)
 
 
 def test_tables(report):

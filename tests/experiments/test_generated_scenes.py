@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import generated_scenes as experiment
+from experiments import training_runs
 from s5.data.image_io import read_mask
 from s5.data.splits import Split
 from s5.segmentation.s4p_config import S4PConfig
@@ -34,7 +35,7 @@ def run(
         arm, seed, _ = work_dir.name.split("_")
         return {"mIoU": {"labels": 30.0, "best": 35.0, "bound": 40.0}[arm] + int(seed), "IoU.field": 50.0}
 
-    monkeypatch.setattr(experiment, "train_once", train_once)
+    monkeypatch.setattr(training_runs, "train_once", train_once)
     sizes = ["--pool", "6", "--unlabeled", "3", "--val", "2", "--size", "64", "--world", "5", "--labels", "4"]
     assert experiment.main(["--data", str(root), "--out", str(root / "out"), *sizes, *arguments]) == 0
     return runs
@@ -58,7 +59,7 @@ def test_seeds_draw_nested_labeled_scenes(root: Path) -> None:
 
 def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arm in experiment.ARMS:
-        monkeypatch.setattr(experiment, "train_once", lambda command, *_: {"command": command})
+        monkeypatch.setattr(training_runs, "train_once", lambda command, *_: {"command": command})
         args = experiment.parse_args(["--data", str(root), "--labels", "4", "--size", "64"])
         command = experiment.train(args, arm, 0)["command"]
         options = command[command.index("--cfg-options") + 1 :]

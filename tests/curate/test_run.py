@@ -3,7 +3,6 @@
 import fcntl
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from s5.data.splits import Split, write_split
 from s5.errors import ConfigError, DataError, PrepareError
 from s5.launch import ALONE
 from tests.helpers.curation import CLASSES, chosen, configuration, noise, write_pool
-from tests.helpers.processes import run_here, start, start_ranks, wait_until
+from tests.helpers.processes import run_here, start_ranks
 from tests.helpers.s4p_runs import arguments, losses
 from tests.helpers.trained_models import table, write_checkpoint
 
@@ -140,27 +139,6 @@ def test_two_processes_choose_the_same(pool: Path, tmp_path: Path) -> None:
     changes = {"patch__size": 8, "patch__min_size": 8, "select__distance": 0, "sources": sources}
     curate(configuration(pool, out=tmp_path / "alone", **changes))
     assert results(tmp_path / "out") == results(tmp_path / "alone")
-
-
-@pytest.mark.slow
-def test_a_killed_run_continues(fresh: Path) -> None:
-    """Killed while it scores: shards that were written are kept, the result is that of a whole run."""
-    for i in range(100):  # several shards
-        write_image(fresh / f"folder/more/{i}.png", noise(1000 + i))
-    configuration(fresh)
-    process = start("curate", [str(fresh / "curate.yaml"), "--device", "cpu"], fresh / "told")
-    scores = fresh / "out/scores"
-    wait_until(lambda: bool(list(scores.glob("[0-9]*"))), process)
-    process.send(signal.SIGKILL, group=True)
-    process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in scores.glob("[0-9]*.parquet")}
-    assert before
-    curate(configuration(fresh))
-    after = {path.name: path.stat().st_mtime_ns for path in scores.glob("[0-9]*.parquet")}
-    assert len(after) == 3 and before.items() <= after.items()
-    whole = fresh / "whole"
-    curate(configuration(fresh, out=whole))
-    assert results(fresh / "out") == results(whole)
 
 
 def files_again(out: Path) -> None:

@@ -2,7 +2,8 @@
 
 A configuration is a pydantic model. Its sections are pydantic models too, or the dataclasses that the code
 uses directly. An unknown key or an invalid value raises an error that names the key and lists the valid ones.
-Values can be overridden on the command line as `section.key=value`.
+A YAML file may extend another one, named by its key `_base_`. Values can be overridden on the command line as
+`section.key=value`.
 """
 
 import difflib
@@ -110,7 +111,34 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+BASE = "_base_"  # as in mmengine
+
+
+def _read_yaml(path: Path, extended: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file, on top of the file that its key `_base_` names (relative to it), if it has one."""
+    values = _read_mapping(path)
+    if BASE not in values:
+        return values
+    base = values.pop(BASE)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: {BASE} = {base!r}: expected the path of the file to extend")
+    chain = (*extended, path.resolve())
+    if (base_path := (path.parent / base)).resolve() in chain:
+        raise ConfigError(f"{path}: {BASE} = {base!r}: these files extend each other")
+    return _merged(_read_yaml(base_path, chain), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values on top of those of a base: sections are merged key by key, anything else is replaced."""
+    result = dict(base)
+    for key, value in values.items():
+        inherited = result.get(key)
+        both = isinstance(value, dict) and isinstance(inherited, dict)
+        result[key] = _merged(inherited, value) if both else value
+    return result
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_bytes(), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:

@@ -140,6 +140,36 @@ def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
         load_config(S4PConfig, path)
 
 
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "first.yaml").write_text(f"_base_: {RSSEG}\nmodel: {{drop_path: 0.3}}\ncrop: 256\n")
+    path = tmp_path / "more/second.yaml"
+    path.write_text("_base_: ../first.yaml\ncrop: 128\ntasks: {loveda: {scale: [1, 1]}}\n")
+    cfg, published = load_config(MDFConfig, path, ["optim.lr=1"]), load_config(MDFConfig, RSSEG)
+    assert (cfg.crop, cfg.model.drop_path, cfg.optim.lr) == (128, 0.3, 1)
+    assert cfg.tasks["loveda"].scale == (1, 1) and list(cfg.tasks) == list(published.tasks)
+    assert cfg.tasks["loveda"].train == published.tasks["loveda"].train
+    assert cfg.tasks["potsdam"] == published.tasks["potsdam"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_base_: nowhere.yaml", r"nowhere.yaml: no such configuration file"),
+        ("_base_: a.yaml", r"a.yaml: _base_ = 'a.yaml': these files extend each other"),
+        ("_base_: b.yaml", r"b.yaml: _base_ = 'a.yaml': these files extend each other"),
+        ("_base_: [x.yaml]", r"_base_ = \['x.yaml'\]: expected the path of the file to extend"),
+        ("_base_: c.yaml", r"unknown key 'crops' - did you mean 'crop'"),
+    ],
+)
+def test_files_that_cannot_be_extended(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("_base_: a.yaml")
+    (tmp_path / "c.yaml").write_text("crops: 3")
+    with pytest.raises(ConfigError, match=message):
+        load_config(MDFConfig, tmp_path / "a.yaml")
+
+
 def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.yaml: no such configuration file"):
         load_config(S4PConfig, tmp_path / "nowhere.yaml")

@@ -4,6 +4,7 @@
     torchrun --nproc_per_node 6 tools/train.py CONFIG                                    6 GPUs
     python -m torch.distributed.launch --nproc_per_node=6 tools/train.py CONFIG          the same
     python tools/train.py CONFIG --init vit_b_s4p.pth --cfg-options data_root=/data      override values
+    python tools/train.py CONFIG --tasks dota                                            one of its datasets
     python tools/train.py CONFIG --resume                                                resume
 
 Writes to the work folder: resumable checkpoints, <backbone>_det.pth, the best weights on average and for each
@@ -20,7 +21,12 @@ from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.detection.config import DetConfig
 from s5.detection.experiment import DetectionExperiment
-from s5.training.command import add_common_options, add_training_options, initial_checkpoint
+from s5.training.command import (
+    add_common_options,
+    add_training_options,
+    initial_checkpoint,
+    known_tasks,
+)
 from s5.training.config import load_python_config
 from s5.training.experiment import run
 from s5.training.resume import open_work_dir
@@ -33,6 +39,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("config", help="Python configuration")
     add_common_options(parser, "--options")
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="NAME", help="tasks to train on (default: all)"
+    )
     weights = "none, or the path of a checkpoint (default: load_from of CONFIG)"
     add_training_options(parser, weights, "--load-from", work_dir="<name of config>")
     parser.add_argument("--launcher", choices=["none", "pytorch"], help="ignored: detected automatically")
@@ -44,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
     cfg = load_python_config(DetConfig, args.config, args.cfg_options)
+    tasks = {name: cfg.tasks[name] for name in known_tasks(cfg.tasks, args.tasks, "the configuration")}
+    cfg = cfg.model_copy(update={"tasks": tasks})
     processes = launch.start(args.device)
     mmcv_ext.require_device(processes.device.type)
     name = Path(args.config).stem

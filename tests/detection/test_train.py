@@ -51,6 +51,17 @@ def test_scores_of_windows_are_those_of_the_whole_image(finished: Path) -> None:
     assert "a/windows.mAP50" not in scores
 
 
+def test_trains_on_the_chosen_tasks_only(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    args = [str(config), "--device", "cpu", "--work-dir", str(tmp_path / "run"), "--tasks"]
+    assert script().main([*args, "b", "--cfg-options", "schedule.epochs=1", "schedule.milestones=[]"]) == 0
+    scores = json.loads((tmp_path / "run/final_metrics.json").read_text())
+    assert "b/mAP50" in scores and "a/mAP50" not in scores
+    weights = read_checkpoint(tmp_path / "run/vit_t_moe_det.pth")
+    assert {name.split(".")[1] for name in weights["state_dict"] if name.startswith("heads.")} == {"b"}
+    with pytest.raises(ConfigError, match="unknown task 'c'; the configuration's tasks: a, b"):
+        script().main([*args, "c"])
+
+
 @pytest.mark.slow
 def test_resume_equals_the_uninterrupted_run(config: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()

@@ -16,7 +16,8 @@ experts to the FFNs of a network of another library, whose blocks pass tokens on
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -183,15 +184,29 @@ class routing:  # noqa: N801 - used like a function
         _counts.reset(self._before.pop())
 
 
-def recompute(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+def recompute(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:  # noqa: ANN401 - of blocks
     """Call a part of a network and recompute its activations in the backward pass, with the same routing."""
     counts = _counts.get()
 
-    def routed(*inputs: torch.Tensor) -> torch.Tensor:
+    def routed(*inputs: Any, **options: Any) -> Any:  # noqa: ANN401
         with routing(counts):
-            return function(*inputs)
+            return function(*inputs, **options)
 
-    return checkpoint(routed, *inputs, use_reentrant=False, context_fn=checkpoint_contexts())
+    return checkpoint(routed, *inputs, use_reentrant=False, context_fn=checkpoint_contexts(), **options)
+
+
+def recompute_always(block: nn.Module) -> None:
+    """Make a block of another library recompute its activations in every backward pass, as `recompute` does.
+
+    The checkpointing of the library itself would recompute without routing.
+    """
+    block.forward = partial(_with_gradient, block.forward)  # type: ignore[method-assign]
+
+
+def _with_gradient(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:  # noqa: ANN401
+    if torch.is_grad_enabled():
+        return recompute(forward, *inputs, **options)
+    return forward(*inputs, **options)
 
 
 def ffns(network: nn.Module) -> dict[str, nn.Module]:

@@ -234,7 +234,7 @@ def add_experts(network: nn.Module, experts: Sequence[str], expert_channels: int
         ValueError: There is no FFN that can have experts, or `expert_channels` is out of range.
     """
     found = ffns(network).values()
-    widest = max((_width(mlp) for mlp in found), default=0)
+    widest = max((width_of(mlp) for mlp in found), default=0)
     if not 0 < expert_channels <= widest:
         raise ValueError(f"expert_channels must be between 1 and {widest}, got {expert_channels}")
     for mlp in found:
@@ -259,7 +259,8 @@ def _expert(dense: nn.Linear, channels: int) -> nn.Linear:
     return expert
 
 
-def _width(mlp: nn.Module) -> int:
+def width_of(mlp: nn.Module) -> int:
+    """Output channels of an FFN."""
     return cast(nn.Linear, mlp.fc2).out_features
 
 

@@ -17,6 +17,7 @@ from s5.backbones.pyramid import Pyramid
 from s5.errors import CheckpointError
 
 BODY = "body."  # prefix of timm's names in a `TimmBackbone`
+WRAPPED = "model."  # prefix of names in those of timm's feature networks that are a wrapper around the model
 POSITIONS = "relative_position_bias_table"
 # Share of a model's tensors that must be among some weights, without others, for the weights to fit it. The
 # smallest difference is that between swin_t and swin_s, half of whose tensors are those of swin_t.
@@ -148,7 +149,7 @@ class TimmBackbone(Backbone):
         if experts and expert_channels:
             add_experts(body, experts, expert_channels)
         info = body.feature_info
-        channels, strides, levels = _four_levels(info.channels(), info.reduction())
+        channels, strides, levels = four_levels(info.channels(), info.reduction())
         layers, last = _layers(body, model.stem)
         super().__init__(model, channels, last + 1, activation_checkpointing, experts, expert_channels)
         self.levels = levels
@@ -204,7 +205,7 @@ class TimmBackbone(Backbone):
         return fitted, [f"relative positions resampled: {', '.join(sorted(windows))}"] if windows else []
 
 
-def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+def four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Channels, strides and indices of the maps of a feature network that are closest to the four strides."""
     # For each target, the coarsest map that is not coarser, or else the finest map.
     chosen = [
@@ -215,8 +216,7 @@ def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[
 
 def _blocks(body: Any, stem: str) -> list[tuple[str, nn.Module]]:  # noqa: ANN401 - timm has no types
     """Names and blocks of all stages, in order; a stage without a list of blocks is one block."""
-    # Some of timm's feature networks are a wrapper around the model.
-    prefix, root = ("model.", body.model) if stem.startswith("model.") else ("", body)
+    prefix, root = (WRAPPED, body.model) if stem.startswith(WRAPPED) else ("", body)
     stages = [name.replace(".", "_") for name in body.feature_info.module_name()]
     named: list[tuple[str, nn.Module]] = []
     for name, stage in root.named_children():
@@ -244,14 +244,19 @@ def _layers(body: nn.Module, stem: str) -> tuple[dict[str, int], int]:
     starts = {name: i for i, (name, _) in enumerate(_blocks(body, stem), 1)}
     first: dict[str, int] = {}
     for name, layer in starts.items():
-        first.setdefault(name.split(".")[0], layer)
+        first.setdefault(_child(name), layer)
     layers: dict[str, int] = {}
     before = 0  # layer of the parameter before
     for parameter, _ in body.named_parameters():
         block = next((layer for name, layer in starts.items() if parameter.startswith(f"{name}.")), None)
-        before = max(before, first.get(parameter.split(".")[0], 0)) if block is None else block
+        before = max(before, first.get(_child(parameter), 0)) if block is None else block
         layers[parameter] = before
     return layers, len(starts)
+
+
+def _child(name: str) -> str:
+    """The part of timm's model that a module or parameter belongs to."""
+    return name.removeprefix(WRAPPED).partition(".")[0]
 
 
 @cache

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
-from s5.backbones.moe import EXPERT_KEY, expert_names
-from s5.backbones.timm_models import TIMM_MODELS, has_own_names
+from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width
+from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
 
 __all__ = [
+    "BODY",
     "EXPERT_KEY",
     "PATCH_EMBEDDING",
     "STRIDES",
@@ -24,6 +25,7 @@ __all__ = [
     "dense_name",
     "describe",
     "expert_names",
+    "expert_width",
     "get_architecture",
     "has_experts",
     "has_own_names",

@@ -1,18 +1,27 @@
 """Backbones from timm with `features_only`: hierarchical networks with maps of several strides."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import timm
 import torch
+from timm.layers import resize_rel_pos_bias_table
 from torch import nn
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.moe import EXPERT_KEY, add_experts, fit_experts, recompute_always, routing
 from s5.backbones.pyramid import Pyramid
+from s5.errors import CheckpointError
 
 BODY = "body."  # prefix of timm's names in a `TimmBackbone`
+WRAPPED = "model."  # prefix of names in those of timm's feature networks that are a wrapper around the model
+POSITIONS = "relative_position_bias_table"
+# Share of a model's tensors that must be among some weights, without others, for the weights to fit it. The
+# smallest difference is that between swin_t and swin_s, half of whose tensors are those of swin_t.
+SAME = 0.75
 
 
 def has_own_names(tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -32,6 +41,9 @@ class TimmModel(Architecture):
         options: Further arguments of `timm.create_model`.
         divisor: The sides of an image must be multiples of this number, so that all strides divide them.
         min_size: Minimum side of an image in pixels.
+        max_expert_channels: Width of the widest FFN, see `add_experts`; 0 if experts are not supported.
+        drops_paths: Whether timm's model has stochastic depth.
+        own_eps: Whether the norms keep the epsilon that timm gives them.
     """
 
     name: str
@@ -41,7 +53,9 @@ class TimmModel(Architecture):
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     divisor: int = STRIDES[-1]
     min_size: int = STRIDES[-1]
-    max_expert_channels = 0
+    max_expert_channels: int = 0
+    drops_paths: bool = True
+    own_eps: bool = False
 
     @property
     def form(self) -> str:  # type: ignore[override]
@@ -54,15 +68,20 @@ class TimmModel(Architecture):
 
     def create(self, **options: Any) -> Any:  # noqa: ANN401 - timm has no types
         """Create timm's feature network on the default device."""
-        with torch.device("cpu"):  # earlier versions of timm cannot build on `meta`
+        device = torch.get_default_device()
+        # On a CPU, so that random weights do not depend on the device.
+        with torch.device("meta" if device.type == "meta" else "cpu"):
             network = timm.create_model(self.timm, features_only=True, **self.options, **options)
-        return network.to(torch.get_default_device())
+        return network.to(device)
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether more than half of the model's tensors are present with the right shape."""
+        """Whether most of the model's tensors are present with the right shape, and hardly any other."""
+        given = {k: v.shape for k, v in tensors.items() if k.startswith(BODY) and not EXPERT_KEY.match(k)}
+        if not given:
+            return False
         shapes = _shapes(self)
-        matching = [tensors[name].shape == shape for name, shape in shapes.items() if name in tensors]
-        return sum(matching) > len(shapes) / 2
+        matching = sum(given.get(name) == shape for name, shape in shapes.items())
+        return matching > SAME * len(given.keys() | shapes)
 
     def pretrained(self) -> StateDict:
         """See the base class."""
@@ -70,19 +89,23 @@ class TimmModel(Architecture):
         return {BODY + name: tensor for name, tensor in network.state_dict().items()}
 
 
+def _swin(size: str, width: int) -> TimmModel:
+    """Row of Swin, whose last stage has `width` channels."""
+    return TimmModel(
+        f"swin_{size[0]}",
+        f"swin_{size}_patch4_window7_224",
+        stem="patch_embed.proj.weight",
+        undecayed=(POSITIONS,),
+        # Use full and shifted windows in every stage for any image size. Windows and shapes of weights then
+        # do not depend on the size that the model is built for.
+        options={"strict_img_size": False, "always_partition": True},
+        max_expert_channels=width,
+    )
+
+
 TIMM_MODELS: dict[str, TimmModel] = {
     model.name: model
-    for model in (
-        TimmModel(
-            "swin_t",
-            "swin_tiny_patch4_window7_224",
-            stem="patch_embed.proj.weight",
-            undecayed=("relative_position_bias_table",),
-            # Use full and shifted windows in every stage for any image size. Windows and shapes of weights
-            # then do not depend on the size that the model is built for.
-            options={"strict_img_size": False, "always_partition": True},
-        ),
-    )
+    for model in (_swin("tiny", 768), _swin("small", 768), _swin("base", 1024), _swin("large", 1536))
 }
 
 
@@ -109,39 +132,45 @@ class TimmBackbone(Backbone):
             model: The timm model.
             img_size: Image size in pixels; it is checked, but has no effect on the weights.
             drop_path: Stochastic depth rate of the last block.
-            norm_eps: Epsilon of the layer norms.
-            activation_checkpointing: Recompute the stages in the backward pass.
-            experts: Without effect, because there are no experts.
-            expert_channels: Must be 0 if `experts` is not empty.
+            norm_eps: Epsilon of the layer norms; without effect on a model with `own_eps`.
+            activation_checkpointing: Recompute the blocks in the backward pass.
+            experts: Task names of a backbone with experts.
+            expert_channels: Output channels of an expert in the widest FFN, see `add_experts`; 0 gives a
+                dense backbone.
 
         Raises:
-            ValueError: The image size is not a multiple of `divisor`, or experts are given.
+            ValueError: The image size is not a multiple of `divisor`, or such experts are not supported.
         """
-        if experts and expert_channels:
-            raise ValueError(f"{model.name} cannot have experts: omit them, or choose a plain ViT")
+        if experts and expert_channels and not model.max_expert_channels:
+            raise ValueError(f"{model.name} cannot have experts: omit them, or choose another backbone")
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         model.check_size(*sides)
-        body = model.create(drop_path_rate=drop_path)
+        body = model.create(**({"drop_path_rate": drop_path} if model.drops_paths else {}))
+        if experts and expert_channels:
+            add_experts(body, experts, expert_channels)
         info = body.feature_info
-        channels, strides, levels = _four_levels(info.channels(), info.reduction())
-        layers, last = _layers(body)
-        super().__init__(model, channels, last + 1, activation_checkpointing)
+        channels, strides, levels = four_levels(info.channels(), info.reduction())
+        layers, last = _layers(body, model.stem)
+        super().__init__(model, channels, last + 1, activation_checkpointing, experts, expert_channels)
         self.levels = levels
-        body.set_grad_checkpointing(activation_checkpointing)
+        if activation_checkpointing:
+            for _, block in _blocks(body, model.stem):
+                recompute_always(block)
         self.body = body
         self.pyramid = Pyramid(channels, strides)
         self.stem = BODY + model.stem
         self.undecayed = tuple(BODY + name for name in layers if name.endswith(model.undecayed))
         self._layers = {BODY + name: layer for name, layer in layers.items()}
         for module in body.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm) and not model.own_eps:
                 module.eps = norm_eps
 
     def forward(self, images: torch.Tensor, counts: Counts | None = None) -> tuple[torch.Tensor, ...]:
         """See the base class."""
         self.architecture.check_size(*images.shape[-2:])
-        maps = self.body(images)
-        if self.body.output_fmt == "NHWC":
+        with routing(self.resolve_counts(counts, len(images))):
+            maps = self.body(images)
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":
             maps = [level.permute(0, 3, 1, 2) for level in maps]
         return self.pyramid([maps[level] for level in self.levels])
 
@@ -149,8 +178,34 @@ class TimmBackbone(Backbone):
         """See the base class."""
         return self._layers.get(parameter, self.num_layers)
 
+    def fit_weights(
+        self, tensors: StateDict, bands: Sequence[int] | None = None
+    ) -> tuple[StateDict, list[str]]:
+        """See the base class; splits dense FFNs among the experts and resamples relative positions."""
+        tensors, notes = super().fit_weights(tensors, bands)
+        tensors, split = fit_experts(tensors, self.experts, self.expert_channels)
+        tensors, resampled = self._fit_positions(tensors)
+        return tensors, [*notes, *split, *resampled]
 
-def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    def _fit_positions(self, tensors: StateDict) -> tuple[StateDict, list[str]]:
+        """Resample the tables of relative positions (entries, heads) of other windows, as timm does."""
+        fitted, windows = dict(tensors), set()
+        for name, module in self.named_modules():
+            table, wanted = tensors.get(f"{name}.{POSITIONS}"), getattr(module, POSITIONS, None)
+            if table is None or wanted is None or table.shape == wanted.shape or table.ndim != 2:
+                continue
+            side = math.isqrt(len(table))
+            if side**2 != len(table):
+                raise CheckpointError(f"{name}.{POSITIONS} of {len(table)} entries: not of a square window")
+            if table.shape[1] != wanted.shape[1]:
+                continue  # of another architecture, which is an error with both shapes later
+            window = module.window_size
+            fitted[f"{name}.{POSITIONS}"] = resize_rel_pos_bias_table(table, window, wanted.shape)
+            windows.add(f"windows of {(side + 1) // 2} to {window[0]}")
+        return fitted, [f"relative positions resampled: {', '.join(sorted(windows))}"] if windows else []
+
+
+def four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Channels, strides and indices of the maps of a feature network that are closest to the four strides."""
     # For each target, the coarsest map that is not coarser, or else the finest map.
     chosen = [
@@ -159,33 +214,54 @@ def _four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[
     return [channels[i] for i in chosen], [strides[i] for i in chosen], chosen
 
 
-def _blocks(body: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Names and blocks of all stages, in order."""
-    named = []
-    for name, stage in body.named_children():
+def _blocks(body: Any, stem: str) -> list[tuple[str, nn.Module]]:  # noqa: ANN401 - timm has no types
+    """Names and blocks of all stages, in order; a stage without a list of blocks is one block."""
+    prefix, root = (WRAPPED, body.model) if stem.startswith(WRAPPED) else ("", body)
+    stages = [name.replace(".", "_") for name in body.feature_info.module_name()]
+    named: list[tuple[str, nn.Module]] = []
+    for name, stage in root.named_children():
         blocks = getattr(stage, "blocks", stage)
-        if isinstance(blocks, nn.Sequential):
-            prefix = name if blocks is stage else f"{name}.blocks"
-            named += [(f"{prefix}.{index}", block) for index, block in blocks.named_children()]
-    return named
+        if stem.startswith(f"{prefix}{name}."):
+            continue
+        if isinstance(blocks, nn.Sequential | nn.ModuleList):
+            named += _flat(f"{prefix}{name}" if blocks is stage else f"{prefix}{name}.blocks", blocks)
+        elif name in stages:
+            named.append((f"{prefix}{name}", stage))
+    return [(name, block) for name, block in named if any(True for _ in block.parameters())]
 
 
-def _layers(body: nn.Module) -> tuple[dict[str, int], int]:
+def _flat(name: str, blocks: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Blocks of a list, or of a list of lists, with their names."""
+    for index, block in blocks.named_children():
+        if isinstance(block, nn.ModuleList):
+            yield from _flat(f"{name}.{index}", block)
+        else:
+            yield f"{name}.{index}", block
+
+
+def _layers(body: nn.Module, stem: str) -> tuple[dict[str, int], int]:
     """Layer of every parameter by name, and the number of the last layer."""
-    starts = {name: i for i, (name, _) in enumerate(_blocks(body), 1)}
+    starts = {name: i for i, (name, _) in enumerate(_blocks(body, stem), 1)}
     first: dict[str, int] = {}
     for name, layer in starts.items():
-        first.setdefault(name.split(".")[0], layer)
-    layers = {}
+        first.setdefault(_child(name), layer)
+    layers: dict[str, int] = {}
+    before = 0  # layer of the parameter before
     for parameter, _ in body.named_parameters():
         block = next((layer for name, layer in starts.items() if parameter.startswith(f"{name}.")), None)
-        layers[parameter] = first.get(parameter.split(".")[0], 0) if block is None else block
+        before = max(before, first.get(_child(parameter), 0)) if block is None else block
+        layers[parameter] = before
     return layers, len(starts)
+
+
+def _child(name: str) -> str:
+    """The part of timm's model that a module or parameter belongs to."""
+    return name.removeprefix(WRAPPED).partition(".")[0]
 
 
 @cache
 def _shapes(model: TimmModel) -> dict[str, torch.Size]:
     """Shapes of the weights of a model by name."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         network = model.create()
     return {BODY + name: tensor.shape for name, tensor in network.state_dict().items()}

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from s5.backbones.contract import Architecture, Backbone, Counts, StateDict
-from s5.backbones.moe import MoeMlp, expert_names, split_experts
+from s5.backbones.moe import MoeMlp, fit_experts
 from s5.backbones.pyramid import Pyramid
 from s5.compat.cpu_linear import checkpoint_contexts
 from s5.errors import CheckpointError
@@ -332,9 +332,8 @@ class ViT(Backbone):
     ) -> tuple[StateDict, list[str]]:
         """See the base class; splits dense FFNs among the experts and resamples the positional embedding."""
         tensors, notes = super().fit_weights(tensors, bands)
-        if self.experts and not expert_names(tensors):
-            tensors = split_experts(tensors, self.experts, self.expert_channels)
-            notes.append(f"dense FFNs split: last {self.expert_channels} channels copied to every expert")
+        tensors, split = fit_experts(tensors, self.experts, self.expert_channels)
+        notes += split
         fitted = fit_positions(tensors, self.grid)
         if fitted is not tensors:
             length, (rows, columns) = tensors["pos_embed"].shape[1], self.grid

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from torch import nn
 
-from s5.backbones import EXPERT_KEY, Backbone, StateDict, describe, identify, list_backbones, with_experts
+from s5.backbones import (
+    EXPERT_KEY,
+    Backbone,
+    StateDict,
+    describe,
+    expert_width,
+    identify,
+    list_backbones,
+    with_experts,
+)
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, shorten
@@ -196,7 +205,7 @@ def _check_experts(weights: Weights, backbone: Backbone) -> None:
     """Reject experts that do not fit the model; a dense checkpoint fits any model."""
     if not weights.experts:
         return
-    width = next(len(tensor) for name, tensor in weights.backbone.items() if EXPERT_KEY.match(name))
+    width = expert_width(weights.backbone)
     has = f"the checkpoint has experts for {', '.join(weights.experts)}"
     if not backbone.experts:
         raise CheckpointError(

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from s5.backbones import EXPERT_KEY, dense_name, get_architecture, has_experts, with_experts
+from s5.backbones import dense_name, expert_width, get_architecture, has_experts, with_experts
 from s5.checkpoints.layouts import Weights
 from s5.checkpoints.loading import load_weights
 from s5.data.label_table import RGB
@@ -101,9 +101,8 @@ def sizes_of(weights: Weights, backbone: str) -> tuple[int, int]:
         names = {True: ("experts", with_experts(backbone)), False: ("no experts", dense_name(backbone))}
         has, name = names[bool(weights.experts)]
         raise ConfigError(f"backbone {backbone!r}: the checkpoint has {has}; use {name!r}")
-    experts = (len(tensor) for name, tensor in weights.backbone.items() if EXPERT_KEY.match(name))
     size = get_architecture(backbone).img_size_of(weights.backbone) or IMG_SIZE
-    return size, next(experts, 0)
+    return size, expert_width(weights.backbone)
 
 
 def refuse_configuration(spec: ModelSpec, checkpoint: Path, config: str | None, options: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Backbones of timm: the contract of small ones, and Swin-T in all three trees."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,19 +8,19 @@ import pytest
 import timm
 import torch
 
-from s5.backbones import ARCHITECTURES, create_backbone
+from s5.backbones import ARCHITECTURES, create_backbone, identify
 from s5.backbones.timm_models import TIMM_MODELS
 from s5.checkpoints.initial import initialise
 from s5.checkpoints.loading import load_weights
 from s5.detection.network import build_detector
-from s5.errors import ConfigError
+from s5.errors import CheckpointError, ConfigError
 from s5.segmentation.segmentor import build_segmentor
-from tests.backbones.contract import BackboneContract
+from tests.backbones.contract import BackboneContract, ExpertsContract
 from tests.helpers import det_runs, mdf_runs, s4p_runs
 
 SWIN = TIMM_MODELS["swin_t"]
 SMALL = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 2)}
-SMALL_SWIN = replace(SWIN, options={**SWIN.options, **SMALL})
+SMALL_SWIN = replace(SWIN, options={**SWIN.options, **SMALL}, max_expert_channels=128)
 
 
 class TestSwin(BackboneContract):
@@ -33,6 +34,36 @@ class TestSwin(BackboneContract):
     def test_epsilon_of_the_norms(self) -> None:
         norms = [module for module in self.build(norm_eps=0.25).modules() if hasattr(module, "eps")]
         assert norms and {norm.eps for norm in norms} == {0.25}
+
+
+class TestSwinWithExperts(ExpertsContract):
+    architecture = SMALL_SWIN
+
+    def test_experts_have_the_same_share_in_every_stage(self) -> None:
+        swin = create_backbone(SMALL_SWIN, 64, experts=("a",), expert_channels=32)
+        widths = [stage.blocks[0].mlp.experts["a"].out_features for stage in list(swin.body.children())[1:]]
+        assert widths == [4, 8, 16, 32] and swin.expert_channels == 32
+
+    @torch.no_grad()
+    def test_from_dense_weights_it_computes_the_same_at_first(self) -> None:
+        dense, images = create_backbone(SMALL_SWIN, 64).eval(), torch.randn(3, 3, 64, 64)
+        for channels in (8, 128):
+            moe = create_backbone(SMALL_SWIN, 64, experts=("a", "b"), expert_channels=channels).eval()
+            report = load_weights(moe, dense.state_dict())
+            assert f"last {channels} channels copied to every expert" in report.table()
+            assert report.backbone_share == 1.0
+            for one, other in zip(moe(images, {"b": 2, "a": 1}), dense(images), strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+    def test_copies_for_an_ema_teacher_are_independent(self) -> None:
+        student = self.build(activation_checkpointing=True).train()
+        teacher = copy.deepcopy(student)
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.zero_()
+        assert self.gradients(student) and not any(p.any() for p in teacher.parameters())
+        maps = teacher(torch.randn(2, 3, 64, 64), self.counts(2))
+        assert not any(level.any() for level in maps)
 
 
 class TestMissingStrides(BackboneContract):
@@ -62,9 +93,43 @@ def test_layers_of_swin_are_its_twelve_blocks() -> None:
     assert len(swin.undecayed) == 12
 
 
-def test_experts_are_refused() -> None:
+def test_experts_are_refused_where_there_is_no_place_for_them() -> None:
+    without = replace(SMALL_SWIN, max_expert_channels=0)
     with pytest.raises(ValueError, match="swin_t cannot have experts"):
-        create_backbone("swin_t", 64, experts=("a",), expert_channels=8)
+        create_backbone(without, 64, experts=("a",), expert_channels=8)
+    with pytest.raises(ValueError, match="expert_channels must be between 1 and 128, got 129"):
+        create_backbone(SMALL_SWIN, 64, experts=("a",), expert_channels=129)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "swin_s", "swin_b", "swin_l"])
+def test_weights_of_every_size_are_recognised_without_building_it(name: str) -> None:
+    before = torch.get_rng_state()
+    with torch.device("meta"):
+        dense = create_backbone(name, 64)
+        moe = create_backbone(name, 64, experts=("a", "b"), expert_channels=256)
+    assert identify(dense.state_dict()) == identify(moe.state_dict()) == name
+    assert all(parameter.is_meta for parameter in moe.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_relative_positions_of_another_window_are_resampled() -> None:
+    source = create_backbone(replace(SMALL_SWIN, options={**SMALL_SWIN.options, "window_size": 6}), 64)
+    target = create_backbone(SMALL_SWIN, 64)
+    report = load_weights(target, source.state_dict())
+    assert "relative positions resampled: windows of 6 to 7" in report.table()
+    assert report.backbone_share == 1.0
+    block = source.body.layers_2.blocks[1]
+    block.set_input_size((4, 4), (7, 7))
+    table = target.body.layers_2.blocks[1].attn.relative_position_bias_table
+    assert torch.equal(block.attn.relative_position_bias_table, table)
+
+
+def test_relative_positions_that_cannot_be_resampled_are_an_error() -> None:
+    name = "body.layers_0.blocks.0.attn.relative_position_bias_table"
+    target = create_backbone(SMALL_SWIN, 64)
+    for shape, message in (((120, 1), "120 entries: not of a square window"), ((121, 2), r"\(121, 2\), in")):
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(target, target.state_dict() | {name: torch.zeros(shape)})
 
 
 @pytest.mark.parametrize("kind", ["segmentor", "detector", "backbone"])

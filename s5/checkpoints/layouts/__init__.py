@@ -23,6 +23,13 @@ from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
 from s5.checkpoints.layouts.openmmlab import MMPretrain, MMSegmentation
 from s5.checkpoints.layouts.published import PublishedS5
 from s5.checkpoints.layouts.s5 import S5
+from s5.checkpoints.layouts.swin import (
+    HuggingFaceSwin,
+    HuggingFaceSwin5,
+    MicrosoftSwin,
+    OpenMMLabSwin,
+    TimmSwin,
+)
 from s5.errors import CheckpointError
 
 __all__ = ["LAYOUTS", "Layout", "Weights", "Written", "convert", "get_layout", "known_layouts"]
@@ -30,6 +37,11 @@ __all__ = ["LAYOUTS", "Layout", "Weights", "Written", "convert", "get_layout", "
 LAYOUTS: tuple[Layout, ...] = (
     S5(),
     PublishedS5(),
+    MicrosoftSwin(),
+    TimmSwin(),
+    OpenMMLabSwin(),
+    HuggingFaceSwin(),
+    HuggingFaceSwin5(),
     UnofficialMAE(),
     MMSegmentation(),
     MMPretrain(),

@@ -130,6 +130,23 @@ class Layout(ABC):
         raise CheckpointError(f"{self.name} cannot be written: {self.unwritable}")
 
 
+def require_dense(weights: Weights, layout: str) -> None:
+    """Check that a backbone has no experts, for layouts that have no names for them.
+
+    Raises:
+        CheckpointError: It has experts; names their tasks.
+    """
+    if weights.experts:
+        raise CheckpointError(
+            f"{layout} has no experts, but the backbone has some for {', '.join(weights.experts)}"
+        )
+
+
+def head_names(weights: Weights) -> list[str]:
+    """Names of the tensors of the heads in a full model of this package."""
+    return [f"heads.{task}.{key}" for task, head in weights.heads.items() for key in head]
+
+
 def has_name(key: str, names: Iterable[str]) -> bool:
     """Whether a key is one of `names` or starts with one of them and a dot."""
     return any(key == name or key.startswith(f"{name}.") for name in names)

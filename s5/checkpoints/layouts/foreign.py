@@ -15,6 +15,7 @@ ARCHITECTURES = tuple(
             "SAM, whose ViT has relative positions",
         ),
         (r"\brel_pos_[hw]$", "a ViT with relative positions, such as SAM or ViTDet"),
+        (r"\bcpb_mlp\.|\brelative_coords_table$", "Swin Transformer V2"),
         (r"\b(?:layers|stages)\.\d+\.blocks\.\d+\.|\bswin\w*\.", "a Swin Transformer"),
         (r"\brelative_position_bias|\brel_pos_bias\b|\blambda_1$", "BEiT, a ViT with relative positions"),
         (r"\brope\w*\.|\brope_", "a ViT with rotary positions, such as DINOv3 or EVA-02"),

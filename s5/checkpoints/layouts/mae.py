@@ -2,11 +2,15 @@
 
 import torch
 
-from s5.backbones import PATCH_EMBEDDING, StateDict
-from s5.checkpoints.layouts.base import Parts
+from s5.backbones import BODY, PATCH_EMBEDDING, StateDict, has_own_names
+from s5.checkpoints.layouts.base import Parts, Weights, Written, head_names, require_dense
 from s5.checkpoints.layouts.vit import VitLayout, join, same_names
 
 PRETRAINING_PIXELS = 224  # image side of the published weights of MAE-pytorch
+FEATURES_USAGE = (
+    "timm.create_model(NAME, features_only=True) takes these weights with load_state_dict and computes the "
+    "same; Swin also needs strict_img_size=False, always_partition=True"
+)
 LAYERS = same_names("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
@@ -28,6 +32,15 @@ class Timm(VitLayout):
     def matches(self, parts: Parts) -> bool:
         """Match any blocks."""
         return self.in_blocks(parts)
+
+    def from_ours(self, weights: Weights) -> Written:
+        """Write a plain ViT, or the feature network of another model of timm without its prefix."""
+        if not has_own_names(weights.backbone):
+            return super().from_ours(weights)
+        require_dense(weights, self.name)
+        network = {k.removeprefix(BODY): v for k, v in weights.backbone.items() if k.startswith(BODY)}
+        left_out = [key for key in weights.backbone if not key.startswith(BODY)]
+        return Written(network, (*left_out, *head_names(weights)), (FEATURES_USAGE,))
 
 
 class UnofficialMAE(VitLayout):

@@ -18,6 +18,8 @@ from s5.checkpoints.layouts.base import (
     Written,
     block_numbers,
     has_name,
+    head_names,
+    require_dense,
 )
 from s5.checkpoints.layouts.foreign import guess
 from s5.errors import CheckpointError, shorten
@@ -77,10 +79,7 @@ class VitLayout(Layout):
         if self.unwritable:
             return super().from_ours(weights)
         require_complete(weights)
-        if weights.experts:
-            raise CheckpointError(
-                f"{self.name} has no experts, but the backbone has some for {', '.join(weights.experts)}"
-            )
+        require_dense(weights, self.name)
         backbone, positions = dict(weights.backbone), weights.backbone["pos_embed"]
         length = positions.shape[1]
         if math.isqrt(length) ** 2 != length:
@@ -93,8 +92,7 @@ class VitLayout(Layout):
         elif backbone.pop("cls_token", None) is not None:
             left_out.append("cls_token")
         state, more = self.rename_back(backbone)
-        heads = (f"heads.{task}.{key}" for task, head in weights.heads.items() for key in head)
-        return Written(state, (*left_out, *more, *heads), (self.usage,))
+        return Written(state, (*left_out, *more, *head_names(weights)), (self.usage,))
 
     def rename(self, encoder: StateDict) -> tuple[StateDict, list[str]]:
         """Return the tensors of a plain ViT under the names of this package, and all other keys.

@@ -1,0 +1,87 @@
+"""Models of timm by name: the contract for small ones of several families, and what is refused."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from s5.backbones import Backbone, create_backbone
+from s5.backbones.timm_hierarchical import hierarchical
+from tests.backbones.contract import SIZE, BackboneContract, ExpertsContract
+
+
+class TestConvNeXt(ExpertsContract):
+    architecture = hierarchical("test_convnext")
+
+    def build(self, **options) -> Backbone:
+        """Its layer scale, as drawn, would hide the experts."""
+        backbone = super().build(**options)
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(".gamma"):
+                nn.init.ones_(parameter)
+        return backbone
+
+
+class TestPvt(ExpertsContract):
+    architecture = hierarchical("pvt_v2_b0")
+
+
+class TestResNet(BackboneContract):
+    architecture = hierarchical("resnet10t")
+
+    def test_evaluation_is_the_same_every_time_and_training_drops_paths(self) -> None:
+        """Its paths compute zero before training."""
+
+
+def test_a_wrapped_network_is_layers_all_the_same() -> None:
+    with torch.device("meta"):
+        twins = create_backbone(hierarchical("twins_pcpvt_small"), SIZE)
+    layers = [twins.layer_of(name) for name, _ in twins.named_parameters()]
+    assert layers == sorted(layers) and set(layers) == set(range(twins.num_layers))
+    assert twins.layer_of(twins.stem) == 0
+    assert len(twins.undecayed) == 8 and set(twins.undecayed) <= dict(twins.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "resnet10t", "swinv2_cr_tiny_ns_224"])
+@torch.no_grad()
+def test_features_are_those_of_timm(name: str) -> None:
+    backbone = create_backbone(hierarchical(name), SIZE).eval()
+    network = timm.create_model(name, features_only=True, **hierarchical(name).options).eval()
+    network.load_state_dict(backbone.body.state_dict())
+    images = torch.randn(2, 3, SIZE, SIZE)
+    for one, other in zip(backbone(images), network(images)[-4:], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_windows_of_fixed_number_make_the_divisor() -> None:
+    row = hierarchical("test_maxvit")
+    assert (row.divisor, row.min_size) == (160, 160)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convnext_tinny", "timm:convnext_tinny: timm has no model of this name; the nearest: convnext_tiny"),
+        ("vit_tiny_patch16_224", "is not hierarchical: of its feature maps of strides 16, 16, 16, none of"),
+        (
+            "hiera_tiny_224",
+            "timm:hiera_tiny_224 takes neither all multiples of 32 pixels nor all of 224",
+        ),
+    ],
+)
+def test_what_is_no_backbone_is_refused_with_the_reason(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hierarchical(name)
+
+
+def test_a_model_without_feature_maps_is_refused_with_the_words_of_timm(monkeypatch) -> None:
+    create = timm.create_model
+
+    def refuse(name: str, features_only: bool = False, **options: object) -> torch.nn.Module:
+        if features_only:
+            raise RuntimeError("features_only not implemented for ResNet models.")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ValueError, match="timm:resnet14t: timm gives no feature maps .*not implemented for"):
+        hierarchical("resnet14t")

@@ -183,10 +183,10 @@ class Block(nn.Module):
         Everything that differs between blocks and steps is an argument of `transform`: the random factors of
         stochastic depth, and the experts of the tasks in the batch.
         """
-        routed = ((), ()) if counts is None else cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
+        routed = () if counts is None else cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
         factors = self._draw_factors(tokens)
         if self.backend is None:
-            return self.transform(tokens, factors, *routed, grid)
+            return self.transform(tokens, factors, grid, *routed)
         if torch.is_inference_mode_enabled():
             # Inference tensors would need a separate graph from those under `no_grad`.
             with torch.inference_mode(False), torch.no_grad():
@@ -198,18 +198,18 @@ class Block(nn.Module):
         self,
         tokens: torch.Tensor,
         factors: torch.Tensor | None,
+        grid: tuple[int, int] | None,
         experts: Sequence[nn.Linear] = (),
         sizes: Sequence[int] = (),
-        grid: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Transform tokens; the part that is compiled.
 
         Args:
             tokens: (B, N, C).
             factors: (B, 1, 1), scale the FFN branch of each image; None does not scale it.
+            grid: Rows and columns of the tokens; without effect on plain attention.
             experts: As in `MoeMlp.transform`; empty for a plain FFN.
             sizes: As in `MoeMlp.transform`.
-            grid: Rows and columns of the tokens; without effect on plain attention.
         """
         normed = self.norm1(tokens)
         tokens = tokens + (self.attn(normed, grid) if self.spatial else self.attn(normed))
@@ -227,7 +227,7 @@ class Block(nn.Module):
         torch._dynamo.maybe_mark_dynamic(tokens, [0, 1])
         if factors is not None:
             torch._dynamo.maybe_mark_dynamic(factors, 0)
-        return _compiled_transform(self.backend)(self, tokens, factors, *routed)
+        return _compiled_transform(self.backend)(self, tokens, factors, None, *routed)
 
     def _draw_factors(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """Draw the factors of `transform` as timm's `drop_path` does, in the dtype of the FFN's output."""

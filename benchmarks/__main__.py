@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import (
+    backbones,
     curation,
     detection_step,
     loader,
@@ -23,11 +24,12 @@ BENCHMARKS = {
     "step": s4p_step.BENCHMARK.run,
     "mdf": mdf_step.BENCHMARK.run,
     "detection": detection_step.BENCHMARK.run,
+    "backbones": backbones.run,
     "sliding": sliding.run,
     "rotated": rotated.run,
     "curation": curation.run,
 }
-OPTIONS = (loader, references, steps, sliding, rotated, curation)
+OPTIONS = (loader, references, steps, backbones, sliding, rotated, curation)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width
+from s5.backbones.rvsa import RVSA_VARIANTS
 from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
 
@@ -34,7 +35,7 @@ __all__ = [
     "with_experts",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **TIMM_MODELS}
+ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **RVSA_VARIANTS, **TIMM_MODELS}
 MOE = "_moe"
 
 

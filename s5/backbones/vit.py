@@ -28,6 +28,7 @@ INIT_STD = 0.02
 # Maximum number of graphs for the blocks of all models in a process, see `ViT.compile_blocks`.
 MAX_GRAPHS = 64
 PATCH_EMBEDDING = "patch_embed.proj.weight"
+ROTATED = ", rotated windows"  # in the form of a ViT with RVSA
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -112,12 +113,13 @@ VARIANTS: dict[str, Variant] = {
 
 
 def form_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Describe width, depth and patch of a ViT's weights; None if they are not from a ViT."""
+    """Describe width, depth, patch and windows of a ViT's weights; None if they are not from a ViT."""
     weight = tensors.get(PATCH_EMBEDDING)
     blocks = [int(match[1]) for name in tensors if (match := BLOCK.match(name))]
     if weight is None or not blocks:
         return None
-    return _form(weight.shape[0], max(blocks) + 1, weight.shape[-1])
+    rotated = ROTATED if any(".attn.sampling_" in name for name in tensors) else ""
+    return _form(weight.shape[0], max(blocks) + 1, weight.shape[-1]) + rotated
 
 
 def _form(width: int, depth: int, patch: int) -> str:
@@ -156,12 +158,14 @@ class Block(nn.Module):
         norm_eps: float,
         experts: Sequence[str] = (),
         expert_channels: int = 0,
+        attention: nn.Module | None = None,
     ) -> None:
-        """Build one block of `variant`; with `experts` and `expert_channels` its FFN is a `MoeMlp`."""
+        """Build one block of `variant`; experts make its FFN a `MoeMlp`, see `ViT.build_attention`."""
         super().__init__()
         width, hidden = variant.width, int(variant.width * variant.mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, variant.heads, qkv_bias=True)
+        self.spatial = attention is not None
+        self.attn = Attention(width, variant.heads, qkv_bias=True) if attention is None else attention
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp: nn.Module
         if experts and expert_channels:
@@ -171,8 +175,10 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.backend: str | Callable | None = None
 
-    def forward(self, tokens: torch.Tensor, counts: Counts | None = None) -> torch.Tensor:
-        """Transform tokens (B, N, C); `counts` as in `MoeMlp.forward`, None for a plain FFN.
+    def forward(
+        self, tokens: torch.Tensor, counts: Counts | None = None, grid: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Transform tokens (B, N, C); `counts` as for `MoeMlp`, `grid` as for `ViT.build_attention`.
 
         Everything that differs between blocks and steps is an argument of `transform`: the random factors of
         stochastic depth, and the experts of the tasks in the batch.
@@ -180,7 +186,7 @@ class Block(nn.Module):
         routed = () if counts is None else cast(MoeMlp, self.mlp).select(counts, tokens.shape[1])
         factors = self._draw_factors(tokens)
         if self.backend is None:
-            return self.transform(tokens, factors, *routed)
+            return self.transform(tokens, factors, grid, *routed)
         if torch.is_inference_mode_enabled():
             # Inference tensors would need a separate graph from those under `no_grad`.
             with torch.inference_mode(False), torch.no_grad():
@@ -192,6 +198,7 @@ class Block(nn.Module):
         self,
         tokens: torch.Tensor,
         factors: torch.Tensor | None,
+        grid: tuple[int, int] | None,
         experts: Sequence[nn.Linear] = (),
         sizes: Sequence[int] = (),
     ) -> torch.Tensor:
@@ -200,10 +207,12 @@ class Block(nn.Module):
         Args:
             tokens: (B, N, C).
             factors: (B, 1, 1), scale the FFN branch of each image; None does not scale it.
+            grid: Rows and columns of the tokens; without effect on plain attention.
             experts: As in `MoeMlp.transform`; empty for a plain FFN.
             sizes: As in `MoeMlp.transform`.
         """
-        tokens = tokens + self.attn(self.norm1(tokens))
+        normed = self.norm1(tokens)
+        tokens = tokens + (self.attn(normed, grid) if self.spatial else self.attn(normed))
         normed = self.norm2(tokens)
         out = cast(MoeMlp, self.mlp).transform(normed, experts, sizes) if experts else self.mlp(normed)
         return tokens + (out if factors is None else out * factors)
@@ -218,7 +227,7 @@ class Block(nn.Module):
         torch._dynamo.maybe_mark_dynamic(tokens, [0, 1])
         if factors is not None:
             torch._dynamo.maybe_mark_dynamic(factors, 0)
-        return _compiled_transform(self.backend)(self, tokens, factors, *routed)
+        return _compiled_transform(self.backend)(self, tokens, factors, None, *routed)
 
     def _draw_factors(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """Draw the factors of `transform` as timm's `drop_path` does, in the dtype of the FFN's output."""
@@ -248,8 +257,8 @@ class ViT(Backbone):
     """
 
     stem = PATCH_EMBEDDING
-    inert = ("cls_token",)
-    undecayed = ("pos_embed",)
+    inert: tuple[str, ...] = ("cls_token",)
+    undecayed: tuple[str, ...] = ("pos_embed",)
 
     def __init__(
         self,
@@ -290,7 +299,8 @@ class ViT(Backbone):
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
         rates = torch.linspace(0, drop_path, variant.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            Block(variant, rate, norm_eps, self.experts, self.expert_channels) for rate in rates
+            Block(variant, rate, norm_eps, self.experts, self.expert_channels, self.build_attention(index))
+            for index, rate in enumerate(rates)
         )
         self.pyramid = Pyramid([width] * 4, [variant.patch] * 4)
         self._init_weights()
@@ -306,10 +316,14 @@ class ViT(Backbone):
 
         outputs = {}
         for index, block in enumerate(self.blocks):
-            tokens = self._run_block(block, tokens, counts)
+            tokens = self._run_block(block, tokens, counts, (rows, columns))
             if index in self.variant.out_blocks:
                 outputs[index] = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # (B, C, h, w)
         return self.pyramid([outputs[index] for index in self.variant.out_blocks])
+
+    def build_attention(self, index: int) -> nn.Module | None:
+        """Build a block's attention, which takes tokens (B, N, C) and their grid; None for plain one."""
+        return None
 
     def layer_of(self, parameter: str) -> int:
         """The embeddings are layer 0, the first block is layer 1, the pyramid comes after the last block."""
@@ -340,10 +354,10 @@ class ViT(Backbone):
             notes.append(f"positional embedding of {length} entries resampled to {rows}x{columns}")
         return fitted, notes
 
-    def _run_block(self, block: nn.Module, tokens: torch.Tensor, counts: Counts | None) -> torch.Tensor:
+    def _run_block(self, block: nn.Module, *inputs: object) -> torch.Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, counts, use_reentrant=False, context_fn=checkpoint_contexts())
-        return block(tokens, counts)
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=checkpoint_contexts())
+        return block(*inputs)
 
     def _init_weights(self) -> None:
         """Initialise as ViT and MAE do; the pyramid keeps PyTorch's initialisation."""

@@ -1,12 +1,14 @@
 """All benchmarks run at a size for seconds, on the smallest backbone too."""
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import (
+    backbones,
     curation,
     detection_step,
     loader,
@@ -38,6 +40,21 @@ def test_a_step(module: object, variant: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("variant", ["plain float32", "S5 float32"])
 def test_sliding_windows(variant: str) -> None:
     assert sliding.measure(argparse.Namespace(**SMALL, variant=variant))["seconds"] > 0
+
+
+def test_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "keep_freed_memory", lambda: True)
+    memory = itertools.count()
+    monkeypatch.setattr(backbones, "peak_memory", lambda device: next(memory))
+
+    def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
+        return backbones.measure(argparse.Namespace(**vars(args) | {"backbone": name}))
+
+    monkeypatch.setattr(backbones, "_measure_apart", measure)
+    args = argparse.Namespace(**SMALL | {"bf16": True}, backbones="vit_t,swin_t")
+    *_, first, second = backbones.run(args).splitlines()
+    cells = [cell.strip() for cell in first.split("|")[1:-1]]
+    assert cells[0] == "vit_t" and cells[2] == cells[4] == "1" and "swin_t" in second
 
 
 @pytest.mark.parametrize(

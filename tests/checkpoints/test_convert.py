@@ -66,20 +66,24 @@ def test_a_backbone_converts_to_the_published_layout_and_back():
 
 
 @pytest.mark.parametrize(
-    ("file", "tasks", "expert_channels"),
-    [("keys_s4_vit_b", {"isaid": 16}, 0), ("keys_ft_mdf_vit_b_moe", FOUR, 256)],
+    ("file", "backbone", "tasks", "expert_channels"),
+    [
+        ("keys_s4_vit_b", "vit_b", {"isaid": 16}, 0),
+        ("keys_s4_vit_b_rvsa", "vit_b_rvsa", {"isaid": 16}, 0),
+        ("keys_ft_mdf_vit_b_moe", "vit_b", FOUR, 256),
+    ],
 )
-def test_published_keys_and_shapes_are_met_exactly(shared, file, tasks, expert_channels):
+def test_published_keys_and_shapes_are_met_exactly(shared, file, backbone, tasks, expert_channels):
     shapes = json.loads((shared / "reference" / "published_keys" / f"{file}.json").read_text())
     with torch.device("meta"):
-        model = build_segmentor("vit_b", tasks, expert_channels=expert_channels)
+        model = build_segmentor(backbone, tasks, expert_channels=expert_channels)
         released = {key: torch.empty(shape) for key, shape in shapes.items()}
     weights = convert(released)
     for state in (model.state_dict(), released):
         assert {key: list(value.shape) for key, value in to_published(state).items()} == shapes
     own = {key: value.shape for key, value in model.backbone.state_dict().items()}
     assert {key: value.shape for key, value in weights.backbone.items()} == own
-    assert identify(weights.backbone) == "vit_b" and not weights.unused
+    assert identify(weights.backbone) == backbone and not weights.unused
 
 
 def test_mae_import_equals_the_published_one(shared):

@@ -9,6 +9,7 @@ from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
+from s5.backbones.rvsa import RvsaViT
 from s5.backbones.vit import ViT
 from s5.checkpoints.layouts import LAYOUTS, convert, get_layout
 from s5.checkpoints.loading import load_weights
@@ -17,6 +18,7 @@ from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.vit_checkpoints import (
     DEPTH,
     HEADS,
+    RVSA,
     SIZE,
     TINY,
     WIDTH,
@@ -50,11 +52,11 @@ class LayoutContract:
     has_heads = False
 
     def checkpoint(self):
-        """A state dict of the layout, with weights of `backbone`."""
+        """A state dict of the layout, with a backbone like :meth:`backbone`."""
         raise NotImplementedError
 
     def backbone(self):
-        """A plain ViT of width 32 and depth 4 for images of 64 pixels."""
+        """A ViT of width 32 and depth 4 for images of 64 pixels."""
         return ViT(TINY, SIZE)
 
     @property
@@ -83,7 +85,7 @@ class LayoutContract:
         )
         del state[broken]
         with pytest.raises(CheckpointError, match=r"blocks\.2\.mlp\.fc2\.(weight|bias): missing"):
-            load_weights(ViT(TINY, SIZE), state)
+            load_weights(self.backbone(), state)
         with pytest.raises(
             CheckpointError, match=r"incomplete: blocks\.2\.mlp\.fc2\.(weight|bias) is missing"
         ):
@@ -121,6 +123,37 @@ class TestPublished(LayoutContract):
 
     def checkpoint(self):
         return self.layout.from_ours(convert(TestS5().checkpoint())).state
+
+
+class TestPublishedRvsa(LayoutContract):
+    key, has_heads = "published-rvsa", True
+
+    def checkpoint(self):
+        state = build_segmentor(RVSA, {"a": 3, "b": 2}, SIZE, channels=8).state_dict()
+        return get_layout("published").from_ours(convert(state)).state
+
+    def backbone(self):
+        return RvsaViT(RVSA, SIZE)
+
+    def test_the_constant_index_is_written(self):
+        state = self.checkpoint()
+        indices = {key: value for key, value in state.items() if key.endswith("relative_position_index")}
+        assert list(indices) == [f"encoder.blocks.{n}.attn.relative_position_index" for n in (0, 2)]
+        for index in indices.values():
+            assert index.shape == (9, 9) and index.min() == 0 and index.max() == 24
+
+
+class TestMtp(LayoutContract):
+    key = "mtp"
+
+    def checkpoint(self):
+        state = TestPublishedRvsa().checkpoint()
+        encoder = {f"module.{key}": value for key, value in state.items() if key.startswith("encoder.")}
+        heads = {f"module.semseghead_{n}.1.weight": torch.zeros(2, 8, 1, 1) for n in (1, 2, 3)}
+        return encoder | heads | {"module.encoder.norm.weight": torch.ones(WIDTH)}
+
+    def backbone(self):
+        return RvsaViT(RVSA, SIZE)
 
 
 class TestPublishedDetection(LayoutContract):
@@ -271,9 +304,9 @@ def test_a_backbone_that_is_no_plain_vit_is_not_written_for_plain_vits(key):
 
 @pytest.mark.parametrize("key", ["published", "timm", "mmseg"])
 def test_a_vit_with_another_layer_is_only_written_as_s5(key):
-    state = ViT(TINY, SIZE).state_dict() | {"blocks.1.attn.sampling_offsets.weight": torch.ones(4)}
+    state = ViT(TINY, SIZE).state_dict() | {"blocks.1.attn.gate.weight": torch.ones(4)}
     assert get_layout("s5").from_ours(convert(state)).state == state
-    with pytest.raises(CheckpointError, match=r"has 'blocks\.1\.attn\.sampling_offsets\.weight', for which"):
+    with pytest.raises(CheckpointError, match=r"has 'blocks\.1\.attn\.gate\.weight', for which"):
         get_layout(key).from_ours(convert(state))
 
 

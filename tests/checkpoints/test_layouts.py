@@ -228,7 +228,7 @@ def test_blocks_of_one_layout_with_the_patch_embedding_of_another_are_an_error(t
         ("image_encoder.blocks.0.attn.rel_pos_h", "SAM"),
         ("encoder.layer.0.layer_scale1.lambda1", "DINOv2"),
         ("blocks.0.ls1.gamma", "DINOv2"),
-        ("blocks.0.attn.sampling_offsets.2.weight", "RVSA"),
+        ("blocks.0.attn.sampling_offsets_k.2.weight", "RVSA"),
         ("backbone.stage3.0.fuse_layers.0.1.0.weight", "HRNet"),
         ("stages.0.1.dwconv.weight", "ConvNeXt"),
         ("inc.double_conv.0.weight", "U-Net"),
@@ -243,9 +243,9 @@ def test_weights_of_another_architecture_are_named(key, name):
 def test_the_most_telling_key_names_the_architecture(timm_vit):
     rvsa = {
         "blocks.0.attn.rel_pos_h": torch.zeros(1),
-        "blocks.0.attn.sampling_offsets.2.weight": torch.zeros(1),
+        "blocks.0.attn.sampling_offsets_v.2.weight": torch.zeros(1),
     }
-    with pytest.raises(CheckpointError, match=r"'blocks\.0\.attn\.rel_pos_h'.*it looks like .*RVSA"):
+    with pytest.raises(CheckpointError, match=r"'blocks\.0\.attn\.sampling_offsets_v.*looks like .*kvdiff"):
         convert(timm_vit.state_dict() | rvsa)
 
 

@@ -5,10 +5,12 @@ import re
 import torch
 from torch import nn
 
+from s5.backbones.rvsa import RvsaVariant
 from s5.backbones.vit import Variant
 
 WIDTH, DEPTH, HEADS, SIZE = 32, 4, 4, 64
 TINY = Variant("tiny", WIDTH, DEPTH, HEADS, (0, 1, 2, 3))
+RVSA = RvsaVariant("tiny_rvsa", WIDTH, DEPTH, HEADS, (0, 1, 2, 3), global_every=2, window=3)
 
 
 def drawn(network):

@@ -21,7 +21,8 @@ from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.layouts.hugging_face import HuggingFace, HuggingFace5
 from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
 from s5.checkpoints.layouts.openmmlab import MMPretrain, MMSegmentation
-from s5.checkpoints.layouts.published import PublishedS5
+from s5.checkpoints.layouts.published import PublishedRvsa, PublishedS5
+from s5.checkpoints.layouts.rvsa import Mtp
 from s5.checkpoints.layouts.s5 import S5
 from s5.checkpoints.layouts.swin import (
     HuggingFaceSwin,
@@ -37,6 +38,8 @@ __all__ = ["LAYOUTS", "Layout", "Weights", "Written", "convert", "get_layout", "
 LAYOUTS: tuple[Layout, ...] = (
     S5(),
     PublishedS5(),
+    Mtp(),
+    PublishedRvsa(),
     MicrosoftSwin(),
     TimmSwin(),
     OpenMMLabSwin(),

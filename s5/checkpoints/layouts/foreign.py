@@ -9,6 +9,10 @@ ARCHITECTURES = tuple(
     for pattern, name in (
         (r"\blora_(?:[AB]|up|down)\b", "a LoRA adapter, without the weights that it adapts"),
         (r"^param_groups\b", "the state of an optimizer"),
+        (
+            r"\bsampling_(?:offsets|angles|scales)_[kv]\b",
+            "a ViT with RVSA whose windows of keys and values differ (kvdiff)",
+        ),
         (r"\bsampling_(?:offsets|angles|scales)\b", "a ViT with rotated window attention (RVSA)"),
         (
             r"\bmask_decoder\.|\b(?:image|vision)_encoder\..*rel_pos_h$",

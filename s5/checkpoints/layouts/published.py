@@ -1,5 +1,7 @@
 """The released S5 weights: `encoder.*`, segmentation or detection heads, dense or with experts.
 
+Backbones with RVSA have other names in these files than plain ones, those of MTP's code.
+
 Published detection heads (`{neck,rpn_head,roi_head}_<task>.*`) have the same shapes as those of this package,
 but angles have the opposite sign, and the classes of DOTA are in another order.
 """
@@ -13,6 +15,7 @@ import torch
 from s5.backbones import EXPERT_KEY, StateDict, expert_names
 from s5.checkpoints.layouts.base import Parts, Weights, Written, has_name
 from s5.checkpoints.layouts.openmmlab import MMSEG_BLOCK_NAMES
+from s5.checkpoints.layouts.rvsa import RvsaNames, has_windows
 from s5.checkpoints.layouts.vit import VitLayout, inverse, replace_start, require_complete
 from s5.errors import CheckpointError
 
@@ -71,7 +74,12 @@ class PublishedS5(VitLayout):
         return backbone, ()
 
     def from_ours(self, weights: Weights) -> Written:
-        """Rename the backbone and the heads, and replace the experts' task names by numbers."""
+        """Rename the backbone and the heads, and replace the experts' task names by numbers.
+
+        A backbone with RVSA is written with the names that the released files have for it.
+        """
+        if has_windows(weights.backbone) and not isinstance(self, PublishedRvsa):
+            return PublishedRvsa().from_ours(weights)
         require_complete(weights)
         numbers = {name: str(number) for number, name in enumerate(_order(weights.experts))}
         detects = any(map(_detects, weights.heads.values()))
@@ -94,6 +102,18 @@ class PublishedS5(VitLayout):
                 )
             notes.append(f"the names of the experts are lost: reading the file needs --tasks {experts}")
         return tuple(notes)
+
+
+class PublishedRvsa(RvsaNames, PublishedS5):
+    """A released backbone with RVSA, or a full model with one."""
+
+    key = "published-rvsa"
+    name = "published S5 with RVSA"
+    example = "encoder.blocks.N.attn.sampling_offsets.*"
+
+    def matches(self, parts: Parts) -> bool:
+        """Match windows of RVSA; `Mtp` comes first for files of other projects."""
+        return has_windows(parts.encoder)
 
 
 def _heads_to_ours(around: StateDict) -> tuple[dict[str, StateDict], list[str]]:

@@ -1,7 +1,7 @@
 """Backbones from timm with `features_only`: hierarchical networks with maps of several strides."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.normalization import IMAGENET, Normalization, parse_normalization
 from s5.backbones.pyramid import Pyramid
 
 BODY = "body."  # prefix of timm's names in a `TimmBackbone`
@@ -18,6 +19,12 @@ BODY = "body."  # prefix of timm's names in a `TimmBackbone`
 def has_own_names(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether all names are those of a :class:`TimmBackbone`, which no other project uses."""
     return all(name.startswith((BODY, Backbone.own)) for name in tensors)
+
+
+def normalization_of(timm_name: str) -> Normalization:
+    """Normalisation that the weights of a model of timm were trained with; ImageNet's if it has none."""
+    cfg = timm.get_pretrained_cfg(timm_name)
+    return IMAGENET if cfg is None else parse_normalization((cfg.mean, cfg.std))
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class TimmModel(Architecture):
     divisor: int = STRIDES[-1]
     min_size: int = STRIDES[-1]
     max_expert_channels = 0
+
+    @property
+    def normalization(self) -> Normalization:  # type: ignore[override]
+        """That of timm's weights."""
+        return normalization_of(self.timm)
 
     @property
     def form(self) -> str:  # type: ignore[override]
@@ -70,6 +82,9 @@ class TimmModel(Architecture):
         return {BODY + name: tensor for name, tensor in network.state_dict().items()}
 
 
+# Use full and shifted windows in every stage for any image size. Windows and shapes of weights then do not
+# depend on the size that the model is built for.
+SWIN_OPTIONS = {"strict_img_size": False, "always_partition": True}
 TIMM_MODELS: dict[str, TimmModel] = {
     model.name: model
     for model in (
@@ -78,12 +93,42 @@ TIMM_MODELS: dict[str, TimmModel] = {
             "swin_tiny_patch4_window7_224",
             stem="patch_embed.proj.weight",
             undecayed=("relative_position_bias_table",),
-            # Use full and shifted windows in every stage for any image size. Windows and shapes of weights
-            # then do not depend on the size that the model is built for.
-            options={"strict_img_size": False, "always_partition": True},
+            options=SWIN_OPTIONS,
         ),
     )
 }
+
+
+def any_timm_model(name: str, timm_name: str) -> TimmModel:
+    """Describe any hierarchical network of timm.
+
+    Args:
+        name: Name on the command line.
+        timm_name: Name in timm, with or without a tag.
+
+    Raises:
+        ValueError: The network gives no maps of several strides, or takes images of one size only.
+    """
+    options = SWIN_OPTIONS if timm_name.startswith("swin_") else {}
+    row = TimmModel(name, timm_name, stem="", undecayed=("relative_position_bias_table",), options=options)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = row.create().eval()
+        channels, strides, _ = _four_levels(network.feature_info.channels(), network.feature_info.reduction())
+        if len(set(strides)) == 1:
+            raise ValueError(f"all its maps have a stride of {strides[0]} pixels")
+        Pyramid(channels, strides)
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, 2 * STRIDES[-1], 3 * STRIDES[-1]))
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: timm's {timm_name} is neither a plain ViT nor a network with maps of several strides "
+            f"for images of any size ({type(error).__name__}: {error}); choose another model"
+        ) from error
+    stem = next(
+        key for key, weight in network.named_parameters() if weight.ndim == 4 and weight.shape[1] == 3
+    )
+    return replace(row, stem=stem)
 
 
 class TimmBackbone(Backbone):
@@ -141,7 +186,7 @@ class TimmBackbone(Backbone):
         """See the base class."""
         self.architecture.check_size(*images.shape[-2:])
         maps = self.body(images)
-        if self.body.output_fmt == "NHWC":
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":
             maps = [level.permute(0, 3, 1, 2) for level in maps]
         return self.pyramid([maps[level] for level in self.levels])
 

@@ -236,7 +236,7 @@ def _require_backbone(name: str) -> None:
     try:
         backbones.get_architecture(name)
     except ValueError as error:
-        raise ConfigError(f"backbone {name!r}: {error}") from None
+        raise ConfigError(str(error)) from None
 
 
 def _require(name: str, known: Sequence[str] | Mapping[str, Any], what: str) -> None:

@@ -1,7 +1,7 @@
 """Registry of backbones, which map images to feature maps of strides 4, 8, 16 and 32.
 
-A name such as `vit_b` stands for a dense backbone, `vit_b_moe` for the same backbone with experts. `timm:NAME`
-is any plain ViT or hierarchical network of timm, with or without the tag of its weights.
+A name such as `vit_b` stands for a dense backbone, `vit_b_moe` for the same backbone with experts.
+`timm:NAME` is any plain ViT or hierarchical network of timm, with or without the tag of its weights.
 """
 
 import difflib

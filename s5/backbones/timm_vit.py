@@ -1,9 +1,10 @@
 """Plain ViTs of timm, such as DINOv2, DINOv3 and CLIP, with a pyramid that resamples four maps.
 
-The network is timm's, with patches of 16 pixels: class token, registers, layer scale, rotary positions and
-SwiGLU as the model has them. The outputs of four evenly spaced blocks go through the model's norm after the last
-block, if it has one, as DINOv2 and DINOv3 compute dense features (`get_intermediate_layers(norm=True)`). Class
-token and registers are part of the sequence, not of the maps. Norms have the epsilon of the model in timm.
+The network is timm's, with patches of 16 pixels: class token, registers, layer scale, rotary positions
+and SwiGLU as the model has them. The outputs of four evenly spaced blocks go through the model's norm after
+the last block, if it has one, as DINOv2 and DINOv3 compute dense features (`get_intermediate_layers` with
+`norm=True`). Class token and registers are part of the sequence, not of the maps. Norms have the epsilon of
+the model in timm.
 """
 
 import math
@@ -195,7 +196,7 @@ class RoutedMlp(MoeMlp):
         """
         if not isinstance(mlp, Mlp | GluMlp | SwiGLU):
             raise ValueError(f"a {type(mlp).__name__} cannot have experts; choose the backbone without _moe")
-        second: nn.Linear = mlp.fc2
+        second = cast(nn.Linear, mlp.fc2)
         super().__init__(second.out_features, second.in_features, experts, expert_channels)
         del self.fc1, self.act
         for name, module in mlp.named_children():

@@ -65,7 +65,7 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool =
             prefixes (`module.`, `segmentor.` ...).
         experts: Names of the experts of a published encoder, in order. They are used if the names follow
             neither from its heads nor from the number of experts (four in the released model).
-        timm_names: Whether the model is a ViT of timm, for which files of timm are not reduced to a plain ViT.
+        timm_names: Whether the model is a ViT of timm, for which timm's files are not reduced to a plain ViT.
 
     Raises:
         CheckpointError: The keys match no known layout; the message suggests what they belong to.

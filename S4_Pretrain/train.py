@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from s5 import launch
+from s5.backbones import file_name
 from s5.checkpoints.initial import initialise
 from s5.command import run_command
 from s5.segmentation.s4p import S4PExperiment
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = load_config(S4PConfig, args.config, args.cfg_options)
     processes = launch.start(args.device)
-    work_dir = args.work_dir or Path("work_dirs") / f"s4p_{args.backbone}"
+    work_dir = args.work_dir or Path("work_dirs") / f"s4p_{file_name(args.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)
 
     experiment = S4PExperiment(cfg, args.backbone, processes, work_dir)

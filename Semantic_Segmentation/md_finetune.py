@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from s5 import launch
+from s5.backbones import file_name
 from s5.checkpoints.initial import start_from
 from s5.command import run_command
 from s5.segmentation.mdf import MDFExperiment, select_tasks
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     cfg = select_tasks(load_config(MDFConfig, args.config, args.cfg_options), args.tasks)
     processes = launch.start(args.device)
-    work_dir = args.work_dir or Path("work_dirs") / f"mdf_{args.backbone}"
+    work_dir = args.work_dir or Path("work_dirs") / f"mdf_{file_name(args.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)
 
     experiment = MDFExperiment(cfg, args.backbone, processes, work_dir)

@@ -14,6 +14,7 @@ import torch
 from benchmarks.plain_loader import plain_labeled, plain_unlabeled
 from benchmarks.sources import NUM_CLASSES, Sources, write_sources
 from benchmarks.timing import device_name, interleaved, markdown_table
+from s5.backbones import IMAGENET
 from s5.data.augmentation import StrongAugmentation, derangement
 from s5.data.labels import get_table
 from s5.data.sampler import Draw
@@ -21,7 +22,6 @@ from s5.data.sources import LabeledImages, MultiSourceDataset, UnlabeledImages, 
 from s5.data.splits import Split
 from s5.ops.cutmix import cutmix
 from s5.ops.photometric import apply_photometric, normalize
-from s5.training.model import IMAGENET_MEAN, IMAGENET_STD
 
 TABLE = {"name": "benchmark", "classes": [f"class {i}" for i in range(NUM_CLASSES)]}
 HEADER = ("source", "KB", "loader", "plain", "S5", "ratio", "S5 with device work", "ratio with it")
@@ -67,13 +67,13 @@ class Pipelines:
     def device_work(self, batch: dict[str, torch.Tensor]) -> None:
         """The work left to the training step: strong view, CutMix, normalisation."""
         images = batch["image"].to(self.device).permute(0, 3, 1, 2)
-        normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        normalize(images, *IMAGENET)
         if "boxes" in batch:
             photometric, boxes = batch["photometric"][:, 0], batch["boxes"][:, 0]
             partner = torch.from_numpy(derangement(np.random.default_rng(0), len(images)))
             photometric, boxes, partner = (x.to(self.device) for x in (photometric, boxes, partner))
             strong = cutmix(apply_photometric(images.float() / 255, photometric), boxes, partner)
-            normalize(strong, IMAGENET_MEAN, IMAGENET_STD)
+            normalize(strong, *IMAGENET)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

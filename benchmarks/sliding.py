@@ -21,13 +21,13 @@ from benchmarks import steps
 from benchmarks.plain_step import use_plain_attention
 from benchmarks.steps import PAIRS, VARIANTS
 from benchmarks.timing import device_name, markdown_table
+from s5.backbones import IMAGENET
 from s5.compat.memory import peak_memory
 from s5.compat.precision import has_bf16
 from s5.ops.photometric import normalize
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.segmentation.windows import Inference, window_starts
-from s5.training.model import IMAGENET_MEAN, IMAGENET_STD
 
 TASK, NUM_CLASSES = "loveda", 7
 HEADER = ("prediction", "seconds", "megapixels/s", "peak memory, GB")
@@ -42,7 +42,7 @@ def plain_prediction(segmentor: Segmentor, args: argparse.Namespace, dtype: torc
 
     @torch.no_grad()
     def predict(image: Tensor) -> Tensor:
-        pixels = normalize(image[None].to(args.device), IMAGENET_MEAN, IMAGENET_STD)
+        pixels = normalize(image[None].to(args.device), *IMAGENET)
         height, width = image.shape[-2:]
         sums = torch.zeros(1, NUM_CLASSES, height, width, device=args.device)
         counts = torch.zeros(1, 1, height, width, device=args.device)

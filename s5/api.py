@@ -115,7 +115,7 @@ def create_model(
     """Build an untrained network: a backbone with a head per task.
 
     Args:
-        backbone: A name of :func:`list_backbones`.
+        backbone: A name of :func:`list_backbones`, or `timm:NAME`.
         tasks: Classes by task, in the order of the batch.
         kind: `segmentation` or `detection`.
         experts: Channels of the experts in the backbone's FFNs; by default 256 for names that end in `_moe`
@@ -134,7 +134,7 @@ def create_model(
         DataError: Classes are unknown or invalid.
         ValueError: The backbone does not support this image size.
     """
-    _require(backbone, list_backbones(), "backbone")
+    _require_backbone(backbone)
     _require(kind, KINDS, "kind")
     if experts is None:
         experts = EXPERT_CHANNELS if backbones.has_experts(backbone) else 0
@@ -187,7 +187,7 @@ def _spec_of_weights(
             f"{path} has no metadata: give the name of the backbone and the classes of its tasks, such as "
             f"s5.load(..., backbone='vit_b_moe', tasks={{'loveda': 'loveda'}})"
         )
-    _require(backbone, list_backbones(), "backbone")
+    _require_backbone(backbone)
     _check_names(tasks)
     try:
         weights = convert(content, tuple(tasks))
@@ -230,6 +230,13 @@ def _settings(given: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         wrong = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
         raise ConfigError(f"settings: {wrong}") from None
+
+
+def _require_backbone(name: str) -> None:
+    try:
+        backbones.get_architecture(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _require(name: str, known: Sequence[str] | Mapping[str, Any], what: str) -> None:

@@ -1,42 +1,58 @@
 """Registry of backbones, which map images to feature maps of strides 4, 8, 16 and 32.
 
 A name such as `vit_b` stands for a dense backbone, `vit_b_moe` for the same backbone with experts.
+`timm:NAME` is any plain ViT or hierarchical network of timm, with or without the tag of its weights.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 
+import timm
 import torch
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width
+from s5.backbones.normalization import IMAGENET, NORMALIZATIONS, Normalization, parse_normalization
 from s5.backbones.rvsa import RVSA_VARIANTS
+from s5.backbones.timm_hierarchical import hierarchical
 from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names
+from s5.backbones.timm_vit import TIMM_VITS, plain_vit
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
 
 __all__ = [
     "BODY",
     "EXPERT_KEY",
+    "IMAGENET",
+    "NORMALIZATIONS",
     "PATCH_EMBEDDING",
     "STRIDES",
     "Architecture",
     "Backbone",
     "Counts",
+    "Normalization",
     "StateDict",
     "create_backbone",
     "dense_name",
     "describe",
     "expert_names",
     "expert_width",
+    "file_name",
     "get_architecture",
     "has_experts",
     "has_own_names",
     "identify",
     "list_backbones",
+    "parse_normalization",
     "with_experts",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **RVSA_VARIANTS, **TIMM_MODELS}
+ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **RVSA_VARIANTS, **TIMM_MODELS, **TIMM_VITS}
 MOE = "_moe"
+TIMM = "timm:"
+# Modules of timm with plain ViTs; other networks must give maps of several strides.
+PLAIN_VITS = ("vision_transformer", "eva", "deit")
+NEAREST = 4  # names suggested in place of an unknown one
 
 
 def list_backbones(experts: bool = False) -> list[str]:
@@ -60,17 +76,53 @@ def with_experts(name: str) -> str:
     return f"{name}{MOE}"
 
 
+def file_name(name: str) -> str:
+    """Return the name of a backbone as part of a file's name."""
+    return name.replace(":", "_")
+
+
 def get_architecture(name: str | Architecture) -> Architecture:
     """Look up a backbone by name, with or without experts; an `Architecture` is returned unchanged.
 
     Raises:
-        ValueError: The name is unknown; the message lists the known ones.
+        ValueError: The name is unknown, and the message lists the known and the nearest ones; or the model of
+            timm cannot be a backbone, or have experts.
     """
     if isinstance(name, Architecture):
         return name
+    if name.startswith(TIMM):
+        row = _of_timm(dense_name(name))
+        if has_experts(name) and not row.max_expert_channels:
+            raise ValueError(f"{row.name} cannot have experts; choose it without {MOE}, or a plain ViT")
+        return row
     if name not in (known := list_backbones(experts=True)):
-        raise ValueError(f"unknown backbone {name!r}; known backbones: {', '.join(known)}")
+        raise ValueError(
+            f"unknown backbone {name!r}{_nearest(name, known)}; known backbones: {', '.join(known)}, and "
+            f"{TIMM}NAME for networks of timm"
+        )
     return ARCHITECTURES[dense_name(name)]
+
+
+@cache
+def _of_timm(name: str) -> Architecture:
+    """Describe the network of timm that `timm:NAME` stands for."""
+    timm_name = name.removeprefix(TIMM)
+    model, _, tag = timm_name.partition(".")
+    if not timm.is_model(model):
+        near = _nearest(model, timm.list_models(), TIMM)
+        raise ValueError(f"unknown backbone {name!r}: timm {timm.__version__} has no model {model!r}{near}")
+    if tag and timm_name not in (tagged := timm.list_models(f"{model}.*", pretrained=True)):
+        raise ValueError(
+            f"unknown backbone {name!r}: timm has no weights {tag!r} of {model}; it has "
+            f"{', '.join(known.partition('.')[2] for known in tagged) or 'none'}"
+        )
+    module = timm.model_entrypoint(model).__module__.rpartition(".")[2]
+    return plain_vit(name, timm_name) if module in PLAIN_VITS else hierarchical(timm_name)
+
+
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, NEAREST, cutoff=0.4)
+    return f" (nearest: {', '.join(prefix + other for other in near)})" if near else ""
 
 
 def create_backbone(
@@ -82,6 +134,7 @@ def create_backbone(
     activation_checkpointing: bool = False,
     experts: Sequence[str] = (),
     expert_channels: int = 0,
+    normalization: Normalization | None = None,
 ) -> Backbone:
     """Build a backbone with randomly initialised weights.
 
@@ -93,11 +146,13 @@ def create_backbone(
         activation_checkpointing: Recompute activations in the backward pass to save memory.
         experts: Names of the tasks that get an expert.
         expert_channels: Output channels of an expert; 0 gives a dense backbone regardless of its name.
+        normalization: Normalisation of its images, which loaded weights then do not change; None is that of
+            the architecture.
 
     Raises:
         ValueError: The name is unknown, the image size does not fit, or such experts are not supported.
     """
-    return get_architecture(name).build(
+    backbone = get_architecture(name).build(
         img_size,
         drop_path=drop_path,
         norm_eps=norm_eps,
@@ -105,6 +160,9 @@ def create_backbone(
         experts=experts,
         expert_channels=expert_channels,
     )
+    if normalization is not None:
+        backbone.normalization, backbone.chosen_normalization = normalization, True
+    return backbone
 
 
 def identify(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -115,4 +173,5 @@ def identify(tensors: Mapping[str, torch.Tensor]) -> str | None:
 def describe(tensors: Mapping[str, torch.Tensor]) -> str:
     """Describe the architecture of weights under this package's names, for messages."""
     name = identify(tensors)
-    return ARCHITECTURES[name].form if name else form_of(tensors) or "an unknown network"
+    plain = {key.removeprefix(BODY): tensor for key, tensor in tensors.items()}
+    return ARCHITECTURES[name].form if name else form_of(plain) or "an unknown network"

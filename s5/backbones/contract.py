@@ -6,10 +6,12 @@ To add a backbone, subclass `Backbone` and `Architecture`, and add instances of 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from s5.backbones.normalization import IMAGENET, Normalization
 from s5.compat.attention import choose_backends
 from s5.errors import CheckpointError
 
@@ -29,6 +31,9 @@ class Architecture(ABC):
         max_expert_channels: Maximum number of channels of an expert; 0 if experts are not supported.
         timm: Name of the timm model whose weights fit; None if there is none.
         form: Description of the architecture in messages, such as its width and depth.
+        normalization: Normalisation that images need unless the weights say otherwise.
+        timm_names: Whether weights have all tensors of timm's model under its names, with `body.` in front.
+        named_weights: Tags of further weights of timm by their name for `--init`.
     """
 
     name: str
@@ -37,6 +42,9 @@ class Architecture(ABC):
     max_expert_channels: int
     timm: str | None
     form: str
+    normalization: Normalization = IMAGENET
+    timm_names: bool = False
+    named_weights: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def build(
@@ -68,6 +76,14 @@ class Architecture(ABC):
             OSError: The weights cannot be downloaded.
         """
 
+    def with_weights(self, name: str) -> "Architecture":
+        """Return the architecture whose `pretrained` and `normalization` are those of the named weights.
+
+        Args:
+            name: `timm`, or a name of `named_weights`.
+        """
+        return self
+
     def check_size(self, height: int, width: int) -> None:
         """Check that images of this size in pixels are supported.
 
@@ -96,6 +112,8 @@ class Backbone(nn.Module, ABC):
         experts: Names of the tasks that have an expert; empty for a dense backbone.
         expert_channels: Output channels of an expert; 0 for a dense backbone.
         activation_checkpointing: Recompute activations in the backward pass to save memory.
+        normalization: Normalisation that the network's input must have.
+        chosen_normalization: Whether the user has chosen it, so that loaded weights do not change it.
         stem: Name of the weight (C, bands, k, k) of the first convolution.
         inert: Names of parameters without effect, which may be missing in checkpoints.
         own: Prefix of the parameters that only this package has; weights of other projects lack all of them.
@@ -120,6 +138,8 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         choose_backends()
         self.architecture = architecture
+        self.normalization = architecture.normalization
+        self.chosen_normalization = False
         self.out_channels = tuple(out_channels)
         self.num_layers = num_layers
         self.activation_checkpointing = activation_checkpointing
@@ -186,6 +206,22 @@ class Backbone(nn.Module, ABC):
         chosen = ", ".join(map(str, bands))
         note = f"red, green and blue are channels {chosen} of {weight.shape[1]} of the patch embedding"
         return tensors | {self.stem: select_bands(weight, bands)}, [note]
+
+    def adopt_normalization(self, trained_with: Normalization) -> list[str]:
+        """Use the normalisation that loaded weights were trained with, unless the user has chosen one.
+
+        Returns:
+            Notes on a change, or on a choice that differs.
+        """
+        if trained_with == self.normalization:
+            return []
+        if self.chosen_normalization:
+            return [
+                f"the weights were trained on images normalised with {trained_with}, but "
+                f"model.normalization is {self.normalization}"
+            ]
+        self.normalization = trained_with
+        return [f"images are normalised with {trained_with}, as the weights were trained"]
 
     def resolve_counts(self, counts: Counts | None, batch: int) -> Counts | None:
         """Check and return the counts of a batch; None for a dense backbone.

@@ -101,11 +101,15 @@ class MoeMlp(nn.Module):
             experts: At least one expert, see `select`.
             sizes: Number of tokens of each expert; their sum is B * N.
         """
-        hidden = self.act(self.fc1(tokens))
+        hidden = self.hidden(tokens)
         if len(experts) == 1:
             return self._single(hidden, experts[0])
         own = _apply(experts, hidden, sizes)
         return own if self.fc2 is None else torch.cat((self.fc2(hidden), own), dim=-1)
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Compute the input (B, N, hidden) of the second linear layer from tokens (B, N, C)."""
+        return self.act(self.fc1(tokens))
 
     def _single(self, hidden: torch.Tensor, expert: nn.Linear) -> torch.Tensor:
         if self.fc2 is None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
 from s5.backbones.moe import EXPERT_KEY, add_experts, fit_experts, recompute_always, routing
+from s5.backbones.normalization import IMAGENET, Normalization, parse_normalization
 from s5.backbones.pyramid import Pyramid
 from s5.errors import CheckpointError
 
@@ -27,6 +28,12 @@ SAME = 0.75
 def has_own_names(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether all names are those of a :class:`TimmBackbone`, which no other project uses."""
     return all(name.startswith((BODY, Backbone.own)) for name in tensors)
+
+
+def normalization_of(timm_name: str) -> Normalization:
+    """Normalisation that the weights of a model of timm were trained with; ImageNet's if it has none."""
+    cfg = timm.get_pretrained_cfg(timm_name)
+    return IMAGENET if cfg is None else parse_normalization((cfg.mean, cfg.std))
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class TimmModel(Architecture):
     max_expert_channels: int = 0
     drops_paths: bool = True
     own_eps: bool = False
+
+    @property
+    def normalization(self) -> Normalization:  # type: ignore[override]
+        """That of timm's weights."""
+        return normalization_of(self.timm)
 
     @property
     def form(self) -> str:  # type: ignore[override]

@@ -4,17 +4,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from s5.backbones import (
     EXPERT_KEY,
+    NORMALIZATIONS,
     Backbone,
+    Normalization,
     StateDict,
     describe,
     expert_width,
     identify,
     list_backbones,
+    parse_normalization,
     with_experts,
 )
 from s5.checkpoints.layouts import Weights, convert
@@ -26,6 +30,7 @@ logger = logging.getLogger(__name__)
 NAMES_SHOWN = 6
 SENTINEL2_CHANNELS = (12, 13)
 UNUSED_CLASSIFIER = "decode_head.conv_seg"
+SATELLITE_FILE = "sat493m"  # in the names of DINOv3's files; its keys do not tell what it was trained on
 CLASSIFIERS = ("classifier.", "roi_head.bbox_head.fc_cls.")  # of segmentation and detection
 
 
@@ -93,6 +98,7 @@ def load_weights(
     source: str | Path | Mapping,
     *,
     bands: Sequence[int] | None = None,
+    normalization: Normalization | None = None,
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
 
@@ -108,6 +114,8 @@ def load_weights(
         source: Path of a checkpoint, or its content.
         bands: 1-based numbers of the red, green and blue channels of the images that the checkpoint was
             trained on; by default, it must be trained on these three channels in this order.
+        normalization: Normalisation that the weights were trained with; by default that in the metadata of
+            the checkpoint. The backbone uses it from then on, unless the user has chosen one.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, has another architecture, or lacks a required tensor
@@ -118,15 +126,18 @@ def load_weights(
     backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
     try:
-        weights = convert(content, backbone.experts)
+        weights = convert(content, backbone.experts, backbone.architecture.timm_names)
         _check_architecture(weights, backbone)
         _check_experts(weights, backbone)
         tensors, notes = backbone.fit_weights(weights.backbone, bands)
         notes = [*weights.notes, *notes]
         _require_decisive(tensors, backbone, weights.layout)
+        trained_with = normalization or stored_normalization(content.get("meta")) or _of_file(name)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
 
+    if trained_with is not None:
+        notes += backbone.adopt_normalization(trained_with)
     if backbone is not model:
         tensors = {f"backbone.{key}": value for key, value in tensors.items()}
     if isinstance(heads := getattr(model, "heads", None), nn.ModuleDict):
@@ -139,6 +150,24 @@ def load_weights(
     model.load_state_dict(fitting, strict=False)
     logger.info("%s", report.table())
     return report
+
+
+def stored_normalization(meta: Any) -> Normalization | None:  # noqa: ANN401 - whatever the file holds
+    """Return the normalisation in the metadata of a weight file; None if there is none.
+
+    Raises:
+        CheckpointError: The value is no normalisation.
+    """
+    stored = meta.get("normalization") if isinstance(meta, Mapping) else None
+    try:
+        return None if stored is None else parse_normalization(stored)
+    except ValueError as error:
+        raise CheckpointError(f"normalization {stored!r} in the metadata: {error}") from None
+
+
+def _of_file(name: str) -> Normalization | None:
+    """Normalisation that follows from the name of a published file; None for other names."""
+    return NORMALIZATIONS["dinov3_sat"] if SATELLITE_FILE in Path(name).name else None
 
 
 def _check_architecture(weights: Weights, backbone: Backbone) -> None:

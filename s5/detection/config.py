@@ -10,7 +10,14 @@ from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.detection.network import Settings
 from s5.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat, ShareBelowOne
 from s5.training.command import check_task_names
-from s5.training.config import NORM_EPS, EpochScheduleConfig, OptimConfig, RunConfig, Section
+from s5.training.config import (
+    NORM_EPS,
+    EpochScheduleConfig,
+    NormalizationSetting,
+    OptimConfig,
+    RunConfig,
+    Section,
+)
 
 
 class ObjectsConfig(Section):
@@ -82,6 +89,7 @@ class DetModelConfig(Settings):
     expert_channels: NonNegative = 256
     drop_path: ShareBelowOne = 0.1
     norm_eps: PositiveFloat = NORM_EPS
+    normalization: NormalizationSetting = None
     activation_checkpointing: bool = False
     compile: bool = False
 

@@ -1,7 +1,7 @@
 """The oriented detection experiment: a detector with a head, and optionally an expert, per dataset."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from s5.backbones import file_name
 from s5.data.labels import get_classes
 from s5.data.loaders import TrainingData
 from s5.data.oriented.drawing import draw_polygons, draw_truth
@@ -48,7 +49,7 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
     def __init__(
         self, cfg: DetConfig, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
     ) -> None:
-        super().__init__(cfg, cfg.backbone, launch, work_dir, name or f"det_{cfg.backbone}")
+        super().__init__(cfg, cfg.backbone, launch, work_dir, name or f"det_{file_name(cfg.backbone)}")
         self.classes = build_classes(cfg)
 
     def new_model(self) -> DetectionModel:
@@ -90,11 +91,12 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
 
     def weight_files(self) -> WeightFiles:
         """A file named `<backbone>_det.pth`."""
-        return WeightFiles(f"{self.backbone}_det.pth")
+        return WeightFiles(f"{file_name(self.backbone)}_det.pth")
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
-        return DetectionSpec.from_config(self.cfg).meta()
+        spec = DetectionSpec.from_config(self.cfg)
+        return replace(spec, normalization=self.model.normalization).meta()
 
     def best_scores(self) -> Mapping[str, list[str]]:
         """The mean mAP50 over all tasks and, with several tasks, that of each one."""

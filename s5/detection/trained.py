@@ -16,9 +16,9 @@ from s5.data.labels import get_classes
 from s5.detection.config import DetConfig
 from s5.detection.network import DetectionModel, MultiTaskDetector, Settings, build_detector
 from s5.errors import CheckpointError, ConfigError
-from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
+from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, options_of, sizes_of
 from s5.training.command import expert_channels, known_tasks
-from s5.training.config import NORM_EPS, config_beside, load_config, load_python_config
+from s5.training.config import config_beside, load_config, load_python_config
 
 NEEDED = ("backbone", "expert_channels", "img_size", "tasks", "settings")
 CLASSIFIER = "roi_head.bbox_head.fc_cls.weight"
@@ -51,16 +51,13 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             meta["expert_channels"],
             {task: tuple(names) for task, names in meta["tasks"].items()},
             Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
-            norm_eps=meta.get("norm_eps", NORM_EPS),
+            **options_of(meta),
         )
 
     def meta(self) -> dict[str, Any]:
         """What a weights file says of its model, for :meth:`from_meta`."""
         return {
-            "backbone": self.backbone,
-            "expert_channels": self.expert_channels,
-            "img_size": self.img_size,
-            "norm_eps": self.norm_eps,
+            **self.backbone_meta(),
             "tasks": {task: list(names) for task, names in self.classes.items()},
             "settings": asdict(self.settings),
         }
@@ -80,6 +77,7 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             {name: get_classes(task.classes) for name, task in cfg.tasks.items()},
             cfg.model.settings(),
             norm_eps=cfg.model.norm_eps,
+            normalization=cfg.model.normalization,
             configured=True,
         )
 
@@ -126,6 +124,7 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             self.img_size,
             expert_channels=self.expert_channels,
             norm_eps=self.norm_eps,
+            normalization=self.normalization,
             settings=self.settings,
         )
 

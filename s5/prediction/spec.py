@@ -9,9 +9,17 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from s5.backbones import dense_name, expert_width, get_architecture, has_experts, with_experts
+from s5.backbones import (
+    IMAGENET,
+    Normalization,
+    dense_name,
+    expert_width,
+    get_architecture,
+    has_experts,
+    with_experts,
+)
 from s5.checkpoints.layouts import Weights
-from s5.checkpoints.loading import load_weights
+from s5.checkpoints.loading import load_weights, stored_normalization
 from s5.data.label_table import RGB
 from s5.errors import ConfigError
 from s5.training.config import NORM_EPS
@@ -44,6 +52,7 @@ class ModelSpec(ABC, Generic[M]):
         img_size: Side of the training images in pixels.
         expert_channels: Channels of the experts; 0 for a dense backbone.
         norm_eps: Epsilon of the norms in the blocks.
+        normalization: Normalisation of the images; None is that of the backbone's architecture.
         configured: Whether the spec comes from a configuration or arguments instead of metadata.
     """
 
@@ -51,6 +60,7 @@ class ModelSpec(ABC, Generic[M]):
     img_size: int
     expert_channels: int
     norm_eps: float = field(default=NORM_EPS, kw_only=True)
+    normalization: Normalization | None = field(default=None, kw_only=True)
     configured: bool = field(default=False, kw_only=True)
 
     @property
@@ -65,6 +75,18 @@ class ModelSpec(ABC, Generic[M]):
         Raises:
             ConfigError: A task is unknown; lists the known ones.
         """
+
+    def backbone_meta(self) -> dict[str, Any]:
+        """What a weights file says of its backbone."""
+        return {
+            "backbone": self.backbone,
+            "img_size": self.img_size,
+            "expert_channels": self.expert_channels,
+            "norm_eps": self.norm_eps,
+            "normalization": [
+                [*values] for values in self.normalization or get_architecture(self.backbone).normalization
+            ],
+        }
 
     @abstractmethod
     def build_network(self) -> nn.Module:
@@ -89,6 +111,18 @@ def meta_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Metadata of a checkpoint; empty if there is none."""
     meta = content.get("meta")
     return meta if isinstance(meta, Mapping) else {}
+
+
+def options_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the backbone in the metadata of a weight file; earlier versions wrote only some.
+
+    Raises:
+        CheckpointError: The normalisation is not one.
+    """
+    return {
+        "norm_eps": meta.get("norm_eps", NORM_EPS),
+        "normalization": stored_normalization(meta) or IMAGENET,
+    }
 
 
 def sizes_of(weights: Weights, backbone: str) -> tuple[int, int]:

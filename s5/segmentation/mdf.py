@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
+from s5.backbones import file_name
 from s5.data.folders import hold_out, pair_folders
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
@@ -44,7 +46,7 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
     def __init__(
         self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
     ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, f"mdf_{backbone}")
+        super().__init__(cfg, backbone, launch, work_dir, f"mdf_{file_name(backbone)}")
         self.tables = build_tables(cfg)
 
     def new_model(self) -> MultiDataset:
@@ -119,11 +121,12 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
 
     def weight_files(self) -> WeightFiles:
         """A file named `<backbone>_mdf.pth`."""
-        return WeightFiles(f"{self.backbone}_mdf.pth")
+        return WeightFiles(f"{file_name(self.backbone)}_mdf.pth")
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
-        return SegmentationSpec.from_mdf_config(self.cfg, self.backbone).meta()
+        spec = SegmentationSpec.from_mdf_config(self.cfg, self.backbone)
+        return replace(spec, normalization=self.model.normalization).meta()
 
     def best_scores(self) -> dict[str, list[str]]:
         """Scores that select the best weights."""

@@ -1,11 +1,13 @@
 """The S4P pre-training experiment: a semi-supervised method on labeled and unlabeled images."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
+from s5.backbones import file_name
 from s5.data.labels import get_table
 from s5.data.loaders import TrainingData, fixmatch_loader, resolve_split, validation_loader
 from s5.data.sources import LabeledImages, UnlabeledImages, ValidationImages, WeakAugmentation
@@ -35,7 +37,7 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
     def __init__(
         self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
     ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, f"s4p_{backbone}")
+        super().__init__(cfg, backbone, launch, work_dir, f"s4p_{file_name(backbone)}")
         self.table = get_table(cfg.data.labels)
 
     def new_model(self) -> FixMatch:
@@ -109,11 +111,13 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
 
     def weight_files(self) -> WeightFiles:
         """Files named `<backbone>_s4p_upernet.pth` and `<backbone>_s4p.pth`."""
-        return WeightFiles(f"{self.backbone}_s4p_upernet.pth", f"{self.backbone}_s4p.pth")
+        name = file_name(self.backbone)
+        return WeightFiles(f"{name}_s4p_upernet.pth", f"{name}_s4p.pth")
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model."""
-        return SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK).meta()
+        spec = SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK)
+        return replace(spec, normalization=self.model.normalization).meta()
 
     def best_scores(self) -> dict[str, list[str]]:
         """Select the best weights by mIoU."""

@@ -13,7 +13,7 @@ from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
 from s5.errors import CheckpointError, ConfigError
-from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, sizes_of
+from s5.prediction.spec import ModelSpec, TaskClasses, meta_of, options_of, sizes_of
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.model import SegmentationModel
 from s5.segmentation.s4p_config import S4PConfig
@@ -21,7 +21,7 @@ from s5.segmentation.segmentor import Segmentor, build_segmentor
 from s5.segmentation.tta import Tta
 from s5.segmentation.windows import Inference
 from s5.training.command import expert_channels, known_tasks
-from s5.training.config import NORM_EPS, config_beside, load_config
+from s5.training.config import config_beside, load_config
 
 NEEDED = ("backbone", "decoder_channels", "img_size", "labels", "inference")
 OVERLAP = 4  # by default, windows overlap by a quarter of their side
@@ -59,17 +59,14 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
                 task: Inference(**{key: value for key, value in settings.items() if key in known})
                 for task, settings in meta["inference"].items()
             },
-            norm_eps=meta.get("norm_eps", NORM_EPS),
+            **options_of(meta),
         )
 
     def meta(self) -> dict[str, Any]:
         """What a weights file says of its model, for :meth:`from_meta`."""
         return {
-            "backbone": self.backbone,
+            **self.backbone_meta(),
             "decoder_channels": self.decoder_channels,
-            "norm_eps": self.norm_eps,
-            "expert_channels": self.expert_channels,
-            "img_size": self.img_size,
             "tasks": {task: list(table.classes) for task, table in self.tables.items()},
             "labels": {task: table.as_mapping() for task, table in self.tables.items()},
             "inference": {task: asdict(how) for task, how in self.inference.items()},
@@ -90,6 +87,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             {name: get_table(task.labels, default_name=name) for name, task in cfg.tasks.items()},
             {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
             norm_eps=cfg.model.norm_eps,
+            normalization=cfg.model.normalization,
             configured=True,
         )
 
@@ -106,6 +104,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             {task: table},
             {task: inference},
             norm_eps=cfg.model.norm_eps,
+            normalization=cfg.model.normalization,
             configured=True,
         )
 
@@ -157,6 +156,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             channels=self.decoder_channels,
             expert_channels=self.expert_channels,
             norm_eps=self.norm_eps,
+            normalization=self.normalization,
         )
 
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> SegmentationModel:

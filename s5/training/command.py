@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from s5.backbones import get_architecture, has_experts, list_backbones
+from s5.backbones import dense_name, get_architecture, has_experts, list_backbones
 from s5.errors import ConfigError, DataError
 
 
@@ -28,9 +28,31 @@ def command_parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
-    parser.add_argument("--backbone", default=default, choices=list_backbones(experts))
+    names = f"{', '.join(list_backbones(experts))}, or timm:NAME"
+    parser.add_argument(
+        "--backbone", default=default, type=lambda name: backbone_name(name, experts), help=names
+    )
     add_common_options(parser)
     return parser
+
+
+def backbone_name(name: str, experts: bool) -> str:
+    """Return the name of a backbone after checking that it is known.
+
+    Args:
+        name: Name on the command line.
+        experts: Whether backbones with experts are allowed.
+
+    Raises:
+        argparse.ArgumentTypeError: The name is unknown (lists the known ones), or has experts.
+    """
+    try:
+        get_architecture(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if has_experts(name) and not experts:
+        raise argparse.ArgumentTypeError(f"{name}: experts are for several tasks; use {dense_name(name)}")
+    return name
 
 
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:

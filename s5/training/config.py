@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from s5.backbones import Normalization, parse_normalization
 from s5.data.augmentation import Photometric
 from s5.errors import ConfigError
 from s5.ranges import (
@@ -224,6 +233,7 @@ def _sections(annotation: Any) -> list[type]:  # noqa: ANN401 - any type express
 
 NORM_EPS = 1e-5  # as in the published weights and code, which use it even on top of MAE weights (1e-6)
 RGB = ("red", "green", "blue")
+NormalizationSetting = Annotated[Normalization, BeforeValidator(parse_normalization)] | None
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -241,11 +251,16 @@ class ScaleRange(Section):
 
 
 class ModelConfig(Section):
-    """The network except for the choice of backbone; `norm_eps` is the epsilon of the norms in its blocks."""
+    """The network except for the choice of backbone.
+
+    `norm_eps` is the epsilon of the norms in the blocks; ViTs of timm always have their own.
+    `normalization` is that of the images; by default that which the initial weights were trained with.
+    """
 
     decoder_channels: Positive = 256
     drop_path: ShareBelowOne = 0.1
     norm_eps: PositiveFloat = NORM_EPS
+    normalization: NormalizationSetting = None
     activation_checkpointing: bool = False
     compile: bool = False
 

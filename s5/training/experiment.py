@@ -27,6 +27,7 @@ from s5.training.hooks import (
     CheckpointHook,
     ConfigFileHook,
     DataStateHook,
+    NormalizationHook,
     ProgressHook,
     SafetyHook,
     SharedBuffersHook,
@@ -192,12 +193,13 @@ class Experiment(ABC, Generic[Config, Model]):
             self.steps().checkpoint_interval,
             schedule.keep_checkpoints,
             self.weight_files(),
-            self.weights_meta(),
+            self.weights_meta,
             self.best_scores(),
         )
         return [
             safety,
             SharedBuffersHook(),
+            NormalizationHook(),
             DataStateHook(self.data.sampler, self.data.unlabeled, self.max_unreadable),
             ConfigFileHook(self.cfg),
             ThroughputHook(launch.world_size, schedule.log_interval, launch.device),

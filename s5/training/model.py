@@ -10,13 +10,10 @@ import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
-from s5.backbones import Backbone, Counts, create_backbone, get_architecture
+from s5.backbones import Backbone, Counts, Normalization, create_backbone, get_architecture
 from s5.compat.precision import autocast
 from s5.errors import ConfigError
 from s5.ops.photometric import normalize
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Features = tuple[Tensor, ...]  # (B, C, H / s, W / s) for s = 4, 8, 16, 32
 
@@ -133,6 +130,8 @@ class BackboneSettings(Protocol):
     def activation_checkpointing(self) -> bool: ...  # noqa: D102
     @property
     def compile(self) -> bool: ...  # noqa: D102
+    @property
+    def normalization(self) -> Normalization | None: ...  # noqa: D102
 
 
 def configured_backbone(
@@ -166,6 +165,7 @@ def configured_backbone(
         activation_checkpointing=cfg.activation_checkpointing,
         experts=tasks,
         expert_channels=expert_channels,
+        normalization=cfg.normalization,
     )
     if cfg.compile:
         try:
@@ -200,6 +200,11 @@ class TaskModel(BaseModel):
         """Device of the weights."""
         return self.network.device
 
+    @property
+    def normalization(self) -> Normalization:
+        """Normalisation of the images."""
+        return self.network.backbone.normalization
+
     def autocast(self) -> AbstractContextManager:
         """Autocast context of the network; one context around several passes casts the weights only once."""
         return autocast(self.device, self.dtype)
@@ -220,4 +225,4 @@ class TaskModel(BaseModel):
         return losses["loss"], values
 
     def _prepare(self, images: Tensor) -> Tensor:
-        return normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        return normalize(images, *self.normalization)

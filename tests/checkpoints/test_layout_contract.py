@@ -229,12 +229,16 @@ class TestHuggingFace5(LayoutContract):
 
 
 def test_every_layout_has_a_contract_and_a_key_of_its_own():
-    from tests.checkpoints import test_swin_layouts
+    from tests.checkpoints import test_dino_layouts, test_swin_layouts  # noqa: F401 - contracts of their own
 
     keys = [layout.key for layout in LAYOUTS]
-    contracts = [*globals().values(), *vars(test_swin_layouts).values()]
-    tested = {contract.key for contract in contracts if hasattr(contract, "key")}
-    assert sorted(keys) == sorted(tested)
+    assert sorted(keys) == sorted({contract.key for contract in _contracts(LayoutContract)})
+
+
+def _contracts(base):
+    for contract in base.__subclasses__():
+        yield from [contract] if hasattr(contract, "key") else ()
+        yield from _contracts(contract)
 
 
 def test_an_unknown_layout_is_an_error_that_lists_all():

@@ -17,6 +17,7 @@ from s5.checkpoints.layouts.base import (
     Weights,
     Written,
 )
+from s5.checkpoints.layouts.dino import DinoV2, DinoV3, HuggingFaceDinoV2, HuggingFaceDinoV3, TimmViT
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.layouts.hugging_face import HuggingFace, HuggingFace5
 from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
@@ -45,6 +46,11 @@ LAYOUTS: tuple[Layout, ...] = (
     OpenMMLabSwin(),
     HuggingFaceSwin(),
     HuggingFaceSwin5(),
+    DinoV3(),
+    DinoV2(),
+    HuggingFaceDinoV3(),
+    HuggingFaceDinoV2(),
+    TimmViT(),
     UnofficialMAE(),
     MMSegmentation(),
     MMPretrain(),
@@ -59,14 +65,14 @@ WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 # encoder).
 PATCH_EMBEDDINGS = re.compile(
     r"^((?:.*?\.)??)((?:encoder|backbone)\.)?"
-    r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings\.projection)\.weight$"
+    r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings(?:\.projection)?)\.weight$"
 )
 OWN_MODEL = re.compile(r"^((?:.*?\.)??)heads\.[^.]+\.(?:decode_head|classifier|neck|rpn_head|roi_head)\.")
 
 OWN_META = ("backbone", "img_size")  # in the metadata of every weight file of this package
 
 
-def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
+def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool = False) -> Weights:
     """Recognise the layout of a checkpoint and convert it to the names of this package.
 
     Args:
@@ -74,6 +80,7 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
             prefixes (`module.`, `segmentor.` ...).
         experts: Names of the experts of a published encoder, in order. They are used if the names follow
             neither from its heads nor from the number of experts (four in the released model).
+        timm_names: Whether the model is a ViT of timm, for which timm's files are not reduced to a plain ViT.
 
     Raises:
         CheckpointError: The keys match no known layout; the message suggests what they belong to.
@@ -81,6 +88,8 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
     state = _tensors(checkpoint)
     parts = _own_model(state) or _own_backbone(checkpoint, state) or _around_patch_embedding(state)
     layout = parts and next((layout for layout in LAYOUTS if layout.matches(parts)), None)
+    if timm_names and isinstance(layout, Timm):
+        layout = get_layout(TimmViT.key)
     if not parts or not layout:
         raise CheckpointError(_unrecognised(state))
     try:

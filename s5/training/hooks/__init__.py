@@ -10,6 +10,7 @@ VERY_HIGH        StepScalarsHook         collects scalars of the step, sets the 
 VERY_HIGH        SafetyHook              checks the step, stops on signals, rejects non-finite weights
 VERY_HIGH        SharedBuffersHook       before a validation, broadcasts the main process's buffers
 VERY_HIGH        TaskStartHook           fine-tuning: freezes and starts tasks
+NORMAL           NormalizationHook       normalisation of the images, which initial weights may set
 HIGH             DataStateHook           positions in the data, share of unreadable images
 NORMAL           IterTimerHook           mmengine's timer
 NORMAL           ConfigFileHook          writes `config.yaml` when training begins
@@ -29,6 +30,7 @@ from s5.training.hooks.checkpoints import (
     CheckpointHook,
     ConfigFileHook,
     DataStateHook,
+    NormalizationHook,
     SharedBuffersHook,
     WeightFiles,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "ConfigFileHook",
     "DataStateHook",
     "NonFiniteLossError",
+    "NormalizationHook",
     "PicturesHook",
     "ProgressHook",
     "SafetyHook",

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from s5.backbones import Backbone, parse_normalization
 from s5.checkpoints.reading import save_atomic
 from s5.data.sampler import MultiSourceSampler
-from s5.errors import DataError
+from s5.errors import ConfigError, DataError
 from s5.training.config import CONFIG_FILE, Section, save_config
 from s5.training.model import TaskModel
 from s5.training.resume import RESUMABLE, ResumableHook, resumable_checkpoints
@@ -49,7 +50,7 @@ class CheckpointHook(Hook):
         interval: Iterations between resumable checkpoints.
         keep: Number of resumable checkpoints to keep.
         files: Names of the weight files.
-        meta: Metadata of the weight files (backbone, classes ...).
+        meta: Returns the metadata of the weight files (backbone, classes ...).
         best: Names of validation scores (larger is better), by the suffix of a weight file (`best` or
             `best_<task>`). The file holds the weights with the highest mean of these scores.
     """
@@ -61,7 +62,7 @@ class CheckpointHook(Hook):
         interval: int,
         keep: int,
         files: WeightFiles,
-        meta: dict[str, Any],
+        meta: Callable[[], dict[str, Any]],
         best: Mapping[str, Sequence[str]],
     ) -> None:
         self.interval = interval
@@ -120,7 +121,7 @@ class CheckpointHook(Hook):
     def _weights(
         self, module: nn.Module, iteration: int, scores: dict[str, float] | None = None
     ) -> dict[str, Any]:
-        meta = {**self.meta, "iteration": iteration, **(scores or {})}
+        meta = {**self.meta(), "iteration": iteration, **(scores or {})}
         return {"state_dict": {k: v.cpu() for k, v in module.state_dict().items()}, "meta": meta}
 
 
@@ -143,6 +144,35 @@ class ConfigFileHook(Hook):
         """Write the configuration."""
         if runner.rank == 0:
             save_config(self.cfg, Path(runner.work_dir) / CONFIG_FILE)
+
+
+class NormalizationHook(ResumableHook):
+    """Stores and restores the normalisation of the images, which may come from the initial weights."""
+
+    key = "normalization"
+
+    def state_dict(self, runner: Runner, iteration: int) -> list[list[float]]:
+        """Return mean and standard deviation."""
+        return [[*values] for values in backbone_of(runner).normalization]
+
+    def load_state_dict(self, runner: Runner, iteration: int, state: list[list[float]]) -> None:
+        """Restore the normalisation.
+
+        Raises:
+            ConfigError: The configuration chooses another one.
+        """
+        stored, backbone = parse_normalization(state), backbone_of(runner)
+        if backbone.chosen_normalization and backbone.normalization != stored:
+            raise ConfigError(
+                f"model.normalization: the run to resume normalises images with {stored}, not with "
+                f"{backbone.normalization}; set it to that, or start a new run"
+            )
+        backbone.normalization = stored
+
+
+def backbone_of(runner: Runner) -> Backbone:
+    """Return the backbone of the runner's model."""
+    return cast(TaskModel, unwrap(runner.model)).network.backbone
 
 
 class SharedBuffersHook(Hook):

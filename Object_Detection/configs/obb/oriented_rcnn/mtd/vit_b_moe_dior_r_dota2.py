@@ -25,6 +25,7 @@ model = dict(
     activation_checkpointing=False,  # less memory, more time
     compile=False,  # torch.compile the transformer blocks (needs a C compiler, on a CPU a C++ compiler)
     norm_eps=1e-5,  # of the backbone's norms
+    normalization=None,  # of images: imagenet, dinov3_sat, clip, half, [mean, std]; None: that of load_from
     enlarge=(1.4, 1.2),  # of RoIs, height and width; mmrotate has (1, 1)
 )
 precision = "auto"  # bf16 where the device supports it, else fp16 on GPUs, else fp32

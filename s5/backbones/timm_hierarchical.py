@@ -81,7 +81,7 @@ def _features(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm
         possible = False
     if not possible:
         raise ValueError(
-            f"{PREFIX}{name} is not hierarchical: of its feature maps of strides {_list(strides)}, none of "
+            f"{PREFIX}{name} is neither a plain ViT nor hierarchical: of its feature maps of strides {_list(strides)}, none of "
             f"strides {_list(STRIDES)} can be made; choose another model, such as timm:convnext_tiny"
         )
     return network

@@ -206,8 +206,8 @@ class TestNames:
         [
             ("timm:vit_base_patch16_224x", "no model.*nearest: .*timm:vit_base_patch16_224"),
             ("timm:vit_small_patch16_dinov3.imagenet", "no weights 'imagenet'.* it has lvd1689m"),
-            ("timm:mixer_s32_224", "neither a plain ViT nor.*stride of 32 pixels"),
-            ("timm:vit_base_r50_s16_224", "neither a plain ViT nor a network"),
+            ("timm:mixer_s32_224", "neither a plain ViT nor hierarchical.*strides 32, 32"),
+            ("timm:vit_base_r50_s16_224", "neither a plain ViT nor|gives no feature maps"),
             ("dinov2_x", r"nearest: .*dinov2_.*known backbones: vit_t"),
         ],
     )

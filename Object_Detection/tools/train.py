@@ -20,7 +20,7 @@ from s5.command import run_command
 from s5.compat import mmcv_ext
 from s5.detection.config import DetConfig
 from s5.detection.experiment import DetectionExperiment
-from s5.training.command import add_common_options, add_training_options, initial_checkpoint
+from s5.training.command import add_common_options, add_training_options, initial_weights
 from s5.training.config import load_python_config
 from s5.training.experiment import run
 from s5.training.resume import open_work_dir
@@ -33,7 +33,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("config", help="Python configuration")
     add_common_options(parser, "--options")
-    weights = "none, or the path of a checkpoint (default: load_from of CONFIG)"
+    weights = (
+        "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: load_from of CONFIG)"
+    )
     add_training_options(parser, weights, "--load-from", work_dir="<name of config>")
     parser.add_argument("--launcher", choices=["none", "pytorch"], help="ignored: detected automatically")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        weights = cfg.load_from if args.init is None else initial_checkpoint(args.init)
+        weights = cfg.load_from if args.init is None else initial_weights(args.init)
         start_from(model.detector, weights, cfg.init_bands)
     return run(experiment, resume_from)
 

@@ -11,6 +11,7 @@ from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, State
 from s5.backbones.moe import EXPERT_KEY, expert_names
 from s5.backbones.timm_models import TIMM_MODELS, has_own_names
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
+from s5.errors import did_you_mean
 
 __all__ = [
     "EXPERT_KEY",
@@ -61,12 +62,14 @@ def get_architecture(name: str | Architecture) -> Architecture:
     """Look up a backbone by name, with or without experts; an `Architecture` is returned unchanged.
 
     Raises:
-        ValueError: The name is unknown; the message lists the known ones.
+        ValueError: The name is unknown; the message lists the known ones and the most similar.
     """
     if isinstance(name, Architecture):
         return name
     if name not in (known := list_backbones(experts=True)):
-        raise ValueError(f"unknown backbone {name!r}; known backbones: {', '.join(known)}")
+        raise ValueError(
+            f"unknown backbone {name!r}; known backbones: {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return ARCHITECTURES[dense_name(name)]
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, build_sincos2d_pos_embed
+from timm.layers import DropPath, Mlp, PatchEmbed, build_sincos2d_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -80,8 +80,10 @@ class Variant(Architecture):
         return ViT(self, img_size, **options)
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether width, depth and patch are equal."""
-        return form_of(tensors) == self.form
+        """Whether width and depth are equal; `ViT.fit_weights` resamples patches of another size."""
+        weight = tensors.get(PATCH_EMBEDDING)
+        patch = self.patch if weight is None else weight.shape[-1]
+        return form_of(tensors) == _form(self.width, self.depth, patch)
 
     def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
         """Derive the size from the positional embedding."""
@@ -330,8 +332,17 @@ class ViT(Backbone):
     def fit_weights(
         self, tensors: StateDict, bands: Sequence[int] | None = None
     ) -> tuple[StateDict, list[str]]:
-        """See the base class; splits dense FFNs among the experts and resamples the positional embedding."""
+        """See the base class; splits dense FFNs among the experts and resamples the embeddings.
+
+        The patch embedding is resampled as in FlexiViT (arXiv 2212.08013), so that it computes
+        the same from an image that is resized as its patches are.
+        """
         tensors, notes = super().fit_weights(tensors, bands)
+        side, patches = self.variant.patch, tensors[PATCH_EMBEDDING]
+        if patches.shape[-2:] != (side, side):
+            tensors = tensors | {PATCH_EMBEDDING: resample_patch_embed(patches, [side, side])}
+            size = "x".join(map(str, patches.shape[-2:]))
+            notes.append(f"patch embedding of {size} pixels resampled to {side}x{side}")
         if self.experts and not expert_names(tensors):
             tensors = split_experts(tensors, self.experts, self.expert_channels)
             notes.append(f"dense FFNs split: last {self.expert_channels} channels copied to every expert")

@@ -1,17 +1,20 @@
-"""Initial weights by name: `none`, `mae`, `timm` or the path of a checkpoint."""
+"""Initial weights by name: `none`, `mae`, `timm`, a name on a hub, or the path of a checkpoint."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
-from s5.backbones import StateDict, get_architecture
+from s5.backbones import Architecture, Backbone, StateDict
+from s5.checkpoints.hub import from_hub, is_hub_name, timm_weights
 from s5.checkpoints.loading import load_weights
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+TIMM_DEFAULT = "timm"  # timm's weights of the backbone
 WHERE_TO_GET = (
     "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
     "github.com/ViTAE-Transformer/Remote-Sensing-RVSA), MTP (ViT-L: github.com/ViTAE-Transformer/MTP) and S5 "
@@ -26,14 +29,14 @@ def initialise(
     init: str,
     init_paths: Mapping[str, Mapping[str, Path]],
     base: Path,
-    bands: Sequence[int] | None = None,
+    bands: Sequence[int] | Sequence[str] | None = None,
 ) -> None:
     """Load the initial weights into `segmentor`.
 
     Args:
         segmentor: The network, randomly initialised.
         backbone: Name of its backbone, such as `vit_b`.
-        init: `none`, `timm`, a key of `init_paths` such as `mae`, or the path of a checkpoint.
+        init: `none`, a key of `init_paths` such as `mae`, or as for :func:`start_from`.
         init_paths: Paths by key and backbone.
         base: Base folder of relative paths in `init_paths`.
         bands: See :func:`s5.checkpoints.loading.load_weights`.
@@ -41,60 +44,79 @@ def initialise(
     Raises:
         CheckpointError: The file is missing (the message says where to download it) or does not fit.
     """
-    if init == "none":
-        start_from(segmentor, None, bands)
+    listed = init_paths.get(init, {}).get(backbone)
+    if listed is None and init != TIMM_DEFAULT and init in (*init_paths, "mae"):
+        raise CheckpointError(
+            f"init {init!r}: init_paths.{init} in the configuration has no path for {backbone}; set "
+            f"init_paths.{init}.{backbone}, or use none, timm, or the path of a checkpoint"
+        )
+    if listed is None:
+        names = ("none", "mae", TIMM_DEFAULT, *init_paths)
+        start_from(segmentor, None if init == "none" else init, bands, names)
         return
-    if init == "timm" and backbone not in init_paths.get("timm", {}):
-        load_weights(segmentor, _timm_state(backbone), bands=bands)
-        return
-    path = Path(init)
-    if init in (*init_paths, "mae", "timm"):
-        listed = init_paths.get(init, {}).get(backbone)
-        if listed is None:
-            raise CheckpointError(
-                f"init {init!r}: init_paths.{init} in the configuration has no path for {backbone}; set "
-                f"init_paths.{init}.{backbone}, or use none, timm, or the path of a checkpoint"
-            )
-        path = base / listed.expanduser()
-    path = path.expanduser()
-    if not path.is_file() and not path.with_name(path.name + ".pth").is_file():
-        rows = ", ".join(dict.fromkeys(("none", "mae", "timm", *init_paths)))
-        known = f"Use {rows}, or the path of a checkpoint"
-        hint = f"{WHERE_TO_GET}; then set init_paths.mae.{backbone}" if init == "mae" else known
-        raise CheckpointError(f"init {init!r}: no file at {path.absolute()}. {hint}.")
+    path = base / listed.expanduser()
+    if not _is_there(path):
+        where = f"{WHERE_TO_GET}; then set" if init == "mae" else "Set"
+        raise CheckpointError(
+            f"init {init!r}: no file at {path.absolute()}. {where} init_paths.{init}.{backbone}."
+        )
     load_weights(segmentor, path, bands=bands)
 
 
-def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int] | None = None) -> None:
-    """Load a checkpoint into `network`, or leave its random weights.
+def start_from(
+    network: nn.Module,
+    init: str | Path | None,
+    bands: Sequence[int] | Sequence[str] | None = None,
+    names: Sequence[str] = ("none", TIMM_DEFAULT),
+) -> None:
+    """Load initial weights into `network`, or leave its random weights.
 
     Args:
         network: A segmentor or detector, randomly initialised.
-        checkpoint: Path of the checkpoint; None for random weights.
+        init: Path of a checkpoint, `timm` for timm's weights of the backbone, or a name as in
+            :mod:`s5.checkpoints.hub`; None for random weights.
         bands: See :func:`s5.checkpoints.loading.load_weights`.
+        names: Names that the command accepts, for messages.
 
     Raises:
-        CheckpointError: The file does not fit, or bands are given without a file.
+        CheckpointError: The file is missing or does not fit, the weights cannot be downloaded, or bands are
+            given without weights.
     """
-    if checkpoint is not None:
-        load_weights(network, checkpoint, bands=bands)
+    if init is None:
+        if bands is not None:
+            raise CheckpointError(
+                f"init_bands {','.join(map(str, bands))} selects channels of a checkpoint, but the initial "
+                f"weights are random: omit it, or give a checkpoint with --init"
+            )
+        logger.info("initial weights: random")
         return
-    if bands is not None:
+    name, path = str(init), Path(init).expanduser()
+    weights: StateDict | Path = path
+    if name == TIMM_DEFAULT or is_hub_name(name):
+        architecture = cast(Backbone, network.get_submodule("backbone")).architecture
+        weights = _timm_default(architecture) if name == TIMM_DEFAULT else from_hub(name, architecture)
+    elif not _is_there(path):
+        known = list(dict.fromkeys(names))
         raise CheckpointError(
-            f"init_bands {','.join(map(str, bands))} selects channels of a checkpoint, but the initial "
-            f"weights are random: omit it, or give a checkpoint with --init"
+            f"init {name!r}: no file at {path.absolute()}. Use {', '.join(known)}, timm:NAME, "
+            f"hf-hub:OWNER/NAME, or the path of a checkpoint{did_you_mean(name, known)}"
         )
-    logger.info("initial weights: random")
+    load_weights(network, weights, bands=bands)
 
 
-def _timm_state(backbone: str) -> StateDict:
-    architecture = get_architecture(backbone)
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, with or without `.pth`, or a folder, about which reading says more."""
+    return path.exists() or path.with_name(f"{path.name}.pth").is_file()
+
+
+def _timm_default(architecture: Architecture) -> StateDict:
+    """Download timm's weights of a backbone."""
+    name = architecture.timm
+    if name is None:
+        return architecture.pretrained()  # raises the error
     try:
-        weights = architecture.pretrained()
-    except (OSError, RuntimeError) as error:
+        return timm_weights(name, architecture)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"timm could not download {architecture.timm} ({error}); without internet access, download the "
-            f"file elsewhere and set init_paths.timm.{backbone} to its path"
+            f"{error}, or set init_paths.timm.{architecture.name} in the configuration of S4P"
         ) from None
-    logger.info("initial weights: timm %s", architecture.timm)
-    return weights

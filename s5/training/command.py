@@ -1,16 +1,20 @@
 """Command-line options shared by several commands, and validation of backbone and task names."""
 
 import argparse
+import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
 from s5.backbones import get_architecture, has_experts, list_backbones
-from s5.errors import ConfigError, DataError
+from s5.errors import ConfigError, DataError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 def command_parser(
@@ -28,16 +32,37 @@ def command_parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
-    parser.add_argument("--backbone", default=default, choices=list_backbones(experts))
+    known = list_backbones(experts)
+    parser.add_argument(
+        "--backbone", default=default, type=partial(_known_backbone, known), help=", ".join(known)
+    )
     add_common_options(parser)
     return parser
+
+
+def _known_backbone(known: Sequence[str], name: str) -> str:
+    """Return the name of a backbone; an unknown one is a usage error that lists the known ones."""
+    if name not in known:
+        raise argparse.ArgumentTypeError(
+            f"unknown backbone {name!r} (choose from {', '.join(known)}){did_you_mean(name, known)}"
+        )
+    return name
+
+
+class _AllowPickle(argparse.Action):
+    """Accepts a former option, so that scripts which pass it keep working, and says why it has no effect."""
+
+    def __call__(self, *_: object) -> None:
+        logger.warning(
+            "--allow-pickle has no effect: a pickle can run any program with your rights, so objects other "
+            "than weights are never loaded from a checkpoint, only skipped"
+        )
 
 
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """Add the options of all commands of all trees; `aliases` are further names of `--cfg-options`."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    # Has no effect; accepted so that scripts which pass it keep working.
-    parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-pickle", action=_AllowPickle, nargs=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
         *aliases,
@@ -68,8 +93,8 @@ def add_training_options(
         action="append",
         type=lambda text: f"init_bands=[{text}]",
         metavar="R,G,B",
-        help="1-based red, green and blue channels of the images that the initial weights were trained on, "
-        "such as 3,2,1",
+        help="red, green and blue channels of the images that the initial weights were trained on: numbers "
+        "from 1, such as 3,2,1, or names, such as B04,B03,B02",
     )
     parser.add_argument("--work-dir", type=Path, help=f"output folder (default: work_dirs/{work_dir})")
     parser.add_argument(
@@ -81,9 +106,9 @@ def add_training_options(
     )
 
 
-def initial_checkpoint(init: str | None) -> Path | None:
-    """Return the checkpoint given by `--init`; None for random weights."""
-    return None if init in (None, "none") else Path(init)
+def initial_weights(init: str | None) -> str | None:
+    """Return the name or path of the weights given by `--init`; None for random weights."""
+    return None if init in (None, "none") else init
 
 
 def true_or_false(text: str) -> bool:

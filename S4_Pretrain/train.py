@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
-    weights = "none, mae, timm, or the path of a checkpoint (default: mae)"
+    weights = "none, mae, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: mae)"
     add_training_options(parser, weights, default="mae", work_dir="s4p_<backbone>")
     return parser.parse_args(argv)
 

@@ -22,7 +22,7 @@ from s5.segmentation.mdf_config import MDFConfig
 from s5.training.command import (
     add_training_options,
     command_parser,
-    initial_checkpoint,
+    initial_weights,
     true_or_false,
 )
 from s5.training.config import load_config
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="True|False",
         help="start from --init, or from random weights (default: True if --init is given)",
     )
-    weights = "none, or the path of a checkpoint, with or without .pth (default: none)"
+    weights = "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: none)"
     add_training_options(parser, weights, "--checkpoint", work_dir="mdf_<backbone>")
     args = parser.parse_args(argv)
     if args.load_network and args.init is None:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        start_from(model.segmentor, initial_checkpoint(args.init), cfg.init_bands)
+        start_from(model.segmentor, initial_weights(args.init), cfg.init_bands)
     return run(experiment, resume_from)
 
 

@@ -26,7 +26,7 @@ from s5.detection.network import Settings
 from s5.detection.predict import DetectionPredictor
 from s5.detection.results import DetectionResult
 from s5.detection.trained import CLASSIFIER, DetectionSpec
-from s5.errors import CheckpointError, ConfigError
+from s5.errors import CheckpointError, ConfigError, did_you_mean
 from s5.prediction.predictor import Predictor, Result
 from s5.prediction.spec import IMG_SIZE, meta_of
 from s5.segmentation.predict import SegmentationPredictor
@@ -241,4 +241,4 @@ def _require_backbone(name: str) -> None:
 
 def _require(name: str, known: Sequence[str] | Mapping[str, Any], what: str) -> None:
     if name not in known:
-        raise ConfigError(f"{what} {name!r}: must be one of {', '.join(known)}")
+        raise ConfigError(f"{what} {name!r}: must be one of {', '.join(known)}{did_you_mean(name, known)}")

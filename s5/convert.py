@@ -3,12 +3,15 @@
     python -m s5.convert vit_b_s4p_upernet.pth published.pth --to published
     python -m s5.convert released/vit_b_moe_mdf.pth mine.pth --to s5
     python -m s5.convert vit_b_s4p.pth timm.pth --to timm
+    python -m s5.convert vit_b_moe_mdf_best.pth hub/vit_b_moe_mdf.safetensors --to s5
     python -m s5.convert --list
 
-The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their dtype.
+The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their dtype. Beside
+a DST that ends in .safetensors, a model card for the Hugging Face hub is written (README.md).
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +19,13 @@ from typing import Any
 
 from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
 from s5.checkpoints.layouts.s5 import S5
-from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic
+from s5.checkpoints.reading import as_safetensors, find_checkpoint, read_checkpoint, save_atomic
 from s5.command import run_command
 from s5.errors import CheckpointError, shorten
+from s5.model_card import FILE, MARK, UNKNOWN_LICENSE, model_card, source_of
 
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+SAFETENSORS = ".safetensors"
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", SAFETENSORS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +38,17 @@ def _run(args: argparse.Namespace) -> int:
     if args.list:
         print(layout_table())
     else:
-        convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite)
+        convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite, args.license)
     return 0
 
 
 def convert_file(
-    src: Path, dst: Path, layout: Layout, tasks: Sequence[str] = (), overwrite: bool = False
+    src: Path,
+    dst: Path,
+    layout: Layout,
+    tasks: Sequence[str] = (),
+    overwrite: bool = False,
+    licence: str = UNKNOWN_LICENSE,
 ) -> None:
     """Convert a checkpoint file and print a report.
 
@@ -48,6 +58,7 @@ def convert_file(
         layout: The layout to write.
         tasks: Names of the experts of `src`, in order, if the file does not contain them.
         overwrite: Replace an existing file.
+        licence: Licence in the model card.
 
     Raises:
         CheckpointError: `src` cannot be read or converted, or `dst` cannot be written.
@@ -64,7 +75,14 @@ def convert_file(
     except CheckpointError as error:
         raise CheckpointError(f"{src}: {error}") from error
     meta = _own_meta(content) if weights.layout == S5.name else None
-    save_atomic(_as_file(layout, written, meta), dst)
+    if dst.suffix == SAFETENSORS:
+        packed = as_safetensors(written.state, meta if isinstance(layout, S5) else None)
+        sha256 = hashlib.sha256(packed).hexdigest()
+        card = model_card(dst, sha256, layout, weights, meta, source_of(src, meta), licence)
+        save_atomic(packed, dst)
+        save_atomic(card.encode(), dst.with_name(FILE))
+    else:
+        save_atomic(_as_file(layout, written, meta), dst)
     print(report(src, dst, layout, weights, written, meta))
 
 
@@ -79,6 +97,7 @@ def report(
         *(f"  note: {note}" for note in weights.notes),
         f"{dst}: {layout.name}, {len(written.state)} tensors",
         *(f"  note: {note}" for note in written.notes),
+        *([f"{dst.with_name(FILE)}: model card"] if dst.suffix == SAFETENSORS else []),
     ]
     left_out = (*written.left_out, *weights.unused)
     if left_out:
@@ -121,6 +140,12 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="names of the experts in order, if SRC only numbers them",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    parser.add_argument(
+        "--license",
+        default=UNKNOWN_LICENSE,
+        metavar="ID",
+        help="licence in the model card, such as cc-by-4.0 (default: unknown)",
+    )
     parser.add_argument("--list", action="store_true", help="list the layouts")
     args = parser.parse_args(argv)
     if not args.list and None in (args.src, args.dst, args.to):
@@ -135,7 +160,8 @@ def _writable() -> list[str]:
 def _check_target(src: Path, dst: Path, overwrite: bool) -> None:
     if dst.suffix not in SUFFIXES:
         raise CheckpointError(
-            f"{dst}: files are written with torch.save; choose a name that ends in {', '.join(SUFFIXES)}"
+            f"{dst}: choose a name that ends in {', '.join(SUFFIXES[:-1])} (written with torch.save) or "
+            f"{SAFETENSORS} (with a model card beside it)"
         )
     if dst.is_dir():
         raise CheckpointError(f"{dst} is a folder: name the file to write")
@@ -144,6 +170,14 @@ def _check_target(src: Path, dst: Path, overwrite: bool) -> None:
         raise CheckpointError(
             f"{dst} {'is the file to convert: choose another name' if same else 'exists: add --overwrite'}"
         )
+    card = dst.with_name(FILE)
+    if dst.suffix == SAFETENSORS and card.exists():
+        ours = MARK in card.read_text(encoding="utf-8", errors="replace")
+        if not (ours and overwrite):
+            hint = (
+                "add --overwrite" if ours else "it is no model card of this command, so choose another folder"
+            )
+            raise CheckpointError(f"{card} exists, where the model card would be written: {hint}")
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -4,8 +4,9 @@ Every message names the file or value, the problem and the remedy.
 """
 
 import codecs
+import difflib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ESCAPE = "s5.escape"
@@ -22,6 +23,12 @@ def shorten(names: Sequence[str], limit: int = 5) -> str:
     """Join the first `limit` names with commas, followed by the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known name that is most like `name`, or nothing if none is."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def is_utf8(path: str | Path) -> bool:

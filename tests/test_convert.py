@@ -1,14 +1,23 @@
 """`python -m s5.convert`: input files, output files and messages."""
 
+import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
+import s5
 from s5 import convert as command
 from s5.checkpoints.layouts import LAYOUTS, convert
 from s5.checkpoints.reading import read_checkpoint
+from s5.detection.predict import DetectionPredictor
+from s5.detection.trained import DetectionSpec
 from s5.segmentation.segmentor import build_segmentor
+from s5.segmentation.trained import SegmentationSpec
+from tests.detection.predict import det_models
 from tests.helpers.trained_models import table, write_checkpoint
 
 
@@ -79,9 +88,9 @@ def test_an_existing_file_is_only_replaced_when_asked(own, tmp_path, capsys):
     ("name", "to", "message"),
     [
         (
-            "x.safetensors",
+            "x.onnx",
             "s5",
-            r"x.safetensors: files are written with torch.save; choose a name that ends in .pth",
+            r"x.onnx: choose a name that ends in .pth, .pt, .bin, .ckpt (written with torch.save)",
         ),
         ("x.pth", "keras", "unknown layout 'keras'; available: s5, published"),
         ("x.pth", "huggingface", "Hugging Face ViT cannot be written: its networks always attend to a class"),
@@ -96,6 +105,109 @@ def test_what_cannot_be_written_is_an_error_and_leaves_no_file(own, tmp_path, ca
     assert run(own, tmp_path / name, "--to", to) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# -- safetensors with a model card
+
+
+@pytest.fixture
+def run_folder(own: Path, tmp_path: Path) -> Path:
+    """A work folder with weights that know their scores, and the configuration."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    content = torch.load(own, weights_only=False)
+    content["meta"] |= {"iteration": 7, "roads/mIoU": 51.25, "roofs/mIoU": 40.5}
+    torch.save(content, folder / "best.pth")
+    (folder / "config.yaml").write_text("data_root: /home/me/data\ntasks: {roads: /data/roads/train.txt}\n")
+    return folder
+
+
+def front_matter(card: Path) -> dict:
+    return yaml.safe_load(card.read_text().split("---")[1])
+
+
+def test_safetensors_keep_the_metadata_and_load(run_folder, tmp_path, capsys):
+    target = tmp_path / "hub" / "roads.safetensors"
+    assert run(run_folder / "best.pth", target, "--to", "s5", "--license", "cc-by-4.0") == 0
+    assert f"{target.with_name('README.md')}: model card" in capsys.readouterr().out
+    source, back = read_checkpoint(run_folder / "best.pth"), read_checkpoint(target)
+    assert source["state_dict"].keys() == back["state_dict"].keys()
+    assert all(torch.equal(value, back["state_dict"][key]) for key, value in source["state_dict"].items())
+    assert SegmentationSpec.from_meta(back["meta"]) == SegmentationSpec.from_meta(source["meta"])
+    image = np.random.default_rng(0).integers(0, 255, (48, 40, 3), np.uint8)
+    first, second = (
+        s5.load(path, "cpu").predict(image, task="roofs") for path in (run_folder / "best.pth", target)
+    )
+    assert np.array_equal(first.mask, second.mask)
+
+
+def test_a_detector_keeps_its_settings_in_safetensors(tmp_path):
+    det_models.write_detector(tmp_path / "det.pth", {"a": ("ship", "plane")})
+    target = tmp_path / "hub" / "det.safetensors"
+    assert run(tmp_path / "det.pth", target, "--to", "s5") == 0
+    first, second = (
+        DetectionSpec.from_meta(read_checkpoint(path)["meta"]) for path in (tmp_path / "det.pth", target)
+    )
+    assert first == second and isinstance(s5.load(target, "cpu"), DetectionPredictor)
+    assert front_matter(target.with_name("README.md"))["pipeline_tag"] == "object-detection"
+    assert "a: ship, plane." in target.with_name("README.md").read_text()
+
+
+def test_the_model_card_says_what_is_known(run_folder, tmp_path):
+    target = tmp_path / "hub" / "roads.safetensors"
+    assert run(run_folder / "best.pth", target, "--to", "s5", "--license", "cc-by-4.0") == 0
+    card, text = front_matter(target.with_name("README.md")), target.with_name("README.md").read_text()
+    assert card["license"] == "cc-by-4.0" and card["pipeline_tag"] == "image-segmentation"
+    assert {"remote-sensing", "vit_t_moe", "roads", "roofs"} <= set(card["tags"])
+    (model,) = card["model-index"]
+    scores = {entry["dataset"]["name"]: entry["metrics"][0]["value"] for entry in model["results"]}
+    assert scores == {"roads": 51.25, "roofs": 40.5}
+    assert hashlib.sha256(target.read_bytes()).hexdigest() in text
+    assert "| 1 | b | 58, 89, 166 |" in text and "| roads/mIoU | 51.25 |" in text
+    assert 's5.load("roads.safetensors")' in text
+    assert "data_root: data\ntasks: {roads: train.txt}" in text and "/home/me" not in text
+
+
+def test_scores_of_another_iteration_are_not_those_of_the_weights(run_folder, tmp_path):
+    content = torch.load(run_folder / "best.pth", weights_only=False)
+    content["meta"] = {key: value for key, value in content["meta"].items() if "/" not in key}
+    torch.save(content, run_folder / "last.pth")
+    for iteration, found in ((7, True), (8, False)):
+        (run_folder / "final_metrics.json").write_text(
+            json.dumps({"iteration": iteration, "roads/mIoU": 33.0})
+        )
+        target = tmp_path / str(iteration) / "last.safetensors"
+        assert run(run_folder / "last.pth", target, "--to", "s5") == 0
+        assert ("model-index" in front_matter(target.with_name("README.md"))) is found
+
+
+def test_the_card_of_a_backbone_in_another_layout_says_how_to_use_it(tmp_path):
+    torch.save({"state_dict": backbone("a")}, tmp_path / "vit_t_s4p.pth")
+    target = tmp_path / "hub" / "vit_t.safetensors"
+    assert run(tmp_path / "vit_t_s4p.pth", target, "--to", "timm") == 0
+    card, text = front_matter(target.with_name("README.md")), target.with_name("README.md").read_text()
+    assert card["license"] == "unknown" and card["pipeline_tag"] == "image-feature-extraction"
+    assert "pretrained_cfg_overlay=dict(file='vit_t.safetensors'), features_only=True" in text
+    assert "Set `license`" in text and convert(read_checkpoint(target)).layout == "MAE or timm"
+
+
+def test_a_readme_is_only_replaced_if_it_is_a_card_and_when_asked(own, tmp_path, capsys):
+    target, readme = tmp_path / "a.safetensors", tmp_path / "README.md"
+    readme.write_text("mine")
+    assert run(own, target, "--to", "s5", "--overwrite") == 1
+    assert (
+        "README.md exists, where the model card would be written: it is no model card"
+        in capsys.readouterr().err
+    )
+    assert readme.read_text() == "mine" and not target.exists()
+    readme.unlink()
+    assert run(own, target, "--to", "s5") == 0
+    assert run(own, tmp_path / "b.safetensors", "--to", "s5") == 1
+    assert (
+        "README.md exists, where the model card would be written: add --overwrite" in capsys.readouterr().err
+    )
+    assert run(own, tmp_path / "b.safetensors", "--to", "s5", "--overwrite") == 0
+    assert readme.read_text().count("b.safetensors")
 
 
 def test_an_incomplete_file_is_an_error(tmp_path, capsys):

@@ -24,7 +24,7 @@ from s5.detection.experiment import DetectionExperiment
 from s5.training.command import (
     add_common_options,
     add_training_options,
-    initial_checkpoint,
+    initial_weights,
     known_tasks,
 )
 from s5.training.config import load_python_config
@@ -42,7 +42,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="+", default=[], metavar="NAME", help="tasks to train on (default: all)"
     )
-    weights = "none, or the path of a checkpoint (default: load_from of CONFIG)"
+    weights = (
+        "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: load_from of CONFIG)"
+    )
     add_training_options(parser, weights, "--load-from", work_dir="<name of config>")
     parser.add_argument("--launcher", choices=["none", "pytorch"], help="ignored: detected automatically")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        weights = cfg.load_from if args.init is None else initial_checkpoint(args.init)
+        weights = cfg.load_from if args.init is None else initial_weights(args.init)
         start_from(model.detector, weights, cfg.init_bands)
     return run(experiment, resume_from)
 

@@ -4,7 +4,6 @@ A name such as `vit_b` stands for a dense backbone, `vit_b_moe` for the same bac
 `timm:NAME` is any plain ViT or hierarchical network of timm, with or without the tag of its weights.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -16,9 +15,10 @@ from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width
 from s5.backbones.normalization import IMAGENET, NORMALIZATIONS, Normalization, parse_normalization
 from s5.backbones.rvsa import RVSA_VARIANTS
 from s5.backbones.timm_hierarchical import hierarchical
-from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names
+from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names, normalization_of
 from s5.backbones.timm_vit import TIMM_VITS, plain_vit
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
+from s5.errors import did_you_mean
 
 __all__ = [
     "BODY",
@@ -43,6 +43,7 @@ __all__ = [
     "has_own_names",
     "identify",
     "list_backbones",
+    "normalization_of",
     "parse_normalization",
     "with_experts",
 ]
@@ -52,7 +53,6 @@ MOE = "_moe"
 TIMM = "timm:"
 # Modules of timm with plain ViTs; other networks must give maps of several strides.
 PLAIN_VITS = ("vision_transformer", "eva", "deit")
-NEAREST = 4  # names suggested in place of an unknown one
 
 
 def list_backbones(experts: bool = False) -> list[str]:
@@ -97,8 +97,8 @@ def get_architecture(name: str | Architecture) -> Architecture:
         return row
     if name not in (known := list_backbones(experts=True)):
         raise ValueError(
-            f"unknown backbone {name!r}{_nearest(name, known)}; known backbones: {', '.join(known)}, and "
-            f"{TIMM}NAME for networks of timm"
+            f"unknown backbone {name!r}; known backbones: {', '.join(known)}, and {TIMM}NAME for networks of "
+            f"timm{did_you_mean(name, known)}"
         )
     return ARCHITECTURES[dense_name(name)]
 
@@ -109,8 +109,8 @@ def _of_timm(name: str) -> Architecture:
     timm_name = name.removeprefix(TIMM)
     model, _, tag = timm_name.partition(".")
     if not timm.is_model(model):
-        near = _nearest(model, timm.list_models(), TIMM)
-        raise ValueError(f"unknown backbone {name!r}: timm {timm.__version__} has no model {model!r}{near}")
+        hint = did_you_mean(model, timm.list_models())
+        raise ValueError(f"unknown backbone {name!r}: timm {timm.__version__} has no model {model!r}{hint}")
     if tag and timm_name not in (tagged := timm.list_models(f"{model}.*", pretrained=True)):
         raise ValueError(
             f"unknown backbone {name!r}: timm has no weights {tag!r} of {model}; it has "
@@ -118,11 +118,6 @@ def _of_timm(name: str) -> Architecture:
         )
     module = timm.model_entrypoint(model).__module__.rpartition(".")[2]
     return plain_vit(name, timm_name) if module in PLAIN_VITS else hierarchical(timm_name)
-
-
-def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, known, NEAREST, cutoff=0.4)
-    return f" (nearest: {', '.join(prefix + other for other in near)})" if near else ""
 
 
 def create_backbone(

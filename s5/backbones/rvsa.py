@@ -22,7 +22,8 @@ from timm.models.vision_transformer import Attention
 from torch import nn
 
 from s5.backbones.contract import Backbone, StateDict
-from s5.backbones.vit import BLOCK, INIT_STD, ROTATED, Variant, ViT, form_of, resample_positions
+from s5.backbones.embeddings import resample_positions
+from s5.backbones.vit import BLOCK, INIT_STD, ROTATED, Variant, ViT, form_of
 
 Grid = tuple[int, int]
 WINDOW_PARTS = (

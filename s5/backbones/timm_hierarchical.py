@@ -81,8 +81,9 @@ def _features(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm
         possible = False
     if not possible:
         raise ValueError(
-            f"{PREFIX}{name} is neither a plain ViT nor hierarchical: of its feature maps of strides {_list(strides)}, none of "
-            f"strides {_list(STRIDES)} can be made; choose another model, such as timm:convnext_tiny"
+            f"{PREFIX}{name} is neither a plain ViT nor hierarchical: of its feature maps of strides "
+            f"{_list(strides)}, none of strides {_list(STRIDES)} can be made; choose another model, such as "
+            f"timm:convnext_tiny"
         )
     return network
 

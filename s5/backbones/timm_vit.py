@@ -16,14 +16,15 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import GluMlp, Mlp, PatchEmbed, SwiGLU, resample_abs_pos_embed, resample_patch_embed
+from timm.layers import GluMlp, Mlp, PatchEmbed, SwiGLU, resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from s5.backbones.contract import Architecture, Backbone, Counts, StateDict
-from s5.backbones.moe import MoeMlp, expert_names, split_experts
+from s5.backbones.embeddings import fit_patches
+from s5.backbones.moe import MoeMlp, fit_experts
 from s5.backbones.normalization import Normalization
 from s5.backbones.pyramid import Pyramid
 from s5.backbones.timm_models import BODY, normalization_of
@@ -302,15 +303,13 @@ class TimmViT(Backbone):
     ) -> tuple[StateDict, list[str]]:
         """See the base class; resamples patches and positions, and splits dense FFNs among the experts."""
         tensors, notes = super().fit_weights(tensors, bands)
-        tensors, more = self._fit_patches(tensors)
+        tensors, more = fit_patches(tensors, self.stem, PATCH)
         notes += more
         tensors, more = self._fit_biases(tensors)
         notes += more
-        if self.experts and not expert_names(tensors):
-            tensors = split_experts(tensors, self.experts, self.expert_channels)
-            notes.append(f"dense FFNs split: last {self.expert_channels} channels copied to every expert")
+        tensors, split = fit_experts(tensors, self.experts, self.expert_channels)
         tensors, more = self._fit_positions(tensors)
-        return tensors, [*notes, *more]
+        return tensors, [*notes, *split, *more]
 
     def _run_block(
         self, block: nn.Module, tokens: torch.Tensor, rope: torch.Tensor | None, counts: Counts | None
@@ -319,14 +318,6 @@ class TimmViT(Backbone):
             context = checkpoint_contexts()
             return checkpoint(_apply, block, tokens, rope, counts, use_reentrant=False, context_fn=context)
         return _apply(block, tokens, rope, counts)
-
-    def _fit_patches(self, tensors: StateDict) -> tuple[StateDict, list[str]]:
-        weight = tensors[self.stem]
-        if weight.shape[-2:] == (PATCH, PATCH):
-            return tensors, []
-        resampled = resample_patch_embed(weight.float(), [PATCH, PATCH]).to(weight.dtype)
-        note = f"patch embedding of {weight.shape[-2]}x{weight.shape[-1]} pixels resampled to {PATCH}x{PATCH}"
-        return tensors | {self.stem: resampled}, [note]
 
     def _fit_biases(self, tensors: StateDict) -> tuple[StateDict, list[str]]:
         """Drop biases of queries and values that are zero and not in the model, or add them."""

@@ -12,13 +12,13 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Attention
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from s5.backbones.contract import Architecture, Backbone, Counts, StateDict
+from s5.backbones.embeddings import fit_patches, fit_positions, resample_positions
 from s5.backbones.moe import MoeMlp, fit_experts
 from s5.backbones.pyramid import Pyramid
 from s5.compat.cpu_linear import checkpoint_contexts
@@ -81,8 +81,10 @@ class Variant(Architecture):
         return ViT(self, img_size, **options)
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether width, depth and patch are equal."""
-        return form_of(tensors) == self.form
+        """Whether width and depth are equal; `ViT.fit_weights` resamples patches of another size."""
+        weight = tensors.get(PATCH_EMBEDDING)
+        patch = self.patch if weight is None else weight.shape[-1]
+        return form_of(tensors) == _form(self.width, self.depth, patch)
 
     def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
         """Derive the size from the positional embedding."""
@@ -124,24 +126,6 @@ def form_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
 
 def _form(width: int, depth: int, patch: int) -> str:
     return f"width {width}, depth {depth}, patch {patch}"
-
-
-def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
-    """Resample a positional embedding bicubically to another grid (no antialias, corners not aligned).
-
-    Args:
-        table: (1, h * w, C) for `grid` = (h, w).
-        grid: Rows and columns of the current grid.
-        new_grid: Rows and columns of the new grid.
-
-    Returns:
-        (1, h' * w', C) with the dtype of `table`; `table` itself if the grids are equal.
-    """
-    if grid == new_grid:
-        return table
-    maps = table.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, C, h, w)
-    maps = F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False)
-    return maps.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 class Block(nn.Module):
@@ -344,10 +328,11 @@ class ViT(Backbone):
     def fit_weights(
         self, tensors: StateDict, bands: Sequence[int] | None = None
     ) -> tuple[StateDict, list[str]]:
-        """See the base class; splits dense FFNs among the experts and resamples the positional embedding."""
+        """See the base class; splits dense FFNs among the experts and resamples the embeddings."""
         tensors, notes = super().fit_weights(tensors, bands)
+        tensors, resampled = fit_patches(tensors, PATCH_EMBEDDING, self.variant.patch)
         tensors, split = fit_experts(tensors, self.experts, self.expert_channels)
-        notes += split
+        notes += [*resampled, *split]
         fitted = fit_positions(tensors, self.grid)
         if fitted is not tensors:
             length, (rows, columns) = tensors["pos_embed"].shape[1], self.grid
@@ -371,26 +356,6 @@ class ViT(Backbone):
         )
         with torch.no_grad():
             self.pos_embed.copy_(table.unsqueeze(0))
-
-
-def fit_positions(tensors: StateDict, grid: tuple[int, int]) -> StateDict:
-    """Resample the positional embedding to `grid` (rows, columns) unless it has the right length.
-
-    Raises:
-        CheckpointError: There is no positional embedding, or it needs resampling and its grid is not square.
-    """
-    if "pos_embed" not in tensors:
-        raise CheckpointError("the checkpoint has no positional embedding (pos_embed)")
-    table = tensors["pos_embed"]
-    length = table.shape[1]
-    if length == grid[0] * grid[1]:
-        return tensors
-    side = math.isqrt(length)
-    if side**2 != length:
-        raise CheckpointError(
-            f"positional embedding of {length} entries: not a square grid, cannot be resampled"
-        )
-    return tensors | {"pos_embed": resample_positions(table, (side, side), grid)}
 
 
 def _init_block_layer(module: nn.Module) -> None:

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
 from s5.backbones import (
@@ -21,6 +22,7 @@ from s5.backbones import (
     parse_normalization,
     with_experts,
 )
+from s5.checkpoints.bands import band_numbers
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, shorten
@@ -28,7 +30,7 @@ from s5.errors import CheckpointError, shorten
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 6
-SENTINEL2_CHANNELS = (12, 13)
+SENTINEL2_CHANNELS = {10: "3,2,1", 12: "4,3,2", 13: "4,3,2"}  # red, green and blue of the usual orders
 UNUSED_CLASSIFIER = "decode_head.conv_seg"
 SATELLITE_FILE = "sat493m"  # in the names of DINOv3's files; its keys do not tell what it was trained on
 CLASSIFIERS = ("classifier.", "roi_head.bbox_head.fc_cls.")  # of segmentation and detection
@@ -97,7 +99,7 @@ def load_weights(
     model: nn.Module,
     source: str | Path | Mapping,
     *,
-    bands: Sequence[int] | None = None,
+    bands: Sequence[int] | Sequence[str] | None = None,
     normalization: Normalization | None = None,
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
@@ -113,7 +115,8 @@ def load_weights(
         model: A backbone, or a model with the attributes `backbone` and optionally `heads`.
         source: Path of a checkpoint, or its content.
         bands: 1-based numbers of the red, green and blue channels of the images that the checkpoint was
-            trained on; by default, it must be trained on these three channels in this order.
+            trained on, or their names (see `s5.checkpoints.bands`); by default, it must be trained on these
+            three channels in this order.
         normalization: Normalisation that the weights were trained with; by default that in the metadata of
             the checkpoint. The backbone uses it from then on, unless the user has chosen one.
 
@@ -129,8 +132,9 @@ def load_weights(
         weights = convert(content, backbone.experts, backbone.architecture.timm_names)
         _check_architecture(weights, backbone)
         _check_experts(weights, backbone)
-        tensors, notes = backbone.fit_weights(weights.backbone, bands)
-        notes = [*weights.notes, *notes]
+        tensors, more = _as_float32(weights.backbone)
+        tensors, notes = backbone.fit_weights(tensors, _numbers(bands, tensors, backbone.stem))
+        notes = [*weights.notes, *more, *notes]
         _require_decisive(tensors, backbone, weights.layout)
         trained_with = normalization or stored_normalization(content.get("meta")) or _of_file(name)
     except CheckpointError as error:
@@ -168,6 +172,29 @@ def stored_normalization(meta: Any) -> Normalization | None:  # noqa: ANN401 - w
 def _of_file(name: str) -> Normalization | None:
     """Normalisation that follows from the name of a published file; None for other names."""
     return NORMALIZATIONS["dinov3_sat"] if SATELLITE_FILE in Path(name).name else None
+
+
+def _as_float32(tensors: StateDict) -> tuple[StateDict, list[str]]:
+    """Convert floating-point weights of other types to float32; also returns a note on it."""
+    others = {key: value for key, value in tensors.items() if value.is_floating_point()}
+    others = {key: value for key, value in others.items() if value.dtype != torch.float32}
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in others.values()})
+    notes = (
+        [f"{len(others)} tensors of the backbone converted from {', '.join(types)} to float32"]
+        if others
+        else []
+    )
+    return tensors | {key: value.float() for key, value in others.items()}, notes
+
+
+def _numbers(
+    bands: Sequence[int] | Sequence[str] | None, tensors: StateDict, stem: str
+) -> Sequence[int] | None:
+    """Return the numbers of bands that may be given by name."""
+    if bands is not None and stem not in tensors:
+        raise CheckpointError(f"the checkpoint has no {stem}, whose bands init_bands selects")
+    names = [band for band in bands or () if isinstance(band, str)]
+    return band_numbers(names, tensors[stem].shape[1]) if names else cast(Sequence[int] | None, bands)
 
 
 def _check_architecture(weights: Weights, backbone: Backbone) -> None:
@@ -223,7 +250,7 @@ def _band_hint(channels: int) -> str:
         return "The checkpoint was trained on single-band images: use --init-bands 1,1,1"
     examples = "3,2,1 if the first channels are blue, green and red"
     if channels in SENTINEL2_CHANNELS:
-        examples = "4,3,2 for Sentinel-2 from band 1 on"
+        examples = f"{SENTINEL2_CHANNELS[channels]} for Sentinel-2, or by name, B04,B03,B02"
     return (
         f"The checkpoint was trained on images with {channels} channels. Give the 1-based numbers of red, "
         f"green and blue with --init-bands R,G,B (init_bands in the configuration): {examples}"

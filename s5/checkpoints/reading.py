@@ -10,8 +10,6 @@ import json
 import logging
 import os
 import pickle
-import re
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,40 +20,20 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
-from torch.serialization import MAGIC_NUMBER
+from safetensors import safe_open
+from safetensors.torch import save
 
 from s5.backbones import StateDict
 from s5.checkpoints import inert_pickle
+from s5.checkpoints.file_kinds import explain_failure, explain_folder, is_pickled
 from s5.errors import CheckpointError, shorten
 
 logger = logging.getLogger(__name__)
 
 ORDINARY = ("numpy.", "mmengine.logging.", "argparse.", "builtins.getattr")  # listed last in messages
+META = "s5.meta"  # in the header of a safetensors file: metadata of this package as JSON
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # environment variable that forbids any other reader than PyTorch's
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
-
-ZIP, PICKLE, TAR = b"PK\x03\x04", b"\x80", b"ustar"
-TAR_MAGIC_AT = 257
-HEAD_BYTES = 4096
-SAFETENSORS_LENGTH = 8  # bytes of the number before the header
-SAFETENSORS_LARGEST_HEADER = 100_000_000
-PARTIAL = "Copy or download it again"
-# First bytes of other kinds of files, and their descriptions.
-OTHERS = (
-    (ZIP, "a zip archive: if torch.save wrote it, rename it to .pth"),
-    (b"\x89HDF\r\n", "an HDF5 file, such as from Keras; save the weights with PyTorch"),
-    (b"\x1f\x8b", "a gzip archive: unpack it"),
-    (b"BZh", "a bzip2 archive: unpack it"),
-    (b"\xfd7zXZ", "an xz archive: unpack it"),
-    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it"),
-    (b"Rar!", "a RAR archive: unpack it"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"GGUF", "a GGUF file of a language model"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
-)
-WEB_PAGE = re.compile(rb"\s*<(?:!doctype|html|\?xml|head|script)", re.IGNORECASE)
-# Messages of Python and PyTorch about a truncated pickle or storage, whose exception types are ambiguous.
-ENDS_EARLY = re.compile(r"pickle data was truncated|unexpected EOF|incomplete metadata", re.IGNORECASE)
 
 
 def read_checkpoint(path: str | Path, *, whole: bool = False, lazy: bool = False) -> dict[str, Any]:
@@ -74,14 +52,14 @@ def read_checkpoint(path: str | Path, *, whole: bool = False, lazy: bool = False
     """
     file = find_checkpoint(path)
     try:
-        pickled = _is_pickled(file)
+        pickled = is_pickled(file)
         content, left_out = _read_pickled(file, lazy) if pickled else (_read_safetensors(file), set())
     except (CheckpointError, MemoryError):
         raise
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(_explain_failure(file, error)) from error
+        raise CheckpointError(explain_failure(file, error)) from error
     if left_out:
         _report_left_out(file, content, left_out, whole)
     if not isinstance(content, dict):
@@ -92,7 +70,8 @@ def read_checkpoint(path: str | Path, *, whole: bool = False, lazy: bool = False
 def save_atomic(obj: object, path: str | Path) -> None:
     """Write `obj` with `torch.save` atomically: at any time, `path` is the complete old or new file.
 
-    The file is written beside `path` under a temporary name, flushed to disk and renamed.
+    The file is written beside `path` under a temporary name, flushed to disk and renamed. Bytes are written
+    as they are.
 
     Raises:
         CheckpointError: The folder is not writable or the disk is full; an older file at `path` is unchanged
@@ -103,7 +82,7 @@ def save_atomic(obj: object, path: str | Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(obj, file)
+            file.write(obj) if isinstance(obj, bytes) else torch.save(obj, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -132,9 +111,8 @@ def find_checkpoint(path: str | Path) -> Path:
             return candidate
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-        raise CheckpointError(
-            f"{path} is a folder: give a file in it{f', such as {shorten(inside)}' if inside else ''}"
-        )
+        hint = f"give a file in it{f', such as {shorten(inside)}' if inside else ''}"
+        raise CheckpointError(f"{path} is a folder: {explain_folder(path) or hint}")
     raise CheckpointError(
         f"no checkpoint {path}; tried {' and '.join(str(c.absolute()) for c in candidates)}"
     )
@@ -192,10 +170,24 @@ def _has_tensor(content: object) -> bool:
     return isinstance(content, torch.Tensor)
 
 
-def _read_safetensors(file: Path) -> StateDict:
-    from safetensors.torch import load_file
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    """Return the tensors, in a file of this package as it was before `as_safetensors`."""
+    with safe_open(file, framework="pt") as opened:
+        meta = (opened.metadata() or {}).get(META)
+        state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no mapping
+    return state if meta is None else {"state_dict": state, "meta": json.loads(meta)}
 
-    return load_file(file)
+
+def as_safetensors(state: StateDict, meta: Mapping[str, Any] | None) -> bytes:
+    """Return the content of a safetensors file with metadata, which `read_checkpoint` restores.
+
+    Args:
+        state: The weights.
+        meta: Plain data; tuples become lists.
+    """
+    # The format has no shared memory and no strides.
+    own = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    return save(own, {"format": "pt", **({META: json.dumps(dict(meta))} if meta else {})})
 
 
 def _safe_globals() -> list[Callable | tuple[Callable, str]]:
@@ -240,138 +232,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _is_pickled(file: Path) -> bool:
-    """Whether `torch.save` wrote a file; otherwise it is a safetensors file.
-
-    Raises:
-        CheckpointError: The file is empty, truncated, or of a kind that cannot be read.
-    """
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        head = opened.read(HEAD_BYTES)
-    if not head:
-        raise CheckpointError(f"{file} is empty (0 bytes). {PARTIAL}")
-    if _is_safetensors(head) or file.suffix == ".safetensors":
-        _check_safetensors(file, head, size)
-        return False
-    if head.startswith(ZIP):
-        _check_zip(file, size)
-    elif head[TAR_MAGIC_AT:].startswith(TAR):
-        _check_tar(file, size)
-    elif head.startswith(PICKLE):
-        _check_pickle(file, size)
-    elif ZIP.startswith(head):
-        raise CheckpointError(_truncated(file, size))
-    else:
-        raise CheckpointError(f"{file} ({size} bytes) is not a checkpoint but {_describe(head)}")
-    return True
-
-
-def _explain_failure(file: Path, error: Exception) -> str:
-    """Message for a file of a known kind that could not be read."""
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        is_zip = opened.read(len(ZIP)) == ZIP  # `_is_pickled` has found its end
-    if not is_zip and (isinstance(error, EOFError) or ENDS_EARLY.search(str(error))):
-        return _truncated(file, size)
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-    return f"{file} ({size} bytes) is damaged: {reason}. {PARTIAL}"
-
-
-def _truncated(file: Path, size: int) -> str:
-    return f"{file} ({size} bytes) is truncated: its end is missing. {PARTIAL}"
-
-
-def _describe(head: bytes) -> str:
-    for magic, kind in OTHERS:
-        if head.startswith(magic):
-            return kind
-    if WEB_PAGE.match(head):
-        return "a web page: the download needs a login or a different URL"
-    if _is_text(head):
-        return f"a text file that starts with {head[:40].decode('ascii').splitlines()[0]!r}"
-    return f"a file of unknown kind that starts with {head[:8].hex(' ')}"
-
-
-def _is_text(head: bytes) -> bool:
-    return all(byte >= ord(" ") or byte in b"\t\r\n" for byte in head[:64]) and head[:64].isascii()
-
-
-def _check_zip(file: Path, size: int) -> None:
-    if not zipfile.is_zipfile(file):  # the central directory at the end is missing
-        raise CheckpointError(_truncated(file, size))
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(_explain_failure(file, error)) from error
-    inside = {name.rpartition("/")[2] for name in names}
-    if "constants.pkl" in inside:
-        raise CheckpointError(
-            f"{file} is a TorchScript archive, which is code: load it with torch.jit.load if you trust it, "
-            f"and save its state_dict()"
-        )
-    if "data.pkl" not in inside:
-        raise CheckpointError(
-            f"{file} is not a checkpoint but a zip archive of {', '.join(names[:3]) or 'nothing'}: if it "
-            f"contains the checkpoint, unpack it"
-        )
-
-
-def _check_tar(file: Path, size: int) -> None:
-    try:
-        with tarfile.open(file, "r:") as archive:
-            names = archive.getnames()
-    except tarfile.TarError:
-        raise CheckpointError(_truncated(file, size)) from None
-    if not {"storages", "tensors", "pickle"} <= set(names):  # what torch.save wrote before 2017
-        raise CheckpointError(
-            f"{file} is not a checkpoint but a tar archive of {', '.join(names[:3]) or 'nothing'}: if it "
-            f"contains the checkpoint, unpack it"
-        )
-
-
-def _check_pickle(file: Path, size: int) -> None:
-    """Reject pickles that do not begin with the magic number of PyTorch's format before version 1.6."""
-    try:
-        with open(file, "rb") as opened:
-            first = inert_pickle.pickle_module(set()).load(opened)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(_explain_failure(file, error)) from error
-    if first != MAGIC_NUMBER:
-        raise CheckpointError(
-            f"{file} is a pickle that was not written by torch.save: read it with Python if you trust it, "
-            f"and save its weights with torch.save"
-        )
-
-
-def _is_safetensors(head: bytes) -> bool:
-    length = int.from_bytes(head[:SAFETENSORS_LENGTH], "little")
-    return head[SAFETENSORS_LENGTH:].startswith(b'{"') and length <= SAFETENSORS_LARGEST_HEADER
-
-
-def _check_safetensors(file: Path, head: bytes, size: int) -> None:
-    """Reject a file that ends before the last tensor listed in its header."""
-    if len(head) < SAFETENSORS_LENGTH + 2 and not _is_text(head):
-        raise CheckpointError(_truncated(file, size))
-    if not _is_safetensors(head):
-        raise CheckpointError(f"{file} ({size} bytes) is not a safetensors file but {_describe(head)}")
-    length = int.from_bytes(head[:SAFETENSORS_LENGTH], "little")
-    with open(file, "rb") as opened:
-        opened.seek(SAFETENSORS_LENGTH)
-        header = opened.read(length)
-    if len(header) < length:
-        raise CheckpointError(_truncated(file, size))
-    try:
-        ends = [
-            entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"
-        ]
-        end = SAFETENSORS_LENGTH + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} ({size} bytes) is damaged: its header cannot be read. {PARTIAL}"
-        ) from error
-    if size < end:
-        raise CheckpointError(_truncated(file, size))

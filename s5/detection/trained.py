@@ -45,12 +45,17 @@ class DetectionSpec(ModelSpec[DetectionModel]):
         if not all(key in meta for key in NEEDED):
             return None
         known = {field.name for field in fields(Settings)}
+        settings: dict[str, Any] = {  # safetensors have no tuples
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in meta["settings"].items()
+            if name in known
+        }
         return cls(
             meta["backbone"],
             meta["img_size"],
             meta["expert_channels"],
             {task: tuple(names) for task, names in meta["tasks"].items()},
-            Settings(**{name: value for name, value in meta["settings"].items() if name in known}),
+            Settings(**settings),
             **options_of(meta),
         )
 

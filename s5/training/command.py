@@ -1,6 +1,7 @@
 """Command-line options shared by several commands, and validation of backbone and task names."""
 
 import argparse
+import logging
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from torch import nn
 
 from s5.backbones import dense_name, get_architecture, has_experts, list_backbones
 from s5.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 
 def command_parser(
@@ -55,11 +58,20 @@ def backbone_name(name: str, experts: bool) -> str:
     return name
 
 
+class _AllowPickle(argparse.Action):
+    """Accepts a former option, so that scripts which pass it keep working, and says why it has no effect."""
+
+    def __call__(self, *_: object) -> None:
+        logger.warning(
+            "--allow-pickle has no effect: a pickle can run any program with your rights, so objects other "
+            "than weights are never loaded from a checkpoint, only skipped"
+        )
+
+
 def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """Add the options of all commands of all trees; `aliases` are further names of `--cfg-options`."""
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    # Has no effect; accepted so that scripts which pass it keep working.
-    parser.add_argument("--allow-pickle", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--allow-pickle", action=_AllowPickle, nargs=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
         *aliases,
@@ -90,8 +102,8 @@ def add_training_options(
         action="append",
         type=lambda text: f"init_bands=[{text}]",
         metavar="R,G,B",
-        help="1-based red, green and blue channels of the images that the initial weights were trained on, "
-        "such as 3,2,1",
+        help="red, green and blue channels of the images that the initial weights were trained on: numbers "
+        "from 1, such as 3,2,1, or names, such as B04,B03,B02",
     )
     parser.add_argument("--work-dir", type=Path, help=f"output folder (default: work_dirs/{work_dir})")
     parser.add_argument(
@@ -103,9 +115,9 @@ def add_training_options(
     )
 
 
-def initial_checkpoint(init: str | None) -> Path | None:
-    """Return the checkpoint given by `--init`; None for random weights."""
-    return None if init in (None, "none") else Path(init)
+def initial_weights(init: str | None) -> str | None:
+    """Return the name or path of the weights given by `--init`; None for random weights."""
+    return None if init in (None, "none") else init
 
 
 def true_or_false(text: str) -> bool:

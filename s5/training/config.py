@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from s5.backbones import Normalization, parse_normalization
+from s5.checkpoints.bands import is_band
 from s5.data.augmentation import Photometric
 from s5.errors import ConfigError
 from s5.ranges import (
@@ -142,8 +143,9 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in values.items():
         inherited = result.get(key)
-        both = isinstance(value, dict) and isinstance(inherited, dict)
-        result[key] = _merged(inherited, value) if both else value
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            value = _merged(inherited, value)
+        result[key] = value
     return result
 
 
@@ -306,12 +308,12 @@ class RunConfig(Section):
     """Configuration shared by all training runs; subclasses refine `optim` and `schedule` and add sections.
 
     `init_bands` are the 1-based numbers of the channels that were red, green and blue in the images that the
-    initial weights were trained on.
+    initial weights were trained on, or their names, see `s5.checkpoints.bands`.
     """
 
     optim: OptimConfig
     schedule: ScheduleConfig
-    init_bands: tuple[int, int, int] | None = None
+    init_bands: tuple[int, int, int] | tuple[str, str, str] | None = None
     precision: Precision = "auto"
     sync_bn: bool = True
     seed: NonNegative = 0
@@ -319,17 +321,19 @@ class RunConfig(Section):
     @field_validator("init_bands", mode="before")
     @classmethod
     def _three_bands(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        """Parse the `3,2,1` of a command line as a list."""
+        """Parse the `3,2,1` or `B04,B03,B02` of a command line as a list."""
         if value is None:
             return None
         bands = re.split(r"\s*,\s*", value.strip()) if isinstance(value, str) else value
-        listed = bands if isinstance(bands, list | tuple) else ()
-        numbers = [int(band) for band in map(str, listed) if band.isdecimal() and int(band) > 0]
-        if not len(numbers) == len(listed) == len(RGB):
+        listed = [str(band) for band in bands] if isinstance(bands, list | tuple) else []
+        numbers = [int(band) for band in listed if band.isdecimal() and int(band) > 0]
+        named = all(map(is_band, listed))
+        if len(listed) != len(RGB) or not (named or len(numbers) == len(listed)):
             raise ValueError(
-                "expected three channel numbers, counted from 1: red, green, blue, such as 3,2,1"
+                "expected three channel numbers, counted from 1: red, green, blue, such as 3,2,1, or three "
+                "names of bands, such as B04,B03,B02 or red,green,blue"
             )
-        return numbers
+        return listed if named else numbers
 
 
 class CropsConfig(RunConfig):

@@ -22,6 +22,11 @@ def test_unknown_name_lists_the_known_ones(name: str) -> None:
         create_backbone(name)
 
 
+def test_unknown_name_says_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'vit_bmoe'.*; did you mean 'vit_b_moe'\?"):
+        create_backbone("vit_bmoe")
+
+
 def test_weights_say_which_backbone_they_are_of() -> None:
     for name in ("vit_t", "swin_t"):
         assert identify(create_backbone(name, 64).state_dict()) == name

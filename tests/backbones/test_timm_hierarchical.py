@@ -62,7 +62,10 @@ def test_windows_of_fixed_number_make_the_divisor() -> None:
     ("name", "message"),
     [
         ("convnext_tinny", "timm:convnext_tinny: timm has no model of this name; the nearest: convnext_tiny"),
-        ("vit_tiny_patch16_224", "neither a plain ViT nor hierarchical: of its feature maps of strides 16, 16, 16, none of"),
+        (
+            "vit_tiny_patch16_224",
+            "nor hierarchical: of its feature maps of strides 16, 16, 16, none of",
+        ),
         (
             "hiera_tiny_224",
             "timm:hiera_tiny_224 takes neither all multiples of 32 pixels nor all of 224",

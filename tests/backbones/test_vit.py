@@ -5,8 +5,9 @@ import pytest
 import torch
 from timm.layers import Mlp
 
+from s5.backbones.embeddings import resample_positions
 from s5.backbones.moe import MoeMlp, split_experts
-from s5.backbones.vit import VARIANTS, Variant, ViT, resample_positions
+from s5.backbones.vit import VARIANTS, Variant, ViT
 from tests.backbones.contract import BackboneContract, ExpertsContract
 
 TINY = Variant("tiny", 32, 4, 4, (0, 1, 2, 3))

@@ -68,3 +68,9 @@ def test_backbone_without_a_path_is_named(segmentor: Segmentor) -> None:
 def test_missing_path_is_named(segmentor: Segmentor) -> None:
     with pytest.raises(CheckpointError, match=r"no file at .*weights/none.pth.*Use none, mae, timm"):
         initialise(segmentor, "vit_t", "weights/none.pth", {}, Path())
+
+
+@pytest.mark.parametrize(("init", "nearest"), [("mea", "mae"), ("tim", "timm"), ("satelite", "satellite")])
+def test_an_unknown_name_says_the_nearest(segmentor: Segmentor, init: str, nearest: str) -> None:
+    with pytest.raises(CheckpointError, match=f"Use none, mae, timm, satellite, .*did you mean '{nearest}'"):
+        initialise(segmentor, "vit_t", init, {"satellite": {"vit_b": Path("x.pth")}}, Path())

@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import pytest
+import timm
 import torch
 from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.vision_transformer import VisionTransformer as TimmViT
@@ -13,6 +14,7 @@ from s5.backbones.rvsa import RvsaViT
 from s5.backbones.vit import ViT
 from s5.checkpoints.layouts import LAYOUTS, convert, get_layout
 from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import as_safetensors
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers.vit_checkpoints import (
@@ -188,6 +190,19 @@ class TestTimm(LayoutContract):
         return timm_state()
 
 
+class TestSatMAE(LayoutContract):
+    key = "satmae"
+
+    def checkpoint(self):
+        state = timm_state()
+        places, group = state["pos_embed"].split((WIDTH - 8, 8), dim=2)
+        more = {
+            f"patch_embed.0.proj.{kind}": state.pop(f"patch_embed.proj.{kind}") for kind in ("weight", "bias")
+        }
+        more["patch_embed.1.proj.weight"] = torch.randn(WIDTH, 2, 16, 16)
+        return state | more | {"pos_embed": places, "channel_embed": group[:, :2]}
+
+
 class TestUnofficialMAE(LayoutContract):
     key = "mae-pytorch"
 
@@ -244,6 +259,8 @@ def _contracts(base):
 def test_an_unknown_layout_is_an_error_that_lists_all():
     with pytest.raises(CheckpointError, match="unknown layout 'keras'; available: s5, published"):
         get_layout("keras")
+    with pytest.raises(CheckpointError, match="unknown layout 'tim'; .*did you mean 'timm'"):
+        get_layout("tim")
 
 
 def trained():
@@ -260,6 +277,27 @@ def test_timm_computes_the_same_with_what_is_written():
     for one, other in zip(ours, tokens(network, network.blocks, images), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert {name.partition(".")[0] for name in written.left_out} == {"cls_token", "pyramid", "heads"}
+
+
+def test_timm_gives_the_same_maps_of_a_written_file(tmp_path):
+    """As `usage` says, with a file and `features_only`."""
+    model, images = trained(), torch.randn(2, 3, SIZE, SIZE)
+    written = get_layout("timm").from_ours(convert(model.state_dict()))
+    (tmp_path / "timm.safetensors").write_bytes(as_safetensors(written.state, None))
+    network = timm.create_model(
+        "vit_base_patch16_224",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "timm.safetensors")},
+        features_only=True,
+        out_indices=tuple(range(DEPTH)),
+        class_token=False,
+        global_pool="",
+        final_norm=False,
+        **{key: value for key, value in TIMM.items() if key != "num_classes"},
+    ).eval()
+    ours = tokens(model.backbone, model.backbone.blocks, images)
+    for one, other in zip(ours, network(images), strict=True):
+        torch.testing.assert_close(one, other.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
 def test_mmsegmentation_computes_the_same_with_what_is_written():

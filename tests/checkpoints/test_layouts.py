@@ -232,12 +232,27 @@ def test_blocks_of_one_layout_with_the_patch_embedding_of_another_are_an_error(t
         ("backbone.stage3.0.fuse_layers.0.1.0.weight", "HRNet"),
         ("stages.0.1.dwconv.weight", "ConvNeXt"),
         ("inc.double_conv.0.weight", "U-Net"),
+        ("downsample_layers.1.0.weight", "ConvNeXt"),
+        ("model.0.conv.weight", "YOLO"),
+        ("backbone.backbone.dark2.0.conv.weight", "YOLO"),
+        ("image_encoder.neck.0.weight", "SAM"),
+        ("mask_decoder.iou_token.weight", "SAM"),
+        ("text_model.encoder.layers.0.self_attn.q_proj.weight", "the text encoder of CLIP"),
+        ("text_projection", "the text encoder of CLIP"),
+        ("base_model.model.encoder.layer.0.attention.q.lora_B.default.weight", "LoRA"),
+        ("rpn_head.rpn_cls.weight", "a detector of MMDetection or MMRotate, with an unknown backbone"),
         ("base_model.blocks.0.attn.qkv.lora_A.weight", "LoRA"),
     ],
 )
 def test_weights_of_another_architecture_are_named(key, name):
     with pytest.raises(CheckpointError, match=rf"it looks like .*{name}.*Known layouts"):
         convert({key: torch.zeros(1), "head.weight": torch.zeros(1)})
+
+
+def test_a_detector_is_named_with_its_backbone():
+    keys = ("backbone.layer1.0.conv1.weight", "bbox_head.retina_cls.weight", "neck.fpn_convs.0.conv.weight")
+    with pytest.raises(CheckpointError, match="a detector of MMDetection or MMRotate, with a ResNet"):
+        convert({"state_dict": {key: torch.zeros(1) for key in keys}, "meta": {"CLASSES": ()}})
 
 
 def test_the_most_telling_key_names_the_architecture(timm_vit):

@@ -17,7 +17,7 @@ from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
 from s5.checkpoints.inert_pickle import Placeholder
-from s5.checkpoints.reading import read_checkpoint, save_atomic
+from s5.checkpoints.reading import as_safetensors, read_checkpoint, save_atomic
 from s5.errors import CheckpointError
 
 
@@ -139,6 +139,10 @@ def tarred(*names):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
         (b"Not found", "a text file that starts with 'Not found'"),
         (b'{"error": "gated"}', "a text file"),
+        (
+            b'{\n  "metadata": {"total_size": 5},\n  "weight_map": {}}',
+            "the index of weights in several files",
+        ),
         (bytes(range(200, 256)) * 20, "unknown kind that starts with c8 c9"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
         (gzip.compress(b"weights" * 50, mtime=0), "gzip archive: unpack"),
@@ -166,6 +170,26 @@ def test_a_folder_is_named_with_the_weights_in_it(tmp_path):
         (folder / name).touch()
     with pytest.raises(CheckpointError, match="vit-mae-base is a folder: .*such as model.safetensors"):
         read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ("latest", "zero_to_fp32.py", "global_step9/mp_rank_00_model_states.pt"),
+            "DeepSpeed.*zero_to_fp32.py",
+        ),
+        (("mp_rank_00_model_states.pt",), "DeepSpeed; give its mp_rank_00_model_states.pt"),
+        ((".metadata", "__0_0.distcp"), "distributed checkpoint of PyTorch; run .*dcp_to_torch"),
+        (("model.safetensors.index.json", "model-00001-of-00002.safetensors"), "weights in several files"),
+    ],
+)
+def test_a_checkpoint_that_is_a_folder_says_how_to_get_one_file(tmp_path, files, message):
+    for name in files:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(CheckpointError, match=f"run is a folder: .*{message}"):
+        read_checkpoint(tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -250,6 +274,17 @@ def test_reading_leaves_no_type_allowed_behind(tmp_path):
 def test_safetensors_are_read_whatever_their_name(tmp_path, name):
     write_safetensors(tmp_path / name, {"w": torch.arange(3)})
     assert torch.equal(read_checkpoint(tmp_path / name)["w"], torch.arange(3))
+
+
+def test_safetensors_restore_metadata(tmp_path):
+    state = {"w": torch.arange(6.0).view(2, 3).T, "v": torch.ones(2).bfloat16()}
+    meta = {"backbone": "vit_b", "img_size": 64, "tasks": {"roads": ["a", "b"]}, "roads/mIoU": 51.5}
+    (tmp_path / "a.safetensors").write_bytes(as_safetensors(state | {"view": state["w"][1:]}, meta))
+    content = read_checkpoint(tmp_path / "a.safetensors")
+    assert content["meta"] == meta
+    assert torch.equal(content["state_dict"]["w"], state["w"])
+    assert torch.equal(content["state_dict"]["view"], state["w"][1:])
+    assert content["state_dict"]["v"].dtype == torch.bfloat16
 
 
 def test_a_damaged_header_of_safetensors_is_an_error(tmp_path):

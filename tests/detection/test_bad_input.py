@@ -289,7 +289,12 @@ def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
 
 
 def test_missing_checkpoint(root: Path) -> None:
-    fails(root, r"no checkpoint nowhere\.pth; tried", "--load-from", "nowhere.pth")
+    fails(
+        root,
+        r"init 'nowhere\.pth': no file at .*Use none, timm, timm:NAME, hf-hub:OWNER/NAME",
+        "--load-from",
+        "nowhere.pth",
+    )
 
 
 def test_resume_from_weights_and_from_a_run_of_other_tasks(root: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from s5.checkpoints.layouts.base import (
 from s5.checkpoints.layouts.dino import DinoV2, DinoV3, HuggingFaceDinoV2, HuggingFaceDinoV3, TimmViT
 from s5.checkpoints.layouts.foreign import guess
 from s5.checkpoints.layouts.hugging_face import HuggingFace, HuggingFace5
-from s5.checkpoints.layouts.mae import Timm, UnofficialMAE
+from s5.checkpoints.layouts.mae import SatMAE, Timm, UnofficialMAE
 from s5.checkpoints.layouts.openmmlab import MMPretrain, MMSegmentation
 from s5.checkpoints.layouts.published import PublishedRvsa, PublishedS5
 from s5.checkpoints.layouts.rvsa import Mtp
@@ -32,7 +32,7 @@ from s5.checkpoints.layouts.swin import (
     OpenMMLabSwin,
     TimmSwin,
 )
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, did_you_mean
 
 __all__ = ["LAYOUTS", "Layout", "Weights", "Written", "convert", "get_layout", "known_layouts"]
 
@@ -52,6 +52,7 @@ LAYOUTS: tuple[Layout, ...] = (
     HuggingFaceDinoV2(),
     TimmViT(),
     UnofficialMAE(),
+    SatMAE(),
     MMSegmentation(),
     MMPretrain(),
     HuggingFace(),
@@ -59,13 +60,28 @@ LAYOUTS: tuple[Layout, ...] = (
     Timm(),  # last, because it matches any blocks
 )
 
-CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student", "network", "net")
-WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
+# Keys of a state dict in a file, the preferred first. As in timm, averaged weights (EMA) come before those
+# that they average; `ema_state_dict` comes last, because mmengine, which writes it, swaps the two.
+AVERAGES = ("state_dict_ema", "model_ema", "teacher")
+CONTAINERS = (
+    *AVERAGES[:2],
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "teacher",
+    "student",
+    "network",
+    "net",
+    "ema_state_dict",
+    "module",  # of DeepSpeed
+)
+# Of DDP, torch.compile, FSDP and activation checkpointing.
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Locates the encoder. Groups: prefix of the model, prefix of the encoder in it (None if the model is the
 # encoder).
 PATCH_EMBEDDINGS = re.compile(
     r"^((?:.*?\.)??)((?:encoder|backbone)\.)?"
-    r"(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings(?:\.projection)?)\.weight$"
+    r"(?:patch_embed\.(?:0\.)?proj(?:ection)?|embeddings\.patch_embeddings(?:\.projection)?)\.weight$"
 )
 OWN_MODEL = re.compile(r"^((?:.*?\.)??)heads\.[^.]+\.(?:decode_head|classifier|neck|rpn_head|roi_head)\.")
 
@@ -77,7 +93,7 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool =
 
     Args:
         checkpoint: State dict, or a container such as `{"model": state_dict}`; keys may have
-            prefixes (`module.`, `segmentor.` ...).
+            prefixes (`module.`, `segmentor.` ...). Averaged weights are preferred to those that they average.
         experts: Names of the experts of a published encoder, in order. They are used if the names follow
             neither from its heads nor from the number of experts (four in the released model).
         timm_names: Whether the model is a ViT of timm, for which timm's files are not reduced to a plain ViT.
@@ -85,7 +101,9 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool =
     Raises:
         CheckpointError: The keys match no known layout; the message suggests what they belong to.
     """
-    state = _tensors(checkpoint)
+    state, notes = _tensors(checkpoint)
+    if not any(tensor.numel() for tensor in state.values()):
+        raise CheckpointError(_without_weights(checkpoint))
     parts = _own_model(state) or _own_backbone(checkpoint, state) or _around_patch_embedding(state)
     layout = parts and next((layout for layout in LAYOUTS if layout.matches(parts)), None)
     if timm_names and isinstance(layout, Timm):
@@ -93,11 +111,12 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool =
     if not parts or not layout:
         raise CheckpointError(_unrecognised(state))
     try:
-        return layout.to_ours(parts, experts)
+        weights = layout.to_ours(parts, experts)
     except OtherArchitectureError as error:
         raise CheckpointError(f"{error}. {known_layouts()}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{layout.name}: {error}") from error
+    return replace(weights, notes=(*notes, *weights.notes))
 
 
 def get_layout(key: str) -> Layout:
@@ -108,7 +127,10 @@ def get_layout(key: str) -> Layout:
     """
     layout = next((layout for layout in LAYOUTS if key in (layout.key, layout.name)), None)
     if layout is None:
-        raise CheckpointError(f"unknown layout {key!r}; available: {', '.join(x.key for x in LAYOUTS)}")
+        keys = [layout.key for layout in LAYOUTS]
+        raise CheckpointError(
+            f"unknown layout {key!r}; available: {', '.join(keys)}{did_you_mean(key, keys)}"
+        )
     return layout
 
 
@@ -120,15 +142,20 @@ def known_layouts() -> str:
     return "Known layouts: " + "; ".join(f"{name} ({' or '.join(keys)})" for name, keys in examples.items())
 
 
-def _tensors(checkpoint: Mapping) -> StateDict:
-    """Unpack containers, strip wrapper prefixes, and keep tensors only."""
-    while inner := next((checkpoint[k] for k in CONTAINERS if isinstance(checkpoint.get(k), Mapping)), None):
-        checkpoint = inner
-    return {
+def _tensors(checkpoint: Mapping) -> tuple[StateDict, list[str]]:
+    """Unpack containers, strip wrapper prefixes, and keep tensors only; also returns notes on choices."""
+    notes = []
+    while present := [key for key in CONTAINERS if isinstance(checkpoint.get(key), Mapping)]:
+        chosen, *others = [key for key in present if checkpoint[key]] or present
+        if chosen in AVERAGES and others:
+            notes.append(f"averaged weights ({chosen}) taken; the file also has {', '.join(others)}")
+        checkpoint = checkpoint[chosen]
+    state = {
         WRAPPERS.sub("", key): value
         for key, value in checkpoint.items()
         if isinstance(key, str) and isinstance(value, torch.Tensor)
     }
+    return state, notes
 
 
 def _own_model(state: StateDict) -> Parts | None:
@@ -161,12 +188,19 @@ def _take_apart(state: StateDict, prefix: str, encoder: str) -> Parts:
     )
 
 
+def _without_weights(checkpoint: Mapping) -> str:
+    parts = {key: part for key, part in checkpoint.items() if isinstance(part, Mapping)}
+    name = guess(
+        [*map(str, checkpoint), *(f"{key}.{inner}" for key, part in parts.items() for inner in part)]
+    )
+    likeness = f"; it looks like {name}" if name else ""
+    return (
+        f"no weights: no key of the checkpoint holds a tensor{likeness}. If it is a pickled model, save its "
+        f"state_dict() instead"
+    )
+
+
 def _unrecognised(state: StateDict) -> str:
-    if not state:
-        return (
-            "no weights: no key of the checkpoint holds a tensor. If it is a pickled model, save its "
-            "state_dict() instead"
-        )
     name = guess(state)
     keys = ", ".join(list(state)[:5])
     likeness = f"; it looks like {name}" if name else ""

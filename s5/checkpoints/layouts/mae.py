@@ -5,6 +5,7 @@ import torch
 from s5.backbones import BODY, PATCH_EMBEDDING, StateDict, has_own_names
 from s5.checkpoints.layouts.base import Parts, Weights, Written, head_names, require_dense
 from s5.checkpoints.layouts.vit import VitLayout, join, same_names
+from s5.errors import CheckpointError
 
 PRETRAINING_PIXELS = 224  # image side of the published weights of MAE-pytorch
 FEATURES_USAGE = (
@@ -22,9 +23,10 @@ class Timm(VitLayout):
     example = "blocks.N.attn.qkv.*"
     container = ""
     usage = (
-        "timm.create_model(NAME, img_size=..., class_token=False, global_pool='', final_norm=False, "
-        "num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-5)) takes these weights with "
-        "load_state_dict and computes the same"
+        "timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=DST), features_only=True, "
+        "img_size=..., class_token=False, global_pool='', final_norm=False, "
+        "norm_layer=partial(torch.nn.LayerNorm, eps=1e-5)) computes the same maps after its blocks; without "
+        "features_only, add num_classes=0"
     )
     block_names = LAYERS
     names = same_names("cls_token", "pos_embed", "patch_embed.proj")
@@ -41,6 +43,42 @@ class Timm(VitLayout):
         network = {k.removeprefix(BODY): v for k, v in weights.backbone.items() if k.startswith(BODY)}
         left_out = [key for key in weights.backbone if not key.startswith(BODY)]
         return Written(network, (*left_out, *head_names(weights)), (FEATURES_USAGE,))
+
+
+class SatMAE(Timm):
+    """SatMAE and SatMAE++ for groups of bands, each with a patch embedding and tokens of its own.
+
+    The first group is read: with its tokens alone, the network is a plain ViT, whose positional embedding is
+    that of the place beside that of the group.
+    """
+
+    key = "satmae"
+    name = "SatMAE with groups of bands"
+    example = "patch_embed.G.proj.*, channel_embed"
+    unwritable = "it needs a patch embedding for every group of bands; write timm's layout instead"
+    names = same_names("cls_token", "pos_embed", "channel_embed") | {"patch_embed.0.proj": "patch_embed.proj"}
+
+    def matches(self, parts: Parts) -> bool:
+        """Match the embedding of the groups."""
+        return "channel_embed" in parts.encoder and self.in_blocks(parts)
+
+    def complete(self, backbone: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """Join the embeddings of place and group."""
+        backbone = dict(backbone)
+        groups = backbone.pop("channel_embed")  # (1, G, C')
+        bands = backbone[PATCH_EMBEDDING].shape[1]
+        if "pos_embed" in backbone:
+            places = backbone["pos_embed"]  # (1, slots + N, C - C')
+            if groups.ndim != len(places.shape) or len(groups) != 1:
+                raise CheckpointError(
+                    f"channel_embed has the shape {tuple(groups.shape)} instead of (1, groups, width)"
+                )
+            group = groups[:, :1].expand(-1, places.shape[1], -1)
+            backbone["pos_embed"] = torch.cat((places, group), dim=2)
+        completed, notes = super().complete(backbone)
+        published = ": B02, B03, B04, B08 in the published weights" if bands == 4 else ""
+        note = f"group 1 of {groups.shape[1]}, {bands} bands{published}; the others have tokens of their own"
+        return completed, (note, *notes)
 
 
 class UnofficialMAE(VitLayout):

@@ -128,6 +128,12 @@ class VitLayout(Layout):
             raise OtherArchitectureError(
                 "the checkpoint has no positional embedding (pos_embed), so it has another architecture"
             )
+        places, width = backbone["pos_embed"].shape[-1], len(backbone[PATCH_EMBEDDING])
+        if places != width:
+            raise OtherArchitectureError(
+                f"the positional embedding has width {places}, the patch embedding {width}: its network adds "
+                f"something else as well, such as the dates in SatMAE's temporal model"
+            )
         backbone, notes = _with_zero_biases(backbone)
         return backbone | {"pos_embed": drop_class_slot(backbone["pos_embed"])}, notes
 

@@ -1,6 +1,7 @@
 """Bad checkpoints: an error that says what to do, and nothing in them is run."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,7 +150,17 @@ def test_resume_of_another_run(
         train(root, work_dir, resume=str(trained / "iter_4.pth"), **changes)
 
 
-def test_commands_still_take_an_option_that_has_no_effect_any_more():
+def test_commands_still_take_an_option_that_has_no_effect_any_more(caplog: pytest.LogCaptureFixture):
     parser = command_parser("A command.", Path("c.yaml"))
     assert parser.parse_args(["--allow-pickle"]).config == "c.yaml"
+    assert "a pickle can run any program with your rights" in caplog.text
     assert "--allow-pickle" not in parser.format_help()
+
+
+def test_an_unknown_backbone_on_the_command_line_lists_all_and_the_nearest(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        command_parser("A command.", Path("c.yaml")).parse_args(["--backbone", "vitb"])
+    assert re.search(
+        r"unknown backbone 'vitb' \(choose from vit_t, .*swin_t.*\); did you mean 'vit_b'\?",
+        capsys.readouterr().err,
+    )

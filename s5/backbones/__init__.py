@@ -109,7 +109,7 @@ def _of_timm(name: str) -> Architecture:
     timm_name = name.removeprefix(TIMM)
     model, _, tag = timm_name.partition(".")
     if not timm.is_model(model):
-        hint = did_you_mean(model, timm.list_models())
+        hint = did_you_mean(TIMM + model, [TIMM + known for known in timm.list_models()])
         raise ValueError(f"unknown backbone {name!r}: timm {timm.__version__} has no model {model!r}{hint}")
     if tag and timm_name not in (tagged := timm.list_models(f"{model}.*", pretrained=True)):
         raise ValueError(

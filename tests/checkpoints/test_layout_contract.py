@@ -244,10 +244,12 @@ class TestHuggingFace5(LayoutContract):
 
 
 def test_every_layout_has_a_contract_and_a_key_of_its_own():
-    from tests.checkpoints import test_dino_layouts, test_swin_layouts  # noqa: F401 - contracts of their own
+    from tests.checkpoints import test_dino_layouts, test_swin_layouts
 
+    modules = (__name__, test_dino_layouts.__name__, test_swin_layouts.__name__)
     keys = [layout.key for layout in LAYOUTS]
-    assert sorted(keys) == sorted({contract.key for contract in _contracts(LayoutContract)})
+    tested = {contract.key for contract in _contracts(LayoutContract) if contract.__module__ in modules}
+    assert sorted(keys) == sorted(tested)
 
 
 def _contracts(base):

@@ -10,9 +10,9 @@ VERY_HIGH        StepScalarsHook         collects scalars of the step, sets the 
 VERY_HIGH        SafetyHook              checks the step, stops on signals, rejects non-finite weights
 VERY_HIGH        SharedBuffersHook       before a validation, broadcasts the main process's buffers
 VERY_HIGH        TaskStartHook           fine-tuning: freezes and starts tasks
-NORMAL           NormalizationHook       normalisation of the images, which initial weights may set
 HIGH             DataStateHook           positions in the data, share of unreadable images
 NORMAL           IterTimerHook           mmengine's timer
+NORMAL           NormalizationHook       normalisation of the images, which initial weights may set
 NORMAL           ConfigFileHook          writes `config.yaml` when training begins
 NORMAL           ThroughputHook          images per second, time waiting for data, memory
 NORMAL           PseudoLabelHook         S4P: classes of pseudo-labels, warns of a collapse

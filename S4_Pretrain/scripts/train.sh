@@ -8,7 +8,8 @@ USAGE="usage: bash train.sh GPUS PORT BACKBONE INIT [options of train.py]
 
   GPUS      GPUs of this machine to use; 0 runs on the CPU (CPU_PROCESSES processes, default 1)
   PORT      a free port on the first machine, for example 12345
-  BACKBONE  vit_t, vit_s, vit_b, vit_l, vit_h, vit_g or swin_t (sizes: python -m s5.params)
+  BACKBONE  vit_t, vit_s, vit_b, vit_l, vit_h, vit_g, swin_t, swin_s, swin_b or swin_l
+            (sizes: python -m s5.params)
   INIT      initial weights: mae, timm, none, or the path of a checkpoint
 
   bash train.sh 8 12345 vit_b mae

@@ -118,7 +118,7 @@ def load_weights(
     backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
     try:
-        weights = convert(content, backbone.experts)
+        weights = convert(content, backbone.experts, backbone)
         _check_architecture(weights, backbone)
         _check_experts(weights, backbone)
         tensors, notes = backbone.fit_weights(weights.backbone, bands)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from s5.backbones import PATCH_EMBEDDING, StateDict, has_own_names
+from s5.backbones import PATCH_EMBEDDING, Backbone, StateDict, has_own_names
 from s5.checkpoints.layouts.base import (
     Layout,
     OtherArchitectureError,
@@ -63,7 +63,7 @@ OWN_MODEL = re.compile(r"^((?:.*?\.)??)heads\.[^.]+\.(?:decode_head|classifier|n
 OWN_META = ("backbone", "img_size")  # in the metadata of every weight file of this package
 
 
-def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
+def convert(checkpoint: Mapping, experts: Sequence[str] = (), backbone: Backbone | None = None) -> Weights:
     """Recognise the layout of a checkpoint and convert it to the names of this package.
 
     Args:
@@ -71,11 +71,24 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = ()) -> Weights:
             prefixes (`module.`, `segmentor.` ...).
         experts: Names of the experts of a published encoder, in order. They are used if the names follow
             neither from its heads nor from the number of experts (four in the released model).
+        backbone: The backbone that the weights are for, which may know names of the library it is from.
 
     Raises:
         CheckpointError: The keys match no known layout; the message suggests what they belong to.
     """
     state = _tensors(checkpoint)
+    try:
+        return _by_layout(checkpoint, state, experts)
+    except CheckpointError:
+        renamed = None if backbone is None else backbone.from_library(state)
+        if backbone is None or renamed is None:
+            raise
+        used = set(map(id, renamed.values()))
+        unused = tuple(key for key, value in state.items() if id(value) not in used)
+        return Weights(f"of {backbone.name}", renamed, {}, unused, (backbone.own,))
+
+
+def _by_layout(checkpoint: Mapping, state: StateDict, experts: Sequence[str]) -> Weights:
     parts = _own_model(state) or _own_backbone(checkpoint, state) or _around_patch_embedding(state)
     layout = parts and next((layout for layout in LAYOUTS if layout.matches(parts)), None)
     if not parts or not layout:

@@ -184,6 +184,10 @@ class Backbone(nn.Module, ABC):
         """
         raise ValueError(f"{self.name} cannot be compiled")
 
+    def from_library(self, tensors: StateDict) -> StateDict | None:
+        """Rename weights of the library that the network is from; None if they are not those of its model."""
+        return None
+
     def fit_weights(
         self, tensors: StateDict, bands: Sequence[int] | None = None
     ) -> tuple[StateDict, list[str]]:

@@ -13,7 +13,7 @@ from torch import nn
 from s5.backbones.contract import STRIDES
 from s5.backbones.moe import ffns, width_of
 from s5.backbones.pyramid import Pyramid
-from s5.backbones.timm_models import WRAPPED, TimmModel, four_levels
+from s5.backbones.timm_models import TimmModel, four_levels, plain_name
 
 PREFIX = "timm:"  # of names on the command line
 # Arguments with which a model takes images of any size, where timm's model has them.
@@ -134,14 +134,9 @@ def _stem(name: str, network: nn.Module) -> str:
 
 def _undecayed(whole: Any, network: nn.Module) -> tuple[str, ...]:  # noqa: ANN401
     """Names in the feature network of the parameters that timm exempts from weight decay."""
-    exempt = {_plain(name) for name in getattr(whole, "no_weight_decay", tuple)()}
-    return tuple(name for name, _ in network.named_parameters() if _plain(name) in exempt)
+    exempt = {plain_name(name) for name in getattr(whole, "no_weight_decay", tuple)()}
+    return tuple(name for name, _ in network.named_parameters() if plain_name(name) in exempt)
 
 
 def _list(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _plain(name: str) -> str:
-    """A name as in both networks: `stages.0` of a model is `stages_0` or `model.stages.0` in its features."""
-    return name.removeprefix(WRAPPED).replace("_", ".")

@@ -164,6 +164,7 @@ class TimmBackbone(Backbone):
         channels, strides, levels = four_levels(info.channels(), info.reduction())
         layers, last = _layers(body, model.stem)
         super().__init__(model, channels, last + 1, activation_checkpointing, experts, expert_channels)
+        self.model = model
         self.levels = levels
         if activation_checkpointing:
             for _, block in _blocks(body, model.stem):
@@ -189,6 +190,14 @@ class TimmBackbone(Backbone):
     def layer_of(self, parameter: str) -> int:
         """See the base class."""
         return self._layers.get(parameter, self.num_layers)
+
+    def from_library(self, tensors: StateDict) -> StateDict | None:
+        """See the base class; accepts the names of timm's whole model and of its feature network."""
+        given = {plain_name(name): tensor for name, tensor in tensors.items()}
+        names = {name: plain_name(name.removeprefix(BODY)) for name in _shapes(self.model)}
+        if not set(names.values()) <= given.keys() <= {*names.values(), *_whole_names(self.model)}:
+            return None
+        return {name: given[plain] for name, plain in names.items()}
 
     def fit_weights(
         self, tensors: StateDict, bands: Sequence[int] | None = None
@@ -266,6 +275,11 @@ def _layers(body: nn.Module, stem: str) -> tuple[dict[str, int], int]:
     return layers, len(starts)
 
 
+def plain_name(name: str) -> str:
+    """A name as in a model and in its features, where `stages.0` is `stages_0` or `model.stages.0`."""
+    return name.removeprefix(WRAPPED).replace("_", ".")
+
+
 def _child(name: str) -> str:
     """The part of timm's model that a module or parameter belongs to."""
     return name.removeprefix(WRAPPED).partition(".")[0]
@@ -277,3 +291,11 @@ def _shapes(model: TimmModel) -> dict[str, torch.Size]:
     with torch.device("meta"):
         network = model.create()
     return {BODY + name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+@cache
+def _whole_names(model: TimmModel) -> frozenset[str]:
+    """Plain names of the weights of timm's model with its head."""
+    with torch.device("meta"):
+        network = timm.create_model(model.timm, **model.options)
+    return frozenset(map(plain_name, network.state_dict()))

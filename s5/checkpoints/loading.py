@@ -129,7 +129,7 @@ def load_weights(
     backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
     try:
-        weights = convert(content, backbone.experts, backbone.architecture.timm_names)
+        weights = convert(content, backbone.experts, backbone)
         _check_architecture(weights, backbone)
         _check_experts(weights, backbone)
         tensors, more = _as_float32(weights.backbone)

@@ -7,6 +7,8 @@ from torch import nn
 
 from s5.backbones import Backbone, create_backbone
 from s5.backbones.timm_hierarchical import hierarchical
+from s5.checkpoints.loading import load_weights
+from s5.errors import CheckpointError
 from tests.backbones.contract import SIZE, BackboneContract, ExpertsContract
 
 
@@ -51,6 +53,27 @@ def test_features_are_those_of_timm(name: str) -> None:
     images = torch.randn(2, 3, SIZE, SIZE)
     for one, other in zip(backbone(images), network(images)[-4:], strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("name", ["test_convnext", "resnet10t", "swinv2_cr_tiny_ns_224"])
+def test_a_file_of_timm_is_read(name: str, features: bool) -> None:
+    row = hierarchical(name)
+    network = timm.create_model(name, features_only=features, **row.options)
+    experts = {"experts": ("a", "b"), "expert_channels": 64} if row.max_expert_channels else {}
+    backbone = create_backbone(row, SIZE, **experts)
+    report = load_weights(backbone, {"state_dict": network.state_dict()})
+    assert report.layout == f"of {row.name}" and report.backbone_share == 1.0
+    unused = {key for key in report.unexpected if not key.startswith(("head", "fc", "norm"))}
+    assert not unused and bool(report.unexpected) is not features
+    stem = network.get_parameter(row.stem if features else row.stem.replace("stem_0", "stem.0"))
+    assert torch.equal(backbone.get_parameter(backbone.stem), stem)
+
+
+def test_a_file_of_another_model_of_timm_is_refused() -> None:
+    state = timm.create_model("test_convnext2").state_dict()
+    with pytest.raises(CheckpointError, match="unrecognised checkpoint|another architecture"):
+        load_weights(create_backbone(hierarchical("test_convnext"), SIZE), state)
 
 
 def test_windows_of_fixed_number_make_the_divisor() -> None:

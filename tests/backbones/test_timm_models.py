@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from s5 import params
 from s5.backbones import ARCHITECTURES, create_backbone, identify
 from s5.backbones.timm_models import TIMM_MODELS
 from s5.checkpoints.initial import initialise
@@ -196,28 +197,41 @@ def test_pre_training(swin: None, tmp_path: Path) -> None:
     assert s4p_runs.script("evaluate").main([*args, *ON_CPU, "--work-dir", str(tmp_path / "scores")]) == 0
 
 
-def test_fine_tuning(swin: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["swin_t", "swin_t_moe"])
+def test_fine_tuning(swin: None, backbone: str, tmp_path: Path) -> None:
     root, run = mdf_runs.write_datasets(tmp_path / "data"), tmp_path / "run"
     length = {"schedule.epochs": 1, "schedule.val_interval": 1, "schedule.steps_per_epoch": 2}
-    assert mdf_runs.script().main(mdf_runs.arguments(root, run, backbone="swin_t", **length, **LAYERS)) == 0
+    changes = {"model.activation_checkpointing": True}
+    args = mdf_runs.arguments(root, run, backbone=backbone, **length, **LAYERS, **changes)
+    assert mdf_runs.script().main(args) == 0
     assert len(mdf_runs.losses(run)) == 2
-    args = [str(run / "swin_t_mdf.pth"), *ON_CPU, "--work-dir", str(tmp_path / "scores")]
+    args = [str(run / f"{backbone}_mdf.pth"), *ON_CPU, "--work-dir", str(tmp_path / "scores")]
     assert mdf_runs.script("evaluate").main(args) == 0
 
 
-def test_detection(swin: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["swin_t", "swin_t_moe"])
+def test_detection(swin: None, backbone: str, tmp_path: Path) -> None:
     config, run = det_runs.write_config(det_runs.write_datasets(tmp_path)), tmp_path / "run"
     short = [
         "schedule.epochs=2",
         "schedule.milestones=[1]",
         "schedule.val_interval=2",
         "model.fc_channels=32",
+        "model.expert_channels=48",
     ]
-    options = [*ON_CPU, "--cfg-options", "backbone=swin_t", *short, "optim.layer_decay=0.7"]
+    options = [*ON_CPU, "--cfg-options", f"backbone={backbone}", *short, "optim.layer_decay=0.7"]
     assert det_runs.script().main([str(config), *options, "--work-dir", str(run)]) == 0
     assert len(det_runs.losses(run)) == 2
-    args = [str(config), str(run / "swin_t_det.pth"), *options, "--work-dir", str(tmp_path / "scores")]
+    args = [str(config), str(run / f"{backbone}_det.pth"), *options, "--work-dir", str(tmp_path / "scores")]
     assert det_runs.script("test").main(args) == 0
+
+
+def test_parameter_counts_of_the_results_table() -> None:
+    """Swin-B: 96.9 and 104.1 million; 387.6 for four and 208.2 for two models."""
+    rows = [*params.segmentation_rows("swin_b"), *params.detection_rows("swin_b")]
+    counts = {(row.task, row.datasets, row.expert_channels): row.params / 1e6 for row in rows}
+    assert round(counts["seg", 1, 0], 3) == 96.877 and round(counts["det", 1, 0], 3) == 104.112
+    assert abs(4 * counts["seg", 1, 0] - 387.6) < 0.1 and round(2 * counts["det", 1, 0], 1) == 208.2
 
 
 @pytest.mark.parametrize(

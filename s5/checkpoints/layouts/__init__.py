@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from s5.backbones import PATCH_EMBEDDING, StateDict, has_own_names
+from s5.backbones import PATCH_EMBEDDING, Backbone, StateDict, has_own_names
 from s5.checkpoints.layouts.base import (
     Layout,
     OtherArchitectureError,
@@ -88,7 +88,7 @@ OWN_MODEL = re.compile(r"^((?:.*?\.)??)heads\.[^.]+\.(?:decode_head|classifier|n
 OWN_META = ("backbone", "img_size")  # in the metadata of every weight file of this package
 
 
-def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool = False) -> Weights:
+def convert(checkpoint: Mapping, experts: Sequence[str] = (), backbone: Backbone | None = None) -> Weights:
     """Recognise the layout of a checkpoint and convert it to the names of this package.
 
     Args:
@@ -96,7 +96,7 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool =
             prefixes (`module.`, `segmentor.` ...). Averaged weights are preferred to those that they average.
         experts: Names of the experts of a published encoder, in order. They are used if the names follow
             neither from its heads nor from the number of experts (four in the released model).
-        timm_names: Whether the model is a ViT of timm, for which timm's files are not reduced to a plain ViT.
+        backbone: The backbone that the weights are for, which may know the names of the library it is from.
 
     Raises:
         CheckpointError: The keys match no known layout; the message suggests what they belong to.
@@ -104,19 +104,33 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), timm_names: bool =
     state, notes = _tensors(checkpoint)
     if not any(tensor.numel() for tensor in state.values()):
         raise CheckpointError(_without_weights(checkpoint))
+    try:
+        weights = _by_layout(checkpoint, state, experts, backbone)
+    except CheckpointError:
+        renamed = None if backbone is None else backbone.from_library(state)
+        if backbone is None or renamed is None:
+            raise
+        used = set(map(id, renamed.values()))
+        unused = tuple(key for key, value in state.items() if id(value) not in used)
+        weights = Weights(f"of {backbone.name}", renamed, {}, unused, (backbone.own,))
+    return replace(weights, notes=(*notes, *weights.notes))
+
+
+def _by_layout(
+    checkpoint: Mapping, state: StateDict, experts: Sequence[str], backbone: Backbone | None
+) -> Weights:
     parts = _own_model(state) or _own_backbone(checkpoint, state) or _around_patch_embedding(state)
     layout = parts and next((layout for layout in LAYOUTS if layout.matches(parts)), None)
-    if timm_names and isinstance(layout, Timm):
+    if backbone is not None and backbone.architecture.timm_names and isinstance(layout, Timm):
         layout = get_layout(TimmViT.key)
     if not parts or not layout:
         raise CheckpointError(_unrecognised(state))
     try:
-        weights = layout.to_ours(parts, experts)
+        return layout.to_ours(parts, experts)
     except OtherArchitectureError as error:
         raise CheckpointError(f"{error}. {known_layouts()}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{layout.name}: {error}") from error
-    return replace(weights, notes=(*notes, *weights.notes))
 
 
 def get_layout(key: str) -> Layout:

@@ -77,8 +77,8 @@ def test_a_file_of_another_model_of_timm_is_refused() -> None:
 
 
 def test_windows_of_fixed_number_make_the_divisor() -> None:
-    row = hierarchical("test_maxvit")
-    assert (row.divisor, row.min_size) == (160, 160)
+    row = hierarchical("maxvit_rmlp_pico_rw_256")
+    assert (row.divisor, row.min_size) == (256, 256)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     python -m s5.convert vit_b_s4p_upernet.pth published.pth --to published
     python -m s5.convert released/vit_b_moe_mdf.pth mine.pth --to s5
     python -m s5.convert vit_b_s4p.pth timm.pth --to timm
+    python -m s5.convert vit_b_mdf.pth loveda.pth --to s5 --task loveda
     python -m s5.convert --list
 
 The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their dtype.
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s5.checkpoints.adapters import reduce_to_task
 from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
 from s5.checkpoints.layouts.s5 import S5
 from s5.checkpoints.reading import find_checkpoint, read_checkpoint, save_atomic
@@ -33,12 +35,17 @@ def _run(args: argparse.Namespace) -> int:
     if args.list:
         print(layout_table())
     else:
-        convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite)
+        convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite, args.task)
     return 0
 
 
 def convert_file(
-    src: Path, dst: Path, layout: Layout, tasks: Sequence[str] = (), overwrite: bool = False
+    src: Path,
+    dst: Path,
+    layout: Layout,
+    tasks: Sequence[str] = (),
+    overwrite: bool = False,
+    task: str | None = None,
 ) -> None:
     """Convert a checkpoint file and print a report.
 
@@ -48,6 +55,7 @@ def convert_file(
         layout: The layout to write.
         tasks: Names of the experts of `src`, in order, if the file does not contain them.
         overwrite: Replace an existing file.
+        task: Write plain weights of this task alone, into which its adapters and experts are merged.
 
     Raises:
         CheckpointError: `src` cannot be read or converted, or `dst` cannot be written.
@@ -60,10 +68,11 @@ def convert_file(
         if tasks and weights.experts != tuple(tasks):
             has = f"has experts for {', '.join(weights.experts)}" if weights.experts else "has no experts"
             raise CheckpointError(f"--tasks {','.join(tasks)}: the checkpoint {has}; omit --tasks")
+        meta = _own_meta(content) if weights.layout == S5.name else None
+        weights, meta = reduce_to_task(weights, meta, task, keep=isinstance(layout, S5))
         written = layout.from_ours(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{src}: {error}") from error
-    meta = _own_meta(content) if weights.layout == S5.name else None
     save_atomic(_as_file(layout, written, meta), dst)
     print(report(src, dst, layout, weights, written, meta))
 
@@ -119,6 +128,9 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="A,B",
         help="names of the experts in order, if SRC only numbers them",
+    )
+    parser.add_argument(
+        "--task", metavar="NAME", help="write this task alone, with its LoRA adapters and experts merged"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     parser.add_argument("--list", action="store_true", help="list the layouts")

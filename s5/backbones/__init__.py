@@ -7,19 +7,36 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
-from s5.backbones.moe import EXPERT_KEY, expert_names
+from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, Finetune, StateDict
+from s5.backbones.lora import (
+    LORA_KEY,
+    LORA_SCALE,
+    Lora,
+    adapted_weight,
+    adapter_names,
+    add_adapters,
+    lora_of,
+    merge_adapters,
+)
+from s5.backbones.moe import EXPERT_KEY, expert_names, join_experts
 from s5.backbones.timm_models import TIMM_MODELS, has_own_names
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
 
 __all__ = [
     "EXPERT_KEY",
+    "LORA_KEY",
+    "LORA_SCALE",
     "PATCH_EMBEDDING",
     "STRIDES",
     "Architecture",
     "Backbone",
     "Counts",
+    "Finetune",
+    "Lora",
     "StateDict",
+    "adapted_weight",
+    "adapter_names",
+    "add_adapters",
     "create_backbone",
     "dense_name",
     "describe",
@@ -28,7 +45,10 @@ __all__ = [
     "has_experts",
     "has_own_names",
     "identify",
+    "join_experts",
     "list_backbones",
+    "lora_of",
+    "merge_adapters",
     "with_experts",
 ]
 
@@ -79,6 +99,7 @@ def create_backbone(
     activation_checkpointing: bool = False,
     experts: Sequence[str] = (),
     expert_channels: int = 0,
+    lora: Lora | None = None,
 ) -> Backbone:
     """Build a backbone with randomly initialised weights.
 
@@ -88,13 +109,15 @@ def create_backbone(
         drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
         norm_eps: Epsilon of the norms in the blocks: 1e-5 for published S5 weights, 1e-6 for MAE.
         activation_checkpointing: Recompute activations in the backward pass to save memory.
-        experts: Names of the tasks that get an expert.
+        experts: Names of the tasks that get an expert or adapters.
         expert_channels: Output channels of an expert; 0 gives a dense backbone regardless of its name.
+        lora: Settings of LoRA adapters, with which the backbone itself is frozen; None adds none.
 
     Raises:
-        ValueError: The name is unknown, the image size does not fit, or such experts are not supported.
+        ValueError: The name is unknown, the image size does not fit, or such experts or adapters are not
+            supported.
     """
-    return get_architecture(name).build(
+    backbone = get_architecture(name).build(
         img_size,
         drop_path=drop_path,
         norm_eps=norm_eps,
@@ -102,6 +125,9 @@ def create_backbone(
         experts=experts,
         expert_channels=expert_channels,
     )
+    if lora is not None:
+        add_adapters(backbone, experts, lora)
+    return backbone
 
 
 def identify(tensors: Mapping[str, torch.Tensor]) -> str | None:

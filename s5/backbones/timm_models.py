@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.lora import LORA_SCALE
 from s5.backbones.pyramid import Pyramid
 
 BODY = "body."  # prefix of timm's names in a `TimmBackbone`
@@ -17,7 +18,7 @@ BODY = "body."  # prefix of timm's names in a `TimmBackbone`
 
 def has_own_names(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether all names are those of a :class:`TimmBackbone`, which no other project uses."""
-    return all(name.startswith((BODY, Backbone.own)) for name in tensors)
+    return all(name.startswith((BODY, Backbone.own, LORA_SCALE)) for name in tensors)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,13 @@ def start_from(network: nn.Module, checkpoint: Path | None, bands: Sequence[int]
             f"weights are random: omit it, or give a checkpoint with --init"
         )
     logger.info("initial weights: random")
+    finetune = getattr(network.get_submodule("backbone"), "finetune", "full")
+    if finetune != "full":
+        logger.warning(
+            "model.finetune = %s freezes a backbone of random weights, whose features are of little use: "
+            "give a checkpoint with --init, or set model.finetune=full",
+            finetune,
+        )
 
 
 def _timm_state(backbone: str) -> StateDict:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from torch import nn
 
-from s5.backbones import EXPERT_KEY, Backbone, StateDict, describe, identify, list_backbones, with_experts
+from s5.backbones import (
+    EXPERT_KEY,
+    Backbone,
+    StateDict,
+    adapter_names,
+    describe,
+    identify,
+    list_backbones,
+    with_experts,
+)
+from s5.checkpoints.adapters import fit_adapters
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
 from s5.errors import CheckpointError, shorten
@@ -84,6 +94,7 @@ def load_weights(
     source: str | Path | Mapping,
     *,
     bands: Sequence[int] | None = None,
+    name: str | None = None,
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
 
@@ -99,12 +110,13 @@ def load_weights(
         source: Path of a checkpoint, or its content.
         bands: 1-based numbers of the red, green and blue channels of the images that the checkpoint was
             trained on; by default, it must be trained on these three channels in this order.
+        name: Name of `source` in messages; by default its path.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, has another architecture, or lacks a required tensor
             of the backbone.
     """
-    name = "memory" if isinstance(source, Mapping) else str(source)
+    name = name or ("memory" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
@@ -112,8 +124,9 @@ def load_weights(
         weights = convert(content, backbone.experts)
         _check_architecture(weights, backbone)
         _check_experts(weights, backbone)
-        tensors, notes = backbone.fit_weights(weights.backbone, bands)
-        notes = [*weights.notes, *notes]
+        tensors, adapter_notes = fit_adapters(weights.backbone, backbone)
+        tensors, notes = backbone.fit_weights(tensors, bands)
+        notes = [*weights.notes, *adapter_notes, *notes]
         _require_decisive(tensors, backbone, weights.layout)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
@@ -149,12 +162,15 @@ def _require_decisive(tensors: StateDict, backbone: Backbone, layout: str) -> No
     """Reject weights with missing or additional tensors of the backbone.
 
     Tensors without effect, such as a class token, may be missing, and so may all that only this package has,
-    such as the pyramid. Experts of tasks that the model does not have are ignored.
+    such as the pyramid, and all adapters. Experts of tasks that the model does not have are ignored.
     """
     has_own = any(name.startswith(backbone.own) for name in tensors)
+    optional = set(backbone.inert)
+    if not adapter_names(tensors):
+        optional |= {name for name, _ in backbone.named_parameters() if adapter_names([name])}
     problems = []
     for name, parameter in backbone.named_parameters():
-        if name in backbone.inert or (name.startswith(backbone.own) and not has_own):
+        if name in optional or (name.startswith(backbone.own) and not has_own):
             continue
         tensor, shape = tensors.get(name), tuple(parameter.shape)
         if tensor is None:
@@ -247,6 +263,7 @@ def _compare(
         name: parameter.numel()
         for name, parameter in backbone.named_parameters(prefix.rstrip("."))
         if not name.startswith(tuple(prefix + lacking for lacking in weights.lacks))
+        and (name in fitting or not adapter_names([name]))
     }
     report = LoadReport(
         source=source,

@@ -9,11 +9,20 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from s5.backbones import EXPERT_KEY, dense_name, get_architecture, has_experts, with_experts
-from s5.checkpoints.layouts import Weights
+from s5.backbones import (
+    EXPERT_KEY,
+    Lora,
+    dense_name,
+    get_architecture,
+    has_experts,
+    lora_of,
+    with_experts,
+)
+from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.loading import load_weights
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import RGB
-from s5.errors import ConfigError
+from s5.errors import CheckpointError, ConfigError
 from s5.training.config import NORM_EPS
 from s5.training.model import TaskModel
 
@@ -67,8 +76,8 @@ class ModelSpec(ABC, Generic[M]):
         """
 
     @abstractmethod
-    def build_network(self) -> nn.Module:
-        """Build the network, randomly initialised."""
+    def build_network(self, lora: Lora | None = None) -> nn.Module:
+        """Build the network, randomly initialised; `lora` are the settings of its adapters, if any."""
 
     @abstractmethod
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> M:
@@ -80,8 +89,13 @@ class ModelSpec(ABC, Generic[M]):
         Raises:
             CheckpointError: The weights do not fit, or part of a head is missing.
         """
-        network = self.build_network()
-        load_weights(network, checkpoint).require_heads()
+        content = read_checkpoint(checkpoint)
+        try:
+            lora = lora_of(convert(content, tuple(self.tasks)).backbone)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+        network = self.build_network(lora)
+        load_weights(network, content, name=str(checkpoint)).require_heads()
         return self.wrap(network, dtype).to(device).to(memory_format=torch.channels_last).eval()
 
 

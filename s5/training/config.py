@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hi
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from s5.backbones import Finetune, Lora
 from s5.data.augmentation import Photometric
 from s5.errors import ConfigError
 from s5.ranges import (
@@ -213,13 +214,19 @@ class ScaleRange(Section):
 
 
 class ModelConfig(Section):
-    """The network except for the choice of backbone; `norm_eps` is the epsilon of the norms in its blocks."""
+    """The network except for the choice of backbone.
+
+    `norm_eps` is the epsilon of the norms in its blocks. `finetune` chooses what is trained in it; `lora`
+    matters for `finetune: lora` only.
+    """
 
     decoder_channels: Positive = 256
     drop_path: ShareBelowOne = 0.1
     norm_eps: PositiveFloat = NORM_EPS
     activation_checkpointing: bool = False
     compile: bool = False
+    finetune: Finetune = "full"
+    lora: Lora = Lora()
 
 
 class OptimConfig(Section):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
-from s5.backbones import Backbone, Counts, create_backbone, get_architecture
+from s5.backbones import Backbone, Counts, Finetune, Lora, add_adapters, create_backbone, get_architecture
 from s5.compat.precision import autocast
 from s5.errors import ConfigError
 from s5.ops.photometric import normalize
@@ -33,13 +33,13 @@ class MultiTaskNetwork(nn.Module):
         """Join a backbone and its heads.
 
         Raises:
-            ValueError: The experts of the backbone and the heads are for different tasks.
+            ValueError: The experts or adapters of the backbone and the heads are for different tasks.
         """
         super().__init__()
-        if backbone.experts and tuple(heads) != backbone.experts:
+        if backbone.tasks and tuple(heads) != backbone.tasks:
             raise ValueError(
-                f"the backbone has experts for {', '.join(backbone.experts)}, "
-                f"but the heads are for {', '.join(heads)}"
+                f"the backbone has {'experts' if backbone.experts else 'adapters'} for "
+                f"{', '.join(backbone.tasks)}, but the heads are for {', '.join(heads)}"
             )
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
@@ -58,7 +58,7 @@ class MultiTaskNetwork(nn.Module):
         """Compute the feature maps of images of any size, padded on the right and at the bottom as needed.
 
         Args:
-            images: (B, 3, H, W), normalised; ordered by task if the backbone has experts.
+            images: (B, 3, H, W), normalised; ordered by task if the backbone has experts or adapters.
             counts: Number of images of each task, in the order of the batch.
         """
         height, width = images.shape[-2:]
@@ -87,8 +87,8 @@ class MultiTaskNetwork(nn.Module):
     def features_of_all(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Features]:
         """Compute the feature maps of the same images for several tasks.
 
-        A dense backbone computes them once and shares them; a backbone with experts runs on a batch that
-        repeats the images for every task.
+        A dense backbone computes them once and shares them; a backbone with experts or adapters runs on a
+        batch that repeats the images for every task.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -99,7 +99,7 @@ class MultiTaskNetwork(nn.Module):
         """
         named = {self.resolve_task(task) for task in (self.tasks if tasks is None else tasks)}
         wanted = [task for task in self.tasks if task in named]
-        if self.backbone.experts:
+        if self.backbone.tasks:
             repeated = torch.cat([images] * len(wanted))
             return self.features(repeated, dict.fromkeys(wanted, len(images)))
         return dict.fromkeys(wanted, self.encode(images))
@@ -133,6 +133,10 @@ class BackboneSettings(Protocol):
     def activation_checkpointing(self) -> bool: ...  # noqa: D102
     @property
     def compile(self) -> bool: ...  # noqa: D102
+    @property
+    def finetune(self) -> Finetune: ...  # noqa: D102
+    @property
+    def lora(self) -> Lora: ...  # noqa: D102
 
 
 def configured_backbone(
@@ -149,7 +153,7 @@ def configured_backbone(
         size_key: Key of the size in the configuration, for messages.
 
     Raises:
-        ConfigError: The backbone does not support this image size, or cannot be compiled.
+        ConfigError: The backbone does not support this image size or these adapters, or cannot be compiled.
     """
     architecture = get_architecture(name)
     smallest, step = architecture.min_size, architecture.divisor
@@ -167,6 +171,13 @@ def configured_backbone(
         experts=tasks,
         expert_channels=expert_channels,
     )
+    if cfg.finetune == "lora":
+        try:
+            add_adapters(backbone, tasks, cfg.lora)
+        except ValueError as error:
+            raise ConfigError(f"model.lora.{error}") from None
+    else:
+        backbone.train_parts(cfg.finetune)
     if cfg.compile:
         try:
             backbone.compile_blocks()

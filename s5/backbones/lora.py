@@ -29,7 +29,7 @@ from s5.ranges import Positive, PositiveFloat
 
 LORA_KEY = re.compile(r"^(.+)\.lora\.([^.]+)\.([ab])$")  # layer, task, factor
 LORA_SCALE = "lora_scale"
-"""Buffer of a backbone with alpha / rank, without which weight files could not be merged."""
+"""Buffer (1,) of a backbone with alpha / rank, without which weight files could not be merged."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def add_adapters(backbone: Backbone, tasks: Sequence[str], lora: Lora) -> None:
     for name, layer in chosen.items():
         backbone.set_submodule(name, LoraLinear(layer, lora, routing))
     backbone.adapters = routing.tasks
-    backbone.register_buffer(LORA_SCALE, torch.tensor(lora.scale))
+    backbone.register_buffer(LORA_SCALE, torch.tensor([lora.scale]))
     routing.attach(backbone)
     _require_effect(backbone, lora)
 

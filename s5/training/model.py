@@ -1,5 +1,6 @@
 """Base classes of all models: a backbone with a head per task, autocast and losses."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,8 @@ from s5.backbones import Backbone, Counts, Finetune, Lora, add_adapters, create_
 from s5.compat.precision import autocast
 from s5.errors import ConfigError
 from s5.ops.photometric import normalize
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -178,6 +181,12 @@ def configured_backbone(
             raise ConfigError(f"model.lora.{error}") from None
     else:
         backbone.train_parts(cfg.finetune)
+    if cfg.finetune == "frozen" and backbone.experts:
+        logger.warning(
+            "model.finetune = frozen also freezes the experts of %s, which are equal if they come from a "
+            "dense checkpoint: choose the dense backbone, or model.finetune=lora, which trains them",
+            name,
+        )
     if cfg.compile:
         try:
             backbone.compile_blocks()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from s5.backbones import (
+    EXPERT_KEY,
     LORA_KEY,
     Backbone,
     StateDict,
@@ -85,14 +86,29 @@ def reduce_to_task(
                 f"--task to merge its adapters, or keep all with --to s5"
             )
         if len(stored) == 1:
-            weights = replace(weights, backbone=merge_adapters(weights.backbone, stored[0]))
+            weights = _merged(weights, stored[0])
         return weights, meta
     if task not in tasks:
         raise CheckpointError(f"--task {task}: the checkpoint has {', '.join(tasks) or 'no tasks'}")
-    backbone = merge_adapters(weights.backbone, task) if stored else weights.backbone
-    backbone = join_experts(backbone, task)
+    weights = _merged(weights, task) if stored else weights
+    others = [name for name in weights.backbone if (match := EXPERT_KEY.match(name)) and match[1] != task]
     heads = {name: head for name, head in weights.heads.items() if name == task or len(weights.heads) == 1}
-    return replace(weights, backbone=backbone, heads=heads), None if meta is None else _meta_of(meta, task)
+    others += [
+        f"heads.{name}.{key}" for name, head in weights.heads.items() if name not in heads for key in head
+    ]
+    backbone = join_experts(weights.backbone, task)
+    weights = replace(weights, backbone=backbone, heads=heads, unused=(*weights.unused, *others))
+    return weights, None if meta is None else _meta_of(meta, task)
+
+
+def _merged(weights: Weights, task: str) -> Weights:
+    others = [name for name in weights.backbone if _task(name) not in (None, task)]
+    return replace(
+        weights,
+        backbone=merge_adapters(weights.backbone, task),
+        unused=(*weights.unused, *others),
+        notes=(*weights.notes, f"LoRA adapters of {task} merged into the weights"),
+    )
 
 
 def _meta_of(meta: Mapping[str, Any], task: str) -> dict[str, Any]:

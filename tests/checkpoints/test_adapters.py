@@ -117,12 +117,18 @@ def test_an_adapter_with_a_missing_factor_is_an_error() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["s5", "timm", "published"])
 @pytest.mark.parametrize("tasks", [("s4p",), ("a", "b")])
-def test_a_task_is_merged_into_plain_weights(tmp_path: Path, layout: str, tasks: tuple[str, ...]) -> None:
+def test_a_task_is_merged_into_plain_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture, layout: str, tasks: tuple[str, ...]
+) -> None:
     source, task = segmentor(*tasks), tasks[-1]
     expected = source(IMAGES, task)
     chosen = ["--task", task] if len(tasks) > 1 else []
     args = [str(saved(tmp_path / "in.pth", source)), str(tmp_path / "out.pth"), "--to", layout]
     assert main([*args, *chosen]) == 0
+    printed = capsys.readouterr().out
+    assert f"note: LoRA adapters of {task} merged into the weights" in printed
+    listed = len(tasks) > 1 and layout != "timm"  # which leaves out more, and the list is shortened
+    assert ("blocks.0.attn.qkv.lora.a.a" in printed) == listed
     written = read_checkpoint(tmp_path / "out.pth")
     if layout == "timm":
         vit = timm.create_model(

@@ -4,6 +4,7 @@
     python -m s5.convert released/vit_b_moe_mdf.pth mine.pth --to s5
     python -m s5.convert vit_b_s4p.pth timm.pth --to timm
     python -m s5.convert vit_b_moe_mdf_best.pth hub/vit_b_moe_mdf.safetensors --to s5
+    python -m s5.convert vit_b_mdf.pth loveda.pth --to s5 --task loveda
     python -m s5.convert --list
 
 The layout of SRC is recognised by its keys. Nothing in SRC is executed, and tensors keep their dtype. Beside
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s5.checkpoints.adapters import reduce_to_task
 from s5.checkpoints.layouts import LAYOUTS, Layout, Weights, Written, convert, get_layout
 from s5.checkpoints.layouts.s5 import S5
 from s5.checkpoints.reading import as_safetensors, find_checkpoint, read_checkpoint, save_atomic
@@ -38,7 +40,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.list:
         print(layout_table())
     else:
-        convert_file(args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite, args.license)
+        convert_file(
+            args.src, args.dst, get_layout(args.to), args.tasks, args.overwrite, args.task, args.license
+        )
     return 0
 
 
@@ -48,6 +52,7 @@ def convert_file(
     layout: Layout,
     tasks: Sequence[str] = (),
     overwrite: bool = False,
+    task: str | None = None,
     licence: str = UNKNOWN_LICENSE,
 ) -> None:
     """Convert a checkpoint file and print a report.
@@ -58,6 +63,7 @@ def convert_file(
         layout: The layout to write.
         tasks: Names of the experts of `src`, in order, if the file does not contain them.
         overwrite: Replace an existing file.
+        task: Write plain weights of this task alone, into which its adapters and experts are merged.
         licence: Licence in the model card.
 
     Raises:
@@ -71,10 +77,11 @@ def convert_file(
         if tasks and weights.experts != tuple(tasks):
             has = f"has experts for {', '.join(weights.experts)}" if weights.experts else "has no experts"
             raise CheckpointError(f"--tasks {','.join(tasks)}: the checkpoint {has}; omit --tasks")
+        meta = _own_meta(content) if weights.layout == S5.name else None
+        weights, meta = reduce_to_task(weights, meta, task, keep=isinstance(layout, S5))
         written = layout.from_ours(weights)
     except CheckpointError as error:
         raise CheckpointError(f"{src}: {error}") from error
-    meta = _own_meta(content) if weights.layout == S5.name else None
     if dst.suffix == SAFETENSORS:
         packed = as_safetensors(written.state, meta if isinstance(layout, S5) else None)
         sha256 = hashlib.sha256(packed).hexdigest()
@@ -138,6 +145,9 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="A,B",
         help="names of the experts in order, if SRC only numbers them",
+    )
+    parser.add_argument(
+        "--task", metavar="NAME", help="write this task alone, with its LoRA adapters and experts merged"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     parser.add_argument(

@@ -10,8 +10,18 @@ from functools import cache
 import timm
 import torch
 
-from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
-from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width
+from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, Finetune, StateDict
+from s5.backbones.lora import (
+    LORA_KEY,
+    LORA_SCALE,
+    Lora,
+    adapted_weight,
+    adapter_names,
+    add_adapters,
+    lora_of,
+    merge_adapters,
+)
+from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width, join_experts
 from s5.backbones.normalization import IMAGENET, NORMALIZATIONS, Normalization, parse_normalization
 from s5.backbones.rvsa import RVSA_VARIANTS
 from s5.backbones.timm_hierarchical import hierarchical
@@ -25,13 +35,20 @@ __all__ = [
     "EXPERT_KEY",
     "IMAGENET",
     "NORMALIZATIONS",
+    "LORA_KEY",
+    "LORA_SCALE",
     "PATCH_EMBEDDING",
     "STRIDES",
     "Architecture",
     "Backbone",
     "Counts",
+    "Finetune",
+    "Lora",
     "Normalization",
     "StateDict",
+    "adapted_weight",
+    "adapter_names",
+    "add_adapters",
     "create_backbone",
     "dense_name",
     "describe",
@@ -42,7 +59,10 @@ __all__ = [
     "has_experts",
     "has_own_names",
     "identify",
+    "join_experts",
     "list_backbones",
+    "lora_of",
+    "merge_adapters",
     "normalization_of",
     "parse_normalization",
     "with_experts",
@@ -130,6 +150,7 @@ def create_backbone(
     experts: Sequence[str] = (),
     expert_channels: int = 0,
     normalization: Normalization | None = None,
+    lora: Lora | None = None,
 ) -> Backbone:
     """Build a backbone with randomly initialised weights.
 
@@ -139,13 +160,15 @@ def create_backbone(
         drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
         norm_eps: Epsilon of the norms in the blocks: 1e-5 for published S5 weights, 1e-6 for MAE.
         activation_checkpointing: Recompute activations in the backward pass to save memory.
-        experts: Names of the tasks that get an expert.
+        experts: Names of the tasks that get an expert or adapters.
         expert_channels: Output channels of an expert; 0 gives a dense backbone regardless of its name.
         normalization: Normalisation of its images, which loaded weights then do not change; None is that of
             the architecture.
+        lora: Settings of LoRA adapters, with which the backbone itself is frozen; None adds none.
 
     Raises:
-        ValueError: The name is unknown, the image size does not fit, or such experts are not supported.
+        ValueError: The name is unknown, the image size does not fit, or such experts or adapters are not
+            supported.
     """
     backbone = get_architecture(name).build(
         img_size,
@@ -157,6 +180,8 @@ def create_backbone(
     )
     if normalization is not None:
         backbone.normalization, backbone.chosen_normalization = normalization, True
+    if lora is not None:
+        add_adapters(backbone, experts, lora)
     return backbone
 
 

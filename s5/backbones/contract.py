@@ -4,9 +4,11 @@ To add a backbone, subclass `Backbone` and `Architecture`, and add instances of 
 `s5.backbones`. `tests/backbones/contract.py` tests the guarantees stated here.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +18,10 @@ from s5.compat.attention import choose_backends
 from s5.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32)
+TASK_PART = re.compile(r"\.(?:experts|lora)\.")  # in the names of everything that belongs to one task
 StateDict = dict[str, torch.Tensor]
+Finetune = Literal["full", "frozen", "lora"]
+"""What is trained in a backbone: everything, nothing but its pyramid, or LoRA adapters and experts, too."""
 Counts = Mapping[str, int]
 """Number of images of each task, in the order of the batch."""
 
@@ -114,6 +119,8 @@ class Backbone(nn.Module, ABC):
         activation_checkpointing: Recompute activations in the backward pass to save memory.
         normalization: Normalisation that the network's input must have.
         chosen_normalization: Whether the user has chosen it, so that loaded weights do not change it.
+        adapters: Names of the tasks that have LoRA adapters, see `s5.backbones.lora`.
+        finetune: What is trained, see `train_parts`.
         stem: Name of the weight (C, bands, k, k) of the first convolution.
         inert: Names of parameters without effect, which may be missing in checkpoints.
         own: Prefix of the parameters that only this package has; weights of other projects lack all of them.
@@ -125,6 +132,8 @@ class Backbone(nn.Module, ABC):
     inert: tuple[str, ...] = ()
     own: str = "pyramid."
     undecayed: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    finetune: Finetune = "full"
 
     def __init__(
         self,
@@ -150,6 +159,40 @@ class Backbone(nn.Module, ABC):
     def name(self) -> str:
         """Name of the architecture."""
         return self.architecture.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks with parameters of their own, experts or adapters; `counts` must give them."""
+        return self.experts or self.adapters
+
+    def train_parts(self, finetune: Finetune) -> None:
+        """Freeze what is not trained.
+
+        Args:
+            finetune: `full` freezes nothing. `frozen` freezes everything but what only this package has (the
+                pyramid), and also keeps it in evaluation mode. `lora` does not freeze adapters and experts,
+                and keeps only batch norms in evaluation mode.
+        """
+        self.finetune = finetune
+        for name, parameter in self.named_parameters():
+            if not self._is_trained(name):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode, except for frozen parts, see `train_parts`."""
+        super().train(mode)
+        if self.finetune == "full":
+            return self
+        for name, module in self.named_modules():
+            fixed = self.finetune == "frozen" or isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if name and fixed and not f"{name}.".startswith(self.own):
+                module.training = False
+        return self
+
+    def _is_trained(self, name: str) -> bool:
+        own = self.finetune == "full" or name.startswith(self.own)
+        return own or (self.finetune == "lora" and TASK_PART.search(name) is not None)
 
     @abstractmethod
     def forward(self, images: torch.Tensor, counts: Counts | None = None) -> tuple[torch.Tensor, ...]:
@@ -228,21 +271,28 @@ class Backbone(nn.Module, ABC):
         return [f"images are normalised with {trained_with}, as the weights were trained"]
 
     def resolve_counts(self, counts: Counts | None, batch: int) -> Counts | None:
-        """Check and return the counts of a batch; None for a dense backbone.
+        """Check and return the counts of a batch; None for a backbone without experts.
 
         Raises:
-            ValueError: The counts contain a task without expert, or do not add up to the batch.
+            ValueError: See the function of the same name.
         """
-        if not self.experts:
-            return None
-        if counts is None and len(self.experts) == 1:
-            return {self.experts[0]: batch}
-        if counts is None or not set(counts) <= set(self.experts) or sum(counts.values()) != batch:
-            raise ValueError(
-                f"counts must give the images of {', '.join(self.experts)} by name and add up to the batch "
-                f"of {batch}, got {counts}"
-            )
-        return counts
+        return resolve_counts(self.experts, counts, batch) if self.experts else None
+
+
+def resolve_counts(tasks: Sequence[str], counts: Counts | None, batch: int) -> Counts:
+    """Check and return the counts of a batch for these tasks; they may be omitted for a single task.
+
+    Raises:
+        ValueError: The counts contain another task, or do not add up to the batch.
+    """
+    if counts is None and len(tasks) == 1:
+        return {tasks[0]: batch}
+    if counts is None or not set(counts) <= set(tasks) or sum(counts.values()) != batch:
+        raise ValueError(
+            f"counts must give the images of {', '.join(tasks)} by name and add up to the batch of {batch}, "
+            f"got {counts}"
+        )
+    return counts
 
 
 def select_bands(weight: torch.Tensor, bands: Sequence[int]) -> torch.Tensor:

@@ -321,3 +321,13 @@ def split_experts(tensors: StateDict, experts: Sequence[str], expert_channels: i
         for name in experts:
             split[key.replace(".fc2.", f".experts.{name}.")] = value[shared:]
     return split
+
+
+def join_experts(tensors: StateDict, task: str) -> StateDict:
+    """Convert the MoE FFNs of a backbone to the equivalent dense ones for one task; drops other experts."""
+    joined = {name: value for name, value in tensors.items() if not EXPERT_KEY.match(name)}
+    for name, value in tensors.items():
+        if (match := EXPERT_KEY.match(name)) and match[1] == task:
+            dense = name.replace(f".experts.{task}.", ".fc2.")
+            joined[dense] = torch.cat((tensors[dense], value)) if dense in tensors else value
+    return joined

@@ -12,6 +12,7 @@ from timm.layers import resize_rel_pos_bias_table
 from torch import nn
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.lora import LORA_SCALE
 from s5.backbones.moe import EXPERT_KEY, add_experts, fit_experts, recompute_always, routing
 from s5.backbones.normalization import IMAGENET, Normalization, parse_normalization
 from s5.backbones.pyramid import Pyramid
@@ -27,7 +28,7 @@ SAME = 0.75
 
 def has_own_names(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether all names are those of a :class:`TimmBackbone`, which no other project uses."""
-    return all(name.startswith((BODY, Backbone.own)) for name in tensors)
+    return all(name.startswith((BODY, Backbone.own, LORA_SCALE)) for name in tensors)
 
 
 def normalization_of(timm_name: str) -> Normalization:

@@ -91,6 +91,13 @@ def start_from(
                 f"weights are random: omit it, or give a checkpoint with --init"
             )
         logger.info("initial weights: random")
+        finetune = cast(Backbone, network.get_submodule("backbone")).finetune
+        if finetune != "full":
+            logger.warning(
+                "model.finetune = %s freezes a backbone of random weights, whose features are of little use: "
+                "give a checkpoint with --init, or set model.finetune=full",
+                finetune,
+            )
         return
     name, path = str(init), Path(init).expanduser()
     architecture = cast(Backbone, network.get_submodule("backbone")).architecture

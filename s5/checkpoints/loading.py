@@ -15,6 +15,7 @@ from s5.backbones import (
     Backbone,
     Normalization,
     StateDict,
+    adapter_names,
     describe,
     expert_width,
     identify,
@@ -22,6 +23,7 @@ from s5.backbones import (
     parse_normalization,
     with_experts,
 )
+from s5.checkpoints.adapters import fit_adapters
 from s5.checkpoints.bands import band_numbers
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
@@ -101,6 +103,7 @@ def load_weights(
     *,
     bands: Sequence[int] | Sequence[str] | None = None,
     normalization: Normalization | None = None,
+    name: str | None = None,
 ) -> LoadReport:
     """Initialise a model from a checkpoint of any known layout and log what was loaded.
 
@@ -119,12 +122,13 @@ def load_weights(
             three channels in this order.
         normalization: Normalisation that the weights were trained with; by default that in the metadata of
             the checkpoint. The backbone uses it from then on, unless the user has chosen one.
+        name: Name of `source` in messages; by default its path.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, has another architecture, or lacks a required tensor
             of the backbone.
     """
-    name = "memory" if isinstance(source, Mapping) else str(source)
+    name = name or ("memory" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     backbone = model if isinstance(model, Backbone) else model.get_submodule("backbone")
     assert isinstance(backbone, Backbone)
@@ -132,9 +136,10 @@ def load_weights(
         weights = convert(content, backbone.experts, backbone)
         _check_architecture(weights, backbone)
         _check_experts(weights, backbone)
-        tensors, more = _as_float32(weights.backbone)
+        tensors, converted = _as_float32(weights.backbone)
+        tensors, adapted = fit_adapters(tensors, backbone)
         tensors, notes = backbone.fit_weights(tensors, _numbers(bands, tensors, backbone.stem))
-        notes = [*weights.notes, *more, *notes]
+        notes = [*weights.notes, *converted, *adapted, *notes]
         _require_decisive(tensors, backbone, weights.layout)
         trained_with = normalization or stored_normalization(content.get("meta")) or _of_file(name)
     except CheckpointError as error:
@@ -214,12 +219,15 @@ def _require_decisive(tensors: StateDict, backbone: Backbone, layout: str) -> No
     """Reject weights with missing or additional tensors of the backbone.
 
     Tensors without effect, such as a class token, may be missing, and so may all that only this package has,
-    such as the pyramid. Experts of tasks that the model does not have are ignored.
+    such as the pyramid, and all adapters. Experts of tasks that the model does not have are ignored.
     """
     has_own = any(name.startswith(backbone.own) for name in tensors)
+    optional = set(backbone.inert)
+    if not adapter_names(tensors):
+        optional |= {name for name, _ in backbone.named_parameters() if adapter_names([name])}
     problems = []
     for name, parameter in backbone.named_parameters():
-        if name in backbone.inert or (name.startswith(backbone.own) and not has_own):
+        if name in optional or (name.startswith(backbone.own) and not has_own):
             continue
         tensor, shape = tensors.get(name), tuple(parameter.shape)
         if tensor is None:
@@ -312,6 +320,7 @@ def _compare(
         name: parameter.numel()
         for name, parameter in backbone.named_parameters(prefix.rstrip("."))
         if not name.startswith(tuple(prefix + lacking for lacking in weights.lacks))
+        and (name in fitting or not adapter_names([name]))
     }
     report = LoadReport(
         source=source,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from s5.backbones import Finetune, Lora
 from s5.data.datasets import CLASS_LISTS as CLASSES
 from s5.detection.network import Settings
 from s5.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat, ShareBelowOne
@@ -92,6 +93,8 @@ class DetModelConfig(Settings):
     normalization: NormalizationSetting = None
     activation_checkpointing: bool = False
     compile: bool = False
+    finetune: Finetune = "full"
+    lora: Lora = Lora()
 
     def settings(self) -> Settings:
         """Return the settings of Oriented R-CNN."""

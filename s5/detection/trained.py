@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from s5.backbones import describe, identify, with_experts
+from s5.backbones import Lora, describe, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import distinct_colors
@@ -121,8 +121,8 @@ class DetectionSpec(ModelSpec[DetectionModel]):
         """See :meth:`ModelSpec.only`."""
         return replace(self, classes={task: self.classes[task] for task in known_tasks(self.classes, tasks)})
 
-    def build_network(self) -> MultiTaskDetector:
-        """Build the detector, randomly initialised."""
+    def build_network(self, lora: Lora | None = None) -> MultiTaskDetector:
+        """Build the detector, randomly initialised; see the base class."""
         return build_detector(
             self.backbone,
             {task: len(names) for task, names in self.classes.items()},
@@ -130,6 +130,7 @@ class DetectionSpec(ModelSpec[DetectionModel]):
             expert_channels=self.expert_channels,
             norm_eps=self.norm_eps,
             normalization=self.normalization,
+            lora=lora,
             settings=self.settings,
         )
 

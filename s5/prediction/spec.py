@@ -11,17 +11,20 @@ from torch import nn
 
 from s5.backbones import (
     IMAGENET,
+    Lora,
     Normalization,
     dense_name,
     expert_width,
     get_architecture,
     has_experts,
+    lora_of,
     with_experts,
 )
-from s5.checkpoints.layouts import Weights
+from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.loading import load_weights, stored_normalization
+from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import RGB
-from s5.errors import ConfigError
+from s5.errors import CheckpointError, ConfigError
 from s5.training.config import NORM_EPS
 from s5.training.model import TaskModel
 
@@ -89,8 +92,8 @@ class ModelSpec(ABC, Generic[M]):
         }
 
     @abstractmethod
-    def build_network(self) -> nn.Module:
-        """Build the network, randomly initialised."""
+    def build_network(self, lora: Lora | None = None) -> nn.Module:
+        """Build the network, randomly initialised; `lora` are the settings of its adapters, if any."""
 
     @abstractmethod
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> M:
@@ -102,8 +105,13 @@ class ModelSpec(ABC, Generic[M]):
         Raises:
             CheckpointError: The weights do not fit, or part of a head is missing.
         """
-        network = self.build_network()
-        load_weights(network, checkpoint).require_heads()
+        content = read_checkpoint(checkpoint)
+        try:
+            lora = lora_of(convert(content, tuple(self.tasks)).backbone)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+        network = self.build_network(lora)
+        load_weights(network, content, name=str(checkpoint)).require_heads()
         return self.wrap(network, dtype).to(device).to(memory_format=torch.channels_last).eval()
 
 

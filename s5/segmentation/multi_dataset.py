@@ -110,7 +110,7 @@ class MultiDataset(SegmentationModel):
         return torch.cat(parts)
 
     def activate(self, tasks: Collection[str]) -> None:
-        """Train the heads and experts of these tasks and freeze those of all others."""
+        """Train the heads, experts and adapters of these tasks and freeze those of all others."""
         self.active = set(tasks)
         for task in self.segmentor.tasks:
             for name, parameter in task_parameters(self.segmentor, task):
@@ -118,6 +118,10 @@ class MultiDataset(SegmentationModel):
 
 
 def task_parameters(segmentor: Segmentor, task: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters of the head and the experts of a task."""
-    head, expert = f"heads.{task}.", f".experts.{task}."
-    return ((name, p) for name, p in segmentor.named_parameters() if name.startswith(head) or expert in name)
+    """Named parameters of the head, the experts and the adapters of a task."""
+    head, own = f"heads.{task}.", (f".experts.{task}.", f".lora.{task}.")
+    return (
+        (name, p)
+        for name, p in segmentor.named_parameters()
+        if name.startswith(head) or any(part in name for part in own)
+    )

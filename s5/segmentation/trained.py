@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from s5.backbones import Lora
 from s5.checkpoints.layouts import Weights
 from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import LabelTable
@@ -147,8 +148,8 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             inference={task: self.inference[task] for task in kept},
         )
 
-    def build_network(self) -> Segmentor:
-        """Build the segmentor, randomly initialised."""
+    def build_network(self, lora: Lora | None = None) -> Segmentor:
+        """Build the segmentor, randomly initialised; see the base class."""
         return build_segmentor(
             self.backbone,
             {task: table.num_classes for task, table in self.tables.items()},
@@ -157,6 +158,7 @@ class SegmentationSpec(ModelSpec[SegmentationModel]):
             expert_channels=self.expert_channels,
             norm_eps=self.norm_eps,
             normalization=self.normalization,
+            lora=lora,
         )
 
     def wrap(self, network: nn.Module, dtype: torch.dtype | None) -> SegmentationModel:

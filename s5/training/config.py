@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from s5.backbones import Normalization, parse_normalization
+from s5.backbones import Finetune, Lora, Normalization, parse_normalization
 from s5.checkpoints.bands import is_band
 from s5.data.augmentation import Photometric
 from s5.errors import ConfigError
@@ -257,6 +257,7 @@ class ModelConfig(Section):
 
     `norm_eps` is the epsilon of the norms in the blocks; ViTs of timm always have their own.
     `normalization` is that of the images; by default that which the initial weights were trained with.
+    `finetune` chooses what is trained in the backbone; `lora` matters for `finetune: lora` only.
     """
 
     decoder_channels: Positive = 256
@@ -265,6 +266,8 @@ class ModelConfig(Section):
     normalization: NormalizationSetting = None
     activation_checkpointing: bool = False
     compile: bool = False
+    finetune: Finetune = "full"
+    lora: Lora = Lora()
 
 
 class OptimConfig(Section):

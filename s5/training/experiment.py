@@ -242,6 +242,11 @@ def run(experiment: Experiment, resume_from: Path | None = None) -> int:
     if launch.device.type == "cpu":
         keep_freed_memory()
     groups = param_groups(model.network, optim.lr, optim.weight_decay, optim.layer_decay, optim.exempt_norms)
+    trained, total = (
+        sum(weight.numel() for weight in weights)
+        for weights in ((w for group in groups for w in group["params"]), model.network.parameters())
+    )
+    logger.info("trained parameters: %s of %s (%.1f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
     skipped = SkippedSteps(schedule.max_skipped_in_a_row, schedule.max_skipped_share)
     safety = SafetyHook(skipped, delay=0 if launch.device.type == "cpu" else 1)
     runner = S5Runner(

@@ -1,5 +1,6 @@
 """Base classes of all models: a backbone with a head per task, autocast and losses."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,10 +11,21 @@ import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
-from s5.backbones import Backbone, Counts, Normalization, create_backbone, get_architecture
+from s5.backbones import (
+    Backbone,
+    Counts,
+    Finetune,
+    Lora,
+    Normalization,
+    add_adapters,
+    create_backbone,
+    get_architecture,
+)
 from s5.compat.precision import autocast
 from s5.errors import ConfigError
 from s5.ops.photometric import normalize
+
+logger = logging.getLogger(__name__)
 
 Features = tuple[Tensor, ...]  # (B, C, H / s, W / s) for s = 4, 8, 16, 32
 
@@ -30,13 +42,13 @@ class MultiTaskNetwork(nn.Module):
         """Join a backbone and its heads.
 
         Raises:
-            ValueError: The experts of the backbone and the heads are for different tasks.
+            ValueError: The experts or adapters of the backbone and the heads are for different tasks.
         """
         super().__init__()
-        if backbone.experts and tuple(heads) != backbone.experts:
+        if backbone.tasks and tuple(heads) != backbone.tasks:
             raise ValueError(
-                f"the backbone has experts for {', '.join(backbone.experts)}, "
-                f"but the heads are for {', '.join(heads)}"
+                f"the backbone has {'experts' if backbone.experts else 'adapters'} for "
+                f"{', '.join(backbone.tasks)}, but the heads are for {', '.join(heads)}"
             )
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
@@ -55,7 +67,7 @@ class MultiTaskNetwork(nn.Module):
         """Compute the feature maps of images of any size, padded on the right and at the bottom as needed.
 
         Args:
-            images: (B, 3, H, W), normalised; ordered by task if the backbone has experts.
+            images: (B, 3, H, W), normalised; ordered by task if the backbone has experts or adapters.
             counts: Number of images of each task, in the order of the batch.
         """
         height, width = images.shape[-2:]
@@ -84,8 +96,8 @@ class MultiTaskNetwork(nn.Module):
     def features_of_all(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Features]:
         """Compute the feature maps of the same images for several tasks.
 
-        A dense backbone computes them once and shares them; a backbone with experts runs on a batch that
-        repeats the images for every task.
+        A dense backbone computes them once and shares them; a backbone with experts or adapters runs on a
+        batch that repeats the images for every task.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -96,7 +108,7 @@ class MultiTaskNetwork(nn.Module):
         """
         named = {self.resolve_task(task) for task in (self.tasks if tasks is None else tasks)}
         wanted = [task for task in self.tasks if task in named]
-        if self.backbone.experts:
+        if self.backbone.tasks:
             repeated = torch.cat([images] * len(wanted))
             return self.features(repeated, dict.fromkeys(wanted, len(images)))
         return dict.fromkeys(wanted, self.encode(images))
@@ -132,6 +144,10 @@ class BackboneSettings(Protocol):
     def compile(self) -> bool: ...  # noqa: D102
     @property
     def normalization(self) -> Normalization | None: ...  # noqa: D102
+    @property
+    def finetune(self) -> Finetune: ...  # noqa: D102
+    @property
+    def lora(self) -> Lora: ...  # noqa: D102
 
 
 def configured_backbone(
@@ -148,7 +164,7 @@ def configured_backbone(
         size_key: Key of the size in the configuration, for messages.
 
     Raises:
-        ConfigError: The backbone does not support this image size, or cannot be compiled.
+        ConfigError: The backbone does not support this image size or these adapters, or cannot be compiled.
     """
     architecture = get_architecture(name)
     smallest, step = architecture.min_size, architecture.divisor
@@ -167,6 +183,19 @@ def configured_backbone(
         expert_channels=expert_channels,
         normalization=cfg.normalization,
     )
+    if cfg.finetune == "lora":
+        try:
+            add_adapters(backbone, tasks, cfg.lora)
+        except ValueError as error:
+            raise ConfigError(f"model.lora.{error}") from None
+    else:
+        backbone.train_parts(cfg.finetune)
+    if cfg.finetune == "frozen" and backbone.experts:
+        logger.warning(
+            "model.finetune = frozen also freezes the experts of %s, which are equal if they come from a "
+            "dense checkpoint: choose the dense backbone, or model.finetune=lora, which trains them",
+            name,
+        )
     if cfg.compile:
         try:
             backbone.compile_blocks()

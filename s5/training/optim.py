@@ -9,6 +9,7 @@ from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
+from s5.backbones import adapted_weight
 from s5.errors import ConfigError
 from s5.training.guarded_step import GuardedOptimWrapper
 from s5.training.model import MultiTaskNetwork
@@ -47,7 +48,7 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         own = name.removeprefix(BACKBONE)
-        layer = network.backbone.layer_of(own) if own != name else top
+        layer = network.backbone.layer_of(adapted_weight(own)) if own != name else top
         group = f"layer_{layer}_no_decay" if name in exempt else f"layer_{layer}"
         scaled = lr * layer_decay ** (top - layer)
         decay = 0.0 if name in exempt else weight_decay

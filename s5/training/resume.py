@@ -25,6 +25,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from s5.backbones import LORA_SCALE
 from s5.launch import Launch, LaunchError, make_work_dir, same_everywhere, setup_logging
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,13 @@ def why_not(
             f"it is of another model: {len(different)} tensors differ, the first is {different[0]} "
             f"({there} there, {here} here). Use the backbone, classes and options that it was written with"
         )
+    scales = [name for name in weights if name.endswith(LORA_SCALE) and saved[name] != weights[name]]
+    if scales:
+        factors = [float(state[scales[0]]) for state in (saved, weights)]
+        return (
+            f"its LoRA adapters are scaled by alpha / rank = {factors[0]:g}, those of this run by "
+            f"{factors[1]:g}: set the original model.lora.alpha"
+        )
     if _settings(checkpoint["param_schedulers"]) != _settings(schedulers):
         return _other_schedule(checkpoint["meta"].get("max_iters"), max_iters)
     return None
@@ -165,8 +173,8 @@ def _other_schedule(saved_length: int | None, length: int) -> str:
             f"schedule.steps_per_epoch fixes it. For another length, start a new run from its weights"
         )
     return (
-        "it has another learning-rate schedule. To resume, set the original learning rate, layer decay and "
-        "warm-up; for a different schedule, start a new run from its weights"
+        "it has another learning-rate schedule. To resume, set the original learning rate, layer decay, "
+        "warm-up and model.finetune; for a different schedule, start a new run from its weights"
     )
 
 

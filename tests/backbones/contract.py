@@ -5,11 +5,10 @@ import torch
 
 from s5.backbones import Architecture, Backbone, Counts, create_backbone
 from s5.errors import CheckpointError
+from tests.backbones.finetune_contract import SIZE, FinetuneContract
 
-SIZE = 64
 
-
-class BackboneContract:
+class BackboneContract(FinetuneContract):
     """Tests of a dense backbone; a subclass gives its `architecture`, small ones first."""
 
     architecture: Architecture

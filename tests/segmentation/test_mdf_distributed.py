@@ -63,3 +63,11 @@ def test_scores_of_two_processes_are_those_of_one(root: Path, trained: Path, tmp
     ours, theirs = (json.loads((run / "final_metrics.json").read_text()) for run in (work_dir, trained))
     assert ours == theirs
     assert {f"{task}/mIoU" for task in TASKS} <= set(ours)
+
+
+def test_adapters_of_a_late_task_train_in_several_processes(root: Path, tmp_path: Path) -> None:
+    train(root, tmp_path / "run", **{"model.finetune": "lora", "model.lora.rank": 2})
+    before, after = (read_checkpoint(tmp_path / f"run/iter_{n}.pth")["state_dict"] for n in (2, 4))
+    updates = {name for name in after if name.endswith(".lora.ponds.b")}
+    assert updates and not any(before[name].any() for name in updates)
+    assert all(after[name].any() for name in updates)

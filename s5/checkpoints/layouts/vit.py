@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from s5.backbones import PATCH_EMBEDDING, StateDict
+from s5.backbones import PATCH_EMBEDDING, StateDict, adapter_names
 from s5.checkpoints.layouts.base import (
     BLOCK_KEY,
     Layout,
@@ -143,6 +143,11 @@ class VitLayout(Layout):
         Raises:
             CheckpointError: The backbone has a tensor that a plain ViT does not have.
         """
+        if tasks := adapter_names(backbone):
+            raise CheckpointError(
+                f"{self.name} has no LoRA adapters, but the backbone has some for {', '.join(tasks)}: merge "
+                f"those of one task (--task)"
+            )
         names, block_names = inverse(self.names), inverse(self.block_names)
         state, left_out = {}, []
         for key, value in backbone.items():

@@ -24,6 +24,8 @@ model = dict(
     drop_path=0.1,
     activation_checkpointing=False,  # less memory, more time
     compile=False,  # torch.compile the transformer blocks (needs a C compiler, on a CPU a C++ compiler)
+    finetune="full",  # frozen: only pyramid and heads train; lora: adapters, too (docs/finetuning.md)
+    lora=dict(rank=8, alpha=16, targets=("attn.qkv", "attn.proj")),
     norm_eps=1e-5,  # of the backbone's norms
     normalization=None,  # of images: imagenet, dinov3_sat, clip, half, [mean, std]; None: that of load_from
     enlarge=(1.4, 1.2),  # of RoIs, height and width; mmrotate has (1, 1)

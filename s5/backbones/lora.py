@@ -10,7 +10,6 @@ wraps layers, which renames the weights that layouts and layer decay know. And i
 accelerate. The tests compare outputs, gradients and merged weights with peft.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s5.backbones.contract import TASK_PART, Backbone, Counts, StateDict, resolve_counts
-from s5.errors import CheckpointError
+from s5.errors import CheckpointError, did_you_mean
 from s5.ranges import Positive, PositiveFloat
 
 LORA_KEY = re.compile(r"^(.+)\.lora\.([^.]+)\.([ab])$")  # layer, task, factor
@@ -230,11 +229,8 @@ def _chosen_layers(backbone: Backbone, lora: Lora) -> dict[str, nn.Linear]:
     known = list(dict.fromkeys(map(_target, layers)))
     for target in lora.targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
-            close = difflib.get_close_matches(target, known, n=1)
-            raise ValueError(
-                f"targets {target!r}: no such linear layer in {backbone.name}"
-                f"{f' - did you mean {close[0]!r}?' if close else ';'} Known: {', '.join(known)}"
-            )
+            has = f"has {', '.join(known)}{did_you_mean(target, known)}" if known else "has no linear layers"
+            raise ValueError(f"targets {target!r}: {backbone.name} {has}")
     ends = tuple(f".{target}" for target in lora.targets)
     chosen = {name: layer for name, layer in layers.items() if f".{name}".endswith(ends)}
     if not chosen:

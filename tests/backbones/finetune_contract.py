@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 from s5.backbones import Architecture, Backbone, Lora, adapted_weight, adapter_names, merge_adapters
@@ -12,16 +13,21 @@ TWO = {"trees": 1, "ships": 2}
 
 
 class FinetuneContract:
-    """Part of the contract of every backbone; `lora` are settings of which each layer exists in it."""
+    """Part of the contract of every backbone.
+
+    `lora` are settings of which each layer exists in it; None if it has no linear layers.
+    """
 
     architecture: Architecture
-    lora = Lora(4, 6.0, ("attn.qkv", "attn.proj", "mlp.fc1"))
+    lora: Lora | None = Lora(4, 6.0, ("attn.qkv", "attn.proj", "mlp.fc1"))
 
     def build(self, **options) -> Backbone:
         raise NotImplementedError
 
     def with_adapters(self, random: bool = True, **options) -> Backbone:
         """Dense or with experts of the same tasks; `random` adapters change the features."""
+        if self.lora is None:
+            pytest.skip("has no linear layers")
         own = {} if hasattr(self, "tasks") else {"experts": TASKS}
         backbone = self.build(lora=self.lora, **own, **options)
         torch.manual_seed(2)
@@ -73,7 +79,7 @@ class FinetuneContract:
         for level, *parts in zip(together, *apart, strict=True):
             torch.testing.assert_close(level, torch.cat(parts), atol=1e-4, rtol=1e-4)
         other = backbone(images[:1], {"ships": 1})
-        assert not torch.allclose(other[3], apart[0][3], atol=1e-3)
+        assert not torch.equal(other[3], apart[0][3])
 
     @torch.no_grad()
     def test_merged_weights_of_a_task_compute_the_same(self) -> None:

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from s5.backbones import Backbone, create_backbone
+from s5.backbones import Backbone, Lora, create_backbone
 from s5.backbones.timm_hierarchical import hierarchical
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
@@ -14,6 +14,7 @@ from tests.backbones.contract import SIZE, BackboneContract, ExpertsContract
 
 class TestConvNeXt(ExpertsContract):
     architecture = hierarchical("test_convnext")
+    lora = Lora(4, 6.0, ("mlp.fc1",))
 
     def build(self, **options) -> Backbone:
         """Its layer scale, as drawn, would hide the experts."""
@@ -26,13 +27,19 @@ class TestConvNeXt(ExpertsContract):
 
 class TestPvt(ExpertsContract):
     architecture = hierarchical("pvt_v2_b0")
+    lora = Lora(4, 6.0, ("attn.q", "attn.kv", "attn.proj", "mlp.fc1"))
 
 
 class TestResNet(BackboneContract):
     architecture = hierarchical("resnet10t")
+    lora = None
 
     def test_evaluation_is_the_same_every_time_and_training_drops_paths(self) -> None:
         """Its paths compute zero before training."""
+
+    def test_it_has_no_linear_layers_to_adapt(self) -> None:
+        with pytest.raises(ValueError, match="'attn.qkv': timm:resnet10t has no linear layers"):
+            self.build(lora=Lora(), experts=("a",))
 
 
 def test_a_wrapped_network_is_layers_all_the_same() -> None:

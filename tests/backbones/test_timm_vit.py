@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
-from s5.backbones import IMAGENET, create_backbone, get_architecture, identify, list_backbones
+from s5.backbones import IMAGENET, Lora, create_backbone, get_architecture, identify, list_backbones
 from s5.backbones.normalization import DINOV3_SAT
 from s5.backbones.timm_vit import TIMM_VITS, TimmViT, TimmViTModel, plain_vit
 from s5.checkpoints.loading import load_weights
@@ -36,6 +36,7 @@ class TestDinoV3Huge(ExpertsContract):
     """SwiGLU with two first layers."""
 
     architecture = TINY["dinov3_7b"]
+    lora = Lora(4, 6.0, ("attn.qkv", "attn.proj", "mlp.fc1_g"))
 
 
 class TestClip(BackboneContract):

@@ -28,7 +28,6 @@ from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
 
 HERE = Path(__file__).resolve().parent
-BACKBONE = "vit_b"  # of a checkpoint without metadata
 
 logger = logging.getLogger("s5.evaluate")
 
@@ -36,7 +35,6 @@ logger = logging.getLogger("s5.evaluate")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
-    parser.set_defaults(backbone=None)  # read from the checkpoint
     parser.add_argument("checkpoint", type=Path, help="full model: <backbone>_s4p_upernet.pth")
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
@@ -54,7 +52,7 @@ def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> Segment
     """
     spec = trained.spec_of_checkpoint(checkpoint, backbone)
     if spec is None:
-        return SegmentationSpec.from_s4p_config(cfg, backbone or BACKBONE, s4p.TASK)
+        return SegmentationSpec.from_s4p_config(cfg, backbone or cfg.backbone, s4p.TASK)
     if len(spec.tables) > 1:
         raise ConfigError(
             f"{checkpoint} has the tasks {', '.join(spec.tables)}; evaluate it with "

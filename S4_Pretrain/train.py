@@ -19,7 +19,7 @@ from s5.checkpoints.initial import initialise
 from s5.command import run_command
 from s5.segmentation.s4p import S4PExperiment
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training.command import add_training_options, command_parser
+from s5.training.command import add_training_options, command_parser, overrides
 from s5.training.config import load_config
 from s5.training.experiment import run
 from s5.training.resume import open_work_dir
@@ -30,24 +30,24 @@ HERE = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
-    weights = "none, mae, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: mae)"
-    add_training_options(parser, weights, default="mae", work_dir="s4p_<backbone>")
+    weights = "none, mae, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint"
+    add_training_options(parser, weights, work_dir="s4p_<backbone>")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
-    cfg = load_config(S4PConfig, args.config, args.cfg_options)
+    cfg = load_config(S4PConfig, args.config, overrides(args))
     processes = launch.start(args.device)
-    work_dir = args.work_dir or Path("work_dirs") / f"s4p_{file_name(args.backbone)}"
+    work_dir = args.work_dir or Path("work_dirs") / f"s4p_{file_name(cfg.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)
 
-    experiment = S4PExperiment(cfg, args.backbone, processes, work_dir)
+    experiment = S4PExperiment(cfg, cfg.backbone, processes, work_dir)
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, HERE.parent, cfg.init_bands)
+        initialise(model.segmentor, cfg.backbone, cfg.init, cfg.init_paths, HERE.parent, cfg.init_bands)
         model.restart_teacher()
     return run(experiment, resume_from)
 

@@ -35,7 +35,7 @@ logger = logging.getLogger("s5.evaluate")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", experts=True)
-    parser.set_defaults(config=None, backbone=None)  # read from the checkpoint
+    parser.set_defaults(config=None)  # read from the checkpoint
     parser.add_argument("checkpoint", type=Path, help="full model, with or without .pth")
     parser.add_argument("--tasks", "--task", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--work-dir", type=Path, help="output folder (default: evaluation/ beside the file)")

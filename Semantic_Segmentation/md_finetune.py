@@ -17,12 +17,14 @@ from s5 import launch
 from s5.backbones import file_name
 from s5.checkpoints.initial import start_from
 from s5.command import run_command
+from s5.errors import ConfigError
 from s5.segmentation.mdf import MDFExperiment, select_tasks
 from s5.segmentation.mdf_config import MDFConfig
 from s5.training.command import (
     add_training_options,
     command_parser,
     initial_weights,
+    overrides,
     true_or_false,
 )
 from s5.training.config import load_config
@@ -34,37 +36,39 @@ HERE = Path(__file__).resolve().parent
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", "vit_b_moe", experts=True)
+    parser = command_parser(__doc__, HERE / "configs/rsseg.yaml", experts=True)
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks to train on (default: all)")
     parser.add_argument(
         "--load-network",
         type=true_or_false,
         metavar="True|False",
-        help="start from --init, or from random weights (default: True if --init is given)",
+        help="start from --init, or from random weights (default: from --init, if there is one)",
     )
-    weights = "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: none)"
+    weights = "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint"
     add_training_options(parser, weights, "--checkpoint", work_dir="mdf_<backbone>")
     args = parser.parse_args(argv)
-    if args.load_network and args.init is None:
-        parser.error("--load-network True needs --init CHECKPOINT; use False to start from random weights")
     if args.load_network is False:
-        args.init = None
+        args.init = "none"
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
-    cfg = select_tasks(load_config(MDFConfig, args.config, args.cfg_options), args.tasks)
+    cfg = select_tasks(load_config(MDFConfig, args.config, overrides(args)), args.tasks)
+    if args.load_network and initial_weights(cfg.init) is None:
+        raise ConfigError(
+            "--load-network True needs --init CHECKPOINT; use False to start from random weights"
+        )
     processes = launch.start(args.device)
-    work_dir = args.work_dir or Path("work_dirs") / f"mdf_{file_name(args.backbone)}"
+    work_dir = args.work_dir or Path("work_dirs") / f"mdf_{file_name(cfg.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)
 
-    experiment = MDFExperiment(cfg, args.backbone, processes, work_dir)
+    experiment = MDFExperiment(cfg, cfg.backbone, processes, work_dir)
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        start_from(model.segmentor, initial_weights(args.init), cfg.init_bands)
+        start_from(model.segmentor, initial_weights(cfg.init), cfg.init_bands)
     return run(experiment, resume_from)
 
 

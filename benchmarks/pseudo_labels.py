@@ -33,7 +33,7 @@ from s5.segmentation.methods.fixmatch import FixMatch, View
 from s5.segmentation.s4p import TASK, S4PExperiment
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
-from s5.training.command import add_training_options, command_parser
+from s5.training.command import add_training_options, command_parser, overrides
 from s5.training.config import load_config
 from s5.training.experiment import run
 from s5.training.hooks.pictures import colored, legend, rgb, write_sheet
@@ -232,10 +232,10 @@ class ObservedExperiment(S4PExperiment):
 def main(argv: list[str] | None = None) -> int:
     """Train, write the reports, and return the exit code."""
     parser = command_parser(__doc__, REPO / "experiments/configs/generated_scenes.yaml")
-    add_training_options(parser, "none, mae, timm, or a checkpoint", default="none", work_dir="pseudo_labels")
+    add_training_options(parser, "none, mae, timm, or a checkpoint", work_dir="pseudo_labels")
     parser.add_argument("--truth", type=Path, required=True, help="split of the unlabeled images with masks")
     args = parser.parse_args(argv)
-    cfg = load_config(S4PConfig, args.config, args.cfg_options)
+    cfg = load_config(S4PConfig, args.config, overrides(args))
     if cfg.method != "fixmatch" or cfg.settings.pseudo_labels == "stored":
         raise ConfigError("only predicted pseudo-labels of method: fixmatch can be compared with the truth")
     processes = launch.start(args.device)
@@ -243,12 +243,12 @@ def main(argv: list[str] | None = None) -> int:
         raise LaunchError("the report is written by a single process; start this without torchrun")
     work_dir = args.work_dir or Path("work_dirs/pseudo_labels")
     resume_from = open_work_dir(work_dir, processes, args.resume)
-    experiment = ObservedExperiment(cfg, args.backbone, processes, work_dir)
+    experiment = ObservedExperiment(cfg, cfg.backbone, processes, work_dir)
     experiment.truth = args.truth
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        initialise(model.segmentor, args.backbone, args.init, cfg.init_paths, REPO, cfg.init_bands)
+        initialise(model.segmentor, cfg.backbone, cfg.init, cfg.init_paths, REPO, cfg.init_bands)
         model.restart_teacher()
     return run(experiment, resume_from)
 

@@ -22,7 +22,7 @@ from s5.command import run_command
 from s5.data.loaders import stop_workers
 from s5.segmentation.s4p import S4PExperiment
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training.command import add_training_options, command_parser
+from s5.training.command import add_training_options, command_parser, overrides
 from s5.training.config import load_config
 from s5.training.optim import build_optim_wrapper, param_groups
 
@@ -47,9 +47,9 @@ FIXED = 300.0
 
 def seconds_per_step(args: argparse.Namespace) -> float:
     """Median time of a step of S4P after its warm-up."""
-    cfg = load_config(S4PConfig, args.config, args.cfg_options)
+    cfg = load_config(S4PConfig, args.config, overrides(args))
     processes = launch.start(args.device)
-    experiment = S4PExperiment(cfg, args.backbone, processes)
+    experiment = S4PExperiment(cfg, cfg.backbone, processes)
     experiment.build_data()
     model = experiment.build_model().to(processes.device, memory_format=torch.channels_last).train()
     model.iteration = cfg.schedule.total_iters
@@ -98,7 +98,7 @@ def _duration(seconds: float) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measure and print the plan."""
     parser = command_parser(__doc__, CONFIG)
-    add_training_options(parser, "ignored here", default="none", work_dir="quickstart")
+    add_training_options(parser, "ignored here", work_dir="quickstart")
     args = parser.parse_args(argv)
     logging.disable(logging.INFO)
     try:

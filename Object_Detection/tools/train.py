@@ -42,9 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="+", default=[], metavar="NAME", help="tasks to train on (default: all)"
     )
-    weights = (
-        "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint (default: load_from of CONFIG)"
-    )
+    weights = "none, timm, timm:NAME, hf-hub:OWNER/NAME, or the path of a checkpoint"
     add_training_options(parser, weights, "--load-from", work_dir="<name of config>")
     parser.add_argument("--launcher", choices=["none", "pytorch"], help="ignored: detected automatically")
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)

@@ -1,16 +1,17 @@
 """Configuration of multi-dataset fine-tuning, `Semantic_Segmentation/configs/rsseg.yaml`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from s5.data.augmentation import Photometric
 from s5.ranges import NonNegative, NonNegativeFloat, Positive, Share
 from s5.segmentation.multi_dataset import TaskLoss
 from s5.segmentation.windows import Inference
-from s5.training.command import check_task_names
+from s5.training.command import check_backbone, check_task_names
 from s5.training.config import (
     CropsConfig,
     EpochScheduleConfig,
@@ -124,6 +125,8 @@ class MDFConfig(CropsConfig):
     crop: Positive = 512
     workers: NonNegative = 8
     check: bool = True
+    backbone: Annotated[str, AfterValidator(partial(check_backbone, experts=True))] = "vit_b_moe"
+    init: str = "none"
     model: MDFModelConfig = MDFModelConfig()
     optim: MDFOptimConfig = MDFOptimConfig()
     schedule: MDFScheduleConfig = MDFScheduleConfig()

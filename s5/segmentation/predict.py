@@ -302,7 +302,7 @@ def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser
         config: Default configuration for checkpoints without metadata.
     """
     parser = command_parser(description, config, experts=True)
-    parser.set_defaults(config=None, backbone=None, default_config=config)  # read from the checkpoint
+    parser.set_defaults(config=None, default_config=config)  # read from the checkpoint
     add_inference_options(parser)
     return parser
 

@@ -1,16 +1,18 @@
 """Configuration of S4P pre-training, `S4_Pretrain/configs/pretrain.yaml`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from s5.data.augmentation import Photometric
 from s5.ranges import NonNegative, Positive, Share
 from s5.segmentation.methods import METHODS
 from s5.segmentation.methods.fixmatch import FixMatchSettings
 from s5.segmentation.windows import Inference
+from s5.training.command import check_backbone
 from s5.training.config import (
     CropsConfig,
     ModelConfig,
@@ -73,6 +75,8 @@ class S4PConfig(CropsConfig):
 
     data_root: Path
     data: DataConfig
+    backbone: Annotated[str, AfterValidator(partial(check_backbone, experts=False))] = "vit_b"
+    init: str = "mae"
     init_paths: dict[str, dict[str, Path]] = {}
     model: ModelConfig = ModelConfig()
     method: str = "fixmatch"

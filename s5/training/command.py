@@ -1,6 +1,7 @@
 """Command-line options shared by several commands, and validation of backbone and task names."""
 
 import argparse
+import json
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -16,15 +17,12 @@ from s5.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 
-def command_parser(
-    description: str, config: Path, default: str = "vit_b", experts: bool = False
-) -> argparse.ArgumentParser:
+def command_parser(description: str, config: Path, experts: bool = False) -> argparse.ArgumentParser:
     """Create a parser with the options shared by all commands of a tree.
 
     Args:
         description: Docstring of the command's module.
         config: Default configuration.
-        default: Default of `--backbone`.
         experts: Whether backbones with experts are allowed.
     """
     parser = argparse.ArgumentParser(
@@ -32,30 +30,32 @@ def command_parser(
     )
     parser.add_argument("--config", default=str(config), help="YAML configuration")
     names = f"{', '.join(list_backbones(experts))}, or timm:NAME"
-    parser.add_argument(
-        "--backbone", default=default, type=lambda name: backbone_name(name, experts), help=names
-    )
+    parser.add_argument("--backbone", type=lambda name: _backbone_name(name, experts), help=names)
     add_common_options(parser)
     return parser
 
 
-def backbone_name(name: str, experts: bool) -> str:
+def check_backbone(name: str, experts: bool) -> str:
     """Return the name of a backbone after checking that it is known.
 
     Args:
-        name: Name on the command line.
+        name: Name on the command line or in a configuration.
         experts: Whether backbones with experts are allowed.
 
     Raises:
-        argparse.ArgumentTypeError: The name is unknown (lists the known ones), or has experts.
+        ValueError: The name is unknown (lists the known ones), or has experts.
     """
+    get_architecture(name)
+    if has_experts(name) and not experts:
+        raise ValueError(f"{name}: experts are for several tasks; use {dense_name(name)}")
+    return name
+
+
+def _backbone_name(name: str, experts: bool) -> str:
     try:
-        get_architecture(name)
+        return check_backbone(name, experts)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    if has_experts(name) and not experts:
-        raise argparse.ArgumentTypeError(f"{name}: experts are for several tasks; use {dense_name(name)}")
-    return name
 
 
 class _AllowPickle(argparse.Action):
@@ -83,19 +83,18 @@ def add_common_options(parser: argparse.ArgumentParser, *aliases: str) -> None:
     )
 
 
-def add_training_options(
-    parser: argparse.ArgumentParser, init: str, *aliases: str, default: str | None = None, work_dir: str
-) -> None:
+def add_training_options(parser: argparse.ArgumentParser, init: str, *aliases: str, work_dir: str) -> None:
     """Add the options of all training commands: initial weights, output folder, resuming.
 
     Args:
         parser: The parser to extend.
         init: Values that `--init` accepts, for the help.
         aliases: Further names of `--init`.
-        default: Default of `--init`.
         work_dir: Name of the default output folder, for the help.
     """
-    parser.add_argument("--init", *aliases, default=default, metavar="WEIGHTS", help=f"start from {init}")
+    parser.add_argument(
+        "--init", *aliases, metavar="WEIGHTS", help=f"start from {init} (default: as configured)"
+    )
     parser.add_argument(  # short for --cfg-options init_bands=R,G,B
         "--init-bands",
         dest="cfg_options",
@@ -115,8 +114,14 @@ def add_training_options(
     )
 
 
+def overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides of the configuration on a command line, `--backbone` and `--init` included."""
+    given = {"backbone": args.backbone, "init": args.init}
+    return [*args.cfg_options, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value)]
+
+
 def initial_weights(init: str | None) -> str | None:
-    """Return the name or path of the weights given by `--init`; None for random weights."""
+    """Return the name or path of initial weights; None for random weights."""
     return None if init in (None, "none") else init
 
 

@@ -340,7 +340,13 @@ class RunConfig(Section):
 
 
 class CropsConfig(RunConfig):
-    """Configuration of a run on crops with photometric augmentation."""
+    """Configuration of a run on crops with photometric augmentation.
+
+    `init` are the initial weights: `none`, or as for :func:`s5.checkpoints.initial.start_from`.
+    """
+
+    backbone: str
+    init: str
 
     @abstractmethod
     def crop_and_changes(self) -> tuple[str, dict[str, Photometric]]:

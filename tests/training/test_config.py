@@ -10,6 +10,7 @@ from s5.errors import ConfigError
 from s5.segmentation.mdf import build_tables
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
+from s5.training.command import add_training_options, command_parser, overrides
 from s5.training.config import Section, load_config, save_config
 
 REPO = Path(__file__).parents[2]
@@ -138,6 +139,36 @@ def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
     path.write_bytes("seed: 0 # Größe".encode("latin-1"))
     with pytest.raises(ConfigError, match="a.yaml: not valid YAML"):
         load_config(S4PConfig, path)
+
+
+def test_backbone_and_initial_weights_are_keys_that_the_command_line_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"_base_: {RSSEG}\nbackbone: vit_l_rvsa\ninit: weights/a b.pth\n")
+    parser = command_parser("A command.", path, experts=True)
+    add_training_options(parser, "a file", work_dir="runs")
+    cfg = load_config(MDFConfig, path, overrides(parser.parse_args([])))
+    assert (cfg.backbone, cfg.init) == ("vit_l_rvsa", "weights/a b.pth")
+    given = parser.parse_args(["--backbone", "timm:test_vit", "--init", "no: # yaml.pth"])
+    cfg = load_config(MDFConfig, path, overrides(given))
+    assert (cfg.backbone, cfg.init) == ("timm:test_vit", "no: # yaml.pth")
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "name", "message"),
+    [
+        (
+            S4PConfig,
+            PRETRAIN,
+            "vit_b_moe",
+            "= 'vit_b_moe': .*experts are for several tasks; use vit_b",
+        ),
+        (S4PConfig, PRETRAIN, "vitb", "backbone = 'vitb': unknown backbone.*did you mean 'vit_b'"),
+        (MDFConfig, RSSEG, "vitb", "backbone = 'vitb': unknown backbone.*did you mean 'vit_b'"),
+    ],
+)
+def test_backbones_that_cannot_be(schema: type[Section], path: Path, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(schema, path, [f"backbone={name}"])
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:

@@ -161,6 +161,6 @@ def test_an_unknown_backbone_on_the_command_line_lists_all_and_the_nearest(capsy
     with pytest.raises(SystemExit):
         command_parser("A command.", Path("c.yaml")).parse_args(["--backbone", "vitb"])
     assert re.search(
-        r"unknown backbone 'vitb' \(choose from vit_t, .*swin_t.*\); did you mean 'vit_b'\?",
+        r"unknown backbone 'vitb'; known backbones: vit_t, .*swin_t.*; did you mean 'vit_b'\?",
         capsys.readouterr().err,
     )

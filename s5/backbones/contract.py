@@ -29,6 +29,8 @@ class Architecture(ABC):
         max_expert_channels: Maximum number of channels of an expert; 0 if experts are not supported.
         timm: Name of the timm model whose weights fit; None if there is none.
         form: Description of the architecture in messages, such as its width and depth.
+        any_size_graph: Whether `torch.export` can record it for images of any size; if not, `s5.export` asks for
+            the size.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Architecture(ABC):
     max_expert_channels: int
     timm: str | None
     form: str
+    any_size_graph: bool = False
 
     @abstractmethod
     def build(

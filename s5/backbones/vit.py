@@ -54,6 +54,7 @@ class Variant(Architecture):
     mlp_ratio: float = 4.0
     patch: int = 16
     timm: str | None = None
+    any_size_graph = True
 
     @property
     def divisor(self) -> int:  # type: ignore[override]
@@ -135,7 +136,8 @@ def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tup
     Returns:
         (1, h' * w', C) with the dtype of `table`; `table` itself if the grids are equal.
     """
-    if grid == new_grid:
+    exported = any(isinstance(side, torch.SymInt) for side in new_grid)  # one graph for any size
+    if not exported and grid == new_grid:
         return table
     maps = table.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, C, h, w)
     maps = F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False)
@@ -299,7 +301,7 @@ class ViT(Backbone):
         """See the base class."""
         height, width = images.shape[-2:]
         self.variant.check_size(height, width)
-        counts = self.resolve_counts(counts, len(images))
+        counts = self.resolve_counts(counts, images.shape[0])
         rows, columns = height // self.variant.patch, width // self.variant.patch
         tokens = self.patch_embed(images)  # (B, N, C), N = rows * columns
         tokens = tokens + resample_positions(self.pos_embed, self.grid, (rows, columns))

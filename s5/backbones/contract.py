@@ -29,8 +29,8 @@ class Architecture(ABC):
         max_expert_channels: Maximum number of channels of an expert; 0 if experts are not supported.
         timm: Name of the timm model whose weights fit; None if there is none.
         form: Description of the architecture in messages, such as its width and depth.
-        any_size_graph: Whether `torch.export` can record it for images of any size; if not, `s5.export` asks for
-            the size.
+        any_size_graph: Whether `torch.export` can record it for images of any size; if not, `s5.export` asks
+            for the size.
     """
 
     name: str

@@ -3,7 +3,7 @@
     python -m s5.export model.pth roads.onnx --task roads          ONNX, images of any size
     python -m s5.export model.pth roads.onnx --task roads --qgis   for Deepness in QGIS: a fixed size
     python -m s5.export model.pth roads.pt2 --task roads           torch.export
-    python -m s5.export det.pth ships.onnx --task ships            a detector: rotated boxes before the final NMS
+    python -m s5.export det.pth ships.onnx --task ships            a detector: rotated boxes before NMS
     python -m s5.export published.pth out.onnx --backbone vit_b_moe --classes loveda=loveda
 
 Beside the file, NAME.stac.json describes it as a STAC item with the Machine Learning Model extension.
@@ -32,9 +32,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="weights of a segmentor or a detector")
     parser.add_argument("out", type=Path, help="file to write: .onnx or .pt2")
     parser.add_argument("--task", help="task to export, or all (segmentation: an output each)")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="fixed side of the images (default: any size)")
-    parser.add_argument("--qgis", action="store_true", help="fixed size as Deepness needs it (default: the windows)")
-    parser.add_argument("--resolution", type=float, metavar="CM", help="size of a pixel on the ground, for Deepness")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="fixed side of the images (default: any size)"
+    )
+    parser.add_argument(
+        "--qgis", action="store_true", help="fixed size as Deepness needs it (default: the windows)"
+    )
+    parser.add_argument(
+        "--resolution", type=float, metavar="CM", help="size of a pixel on the ground, for Deepness"
+    )
     parser.add_argument("--backbone", metavar="NAME", help="only for a file without metadata")
     parser.add_argument(
         "--classes",

@@ -1,4 +1,4 @@
-"""A detector as one graph: from an RGB image in [0, 1] to rotated boxes and their scores, before the final NMS.
+"""A detector as one graph: from an RGB image in [0, 1] to rotated boxes and scores, before the final NMS.
 
 Oriented R-CNN selects a number of proposals that depends on the image. In the graph their number is fixed:
 proposals that non-maximum suppression removes keep their place with scores of 0.
@@ -22,8 +22,8 @@ class DetectorGraph(nn.Module):
     """Normalisation, network and decoding for one image of a fixed size and one task.
 
     The layout is that of oriented boxes of Ultralytics' YOLO: a column per box with centre x and y, width and
-    height in pixels, the scores of the classes, and the angle in radians, positive from the x axis towards the
-    y axis.
+    height in pixels, the scores of the classes, and the angle in radians, positive from the x axis to the y
+    axis.
 
     Args:
         model: The trained model, with a single task.
@@ -43,7 +43,9 @@ class DetectorGraph(nn.Module):
         network, head = self.model.detector, self.head
         maps = head.neck(network.encode(self.model._prepare(image), {network.tasks[0]: 1}))
         proposals = select_proposals(head.rpn_head, maps)
-        logits, offsets = head.roi_head.bbox_head(pool(head.roi_head.bbox_roi_extractor, maps, proposals.boxes))
+        logits, offsets = head.roi_head.bbox_head(
+            pool(head.roi_head.bbox_roi_extractor, maps, proposals.boxes)
+        )
         boxes = get_box_tensor(head.roi_head.bbox_head.bbox_coder.decode(proposals.boxes, offsets))
         scores = logits.softmax(1)[:, :-1] * proposals.counts[:, None]  # background is last
         return (torch.cat([boxes[:, :4], scores, boxes[:, 4:]], dim=1).T[None],)
@@ -64,7 +66,9 @@ def select_proposals(rpn: Any, maps: tuple[Tensor, ...]) -> Proposals:  # noqa: 
         maps: Maps (1, C, h, w) of the neck.
     """
     levels = [(scores[0], offsets[0]) for scores, offsets in zip(*rpn(maps), strict=True)]
-    grids = rpn.prior_generator.grid_priors([scores.shape[-2:] for scores, _ in levels], device=maps[0].device)
+    grids = rpn.prior_generator.grid_priors(
+        [scores.shape[-2:] for scores, _ in levels], device=maps[0].device
+    )
     wanted, boxes, ranks = rpn.test_cfg, [], []
     for (scores, offsets), anchors in zip(levels, grids, strict=True):
         score = scores.permute(1, 2, 0).flatten().sigmoid()
@@ -90,8 +94,8 @@ def _suppressed(boxes: Tensor, scores: Tensor, threshold: float, smallest: float
 def pool(extractor: Any, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:  # noqa: ANN401
     """Pool the features (N, C, h, w) of rotated boxes (N, 5), as `EnlargingRoIExtractor`.
 
-    Each bin is a weighted sum of pixels of one level. All levels stand in one table, so that the level of a box
-    only changes which rows of the table are summed. One sample of all bins is in memory at a time.
+    Each bin is a weighted sum of pixels of one level. All levels stand in one table, so that the level of a
+    box only changes which rows of the table are summed. One sample of all bins is in memory at a time.
 
     Args:
         extractor: The RoI extractor, with a fixed number of samples per bin.
@@ -109,7 +113,9 @@ def pool(extractor: Any, maps: tuple[Tensor, ...], boxes: Tensor) -> Tensor:  # 
     tall, wide, start = (torch.tensor(values)[level][:, None] for values in (heights, widths, starts))
     scale = torch.tensor([layer.spatial_scale for layer in layers])[level]
     shift = 0.5 if layers[0].aligned else 0.0
-    region = _Region(x * scale - shift, y * scale - shift, width * scale, height * scale, angle, tall, wide, start)
+    region = _Region(
+        x * scale - shift, y * scale - shift, width * scale, height * scale, angle, tall, wide, start
+    )
     (rows, columns), samples = layers[0].output_size, layers[0].sampling_ratio
     steps = [(i + 0.5) / samples for i in range(samples)]
     total = sum(

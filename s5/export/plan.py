@@ -19,10 +19,10 @@ class ExportOptions:
     """Options of an export.
 
     Attributes:
-        task: Name of the task; `all` for all tasks of a segmentor, each with its own output. Optional if there is
-            only one.
-        size: Side of the images in pixels. By default, a segmentor takes images of any size, if its backbone can
-            be recorded that way, and a detector those of the training size.
+        task: Name of the task; `all` for all tasks of a segmentor, each with its own output. Optional if
+            there is only one.
+        size: Side of the images in pixels. By default, a segmentor takes images of any size, if its backbone
+            can be recorded that way, and a detector those of the training size.
         qgis: Fix the size of a segmentor, by default to that of its windows, because Deepness takes no other.
         resolution: Size of a pixel on the ground in cm, for Deepness.
         overwrite: Replace existing files.
@@ -110,7 +110,7 @@ def make_plan(model: Predictor, options: ExportOptions) -> Plan:
     """Resolve the options for a model.
 
     Raises:
-        ConfigError: A task is unknown, missing or more than the format holds, or the size is missing or invalid.
+        ConfigError: A task is unknown or missing, the size is missing, or a number is out of range.
     """
     if not isinstance(model.spec, SegmentationSpec | DetectionSpec):
         raise TypeError(f"{type(model.spec).__name__} cannot be exported")
@@ -125,7 +125,8 @@ def make_plan(model: Predictor, options: ExportOptions) -> Plan:
         return Plan(spec, _tile(spec), options)
     if options.size is None and not get_architecture(spec.backbone).any_size_graph:
         raise ConfigError(
-            f"{spec.backbone} can only be exported for a fixed image size: give it, such as --size {_tile(spec)}"
+            f"{spec.backbone} can only be exported for a fixed image size: give it, such as --size "
+            f"{_tile(spec)}"
         )
     return Plan(spec, options.size, options)
 
@@ -162,4 +163,3 @@ def described(plan: Plan) -> str:
     side = "any size" if plan.size is None else f"{plan.size} x {plan.size} pixels"
     count = "one image" if plan.is_detector else "any number of images"
     return f"input `image`: {count} of {side}, RGB in 0..1"
-

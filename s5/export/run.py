@@ -28,11 +28,12 @@ OPSET, IR_VERSION = 18, 8  # what ONNX Runtime reads from 1.14 on; Deepness inst
 SINGLE_FILE = 1_900_000_000  # bytes of weights; a protobuf file holds 2 GiB
 TOLERANCE = 1e-4  # of probabilities and scores
 BOX_TOLERANCE = 0.05  # pixels
+DEFAULTS = ExportOptions()
 STRAYS = 0.02  # share of boxes that may differ: two almost equal scores may change places
 
 
 def export_model(
-    model: Predictor, out: str | Path, options: ExportOptions = ExportOptions()
+    model: Predictor, out: str | Path, options: ExportOptions = DEFAULTS
 ) -> tuple[Plan, list[Path]]:
     """Export a trained model, in float32 and on the CPU.
 
@@ -42,36 +43,39 @@ def export_model(
         options: Task, size and what else can be chosen.
 
     Returns:
-        What was exported, and the written files: the model, its weights if they are too large for one file, and
-        the STAC item `<name>.stac.json`.
+        What was exported, and the written files: the model, its weights if they are too large for one file,
+        and the STAC item `<name>.stac.json`.
 
     Raises:
         CheckpointError: The weights cannot be read.
-        ConfigError: An option is invalid, a package is missing, the file exists or cannot be written, or the ONNX
-            file computes something else than the model.
+        ConfigError: An option is invalid, a package is missing, the file exists or cannot be written, or the
+            ONNX file computes something else than the model.
     """
     out = Path(out)
-    item = out.with_name(f"{out.stem}.stac.json")
-    _check_target(out, item, options.overwrite)
+    check_target(out, options.overwrite)
     plan = make_plan(model, options)
     graph = make_graph(plan, model.checkpoint)
+    return plan, write_files(record(graph, plan), graph, plan, out)
+
+
+def write_files(recorded: ExportedProgram, graph: nn.Module, plan: Plan, out: Path) -> list[Path]:
+    """Write a recorded graph and its STAC item; all files or none.
+
+    Raises:
+        ConfigError: A file cannot be written, or the ONNX file computes something else than the graph.
+    """
     parameters = sum(p.numel() for p in graph.parameters())
-    with _quiet():
-        recorded = record(graph, plan)
     with _folder_beside(out) as folder:
         file = folder / out.name
         if out.suffix == ".onnx":
-            with _quiet():
-                write_onnx(recorded, plan, file, 4 * parameters > SINGLE_FILE)
+            write_onnx(recorded, plan, file, 4 * parameters > SINGLE_FILE)
             check_onnx(file, graph, plan)
         else:
             torch.export.save(recorded, file, extra_files={"metadata.json": json.dumps(plan.metadata())})
         files = [file, *sorted(folder.glob(f"{out.name}.*"))]
-        (folder / item.name).write_text(json.dumps(make_item(plan, files, parameters), indent=2))
-        written = [*(out.with_name(path.name) for path in files), item]
-        for path in written:
-            (folder / path.name).replace(path)
-    return plan, written
+        item = folder / _item_of(out).name
+        item.write_text(json.dumps(make_item(plan, files, parameters), indent=2))
+        return [path.replace(out.with_name(path.name)) for path in (*files, item)]
 
 
 def make_graph(plan: Plan, checkpoint: Path) -> nn.Module:
@@ -96,7 +100,7 @@ def record(graph: nn.Module, plan: Plan) -> ExportedProgram:
     """Record a graph for all sizes of its plan."""
     sizes = dict.fromkeys(plan.free_dimensions, Dim.DYNAMIC)
     example = torch.rand(plan.example_shape)
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         return torch.export.export(graph, (example,), dynamic_shapes=(sizes,), strict=False)
 
 
@@ -109,15 +113,16 @@ def write_onnx(recorded: ExportedProgram, plan: Plan, file: Path, external: bool
         file: The file.
         external: Write the weights to `<file>.data`.
     """
-    program: Any = torch.onnx.export(
-        recorded,
-        (),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=list(plan.tasks),
-        verbose=False,
-    )
+    with _quiet():
+        program: Any = torch.onnx.export(
+            recorded,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=list(plan.tasks),
+            verbose=False,
+        )
     model = program.model
     model.ir_version = IR_VERSION
     model.metadata_props.update(plan.metadata())
@@ -158,8 +163,8 @@ def check_onnx(file: Path, graph: nn.Module, plan: Plan) -> None:
         if not compare(ours, theirs):
             raise ConfigError(
                 f"{file.name}: ONNX Runtime {onnxruntime.__version__} computes other results for {task} than "
-                f"PyTorch {torch.__version__}; nothing was written. Try other versions of onnx, onnxscript and "
-                f"onnxruntime"
+                f"PyTorch {torch.__version__}; nothing was written. Try other versions of onnx, "
+                f"onnxscript and onnxruntime"
             )
 
 
@@ -180,7 +185,12 @@ def _stray_boxes(expected: Tensor, found: Tensor) -> bool:
     return bool(far.float().mean() <= STRAYS)
 
 
-def _check_target(out: Path, item: Path, overwrite: bool) -> None:
+def _item_of(out: Path) -> Path:
+    """The STAC item beside a file."""
+    return out.with_name(f"{out.stem}.stac.json")
+
+
+def check_target(out: Path, overwrite: bool) -> None:
     """Reject a file that cannot be written, before anything is computed."""
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"{out}: choose a name that ends in .onnx (ONNX) or .pt2 (torch.export)")
@@ -191,7 +201,7 @@ def _check_target(out: Path, item: Path, overwrite: bool) -> None:
         )
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: name the file to write")
-    for path in (out, item):
+    for path in (out, _item_of(out)):
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists: add --overwrite, or choose another name")
 

@@ -16,9 +16,9 @@ Side = int | torch.SymInt
 class SegmentorGraph(nn.Module):
     """Normalisation, network and softmax, in operators that `torch.export` records for symbolic sizes.
 
-    A size is symbolic if the graph is for images of any size. Such images are padded to at least four patches,
-    others to the two that the network needs: sizes below two cells of the coarsest map would need a graph of
-    their own.
+    A size is symbolic if the graph is for images of any size. Such images are padded to at least four
+    patches, others to the two that the network needs: a coarsest map of a single row would need a graph of
+    its own.
 
     Args:
         model: The trained model; its pooling layers are replaced.
@@ -57,7 +57,9 @@ class SegmentorGraph(nn.Module):
         if not backbone.experts:
             return dict.fromkeys(tasks, backbone(images))
         counts = dict.fromkeys(tasks, batch)
-        levels = [level.split([batch] * len(tasks)) for level in backbone(torch.cat([images] * len(tasks)), counts)]
+        levels = [
+            level.split([batch] * len(tasks)) for level in backbone(torch.cat([images] * len(tasks)), counts)
+        ]
         return dict(zip(tasks, zip(*levels, strict=True), strict=True))
 
     def _probabilities(

@@ -1,6 +1,7 @@
 """A STAC item with the Machine Learning Model extension (MLM) that describes an exported file."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import s5
-from s5.data.label_table import RGB
 from s5.export.plan import PERCENT, Plan, described
 
 EXTENSIONS = (
@@ -51,8 +51,10 @@ def _properties(plan: Plan, file: Path, parameters: int) -> dict[str, Any]:
     return {
         "description": f"{what} on {spec.backbone} for {', '.join(plan.tasks)}; {described(plan)}",
         "datetime": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "bands": [{"name": band} for band in BANDS],
-        "mlm:name": f"s5 {spec.backbone} {' '.join(plan.tasks)}",
+        "bands": [
+            {"name": band} for band in BANDS
+        ],  # where MLM looks for them; STAC wants them in the asset, too
+        "mlm:name": re.sub(r"[^\w.\- ]", "_", f"s5 {' '.join(plan.tasks)} {spec.backbone}", flags=re.ASCII),
         "mlm:architecture": what,
         "mlm:tasks": [_task(plan)],
         "mlm:framework": "ONNX" if onnx else "PyTorch",
@@ -90,22 +92,27 @@ def _output(plan: Plan, task: str) -> dict[str, Any]:
         order = ["batch", "box_and_scores", "detection"]
         what = "centre x, y, width, height in pixels, a score per class, angle in radians from x to y"
     else:
-        shape, order, what = [batch, len(classes), height, width], ["batch", "class", "height", "width"], "probabilities"
+        shape, order, what = (
+            [batch, len(classes), height, width],
+            ["batch", "class", "height", "width"],
+            "probabilities",
+        )
     return {
         "name": task,
         "description": what,
         "tasks": [_task(plan)],
         "result": {"shape": shape, "dim_order": order, "data_type": "float32"},
         "classification:classes": [
-            {"value": i, "name": name, "description": name, "color_hint": _hex(color)}
-            for i, (name, color) in enumerate(zip(classes, palette, strict=True))
+            {
+                "value": value,
+                "name": re.sub(r"[^\w-]+", "_", name, flags=re.ASCII),  # for machines
+                "description": name,
+                "color_hint": "".join(f"{channel:02X}" for channel in color),
+            }
+            for value, (name, color) in enumerate(zip(classes, palette, strict=True))
         ],
         "post_processing_function": None,
     }
-
-
-def _hex(color: RGB) -> str:
-    return "".join(f"{value:02X}" for value in color)
 
 
 def _hyperparameters(plan: Plan) -> Mapping[str, Any]:
@@ -127,7 +134,11 @@ def _asset(file: Path, plan: Plan) -> dict[str, Any]:
         ".pt2": ("application/octet-stream; application=pytorch", "torch.export.save"),
     }
     media, artifact = kinds.get(file.suffix, ("application/octet-stream", ""))
-    model = {"roles": ["mlm:model", "mlm:weights"], "mlm:artifact_type": artifact}
+    model = {
+        "roles": ["mlm:model", "mlm:weights"],
+        "mlm:artifact_type": artifact,
+        "bands": [{"name": band} for band in BANDS],
+    }
     return {
         "href": f"./{file.name}",
         "type": media,

@@ -1,6 +1,7 @@
 """A segmentor as one graph: from RGB images in [0, 1] to the class probabilities of every pixel."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -113,15 +114,16 @@ class AveragePool(nn.Module):
 
 def averages(bins: int, length: Side, like: Tensor) -> Tensor:
     """Matrix (bins, length) whose row i averages the elements from floor(i n / b) to ceil((i + 1) n / b)."""
-    bin_, element = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
-    first, end = bin_ * length // bins, ((bin_ + 1) * length + bins - 1) // bins
+    row, element = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
+    first = row.mul(length) // bins
+    end = ((row + 1).mul(length) + bins - 1) // bins
     return ((element >= first) & (element < end)).to(like.dtype) / (end - first).to(like.dtype)
 
 
 def _replace_pooling(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
-            bins = child.output_size
-            setattr(module, name, AveragePool((bins, bins) if isinstance(bins, int) else bins))
+            bins = cast(int, child.output_size)  # UPerHead has square bins
+            setattr(module, name, AveragePool((bins, bins)))
         else:
             _replace_pooling(child)

@@ -58,8 +58,8 @@ def test_boxes_and_scores_are_those_of_the_model(detector: Path, seed: int) -> N
     with torch.no_grad():
         found = read(DetectorGraph(model)(image)[0])
     assert len(expected.boxes) > 5
-    assert torch.allclose(found.boxes[: len(expected.boxes)], expected.boxes, atol=1e-4)
-    assert torch.allclose(found.scores[: len(expected.boxes)], expected.scores, atol=1e-5)
+    assert torch.allclose(found.boxes[: len(expected.boxes)], expected.boxes, atol=1e-3)
+    assert torch.allclose(found.scores[: len(expected.boxes)], expected.scores, atol=1e-4)
     assert not found.scores[len(expected.boxes) :].any()
 
 
@@ -73,7 +73,7 @@ def test_proposals_that_nms_removes_have_no_score(detector: Path) -> None:
         found = read(DetectorGraph(model)(image)[0])
     count = len(expected.boxes)
     assert 0 < count < len(found.boxes)
-    assert torch.allclose(found.boxes[:count], expected.boxes, atol=1e-4)
+    assert torch.allclose(found.boxes[:count], expected.boxes, atol=1e-3)
     assert not found.scores[count:].any()
 
 
@@ -124,5 +124,5 @@ class TestOnnx:
         image = image_of(1)
         found = read(torch.export.load(ships.with_suffix(".pt2")).module()(image)[0])
         expected = eager(model_of(detector), image)
-        assert torch.allclose(found.boxes[: len(expected.boxes)], expected.boxes, atol=1e-4)
-        assert torch.allclose(found.scores[: len(expected.boxes)], expected.scores, atol=1e-5)
+        assert torch.allclose(found.boxes[: len(expected.boxes)], expected.boxes, atol=1e-3)
+        assert torch.allclose(found.scores[: len(expected.boxes)], expected.scores, atol=1e-4)

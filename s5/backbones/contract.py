@@ -39,6 +39,8 @@ class Architecture(ABC):
         normalization: Normalisation that images need unless the weights say otherwise.
         timm_names: Whether weights have all tensors of timm's model under its names, with `body.` in front.
         named_weights: Tags of further weights of timm by their name for `--init`.
+        any_size_graph: Whether `torch.export` can record it for images of any size; if not, `s5.export` asks
+            for the size.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Architecture(ABC):
     normalization: Normalization = IMAGENET
     timm_names: bool = False
     named_weights: Mapping[str, str] = MappingProxyType({})
+    any_size_graph: bool = False
 
     @abstractmethod
     def build(

@@ -21,7 +21,8 @@ def resample_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tup
     Returns:
         (1, h' * w', C) with the dtype of `table`; `table` itself if the grids are equal.
     """
-    if grid == new_grid:
+    exported = any(isinstance(side, torch.SymInt) for side in new_grid)  # one graph for any size
+    if not exported and grid == new_grid:
         return table
     maps = table.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, C, h, w)
     maps = F.interpolate(maps, size=new_grid, mode="bicubic", align_corners=False)

@@ -55,6 +55,7 @@ class Variant(Architecture):
     mlp_ratio: float = 4.0
     patch: int = 16
     timm: str | None = None
+    any_size_graph = True
 
     @property
     def divisor(self) -> int:  # type: ignore[override]
@@ -293,7 +294,7 @@ class ViT(Backbone):
         """See the base class."""
         height, width = images.shape[-2:]
         self.variant.check_size(height, width)
-        counts = self.resolve_counts(counts, len(images))
+        counts = self.resolve_counts(counts, images.shape[0])
         rows, columns = height // self.variant.patch, width // self.variant.patch
         tokens = self.patch_embed(images)  # (B, N, C), N = rows * columns
         tokens = tokens + resample_positions(self.pos_embed, self.grid, (rows, columns))

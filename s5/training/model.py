@@ -110,7 +110,7 @@ class MultiTaskNetwork(nn.Module):
         wanted = [task for task in self.tasks if task in named]
         if self.backbone.tasks:
             repeated = torch.cat([images] * len(wanted))
-            return self.features(repeated, dict.fromkeys(wanted, len(images)))
+            return self.features(repeated, dict.fromkeys(wanted, images.shape[0]))
         return dict.fromkeys(wanted, self.encode(images))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:

@@ -49,6 +49,7 @@ class RvsaVariant(Variant):
 
     global_every: int = 3
     window: int = 7
+    any_size_graph = False
 
     @property
     def form(self) -> str:  # type: ignore[override]
@@ -217,7 +218,7 @@ class WindowAttention(Attention):
         Returns:
             Two tensors (B * windows, heads, w * w, D).
         """
-        batch = len(maps)
+        batch = maps.shape[0]
         images = (
             maps.permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)
         )  # (B * heads, 2 * D, rows, columns)

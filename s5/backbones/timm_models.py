@@ -182,7 +182,7 @@ class TimmBackbone(Backbone):
     def forward(self, images: torch.Tensor, counts: Counts | None = None) -> tuple[torch.Tensor, ...]:
         """See the base class."""
         self.architecture.check_size(*images.shape[-2:])
-        with routing(self.resolve_counts(counts, len(images))):
+        with routing(self.resolve_counts(counts, images.shape[0])):
             maps = self.body(images)
         if getattr(self.body, "output_fmt", "NCHW") == "NHWC":
             maps = [level.permute(0, 3, 1, 2) for level in maps]

@@ -279,7 +279,7 @@ class TimmViT(Backbone):
         """See the base class."""
         height, width = images.shape[-2:]
         self.architecture.check_size(height, width)
-        counts, body = self.resolve_counts(counts, len(images)), self.body
+        counts, body = self.resolve_counts(counts, images.shape[0]), self.body
         embedded = body._pos_embed(body.patch_embed(images))  # with rotary positions, if the model has any
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         tokens = body.norm_pre(tokens)  # (B, prefix + h * w, C)

@@ -80,7 +80,7 @@ class Segmentor(MultiTaskNetwork):
             ValueError: The task is unknown, or None although there are several.
         """
         task = self.resolve_task(task)
-        features = self.encode(images, {task: len(images)})
+        features = self.encode(images, {task: images.shape[0]})
         if perturb is not None:
             features = perturb(features)
         return self.decode(features, task, images.shape[-2:])

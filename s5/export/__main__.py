@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load(args.checkpoint, "cpu", "fp32", backbone=args.backbone, tasks=_tasks(args.classes))
         plan, files = export_model(model, args.out, options)
         for file in files:
-            print(f"{file}  {file.stat().st_size / 1e6:.1f} MB")
+            print(f"wrote {file}")
         print(described(plan))
         if not plan.is_detector and plan.size is None and args.out.suffix == ".onnx":
             print("Deepness in QGIS needs a fixed size: add --qgis for it")

@@ -18,7 +18,9 @@ from torch.export import Dim, ExportedProgram
 
 from s5.detection.trained import DetectionSpec
 from s5.errors import ConfigError
+from s5.export.detector import DetectorGraph
 from s5.export.plan import ExportOptions, Plan, make_plan
+from s5.export.segmentor import SegmentorGraph
 from s5.export.stac import make_item
 from s5.prediction.predictor import Predictor
 
@@ -84,10 +86,6 @@ def make_graph(plan: Plan, checkpoint: Path) -> nn.Module:
     Raises:
         CheckpointError: The weights do not fit, or part of a head is missing.
     """
-    # Imported here, because the command checks its options before mmrotate is needed.
-    from s5.export.detector import DetectorGraph
-    from s5.export.segmentor import SegmentorGraph
-
     device = torch.device("cpu")
     if isinstance(plan.spec, DetectionSpec):
         graph: nn.Module = DetectorGraph(plan.spec.build(checkpoint, device, None))

@@ -64,7 +64,7 @@ class TestAnySize:
         )
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
         found = torch.load(tmp_path / "found.pt")
-        assert torch.allclose(found, eager(segmentor, images, "land"), atol=1e-5)
+        assert torch.allclose(found, eager(segmentor, images, "land"), atol=5e-5)
 
 
 @pytest.mark.slow

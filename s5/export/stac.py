@@ -12,7 +12,7 @@ import s5
 from s5.export.plan import PERCENT, Plan, described
 
 EXTENSIONS = (
-    "https://stac-extensions.github.io/mlm/v1.5.1/schema.json",
+    "https://stac-extensions.github.io/mlm/v1.6.0/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 )

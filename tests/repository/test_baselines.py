@@ -1,8 +1,8 @@
 """Every row of docs/baselines.md has its configurations, and its commands train.
 
-Full backbones would not fit: rows of the same kind and name take their place in the registry, 16 or 32 channels wide
-and with 4 to 6 blocks. Their initial weights are files of each project's layout, made here, since the published
-ones cannot be downloaded; those that a configuration names by a path lie there.
+Full backbones would not fit: narrow ones of the same kind, with 4 to 6 blocks, stand for their names here.
+The published files cannot be downloaded: files in the layout of each project are made here, and lie where the
+configurations expect them. Only where these name weights of timm does `--init` give the file instead.
 """
 
 import json
@@ -80,9 +80,8 @@ def dinov3() -> dict:
 
 
 MAE = "MAE or timm"
-FILES: dict[
-    str, tuple[str, Callable[[], dict]]
-] = {  # by row: the layout it is recognised as, and its contents
+# By row: what its file is recognised as, and what the file holds.
+FILES: dict[str, tuple[str, Callable[[], dict]]] = {
     "rvsa": (MAE, masked(project_files.mae)),
     "gfm": ("Swin, SimMIM or GFM", swin),
     "scale_mae": (MAE, masked(project_files.scale_mae)),

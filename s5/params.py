@@ -77,8 +77,8 @@ class Published:
 
 TOLERANCE = 0.1  # millions
 PLAIN = (
-    "counted as plain ViTs there. RVSA has no class token but has relative positions and what moves the windows. "
-    "The released S4P file of ViT-B + RVSA has 103,588,433 parameters, as here."
+    "counted as plain ViTs there. RVSA lacks the class token and has relative positions and what moves "
+    "windows. The released S4P file of ViT-B + RVSA has 103,588,433 parameters, as here."
 )
 ROUNDED = "for several datasets, multiples of the rounded number of one model there."
 PUBLISHED = (

@@ -2,8 +2,8 @@
 
 Usage::
 
-    python -m s5.params          # a table, in millions
-    python -m s5.params --json   # a list of objects with exact numbers
+    python -m s5.params          # tables, in millions: all backbones; the published results table beside ours
+    python -m s5.params --json   # a list of objects with exact numbers, of all backbones
 """
 
 import argparse
@@ -23,6 +23,7 @@ SEG_IMAGE_SIZE = 512
 SEG_SINGLE = {"isaid": 16}
 SEG_FOUR = {"vaihingen": 5, "potsdam": 5, "openearthmap": 9, "loveda": 7}
 EXPERT_CHANNELS = (128, 256, 512)
+SEG_EXPERT_CHANNELS = 256  # of the results table
 DET_IMAGE_SIZE = 512
 DET_SINGLE_IMAGE_SIZE = {"vit_h": 800}  # the published count is for 800 pixels
 DET_SINGLE = {"dior": 20}
@@ -47,6 +48,54 @@ class Row:
     datasets: int
     expert_channels: int
     params: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """Row of the results table of S5 (arXiv 2508.12409): parameters in millions, None where it has none.
+
+    Attributes:
+        method: Name in the table.
+        backbone: Name of the backbone here.
+        seg_one: Segmentation model for one dataset.
+        seg_four: For four datasets.
+        det_one: Detector for one dataset.
+        det_two: For two datasets.
+        experts: Whether one model with experts is for several datasets; otherwise each has a model.
+        why: Why the number of parameters here differs by more than `TOLERANCE`.
+    """
+
+    method: str
+    backbone: str
+    seg_one: float
+    seg_four: float | None
+    det_one: float | None
+    det_two: float | None
+    experts: bool = False
+    why: str = ""
+
+
+TOLERANCE = 0.1  # millions
+PLAIN = (
+    "counted as plain ViTs there. RVSA lacks the class token and has relative positions and what moves "
+    "windows. The released S4P file of ViT-B + RVSA has 103,588,433 parameters, as here."
+)
+ROUNDED = "for several datasets, multiples of the rounded number of one model there."
+PUBLISHED = (
+    Published("RVSA", "vit_b_rvsa", 103.2, 412.8, 111.2, 222.4, why=PLAIN),
+    Published("GFM", "swin_b", 96.9, 387.6, 104.1, 208.2),
+    Published("Scale-MAE", "vit_l", 327.4, 1309.6, 334.6, 669.2, why=ROUNDED),
+    Published("SAMRS", "vit_b_rvsa", 103.2, 412.8, None, None, why=PLAIN),
+    Published("SatMAE++", "vit_l", 327.4, 1309.6, 334.6, 669.2, why=ROUNDED),
+    Published("BillionFM", "vit_g", 990.9, None, 996.9, 1993.9),
+    Published("OREOLE", "vit_g", 990.9, None, 996.9, None),
+    Published("MTP", "vit_l_rvsa", 327.4, 1309.6, 334.6, 669.2, why=PLAIN),
+    Published("MA3E", "vit_b", 103.2, None, 111.2, None),
+    Published("SelectiveMAE", "vit_l", 327.4, 1309.6, 334.6, 669.2, why=ROUNDED),
+    Published("S5", "vit_b", 103.2, 160.4, 111.2, 138.3, experts=True),
+    Published("S5", "vit_l", 327.4, 435.0, 334.6, 377.8, experts=True),
+    Published("S5", "vit_h", 663.4, 824.5, 671.7, 730.0, experts=True),
+)
 
 
 def segmentation_rows(name: str) -> list[Row]:
@@ -104,20 +153,68 @@ def format_table(rows: Sequence[Row]) -> str:
     return f"parameters in millions\n{text_table(['backbone', *titles], cells)}"
 
 
+def compare(published: Published, rows: Sequence[Row]) -> list[tuple[float, float | None]]:
+    """Parameters here and there in millions: segmentation of one and four datasets, detection of one and two.
+
+    Args:
+        published: A row of the results table.
+        rows: All counts of its backbone.
+    """
+    counts = {
+        (row.task, row.datasets, row.expert_channels): row.params / 1e6
+        for row in rows
+        if row.backbone == published.backbone
+    }
+    numbers = []
+    for task, datasets, channels, one, several in (
+        ("seg", len(SEG_FOUR), SEG_EXPERT_CHANNELS, published.seg_one, published.seg_four),
+        ("det", len(DET_TWO), DET_EXPERT_CHANNELS, published.det_one, published.det_two),
+    ):
+        single = counts[task, 1, 0]
+        together = counts[task, datasets, channels] if published.experts else datasets * single
+        numbers += [(single, one), (together, several)]
+    return numbers
+
+
+def differs(ours: float, theirs: float | None) -> bool:
+    """Whether two counts in millions differ by more than the tolerance."""
+    return theirs is not None and abs(ours - theirs) > TOLERANCE
+
+
+def format_published(rows: Sequence[Row]) -> str:
+    """Format the published results table beside our counts, with the reasons for differences."""
+    cells = []
+    reasons: dict[str, list[str]] = {}
+    for published in PUBLISHED:
+        numbers = compare(published, rows)
+        marks = ["*" if differs(*pair) else " " for pair in numbers]
+        texts = [f"{ours:.3f} / {'-' if theirs is None else theirs}" for ours, theirs in numbers]
+        cells.append([published.method, published.backbone, *map("".join, zip(texts, marks, strict=True))])
+        if "*" in marks:
+            reasons.setdefault(published.why, []).append(published.method)
+    titles = ["method", "backbone", "seg x1", f"seg x{len(SEG_FOUR)}", "det x1", f"det x{len(DET_TWO)}"]
+    notes = [f"* {', '.join(methods)}: {why}" for why, methods in reasons.items()]
+    head = f"parameters in millions, here / published (arXiv 2508.12409); * differs by more than {TOLERANCE}"
+    return "\n".join([head, text_table(titles, cells), *notes])
+
+
 def _title(task: str, datasets: int, expert_channels: int) -> str:
     title = f"{task} x{datasets}"
     return f"{title} MoE {expert_channels}" if expert_channels else f"{title} dense"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the counts of all backbones."""
+    """Print the counts of all backbones, and the published results table beside ours."""
     parser = argparse.ArgumentParser(
         "python -m s5.params", description="Parameter counts of the models.", allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="print exact numbers as a JSON list")
     arguments = parser.parse_args(argv)
     rows = [row for b in list_backbones() for row in (*segmentation_rows(b), *detection_rows(b))]
-    print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else format_table(rows))
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        print(f"{format_table(rows)}\n\n{format_published(rows)}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,15 @@ EXPECTED_DETECTORS = {
 
 @pytest.fixture(scope="module")
 def rows():
-    return [row for backbone in (*VARIANTS, *RVSA_VARIANTS) for row in params.segmentation_rows(backbone)]
+    names = (*VARIANTS, *RVSA_VARIANTS, "swin_b")
+    return [row for backbone in names for row in params.segmentation_rows(backbone)]
+
+
+@pytest.fixture(scope="module")
+def detectors():
+    """Those of the results table."""
+    names = dict.fromkeys(published.backbone for published in params.PUBLISHED)
+    return [row for backbone in names for row in params.detection_rows(backbone)]
 
 
 def test_counts_of_the_results_table(rows):
@@ -54,10 +62,9 @@ def test_counts_of_the_results_table(rows):
         assert round(counts[key] / 1e6, 3) == millions, key
 
 
-def test_detector_counts_of_the_results_table():
-    rows = [row for backbone in ("vit_b", "vit_l", "vit_h") for row in params.detection_rows(backbone)]
-    counts = {(row.backbone, row.datasets, row.expert_channels): row.params for row in rows}
-    assert len(counts) == len(rows)
+def test_detector_counts_of_the_results_table(detectors):
+    counts = {(row.backbone, row.datasets, row.expert_channels): row.params for row in detectors}
+    assert len(counts) == len(detectors)
     for key, millions in EXPECTED_DETECTORS.items():
         assert round(counts[key] / 1e6, 3) == millions, key
 
@@ -71,15 +78,41 @@ def test_json_is_a_list_of_objects_with_exact_counts(capsys, monkeypatch):
     assert all(list(row) == list(first) for row in rows)
 
 
-def test_table_has_a_line_per_backbone(rows, capsys, monkeypatch):
-    monkeypatch.setattr(params, "segmentation_rows", lambda name: [r for r in rows if r.backbone == name])
-    monkeypatch.setattr(params, "detection_rows", lambda name: [])
+@pytest.fixture
+def printed(rows, detectors, capsys, monkeypatch):
+    """The two tables that the command prints, in lines."""
+    for function, counts in (("segmentation_rows", rows), ("detection_rows", detectors)):
+        monkeypatch.setattr(params, function, lambda name, c=counts: [r for r in c if r.backbone == name])
     params.main([])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [*VARIANTS, *RVSA_VARIANTS]
+    return [table.splitlines() for table in capsys.readouterr().out.split("\n\n")]
+
+
+def test_table_has_a_line_per_backbone(printed):
+    lines = printed[0]
+    assert [line.split()[0] for line in lines[2:]] == [*VARIANTS, *RVSA_VARIANTS, "swin_b"]
     assert len({len(line) for line in lines[1:]}) == 1
     assert "103.158" in lines[4]
     assert lines[2].split()[-1] == "-"  # 512 expert channels do not fit into a width of 192
+
+
+def test_published_table_is_printed_beside_our_counts(printed):
+    lines = printed[1]
+    table, notes = lines[2 : 2 + len(params.PUBLISHED)], lines[2 + len(params.PUBLISHED) :]
+    assert [line.split()[0] for line in table] == [published.method for published in params.PUBLISHED]
+    assert "103.588 / 103.2*" in table[0] and "96.877 / 96.9 " in table[1] and "160.402 / 160.4 " in table[10]
+    assert [note.split(":")[0] for note in notes] == [
+        "* RVSA, SAMRS, MTP",
+        "* Scale-MAE, SatMAE++, SelectiveMAE",
+    ]
+
+
+@pytest.mark.parametrize("published", params.PUBLISHED, ids=lambda row: f"{row.method}-{row.backbone}")
+def test_every_difference_from_the_published_table_has_its_reason(published, rows, detectors):
+    """A reason where a count differs by more than 0.1 M, and none where there is no such difference."""
+    pairs = params.compare(published, [*rows, *detectors])
+    assert any(params.differs(*pair) for pair in pairs) == bool(published.why)
+    one_model = pairs[::2]
+    assert published.why == params.PLAIN or not any(params.differs(*pair) for pair in one_model)
 
 
 @pytest.mark.parametrize(

@@ -2,79 +2,27 @@
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 from s5.backbones.vit import Variant, ViT
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
-from tests.helpers.vit_checkpoints import (
-    DEPTH,
-    HEADS,
-    SIZE,
-    TINY,
-    WIDTH,
-    drawn,
-    renamed,
-    tokens,
-    with_class_slot,
+from tests.helpers.project_files import (
+    DECODER,
+    extra,
+    finetuned,
+    fsdp,
+    ma3e,
+    mae,
+    network,
+    satmae_pp,
+    scale_mae,
+    selective_mae,
 )
+from tests.helpers.vit_checkpoints import DEPTH, HEADS, SIZE, TINY, WIDTH, renamed, tokens
 
 EPS = 1e-6
 GROUP = 8  # channels of the embedding of SatMAE's groups
-
-
-def network(bands: int = 3, patch: int = 16, **options: object) -> nn.Module:
-    """A ViT of timm without class token, because this package has tokens of patches only."""
-    sizes = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "num_classes": 0}
-    vit = TimmViT(SIZE, patch, bands, class_token=False, global_pool="avg", **sizes, **options, fc_norm=False)
-    return drawn(vit)
-
-
-def extra(*names: str) -> dict[str, torch.Tensor]:
-    return {name: torch.randn(1, 1, WIDTH) for name in names}
-
-
-DECODER = ("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.attn.qkv.weight")
-
-
-def mae(state: dict) -> dict:
-    return with_class_slot(state) | extra("cls_token", *DECODER)
-
-
-def scale_mae(state: dict) -> dict:
-    """Decodes with a feature pyramid; the stored positions are those of resolution 1."""
-    more = extra("mask_token_decoder", "fpn.do_upsample.weight", "fcn_high.conv.0.weight", "fcn_low.bias")
-    return {"model": mae(state) | more, "optimizer": {}, "epoch": 799, "scaler": {}}
-
-
-def satmae_pp(state: dict) -> dict:
-    """Upsamples what it reconstructs, with convolutions of the same depth of names as a backbone."""
-    more = extra("proj_up_conv.weight", "proj_up_norm.bias", "up_block.res_block.conv1.weight")
-    return {"model": mae(state) | more, "epoch": 799}
-
-
-def finetuned(state: dict) -> dict:
-    """SatMAE after fine-tuning: a norm after pooling and a classifier."""
-    return {"model": with_class_slot(state) | extra("cls_token", "fc_norm.weight", "head.weight")}
-
-
-def ma3e(state: dict) -> dict:
-    """Marks the tokens of rotated crops, which only pre-training has, with an embedding."""
-    return {"model": mae(state) | extra("angle_embed"), "epoch": 1599}
-
-
-def selective_mae(state: dict) -> dict:
-    """Selects tokens with a network that has a block, and decodes by cross-attention."""
-    more = extra("pos_embed_probs", "hog.weight_x", "get_token_probs_linear.weight", "decoder_embed1.weight")
-    block = {f"get_token_probs.0.{key}": torch.randn(4) for key in ("norm1.weight", "attn.qkv.weight")}
-    return {"model": mae(state) | more | block | extra("decoder_blocks.0.cross_attn.kv.weight")}
-
-
-def fsdp(state: dict) -> dict:
-    """MAE, trained with FSDP and activation checkpointing, as ViT-G by its authors."""
-    wrapped = renamed(mae(state), (r"^blocks\.(\d+)", r"blocks.\1._fsdp_wrapped_module"))
-    return {"model": renamed(wrapped, (r"attn\.qkv", "attn._checkpoint_wrapped_module.qkv"))}
 
 
 PROJECTS = {

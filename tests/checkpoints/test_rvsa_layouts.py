@@ -7,7 +7,8 @@ from s5.backbones.rvsa import RvsaViT
 from s5.checkpoints.layouts import convert, get_layout
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
-from tests.helpers.vit_checkpoints import RVSA, SIZE, WIDTH, drawn, renamed
+from tests.helpers.project_files import mtp, released, samrs
+from tests.helpers.vit_checkpoints import RVSA, SIZE, drawn, renamed
 
 TABLES = r"(blocks\.[13]\.attn\.)full_attn_"
 
@@ -15,11 +16,6 @@ TABLES = r"(blocks\.[13]\.attn\.)full_attn_"
 @pytest.fixture
 def rvsa():
     return drawn(RvsaViT(RVSA, SIZE))
-
-
-def released(backbone):
-    """Its tensors as published, without prefix."""
-    return get_layout("published").from_ours(convert(backbone.state_dict())).state
 
 
 def assert_equal_maps(one, other):
@@ -38,8 +34,7 @@ def loaded(state, layout="RVSA, SAMRS or MTP"):
 @torch.no_grad()
 def test_the_pre_training_of_mtp(rvsa):
     """The file of the encoder, and the whole model with the heads of its three tasks."""
-    encoder = released(rvsa) | {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
-    backbone, report = loaded({"state_dict": {f"module.encoder.{k}": v for k, v in encoder.items()}})
+    backbone, report = loaded(mtp(rvsa))
     assert_equal_maps(backbone, rvsa)
     assert report.unexpected == ("norm.weight", "norm.bias") and report.notes == ()
 
@@ -48,9 +43,8 @@ def test_the_pre_training_of_mtp(rvsa):
         "semseghead_1.1",
         "inssegdecoder.neck.lateral_convs.0.conv",
     )
-    model = {f"encoder.{key}": value for key, value in encoder.items()}
-    model |= {f"{head}.weight": torch.zeros(1) for head in heads}
-    backbone, report = loaded({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.items()}})
+    model = mtp(rvsa)["state_dict"] | {f"module.{head}.weight": torch.zeros(1) for head in heads}
+    backbone, report = loaded({"epoch": 3, "state_dict": model})
     assert_equal_maps(backbone, rvsa)
     assert set(report.unexpected) > {f"{head}.weight" for head in heads}
 
@@ -66,8 +60,7 @@ def test_a_fine_tuned_segmentor_of_mtp(rvsa):
 
 @torch.no_grad()
 def test_samrs_has_no_positions_in_global_attention(rvsa):
-    state = {key: value for key, value in released(rvsa).items() if "full_attn" not in key}
-    backbone, report = loaded({"state_dict": {f"module.encoder.{k}": v for k, v in state.items()}})
+    backbone, report = loaded(samrs(rvsa))
     assert report.notes == ("no relative positions of global attention in the checkpoint: set to zero",)
     for name, parameter in rvsa.named_parameters():
         if "full_attn" in name:

@@ -16,6 +16,7 @@ from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
 from s5.segmentation.segmentor import build_segmentor
 from tests.checkpoints.test_layout_contract import LayoutContract
+from tests.helpers.project_files import gfm, to_microsoft
 from tests.helpers.vit_checkpoints import apart, drawn, renamed
 
 SIZE, WINDOW = 96, 2
@@ -37,19 +38,6 @@ def timm_swin(features=False, window=WINDOW):
 def stages_of(network, images):
     """Maps after every stage of timm's whole Swin."""
     return network.forward_intermediates(images, intermediates_only=True)
-
-
-def to_microsoft(state):
-    """The official names, with the buffers that its files hold."""
-    late = {
-        re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key): value
-        for key, value in state.items()
-    }
-    buffers = {
-        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4, dtype=torch.long),
-        "layers.1.blocks.1.attn_mask": torch.zeros(9, 4, 4),
-    }
-    return {key.replace("head.fc.", "head."): value for key, value in (late | buffers).items()}
 
 
 def to_hugging_face(state, parts, *names):
@@ -183,17 +171,12 @@ def test_names_of_the_whole_network_and_of_its_features(features, images):
 def test_simmim_and_gfm_with_windows_of_their_own(images):
     """Their files hold a decoder, GFM's also a teacher, and windows have 6 patches a side."""
     network = timm_swin(window=6)
-    state = {f"encoder.{key}": value for key, value in to_microsoft(network.state_dict()).items()}
-    more = {
-        "encoder.mask_token": torch.zeros(1, 1, 16),
-        "decoder.0.weight": torch.zeros(3072, 128, 1, 1),
-        "projector.weight": torch.zeros(128, 128),
-        "teacher.patch_embed.proj.weight": torch.zeros(16, 3, 4, 4),
-    }
-    checkpoint = {"model": state | more, "optimizer": {}, "epoch": 99}
+    checkpoint = gfm(network.state_dict())
     six = swin(replace(SMALL, options={**SMALL.options, "window_size": 6}))
     report = load_weights(six, checkpoint)
-    assert set(more) - {"encoder.mask_token"} <= set(report.unexpected)
+    assert {"decoder.0.weight", "projector.weight", "teacher.patch_embed.proj.weight"} <= set(
+        report.unexpected
+    )
     assert_features(six, stages_of(network, images), images)
     seven = swin(replace(SMALL, options={**SMALL.options, "window_size": 7}))
     report = load_weights(seven, checkpoint)

@@ -1,0 +1,10 @@
+"""DINOv3 (arXiv 2508.10104): ViT-L, on web images."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ._single import *
+
+backbone = "dinov3_l"
+load_from = "timm"
+model.update(activation_checkpointing=True)

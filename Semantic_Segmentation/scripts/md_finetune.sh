@@ -8,9 +8,8 @@ USAGE="usage: bash md_finetune.sh GPUS PORT BACKBONE LOAD [CHECKPOINT] [options 
 
   GPUS        GPUs of this machine to use; 0 runs on the CPU (CPU_PROCESSES processes, default 1)
   PORT        a free port on the first machine, for example 1156
-  BACKBONE    vit_t, vit_s, vit_b, vit_l, vit_h, vit_g, vit_b_rvsa or vit_l_rvsa, with _moe for task-specific
-              experts, or swin_t
-              (sizes: python -m s5.params)
+  BACKBONE    such as vit_b, vit_b_rvsa, swin_b, dinov3_l or timm:NAME, with _moe for task-specific experts
+              (all, with sizes: python -m s5.params)
   LOAD        True: start from CHECKPOINT; False: from random weights
   CHECKPOINT  weights of S4P, ours or published, with or without .pth
 

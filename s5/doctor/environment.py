@@ -33,6 +33,7 @@ INSTALL = "bash scripts/env.sh installs tested versions"
 FORK = "onedl-"
 # Modules whose name differs from that of the package.
 MODULES = {
+    "huggingface-hub": "huggingface_hub",
     "opencv-python": "cv2",
     "pillow": "PIL.Image",
     "pyyaml": "yaml",

@@ -76,8 +76,8 @@ def test_killed_while_it_scores(pool: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_every_file_of_the_later_steps(tmp_path: Path) -> None:
-    """Of cluster, select and write; every kill leaves what the next run completes to the same result."""
+def test_killed_at_files_of_the_later_steps(tmp_path: Path) -> None:
+    """At every second file of cluster, select and write: the next run completes it to the same result."""
     write_pool(tmp_path)
     script = tmp_path / "killed.py"
     script.write_text(KILLED_AT_A_RENAME)
@@ -91,7 +91,7 @@ def test_killed_at_every_file_of_the_later_steps(tmp_path: Path) -> None:
     while True:
         out = tmp_path / f"out{kills}"
         shutil.copytree(scored, out)
-        arguments = [str(kills + 1), *command(tmp_path, f"out={out}", *options)]
+        arguments = [str(2 * kills + 1), *command(tmp_path, f"out={out}", *options)]
         process = start(script, arguments, tmp_path / "told")
         if (code := process.wait()) == 0:
             break
@@ -102,7 +102,7 @@ def test_killed_at_every_file_of_the_later_steps(tmp_path: Path) -> None:
         assert results(out) == ([line.replace("whole/", f"{out.name}/") for line in lines], rows), kills
         assert (out / "report.html").exists()
         assert len(list((out / "pseudo_labels").rglob("*.png"))) == 3
-    assert kills > 10  # clusters, the selection, pseudo-labels, the split, the summary and the report
+    assert kills > 5  # clusters, the selection, pseudo-labels, the split, the summary and the report
 
 
 @pytest.mark.slow

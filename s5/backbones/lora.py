@@ -88,11 +88,11 @@ class TaskRouting:
         if len(self.counts) == 1:
             return [(task, rows) for task in self.counts]
         batch = sum(self.counts.values())
-        per_image = len(rows) // batch
-        if per_image * batch != len(rows):
+        per_image = rows.shape[0] // batch
+        if per_image * batch != rows.shape[0]:
             raise ValueError(
-                f"LoRA: a layer gets {len(rows)} rows for {batch} images, so they cannot be divided among "
-                f"tasks; leave this layer out of model.lora.targets"
+                f"LoRA: a layer gets {rows.shape[0]} rows for {batch} images, so they cannot be divided "
+                f"among tasks; leave this layer out of model.lora.targets"
             )
         sizes = [count * per_image for count in self.counts.values()]
         return list(zip(self.counts, rows.split(sizes), strict=True))
@@ -100,7 +100,7 @@ class TaskRouting:
     def _enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         images = args[0] if args else kwargs["images"]
         counts = args[1] if len(args) > 1 else kwargs.get("counts")
-        counts = resolve_counts(self.tasks, counts, len(images))
+        counts = resolve_counts(self.tasks, counts, images.shape[0])
         self._set({task: count for task, count in counts.items() if count})
 
     def _leave(self, backbone: nn.Module, args: tuple[Any, ...], maps: Sequence[Tensor]) -> None:

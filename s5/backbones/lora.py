@@ -61,11 +61,13 @@ class TaskRouting:
     Attributes:
         tasks: Names of all tasks.
         counts: Number of images of each task in the batch; empty while the backbone is not running.
+        only: The task, if all images are of one. So a compiled block does not depend on their number.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)
         self.counts: Counts = {}
+        self.only: str | None = None
 
     def attach(self, backbone: Backbone) -> None:
         """Follow the forward and backward passes of a backbone."""
@@ -83,10 +85,10 @@ class TaskRouting:
             RuntimeError: The backbone is not running.
             ValueError: The rows are not a multiple of the images.
         """
+        if self.only is not None:
+            return [(self.only, rows)]
         if not self.counts:
             raise RuntimeError("a layer with LoRA was called directly; call the backbone that contains it")
-        if len(self.counts) == 1:
-            return [(task, rows) for task in self.counts]
         batch = sum(self.counts.values())
         per_image = rows.shape[0] // batch
         if per_image * batch != rows.shape[0]:
@@ -111,6 +113,7 @@ class TaskRouting:
 
     def _set(self, counts: Counts) -> None:
         self.counts = counts
+        self.only = next(iter(counts)) if len(counts) == 1 else None
 
     def _set_again(self, counts: Counts, gradient: Tensor) -> None:
         self._set(counts)

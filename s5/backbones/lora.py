@@ -61,11 +61,13 @@ class TaskRouting:
     Attributes:
         tasks: Names of all tasks.
         counts: Number of images of each task in the batch; empty while the backbone is not running.
+        only: The task, if all images are of one. So a compiled block does not depend on their number.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)
         self.counts: Counts = {}
+        self.only: str | None = None
 
     def attach(self, backbone: Backbone) -> None:
         """Follow the forward and backward passes of a backbone."""
@@ -83,16 +85,16 @@ class TaskRouting:
             RuntimeError: The backbone is not running.
             ValueError: The rows are not a multiple of the images.
         """
+        if self.only is not None:
+            return [(self.only, rows)]
         if not self.counts:
             raise RuntimeError("a layer with LoRA was called directly; call the backbone that contains it")
-        if len(self.counts) == 1:
-            return [(task, rows) for task in self.counts]
         batch = sum(self.counts.values())
-        per_image = len(rows) // batch
-        if per_image * batch != len(rows):
+        per_image = rows.shape[0] // batch
+        if per_image * batch != rows.shape[0]:
             raise ValueError(
-                f"LoRA: a layer gets {len(rows)} rows for {batch} images, so they cannot be divided among "
-                f"tasks; leave this layer out of model.lora.targets"
+                f"LoRA: a layer gets {rows.shape[0]} rows for {batch} images, so they cannot be divided "
+                f"among tasks; leave this layer out of model.lora.targets"
             )
         sizes = [count * per_image for count in self.counts.values()]
         return list(zip(self.counts, rows.split(sizes), strict=True))
@@ -100,7 +102,7 @@ class TaskRouting:
     def _enter(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         images = args[0] if args else kwargs["images"]
         counts = args[1] if len(args) > 1 else kwargs.get("counts")
-        counts = resolve_counts(self.tasks, counts, len(images))
+        counts = resolve_counts(self.tasks, counts, images.shape[0])
         self._set({task: count for task, count in counts.items() if count})
 
     def _leave(self, backbone: nn.Module, args: tuple[Any, ...], maps: Sequence[Tensor]) -> None:
@@ -111,6 +113,7 @@ class TaskRouting:
 
     def _set(self, counts: Counts) -> None:
         self.counts = counts
+        self.only = next(iter(counts)) if len(counts) == 1 else None
 
     def _set_again(self, counts: Counts, gradient: Tensor) -> None:
         self._set(counts)

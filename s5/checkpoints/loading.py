@@ -175,8 +175,11 @@ def stored_normalization(meta: Any) -> Normalization | None:  # noqa: ANN401 - w
 
 
 def _of_file(name: str) -> Normalization | None:
-    """Normalisation that follows from the name of a published file; None for other names."""
-    return NORMALIZATIONS["dinov3_sat"] if SATELLITE_FILE in Path(name).name else None
+    """Normalisation that follows from the name of a published file or of its repository; None for others."""
+    # In the hub's cache: models--OWNER--NAME/snapshots/REVISION/FILE.
+    repositories = (part for part in Path(name).parts[:-1] if part.startswith("models--"))
+    named = any(SATELLITE_FILE in part for part in (Path(name).name, *repositories))
+    return NORMALIZATIONS["dinov3_sat"] if named else None
 
 
 def _as_float32(tensors: StateDict) -> tuple[StateDict, list[str]]:

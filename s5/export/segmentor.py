@@ -55,7 +55,7 @@ class SegmentorGraph(nn.Module):
     def _features(self, images: Tensor) -> dict[str, Features]:
         """Feature maps by task, as `MultiTaskNetwork.features_of_all`, whose checks cannot be recorded."""
         tasks, batch, backbone = self.network.tasks, images.shape[0], self.network.backbone
-        if not backbone.experts:
+        if not backbone.tasks:
             return dict.fromkeys(tasks, backbone(images))
         counts = dict.fromkeys(tasks, batch)
         levels = [

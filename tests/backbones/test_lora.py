@@ -1,6 +1,7 @@
 """LoRA: peft as the oracle, rows of windows, compiled blocks, and settings that do not fit."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -101,6 +102,21 @@ def test_a_single_task_needs_no_counts() -> None:
     backbone = create_backbone(TINY, 64, experts=("s4p",), lora=LORA).eval()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(backbone(images)[3], backbone(images, {"s4p": 2})[3])
+
+
+def test_images_of_one_task_share_a_compiled_graph() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    backbone = create_backbone(TINY, 64, experts=("s4p",), lora=LORA).eval()
+    backbone.compile_blocks(backend)
+    with torch.no_grad():
+        for batch in range(2, 6):
+            backbone(torch.randn(batch, 3, 64, 64))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("channels", [0, 8])

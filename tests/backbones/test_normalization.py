@@ -79,8 +79,16 @@ def test_one_that_is_none_is_an_error() -> None:
         load_weights(create_backbone(TINY["dinov3"], 64), {"state_dict": source.state_dict(), "meta": meta})
 
 
-def test_the_published_name_of_satellite_weights_says_it(tmp_path: Path) -> None:
-    path = tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth",
+        "models--facebook--dinov3-vitl16-pretrain-sat493m/snapshots/1a2b/model.pth",  # cache of the hub
+    ],
+)
+def test_the_published_name_of_satellite_weights_says_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(create_backbone(TINY["dinov3"], 64).state_dict(), path)
     target = create_backbone(TINY["dinov3"], 64)
     load_weights(target, path)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import s5
-from s5.backbones import ARCHITECTURES
+from s5.backbones import ARCHITECTURES, Lora
 from s5.backbones.timm_models import TimmModel
+from s5.checkpoints.loading import load_weights
 from s5.export.segmentor import AveragePool, averages, pad, take
 from tests.export.conftest import exported, require_onnx
 from tests.export.deepness import Deepness
@@ -65,6 +66,26 @@ class TestAnySize:
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
         found = torch.load(tmp_path / "found.pt")
         assert torch.allclose(found, eager(segmentor, images, "land"), atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [["roads"], ["roads", "land"]])
+def test_adapters_of_lora_are_part_of_the_graph(segmentor: Path, tmp_path: Path, tasks: list[str]) -> None:
+    spec = s5.load(segmentor, "cpu", "fp32").spec
+    network = spec.build_network(Lora(rank=2))
+    load_weights(network, segmentor)
+    for name, factor in network.named_parameters():
+        if ".lora." in name:
+            nn.init.normal_(factor, std=0.1)
+    torch.save({"state_dict": network.state_dict(), "meta": spec.meta()}, tmp_path / "lora.pth")
+
+    require_onnx()
+    out = exported(tmp_path / "lora.pth", tmp_path / "lora.onnx", task=tasks[0] if len(tasks) == 1 else "all")
+    images = torch.rand(3, 3, 70, 90)
+    for task, found in zip(tasks, Deepness(out).session.run(None, {"image": images.numpy()}), strict=True):
+        expected = eager(tmp_path / "lora.pth", images, task).numpy()
+        assert np.abs(found - expected).max() < 5e-5
+        assert np.abs(found - eager(segmentor, images, task).numpy()).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from s5.checkpoints.initial import initialise
 from s5.command import run_command
 from s5.segmentation.s4p import S4PExperiment
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training.command import add_training_options, command_parser, overrides
+from s5.training.command import add_training_options, command_parser
 from s5.training.config import load_config
 from s5.training.experiment import run
 from s5.training.resume import open_work_dir
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
-    cfg = load_config(S4PConfig, args.config, overrides(args))
+    cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
     processes = launch.start(args.device)
     work_dir = args.work_dir or Path("work_dirs") / f"s4p_{file_name(cfg.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)

@@ -24,7 +24,6 @@ from s5.training.command import (
     add_training_options,
     command_parser,
     initial_weights,
-    overrides,
     true_or_false,
 )
 from s5.training.config import load_config
@@ -55,7 +54,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Train and return the exit code: 0 when finished, 128 + n when stopped by signal n."""
     args = parse_args(argv)
-    cfg = select_tasks(load_config(MDFConfig, args.config, overrides(args)), args.tasks)
+    cfg = load_config(MDFConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
+    cfg = select_tasks(cfg, args.tasks)
     if args.load_network and initial_weights(cfg.init) is None:
         raise ConfigError(
             "--load-network True needs --init CHECKPOINT; use False to start from random weights"

@@ -33,7 +33,7 @@ from s5.segmentation.methods.fixmatch import FixMatch, View
 from s5.segmentation.s4p import TASK, S4PExperiment
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_network
-from s5.training.command import add_training_options, command_parser, overrides
+from s5.training.command import add_training_options, command_parser
 from s5.training.config import load_config
 from s5.training.experiment import run
 from s5.training.hooks.pictures import colored, legend, rgb, write_sheet
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training_options(parser, "none, mae, timm, or a checkpoint", work_dir="pseudo_labels")
     parser.add_argument("--truth", type=Path, required=True, help="split of the unlabeled images with masks")
     args = parser.parse_args(argv)
-    cfg = load_config(S4PConfig, args.config, overrides(args))
+    cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
     if cfg.method != "fixmatch" or cfg.settings.pseudo_labels == "stored":
         raise ConfigError("only predicted pseudo-labels of method: fixmatch can be compared with the truth")
     processes = launch.start(args.device)

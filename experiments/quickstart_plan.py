@@ -22,7 +22,7 @@ from s5.command import run_command
 from s5.data.loaders import stop_workers
 from s5.segmentation.s4p import S4PExperiment
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training.command import add_training_options, command_parser, overrides
+from s5.training.command import add_training_options, command_parser
 from s5.training.config import load_config
 from s5.training.optim import build_optim_wrapper, param_groups
 
@@ -47,7 +47,7 @@ FIXED = 300.0
 
 def seconds_per_step(args: argparse.Namespace) -> float:
     """Median time of a step of S4P after its warm-up."""
-    cfg = load_config(S4PConfig, args.config, overrides(args))
+    cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
     processes = launch.start(args.device)
     experiment = S4PExperiment(cfg, cfg.backbone, processes)
     experiment.build_data()

@@ -101,8 +101,12 @@ def file_name(name: str) -> str:
     return name.replace(":", "_")
 
 
-def get_architecture(name: str | Architecture) -> Architecture:
+def get_architecture(name: str | Architecture, experts: bool = True) -> Architecture:
     """Look up a backbone by name, with or without experts; an `Architecture` is returned unchanged.
+
+    Args:
+        name: The name.
+        experts: Whether the message about an unknown name lists those with experts.
 
     Raises:
         ValueError: The name is unknown, and the message lists the known and the nearest ones; or the model of
@@ -115,7 +119,8 @@ def get_architecture(name: str | Architecture) -> Architecture:
         if has_experts(name) and not row.max_expert_channels:
             raise ValueError(f"{row.name} cannot have experts; choose it without {MOE}, or a plain ViT")
         return row
-    if name not in (known := list_backbones(experts=True)):
+    if dense_name(name) not in ARCHITECTURES or name not in list_backbones(experts=True):
+        known = list_backbones(experts)
         raise ValueError(
             f"unknown backbone {name!r}; known backbones: {', '.join(known)}, and {TIMM}NAME for networks of "
             f"timm{did_you_mean(name, known)}"

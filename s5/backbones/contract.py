@@ -21,7 +21,7 @@ STRIDES = (4, 8, 16, 32)
 TASK_PART = re.compile(r"\.(?:experts|lora)\.")  # in the names of everything that belongs to one task
 StateDict = dict[str, torch.Tensor]
 Finetune = Literal["full", "frozen", "lora"]
-"""What is trained in a backbone: everything, nothing but its pyramid, or LoRA adapters and experts, too."""
+"""What is trained in a backbone: everything, its pyramid alone, or also LoRA adapters and experts."""
 Counts = Mapping[str, int]
 """Number of images of each task, in the order of the batch."""
 
@@ -203,9 +203,9 @@ class Backbone(nn.Module, ABC):
 
         Args:
             images: (B, 3, H, W), normalised; H and W must pass `Architecture.check_size`. Ordered by task if
-                the backbone has experts.
-            counts: Number of images of each task, in the order of the batch. Optional with a single expert;
-                ignored by a dense backbone.
+                the backbone has experts or adapters.
+            counts: Number of images of each task, in the order of the batch. Optional with a single task;
+                ignored by a backbone without experts and adapters.
 
         Returns:
             Maps (B, C, H / s, W / s) for s = 4, 8, 16, 32 (the last rounded down), C of `out_channels`.

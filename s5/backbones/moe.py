@@ -122,7 +122,7 @@ class RoutedLinear(nn.Module):
     """Second linear layer of an FFN, of which an expert per task computes the last output channels.
 
     Its own weight and bias are the shared part, None without one. The experts belong to the FFN. They are
-    chosen by the counts of the surrounding `routing`.
+    chosen by the counts of the enclosing `routing`.
     """
 
     weight: nn.Parameter | None

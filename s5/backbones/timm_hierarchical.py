@@ -1,6 +1,5 @@
 """Any hierarchical model of timm by its name there, such as ConvNeXt, PVT or ResNet."""
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from functools import cache
@@ -36,13 +35,9 @@ def hierarchical(name: str) -> TimmModel:
         name: Name in timm, with or without the tag of its weights, such as `convnext_tiny.fb_in22k`.
 
     Raises:
-        ValueError: timm has no such model, or it does not have maps of several strides, or its input size is
+        ValueError: It does not have maps of several strides, or its input size is
             fixed.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
-        hint = f"; the nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"{PREFIX}{name}: timm has no model of this name{hint}")
     with torch.device("meta"):
         whole: Any = timm.create_model(name)
         accepted = inspect.signature(type(whole).__init__).parameters
@@ -81,9 +76,9 @@ def _features(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm
         possible = False
     if not possible:
         raise ValueError(
-            f"{PREFIX}{name} is neither a plain ViT nor hierarchical: of its feature maps of strides "
-            f"{_list(strides)}, none of strides {_list(STRIDES)} can be made; choose another model, such as "
-            f"timm:convnext_tiny"
+            f"{PREFIX}{name} is neither a ViT of timm's modules vision_transformer, deit and eva nor "
+            f"hierarchical: of its feature maps of strides {_list(strides)}, none of strides "
+            f"{_list(STRIDES)} can be made; choose another model, such as timm:convnext_tiny"
         )
     return network
 

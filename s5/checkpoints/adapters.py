@@ -22,9 +22,9 @@ from s5.errors import CheckpointError
 def fit_adapters(tensors: StateDict, backbone: Backbone) -> tuple[StateDict, list[str]]:
     """Adapt weights with or without adapters to a backbone with or without adapters.
 
-    Weights without adapters fit any backbone, whose adapters then start at zero. The adapters of a single
-    task that the backbone does not have are merged. Adapters of other tasks are dropped if the weights have
-    those of all tasks of the backbone.
+    Weights without adapters fit any backbone, whose adapters then change nothing at first. The adapters of a
+    single task that the backbone does not have are merged. Adapters of other tasks are dropped if the
+    weights have those of all tasks of the backbone.
 
     Args:
         tensors: Weights of the backbone's architecture, under its names.

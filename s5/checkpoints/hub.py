@@ -88,6 +88,11 @@ def timm_weights(name: str, architecture: Architecture) -> StateDict:
     try:
         state = replace(cast(Any, architecture), timm=name).pretrained()
     except Exception as error:  # of the HTTP client, which differs between versions
+        if isinstance(error, AssertionError | TypeError) or "loading state_dict" in str(error):
+            raise CheckpointError(
+                f"{TIMM}{name}: another architecture than {architecture.name}, which takes weights of "
+                f"{architecture.timm}; choose those, or --backbone {TIMM}{name}"
+            ) from error
         page = f"{PAGE}/{config.hf_hub_id}" if config.hf_hub_id else config.url
         raise CheckpointError(_unreachable(f"{TIMM}{name}", error, str(page))) from error
     logger.info("initial weights: timm %s", name)

@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from timm import is_model as is_timm_model
 from torch import nn
 
 from s5.backbones import Architecture, Backbone, StateDict, get_architecture, normalization_of
-from s5.checkpoints.hub import TIMM, from_hub, is_hub_name, timm_weights
+from s5.checkpoints.hub import HUB, TIMM, from_hub, is_hub_name, timm_weights
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+TIMM_REPOSITORIES = f"{HUB}timm/"
 TIMM_DEFAULT = "timm"  # timm's weights of the backbone
 WHERE_TO_GET = (
     "MAE weights pre-trained on MillionAID are published with RVSA (ViT-B: "
@@ -109,8 +111,9 @@ def start_from(
         trained_with = normalization_of(named[name] or "")
     elif is_hub_name(name):
         weights = from_hub(name, architecture)
-        if name.startswith(TIMM):
-            trained_with = normalization_of(name.removeprefix(TIMM))
+        timm_name = name.removeprefix(TIMM).removeprefix(TIMM_REPOSITORIES)
+        if name.startswith((TIMM, TIMM_REPOSITORIES)) and is_timm_model(timm_name.partition(".")[0]):
+            trained_with = normalization_of(timm_name)
     elif not _is_there(path):
         known = list(dict.fromkeys(names or ("none", *named)))
         raise CheckpointError(

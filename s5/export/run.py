@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from s5.detection.trained import DetectionSpec
+from s5.backbones import merge_adapters
+from s5.detection.network import DetectionModel
 from s5.errors import ConfigError
 from s5.export.detector import DetectorGraph
 from s5.export.plan import ExportOptions, Plan, make_plan
@@ -86,11 +87,14 @@ def make_graph(plan: Plan, checkpoint: Path) -> nn.Module:
     Raises:
         CheckpointError: The weights do not fit, or part of a head is missing.
     """
-    device = torch.device("cpu")
-    if isinstance(plan.spec, DetectionSpec):
-        graph: nn.Module = DetectorGraph(plan.spec.build(checkpoint, device, None))
-    else:
-        graph = SegmentorGraph(plan.spec.build(checkpoint, device, None))
+    model = plan.spec.build(checkpoint, torch.device("cpu"), None)
+    adapted = model.network.backbone
+    if len(adapted.adapters) == 1:  # LoRA of a single task needs no layers of its own
+        network: Any = plan.spec.build_network()
+        network.backbone.load_state_dict(merge_adapters(adapted.state_dict(), *adapted.adapters))
+        network.heads.load_state_dict(model.network.heads.state_dict())
+        model = plan.spec.wrap(network, None)
+    graph: nn.Module = DetectorGraph(model) if isinstance(model, DetectionModel) else SegmentorGraph(model)
     return graph.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
 
 

@@ -1,7 +1,6 @@
 """Command-line options shared by several commands, and validation of backbone and task names."""
 
 import argparse
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -45,7 +44,7 @@ def check_backbone(name: str, experts: bool) -> str:
     Raises:
         ValueError: The name is unknown (lists the known ones), or has experts.
     """
-    get_architecture(name)
+    get_architecture(name, experts)
     if has_experts(name) and not experts:
         raise ValueError(f"{name}: experts are for several tasks; use {dense_name(name)}")
     return name
@@ -112,12 +111,6 @@ def add_training_options(parser: argparse.ArgumentParser, init: str, *aliases: s
         metavar="PATH",
         help="resume from the latest checkpoint in the work folder, or from PATH",
     )
-
-
-def overrides(args: argparse.Namespace) -> list[str]:
-    """Overrides of the configuration on a command line, `--backbone` and `--init` included."""
-    given = {"backbone": args.backbone, "init": args.init}
-    return [*args.cfg_options, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value)]
 
 
 def initial_weights(init: str | None) -> str | None:

@@ -10,10 +10,11 @@ import difflib
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import yaml
@@ -53,14 +54,23 @@ class Section(BaseModel):
 T = TypeVar("T", bound=Section)
 
 
-def load_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Read `path` into `schema`, with `section.key=value` overrides applied on top.
+def load_config(
+    schema: type[T], path: str | Path, overrides: list[str] | None = None, **given: str | None
+) -> T:
+    """Read `path` into `schema`, with overrides on top.
+
+    Args:
+        schema: The class of the configuration.
+        path: A YAML file.
+        overrides: `section.key=value` each; the value is YAML.
+        given: Values of keys, on top of the others; None is not given.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value is of the wrong type or out
             of range.
     """
-    return _validate(schema, path, _read_yaml(Path(path)), overrides)
+    given_values = {key: value for key, value in given.items() if value is not None}
+    return _validate(schema, path, _read_yaml(Path(path)), overrides, given_values)
 
 
 def load_python_config(schema: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
@@ -83,12 +93,19 @@ def load_python_config(schema: type[T], path: str | Path, overrides: list[str] |
     return _validate(schema, path, public, overrides)
 
 
-def _validate(schema: type[T], path: str | Path, values: dict[str, Any], overrides: list[str] | None) -> T:
+def _validate(
+    schema: type[T],
+    path: str | Path,
+    values: dict[str, Any],
+    overrides: list[str] | None,
+    given: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     for item in overrides or []:
         key, separator, text = item.partition("=")
         if not separator:
             raise ConfigError(f"--cfg-options {item!r}: expected section.key=value")
         _set(values, key.split("."), _parse(item, text))
+    values |= given
     try:
         return schema.model_validate(values)
     except ValidationError as error:

@@ -91,7 +91,6 @@ def test_windows_of_fixed_number_make_the_divisor() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("convnext_tinny", "timm:convnext_tinny: timm has no model of this name; the nearest: convnext_tiny"),
         (
             "vit_tiny_patch16_224",
             "nor hierarchical: of its feature maps of strides 16, 16, 16, none of",

@@ -207,8 +207,11 @@ class TestNames:
         [
             ("timm:vit_base_patch16_224x", "no model.*did you mean 'timm:vit_base_patch16_224"),
             ("timm:vit_small_patch16_dinov3.imagenet", "no weights 'imagenet'.* it has lvd1689m"),
-            ("timm:mixer_s32_224", "neither a plain ViT nor hierarchical.*strides 32, 32"),
-            ("timm:vit_base_r50_s16_224", "neither a plain ViT nor hierarchical"),
+            ("timm:mixer_s32_224", "neither a ViT of .* nor hierarchical.*strides 32, 32"),
+            (
+                "timm:vit_base_r50_s16_224",
+                "a ViT of timm's modules vision_transformer.* nor hierarchical",
+            ),
             ("dinov2_x", "known backbones: vit_t.*did you mean 'dinov2_"),
         ],
     )

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from s5.backbones import create_backbone, get_architecture
+from s5.backbones import NORMALIZATIONS, create_backbone, get_architecture
 from s5.checkpoints.hub import from_hub
 from s5.checkpoints.initial import start_from
 from s5.errors import CheckpointError
@@ -133,3 +133,22 @@ def test_a_model_of_timm_by_name(real_vit_t: None, monkeypatch: pytest.MonkeyPat
 def test_an_unknown_model_of_timm_is_an_error_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         from_hub(f"timm:{name}", VIT_T)
+
+
+def test_weights_of_another_architecture_are_said_to_be_that() -> None:
+    """Without a network: the network is built before anything is downloaded."""
+    with pytest.raises(CheckpointError, match="another architecture than swin_t.*timm:convnext_tiny"):
+        from_hub("timm:convnext_tiny", get_architecture("swin_t"))
+
+
+def test_repositories_of_timm_bring_their_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(create_backbone("vit_t", 64).state_dict(), tmp_path / "model.pth")
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["model.pth"])
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "model.pth"))
+    segmentor = build_segmentor("vit_t", {"a": 2}, 64, channels=8)
+    start_from(segmentor, f"hf-hub:timm/{MODEL}")
+    assert segmentor.backbone.normalization == NORMALIZATIONS["half"]
+    start_from(segmentor, "hf-hub:someone/vit")
+    assert segmentor.backbone.normalization == NORMALIZATIONS["half"], "no other is known"

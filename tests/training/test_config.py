@@ -1,5 +1,6 @@
 """Configurations: published values, overrides, and errors that list what is valid."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from s5.errors import ConfigError
 from s5.segmentation.mdf import build_tables
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
-from s5.training.command import add_training_options, command_parser, overrides
 from s5.training.config import Section, load_config, save_config
 
 REPO = Path(__file__).parents[2]
@@ -144,13 +144,11 @@ def test_files_of_windows_editors(tmp_path: Path, encoding: str) -> None:
 def test_backbone_and_initial_weights_are_keys_that_the_command_line_overrides(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(f"_base_: {RSSEG}\nbackbone: vit_l_rvsa\ninit: weights/a b.pth\n")
-    parser = command_parser("A command.", path, experts=True)
-    add_training_options(parser, "a file", work_dir="runs")
-    cfg = load_config(MDFConfig, path, overrides(parser.parse_args([])))
+    cfg = load_config(MDFConfig, path, backbone=None, init=None)
     assert (cfg.backbone, cfg.init) == ("vit_l_rvsa", "weights/a b.pth")
-    given = parser.parse_args(["--backbone", "timm:test_vit", "--init", "no: # yaml.pth"])
-    cfg = load_config(MDFConfig, path, overrides(given))
-    assert (cfg.backbone, cfg.init) == ("timm:test_vit", "no: # yaml.pth")
+    odd = os.fsdecode(b"no: # \xff \xf0\x9f\x98\x80.pth")  # neither YAML nor UTF-8
+    cfg = load_config(MDFConfig, path, ["init=x"], backbone="timm:test_vit", init=odd)
+    assert (cfg.backbone, cfg.init) == ("timm:test_vit", odd)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from s5.backbones.lora import (
 from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width, join_experts
 from s5.backbones.normalization import IMAGENET, NORMALIZATIONS, Normalization, parse_normalization
 from s5.backbones.rvsa import RVSA_VARIANTS
-from s5.backbones.timm_hierarchical import hierarchical
+from s5.backbones.timm_hierarchical import TIMM, hierarchical
 from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names, normalization_of
 from s5.backbones.timm_vit import TIMM_VITS, plain_vit
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
@@ -39,6 +39,7 @@ __all__ = [
     "LORA_SCALE",
     "PATCH_EMBEDDING",
     "STRIDES",
+    "TIMM",
     "Architecture",
     "Backbone",
     "Counts",
@@ -70,7 +71,6 @@ __all__ = [
 
 ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **RVSA_VARIANTS, **TIMM_MODELS, **TIMM_VITS}
 MOE = "_moe"
-TIMM = "timm:"
 # Modules of timm with plain ViTs; other networks must give maps of several strides.
 PLAIN_VITS = ("vision_transformer", "eva", "deit")
 

@@ -101,15 +101,11 @@ class MoeMlp(nn.Module):
             experts: At least one expert, see `select`.
             sizes: Number of tokens of each expert; their sum is B * N.
         """
-        hidden = self.hidden(tokens)
+        hidden = self.act(self.fc1(tokens))
         if len(experts) == 1:
             return self._single(hidden, experts[0])
         own = _apply(experts, hidden, sizes)
         return own if self.fc2 is None else torch.cat((self.fc2(hidden), own), dim=-1)
-
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Compute the input (B, N, hidden) of the second linear layer from tokens (B, N, C)."""
-        return self.act(self.fc1(tokens))
 
     def _single(self, hidden: torch.Tensor, expert: nn.Linear) -> torch.Tensor:
         if self.fc2 is None:
@@ -238,7 +234,11 @@ def add_experts(network: nn.Module, experts: Sequence[str], expert_channels: int
         ValueError: There is no FFN that can have experts, or `expert_channels` is out of range.
     """
     found = ffns(network).values()
-    widest = max((width_of(mlp) for mlp in found), default=0)
+    if not found:
+        raise ValueError(
+            f"{type(network).__name__} has no FFN (mlp.fc2) that can have experts: choose it without _moe"
+        )
+    widest = max(width_of(mlp) for mlp in found)
     if not 0 < expert_channels <= widest:
         raise ValueError(f"expert_channels must be between 1 and {widest}, got {expert_channels}")
     for mlp in found:

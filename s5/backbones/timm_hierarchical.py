@@ -14,7 +14,7 @@ from s5.backbones.moe import ffns, width_of
 from s5.backbones.pyramid import Pyramid
 from s5.backbones.timm_models import TimmModel, four_levels, plain_name
 
-PREFIX = "timm:"  # of names on the command line
+TIMM = "timm:"  # of names on the command line
 # Arguments with which a model takes images of any size, where timm's model has them.
 ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 BANDS, BATCH = 3, 2
@@ -46,7 +46,7 @@ def hierarchical(name: str) -> TimmModel:
     side, routable = _divisor(name, network, whole.pretrained_cfg["input_size"][-1])
     widths = [width_of(mlp) for mlp in ffns(network).values()] if routable else []
     return TimmModel(
-        f"{PREFIX}{name}",
+        f"{TIMM}{name}",
         name,
         stem=_stem(name, network),
         undecayed=_undecayed(whole, network),
@@ -65,7 +65,7 @@ def _features(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm
         network: Any = timm.create_model(name, features_only=True, **options).eval()
     except REFUSALS as error:
         raise ValueError(
-            f"{PREFIX}{name}: timm gives no feature maps of this model ({error}); choose one that works with "
+            f"{TIMM}{name}: timm gives no feature maps of this model ({error}); choose one that works with "
             f"features_only=True"
         ) from error
     strides = network.feature_info.reduction()
@@ -76,7 +76,7 @@ def _features(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm
         possible = False
     if not possible:
         raise ValueError(
-            f"{PREFIX}{name} is neither a ViT of timm's modules vision_transformer, deit and eva nor "
+            f"{TIMM}{name} is neither a ViT of timm's modules vision_transformer, deit and eva nor "
             f"hierarchical: of its feature maps of strides {_list(strides)}, none of strides "
             f"{_list(STRIDES)} can be made; choose another model, such as timm:convnext_tiny"
         )
@@ -103,7 +103,7 @@ def _divisor(name: str, network: Any, pretrained: int) -> tuple[int, bool]:  # n
         if side % STRIDES[-1] == 0 and all(_takes(network, side * h, side * w) for h, w in MULTIPLES):
             return side, set(batches) == {BATCH}
     raise ValueError(
-        f"{PREFIX}{name} takes neither all multiples of {STRIDES[-1]} pixels nor all of {pretrained}, or "
+        f"{TIMM}{name} takes neither all multiples of {STRIDES[-1]} pixels nor all of {pretrained}, or "
         f"rounds the sides of its maps: choose a model for any size, such as swin_b or timm:convnext_tiny"
     )
 
@@ -124,7 +124,7 @@ def _stem(name: str, network: nn.Module) -> str:
     for parameter, weight in network.named_parameters():
         if weight.ndim == IMAGE_AXES and weight.shape[1] == BANDS:
             return parameter
-    raise ValueError(f"{PREFIX}{name} has no convolution of red, green and blue: choose another model")
+    raise ValueError(f"{TIMM}{name} has no convolution of red, green and blue: choose another model")
 
 
 def _undecayed(whole: Any, network: nn.Module) -> tuple[str, ...]:  # noqa: ANN401

@@ -16,19 +16,17 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import GluMlp, Mlp, PatchEmbed, SwiGLU, resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from s5.backbones.contract import Architecture, Backbone, Counts, StateDict
 from s5.backbones.embeddings import fit_patches
-from s5.backbones.moe import MoeMlp, fit_experts
+from s5.backbones.moe import add_experts, fit_experts, recompute, routing
 from s5.backbones.normalization import Normalization
 from s5.backbones.pyramid import Pyramid
 from s5.backbones.timm_models import BODY, normalization_of
-from s5.compat.cpu_linear import checkpoint_contexts
 from s5.errors import CheckpointError
 
 PATCH = 16
@@ -178,57 +176,6 @@ def _characteristics(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int, set
     return depth, 0 if registers is None else registers.shape[1], present, shapes
 
 
-class RoutedMlp(MoeMlp):
-    """FFN of timm whose second linear layer is split among experts.
-
-    Attributes:
-        counts: See :meth:`MoeMlp.forward`; set before a block runs, because timm's blocks do not pass it on.
-    """
-
-    fc1_g: nn.Module
-    fc1_x: nn.Module
-    norm: nn.Module
-
-    def __init__(self, mlp: Any, experts: Sequence[str], expert_channels: int) -> None:  # noqa: ANN401 - of timm
-        """Take over an FFN except for its second linear layer.
-
-        Raises:
-            ValueError: The FFN has an unknown form, or `expert_channels` is out of range.
-        """
-        if not isinstance(mlp, Mlp | GluMlp | SwiGLU):
-            raise ValueError(f"a {type(mlp).__name__} cannot have experts; choose the backbone without _moe")
-        second = cast(nn.Linear, mlp.fc2)
-        super().__init__(second.out_features, second.in_features, experts, expert_channels)
-        del self.fc1, self.act
-        for name, module in mlp.named_children():
-            if name != "fc2":
-                self.add_module(name, module)
-        self.separate = isinstance(mlp, SwiGLU)
-        self.packed = isinstance(mlp, GluMlp)
-        self.gate_last = self.packed and mlp.gate_last
-        self.counts: Counts | None = None
-        for layer in (self.fc2, *self.experts.values()):
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Transform tokens (B, N, C), ordered by task."""
-        assert self.counts is not None
-        return super().forward(tokens, self.counts)
-
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See the base class; linear and activation, or a gated linear unit, and a norm if there is one."""
-        if self.separate:
-            hidden = self.act(self.fc1_g(tokens)) * self.fc1_x(tokens)
-        elif self.packed:
-            first, second = self.fc1(tokens).chunk(2, dim=-1)
-            hidden = first * self.act(second) if self.gate_last else self.act(first) * second
-        else:
-            hidden = self.act(self.fc1(tokens))
-        return self.norm(hidden)
-
-
 class TimmViT(Backbone):
     """Plain ViT of timm, dense or with experts, with a pyramid that resamples its maps to four strides."""
 
@@ -265,8 +212,7 @@ class TimmViT(Backbone):
         super().__init__(model, [width] * 4, depth + 1, activation_checkpointing, experts, expert_channels)
         self.out_blocks = tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
         if self.experts:
-            for block in body.blocks:
-                block.mlp = RoutedMlp(getattr(block, "mlp", block), self.experts, expert_channels)
+            add_experts(body, self.experts, expert_channels)
         self.body = body
         self.pyramid = Pyramid([width] * 4, [PATCH] * 4)
         scales = (".ls1.gamma", ".ls2.gamma", ".gamma_1", ".gamma_2")
@@ -285,11 +231,12 @@ class TimmViT(Backbone):
         tokens = body.norm_pre(tokens)  # (B, prefix + h * w, C)
         by_block = rope is not None and body.rope_mixed  # rotary positions are learned for every block
         maps = []
-        for index, block in enumerate(body.blocks):
-            tokens = self._run_block(block, tokens, rope[index] if by_block else rope, counts)
-            if index in self.out_blocks:
-                patches = body.norm(tokens[:, body.num_prefix_tokens :])  # (B, h * w, C)
-                maps.append(patches.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH)))
+        with routing(counts):
+            for index, block in enumerate(body.blocks):
+                tokens = self._run_block(block, tokens, rope[index] if by_block else rope)
+                if index in self.out_blocks:
+                    patches = body.norm(tokens[:, body.num_prefix_tokens :])  # (B, h * w, C)
+                    maps.append(patches.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH)))
         return self.pyramid(maps)
 
     def layer_of(self, parameter: str) -> int:
@@ -311,13 +258,11 @@ class TimmViT(Backbone):
         tensors, more = self._fit_positions(tensors)
         return tensors, [*notes, *split, *more]
 
-    def _run_block(
-        self, block: nn.Module, tokens: torch.Tensor, rope: torch.Tensor | None, counts: Counts | None
-    ) -> torch.Tensor:
+    def _run_block(self, block: nn.Module, tokens: torch.Tensor, rope: torch.Tensor | None) -> torch.Tensor:
+        positions = {} if rope is None else {"rope": rope}
         if self.activation_checkpointing and torch.is_grad_enabled():
-            context = checkpoint_contexts()
-            return checkpoint(_apply, block, tokens, rope, counts, use_reentrant=False, context_fn=context)
-        return _apply(block, tokens, rope, counts)
+            return recompute(block, tokens, **positions)
+        return block(tokens, **positions)
 
     def _fit_biases(self, tensors: StateDict) -> tuple[StateDict, list[str]]:
         """Drop biases of queries and values that are zero and not in the model, or add them."""
@@ -354,12 +299,3 @@ class TimmViT(Backbone):
         return tensors | {name: resampled}, [
             f"positional embedding of {side}x{side} patches resampled to {grid[0]}x{grid[1]}"
         ]
-
-
-def _apply(
-    block: nn.Module, tokens: torch.Tensor, rope: torch.Tensor | None, counts: Counts | None
-) -> torch.Tensor:
-    """Run a block on tokens; an activation checkpoint runs it again with the same counts."""
-    if counts is not None:
-        cast(RoutedMlp, block.mlp).counts = counts
-    return block(tokens) if rope is None else block(tokens, rope=rope)

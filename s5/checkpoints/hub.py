@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from s5.backbones import Architecture, StateDict
+from s5.backbones import TIMM, Architecture, StateDict
 from s5.checkpoints.reading import WEIGHT_SUFFIXES
 from s5.errors import CheckpointError, did_you_mean, shorten
 
 logger = logging.getLogger(__name__)
 
-HUB, TIMM = "hf-hub:", "timm:"
+HUB = "hf-hub:"
 PAGE = "https://huggingface.co"
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
 PREFERRED = ("model.safetensors", "pytorch_model.bin")

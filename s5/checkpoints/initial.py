@@ -8,8 +8,8 @@ from typing import cast
 from timm import is_model as is_timm_model
 from torch import nn
 
-from s5.backbones import Architecture, Backbone, StateDict, get_architecture, normalization_of
-from s5.checkpoints.hub import HUB, TIMM, from_hub, is_hub_name, timm_weights
+from s5.backbones import TIMM, Architecture, Backbone, StateDict, get_architecture, normalization_of
+from s5.checkpoints.hub import HUB, from_hub, is_hub_name, timm_weights
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError, did_you_mean
 

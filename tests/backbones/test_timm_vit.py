@@ -221,6 +221,6 @@ class TestNames:
 
 
 def test_an_ffn_of_another_form_cannot_have_experts() -> None:
-    parallel = tiny("vit_small_patch16_18x2_224")
-    with pytest.raises(ValueError, match="ParallelThingsBlock cannot have experts"):
+    parallel = tiny("vit_base_patch16_xp_224")
+    with pytest.raises(ValueError, match="has no FFN .* that can have experts"):
         create_backbone(parallel, 64, experts=("a",), expert_channels=8)

@@ -39,7 +39,7 @@ def fit_adapters(tensors: StateDict, backbone: Backbone) -> tuple[StateDict, lis
     stored = adapter_names(tensors)
     if not stored:
         return tensors, [
-            "no LoRA adapters in the checkpoint: they start at zero"
+            "no LoRA adapters in the checkpoint: those of the model change nothing at first"
         ] if backbone.adapters else []
     has = f"the checkpoint has LoRA adapters for {', '.join(stored)}"
     remedy = "merge one task into plain weights: python -m s5.convert FILE NEW.pth --to s5 --task NAME"

@@ -13,6 +13,7 @@ import torch
 from s5.backbones import BODY, StateDict
 from s5.checkpoints.layouts.base import Layout, OtherArchitectureError, Parts, Weights, has_name
 from s5.checkpoints.layouts.foreign import guess
+from s5.checkpoints.layouts.hugging_face import HuggingFace5
 from s5.checkpoints.layouts.vit import replace_start, same_names
 from s5.errors import CheckpointError
 
@@ -186,15 +187,7 @@ class HuggingFaceSwin5(HuggingFaceSwin):
     key = "huggingface5-swin"
     example = "encoder.layers.N.blocks.M.attention.q_proj.*"
     attention = "attention.q_proj"
-    block_names = same_names("mlp.fc1", "mlp.fc2") | {
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        "attention.q_proj": "attn.query",
-        "attention.k_proj": "attn.key",
-        "attention.v_proj": "attn.value",
-        f"attention.relative_position_bias.{TABLE}": f"attn.{TABLE}",
-        "attention.o_proj": "attn.proj",
-    }
+    block_names = HuggingFace5.block_names | {f"attention.relative_position_bias.{TABLE}": f"attn.{TABLE}"}
 
 
 def _ends_with_merging(parts: Parts) -> bool:

@@ -2,7 +2,8 @@
 
 Loose files, members and windows have the same pixels in the same compression, and are loaded in the same
 random order. The many GeoTIFFs have two windows each, and half of them are kept open at a time; every round
-starts with none, so that no tile is decoded before it is timed.
+starts with none, so that no tile is decoded before it is timed. Windows of large JPEGs are there to show why
+curation writes these as files.
 """
 
 import argparse
@@ -54,6 +55,11 @@ def write_pools(root: Path, scenes: int, tile: int) -> Iterator[tuple[str, list[
     _write_archives(root, jpegs)
     for archive in ("pool.tar", "pool.zip"):
         yield f"JPEG, members of {archive}", [*jpegs], list(_of_archive(root, archive))
+    large = []
+    for number, image in enumerate(images):
+        (root / f"large_{number}.jpg").write_bytes(_jpeg(image))
+        large += [str(Reference(f"large_{number}.jpg", window=window)) for window in cut]
+    yield f"JPEG, windows of {scenes} files (what curation cuts)", [*jpegs], large
     for kind, options in COMPRESSIONS.items():
         loose = [f"loose/{i}_{kind}.tif" for i in range(len(pieces))]
         for name, piece in zip(loose, pieces, strict=True):
@@ -62,6 +68,7 @@ def write_pools(root: Path, scenes: int, tile: int) -> Iterator[tuple[str, list[
         yield f"GeoTIFF ({kind}), windows of {scenes} files", loose, large
         small = list(_write_parts(root / f"small_{kind}", images, cut, 2, options))
         yield f"GeoTIFF ({kind}), windows of {8 * scenes} files", loose, small
+        yield f"GeoTIFF ({kind}), windows across nine of its tiles", *_write_across(root, images, tile, kind)
 
 
 def _write_archives(root: Path, files: dict[str, bytes]) -> None:
@@ -87,6 +94,22 @@ def _write_parts(
             for window in cut[first : first + count]:
                 inside = window._replace(top=window.top - begin.top, left=window.left - begin.left)
                 yield str(Reference(str(path), window=inside))
+
+
+def _write_across(
+    root: Path, images: Sequence[np.ndarray], tile: int, kind: str
+) -> tuple[list[str], list[str]]:
+    """Write images in tiles of half the side, and windows of them that begin in the middle of a tile."""
+    loose, inside, options = [], [], COMPRESSIONS[kind]
+    for number, image in enumerate(images):
+        path = root / f"across_{number}_{kind}.tif"
+        _write_tiff(path, image, tile // 2, options)
+        for window in windows(image.shape[0] - tile, image.shape[1] - tile, tile):
+            window = window._replace(top=window.top + tile // 4, left=window.left + tile // 4)
+            inside.append(str(Reference(str(path), window=window)))
+            loose.append(f"loose/{number}_{window.top}_{window.left}_{kind}.tif")
+            _write_tiff(root / loose[-1], np.ascontiguousarray(window.of(image)), tile // 2, options)
+    return loose, inside
 
 
 def _of_archive(root: Path, archive: str) -> Iterator[str]:

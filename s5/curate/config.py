@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from s5.curate.cut import WriteConfig
 from s5.curate.select import SelectSettings
 from s5.ranges import NonNegative, Positive, Share
 from s5.training.config import Section
@@ -88,6 +89,7 @@ class CurateConfig(Section):
     score: ScoreConfig = ScoreConfig()
     cluster: ClusterConfig = ClusterConfig()
     select: SelectSettings
+    write: WriteConfig = WriteConfig()
 
     @field_validator("sources")
     @classmethod

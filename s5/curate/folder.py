@@ -131,6 +131,11 @@ def read_shard(path: Path, columns: list[str] | None = None) -> "pa.Table":
         raise PrepareError(f"{path}: cannot be read ({reason}). {_remedy(path)}") from error
 
 
+def index_shard_size(part: Part) -> int:
+    """Patches per shard of an index; the last one has fewer."""
+    return int(require("pyarrow.parquet").read_metadata(part.shard("index", 0)).num_rows)
+
+
 def _remedy(path: Path) -> str:
     step = {"scores": "score", "masks": "score", "clusters": "cluster"}.get(path.parent.name)
     if step is None:

@@ -1,6 +1,6 @@
 """Read the patches of index shards in batches, with facts of their pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from s5.curate.folder import Part, index_folders, read_shard
 from s5.data.image_formats import is_tiff
 from s5.data.image_io import init_worker, read_image_with_valid
 from s5.data.prepare.patches import Decoded
-from s5.data.references import Window, parse
+from s5.data.references import parse
 from s5.data.worker_pool import Loader
 from s5.errors import ImageError
 
@@ -54,6 +54,49 @@ class Batch:
         return self
 
 
+class PatchReader:
+    """Reads patches one after the other; the file of the last one stays open or decoded for the next.
+
+    Args:
+        part: The pool or the labeled images, for messages.
+        root: Data root.
+    """
+
+    def __init__(self, part: Part, root: Path) -> None:
+        self._part, self._root = part, root
+        self._file: str | None = None  # of the last patch, and its pixels unless it is read by windows
+        self._image: Decoded | None = None
+
+    def read(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels (H, W, 3) of a row of the index, and bool (H, W) where they have data; None if everywhere.
+
+        Raises:
+            ImageError: It cannot be read, or its file has changed since it was indexed.
+        """
+        if row["error"] is not None:
+            raise ImageError(row["error"])
+        file = row["file"]
+        if self._file != file:
+            self._require_unchanged(self._root / parse(file).file, row)
+            self._file, self._image = file, None
+            if row["name"] != file and not is_tiff(self._root / file):  # other windows will follow
+                pixels, valid = read_image_with_valid(self._root / file)
+                self._image = Decoded(pixels, valid=valid)
+        if self._image is None:
+            return read_image_with_valid(self._root / row["name"])
+        return self._image.read_with_valid(row["top"], row["left"], row["height"], row["width"])
+
+    def _require_unchanged(self, path: Path, row: Mapping[str, Any]) -> None:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ImageError(path, f"cannot be read ({error.strerror})") from error
+        if (status.st_size, status.st_mtime_ns) != (row["bytes"], row["modified"]):
+            folders = index_folders(self._part.path)
+            hint = f"Delete {folders}, and run all steps again"
+            raise ImageError(path, "has changed since it was indexed", hint)
+
+
 class PatchBatches(IterableDataset):
     """Batches of the patches of shards, in order; loader workers take turns.
 
@@ -65,9 +108,8 @@ class PatchBatches(IterableDataset):
     """
 
     def __init__(self, part: Part, shards: Sequence[int], root: Path, batch_size: int) -> None:
-        self.part, self.shards, self.root, self.batch_size = part, shards, root, batch_size
-        self._file: str | None = None  # of the last patch, and its pixels unless it is read by windows
-        self._image: Decoded | None = None
+        self.part, self.shards, self.batch_size = part, shards, batch_size
+        self._reader = PatchReader(part, root)
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -101,9 +143,12 @@ class PatchBatches(IterableDataset):
         errors: dict[int, str] = {}
         for row in group:
             try:
-                read.append((row, self._pixels(rows[row])))
+                pixels, has_data = self._reader.read(rows[row])
             except ImageError as error:
                 errors[row] = str(error)
+                continue
+            full = np.ones(pixels.shape[:2], bool) if has_data is None else has_data
+            read.append((row, (pixels, full)))
         images = np.stack([pixels for _, (pixels, _) in read]) if read else np.zeros((0, 1, 1, 3), np.uint8)
         valid = np.stack([has_data for _, (_, has_data) in read]) if read else np.zeros((0, 1, 1), bool)
         return Batch(
@@ -114,34 +159,6 @@ class PatchBatches(IterableDataset):
             [pixel_facts(*pixels) for _, pixels in read],
             errors,
         )
-
-    def _pixels(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (H, W, 3) and valid mask (H, W) of a patch; its file stays open or decoded for the next."""
-        if row["error"] is not None:
-            raise ImageError(row["error"])
-        file = row["file"]
-        if self._file != file:
-            self._require_unchanged(self.root / parse(file).file, row)
-            self._file, self._image = file, None
-            if row["name"] != file and not is_tiff(self.root / file):  # other windows will follow
-                pixels, valid = read_image_with_valid(self.root / file)
-                self._image = Decoded(pixels, valid=valid)
-        if self._image is not None:
-            window = Window(row["top"], row["left"], row["height"], row["width"])
-            pixels, valid = self._image.read_with_valid(*window)
-        else:
-            pixels, valid = read_image_with_valid(self.root / row["name"])
-        return pixels, np.ones(pixels.shape[:2], bool) if valid is None else valid
-
-    def _require_unchanged(self, path: Path, row: dict[str, Any]) -> None:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise ImageError(path, f"cannot be read ({error.strerror})") from error
-        if (status.st_size, status.st_mtime_ns) != (row["bytes"], row["modified"]):
-            folders = index_folders(self.part.path)
-            hint = f"Delete {folders}, and run all steps again"
-            raise ImageError(path, "has changed since it was indexed", hint)
 
 
 def pixel_facts(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float, float, int]:

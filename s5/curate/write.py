@@ -1,4 +1,4 @@
-"""Step 5: the split of the chosen patches, their pseudo-labels, the summary and the report."""
+"""Step 5: the split of the chosen patches, slow windows as files, pseudo-labels, summary and report."""
 
 import json
 import logging
@@ -11,16 +11,28 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from s5.checkpoints.reading import find_checkpoint
 from s5.command import Progress
-from s5.curate import require
 from s5.curate.config import CurateConfig
-from s5.curate.folder import LABELED, POOL, Run, begin, counts_of, database, pattern, read_shard, settings_of
+from s5.curate.cut import FOLDER, cut_patch, cut_slow_windows
+from s5.curate.folder import (
+    LABELED,
+    POOL,
+    Run,
+    begin,
+    counts_of,
+    database,
+    index_shard_size,
+    is_complete,
+    pattern,
+    read_shard,
+    settings_of,
+)
 from s5.curate.report import write_report
 from s5.curate.score import sha256
 from s5.curate.select import TABLE
@@ -29,6 +41,9 @@ from s5.data.label_table import LabelTable
 from s5.data.splits import format_line, write_split
 from s5.errors import PrepareError
 from s5.segmentation.trained import spec_of_checkpoint
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +68,7 @@ def write(cfg: CurateConfig, run: Run) -> None:
     """Write the split, the pseudo-labels if they were kept, the summary and the report.
 
     Raises:
+        ImageError: A window that is to be cut cannot be read.
         PrepareError: The select step is not complete for these settings, there are no pseudo-labels, or the
             checkpoint is another one.
     """
@@ -72,16 +88,18 @@ def write(cfg: CurateConfig, run: Run) -> None:
         )
     total = selection["reasons"].get("chosen", 0)
     masks = cfg.score.pseudo_labels
-    folder = run.path.absolute() / "pseudo_labels"
-    if masks:
-        _write_masks(run, folder, total)
-    write_split(
-        run.split(cfg.name),
-        (
-            format_line(name, _below(_mask_path(folder, patch), root) if masks else None)
-            for patch, name in _chosen(run)
-        ),
-    )
+    size, folder = index_shard_size(pool), run.path.absolute() / "pseudo_labels"
+    with database(run.path) as connection:
+        cut = cut_slow_windows(cfg.write, run, root, _chosen(connection, run), total)
+        if masks:
+            _write_masks(run, folder, _chosen(connection, run), total)
+
+        def line(patch: int, name: str) -> str:
+            path = cut_patch(pool, patch, patch // size) if cut else None
+            image = name if path is None else _below(path.absolute(), root)
+            return format_line(image, _below(_mask_path(folder, patch), root) if masks else None)
+
+        write_split(run.split(cfg.name), (line(*row) for row in _chosen_rows(connection, run, "name, patch")))
     table = _label_table(cfg)
     summary = _summary(cfg, run, selection, table)
     write_bytes(run.summary, json.dumps(summary, indent=2, ensure_ascii=False).encode())
@@ -94,33 +112,30 @@ def selection_settings(cfg: CurateConfig, run: Run) -> dict[str, Any]:
     return {**asdict(cfg.select), "clusters": settings_of(run.part(POOL).state("clusters"))}
 
 
-def _chosen(run: Run) -> Iterator[tuple[int, str]]:
-    """Number and name of the chosen patches, ordered by name."""
-    with database(run.path) as connection:
-        query = "select patch, name from read_parquet(?) where reason = 'chosen' order by name, patch"
-        result = connection.execute(query, [pattern(run.path / TABLE)])
-        while rows := result.fetchmany(ROWS):
-            yield from rows
+def _chosen(connection: "DuckDBPyConnection", run: Run) -> Iterator[int]:
+    """Numbers of the chosen patches, ascending."""
+    return (patch for patch, _ in _chosen_rows(connection, run, "patch"))
 
 
-def _write_masks(run: Run, folder: Path, total: int) -> None:
+def _chosen_rows(connection: "DuckDBPyConnection", run: Run, order: str) -> Iterator[tuple[int, str]]:
+    """Number and name of the chosen patches; one at a time of a connection."""
+    query = f"select patch, name from read_parquet(?) where reason = 'chosen' order by {order}"
+    result = connection.execute(query, [pattern(run.path / TABLE)])
+    while rows := result.fetchmany(ROWS):
+        yield from rows
+
+
+def _write_masks(run: Run, folder: Path, chosen: Iterator[int], total: int) -> None:
     """Write the pseudo-labels of the chosen patches in place of those of an earlier choice."""
     shutil.rmtree(folder, ignore_errors=True)
     pool = run.part(POOL)
-    size = _shard_size(run)
-    query = "select patch from read_parquet(?) where reason = 'chosen' order by patch"
-    with database(run.path) as connection, Progress(total, "write", "pseudo-labels", logger) as progress:
-        result = connection.execute(query, [pattern(run.path / TABLE)])
-        patches = (patch for rows in iter(lambda: result.fetchmany(ROWS), []) for (patch,) in rows)
-        for shard, chosen in groupby(patches, lambda patch: patch // size):
+    size = index_shard_size(pool)
+    with Progress(total, "write", "pseudo-labels", logger) as progress:
+        for shard, patches in groupby(chosen, lambda patch: patch // size):
             masks = read_shard(pool.shard("masks", shard), ["mask"])["mask"]
-            for patch in chosen:
+            for patch in patches:
                 write_bytes(_mask_path(folder, patch), masks[patch % size].as_py())
                 progress.update()
-
-
-def _shard_size(run: Run) -> int:
-    return int(require("pyarrow.parquet").read_metadata(run.part(POOL).shard("index", 0)).num_rows)
 
 
 def _mask_path(folder: Path, patch: int) -> Path:
@@ -142,7 +157,8 @@ class _MaskReader:
     """Pseudo-labels (H, W) uint8 train ids by patch, for the report."""
 
     def __init__(self, run: Run, table: LabelTable) -> None:
-        self.pool, self.table, self._size = run.part(POOL), table, _shard_size(run)
+        self.pool, self.table = run.part(POOL), table
+        self._size = index_shard_size(self.pool)
 
     def __call__(self, patch: int) -> np.ndarray | None:
         path = self.pool.shard("masks", patch // self._size)
@@ -161,6 +177,8 @@ def _summary(cfg: CurateConfig, run: Run, selection: dict[str, Any], table: Labe
         for name, part in parts.items()
         if name == "pool" or step in ("index", "scores")
     }
+    if is_complete(parts["pool"].state(FOLDER)):
+        counts["write"] = counts_of(parts["pool"].state(FOLDER), "write")
     scored = settings_of(parts["pool"].state("scores"))
     return {
         "title": cfg.name,

@@ -123,8 +123,9 @@ def test_two_processes_choose_the_same(pool: Path, tmp_path: Path) -> None:
     configuration(pool)
     sources = "{folder: folder, big: big.tif}"
     options = (
-        f"out={tmp_path / 'out'} patch.size=8 patch.min_size=8 score.workers=1 select.distance=0".split()
-    )
+        f"out={tmp_path / 'out'} patch.size=8 patch.min_size=8 score.workers=1 select.distance=0 "
+        "write.cut=none"
+    ).split()
     arguments = [
         str(pool / "curate.yaml"),
         "--device",
@@ -136,7 +137,13 @@ def test_two_processes_choose_the_same(pool: Path, tmp_path: Path) -> None:
     processes = start_ranks("curate", arguments, tmp_path / "told", 2)
     assert [process.wait() for process in processes] == [0, 0], [process.text() for process in processes]
     assert len(list((tmp_path / "out/scores").glob("[0-9]*"))) == 7
-    changes = {"patch__size": 8, "patch__min_size": 8, "select__distance": 0, "sources": sources}
+    changes = {
+        "patch__size": 8,
+        "patch__min_size": 8,
+        "select__distance": 0,
+        "sources": sources,
+        "write__cut": "none",
+    }
     curate(configuration(pool, out=tmp_path / "alone", **changes))
     assert results(tmp_path / "out") == results(tmp_path / "alone")
 

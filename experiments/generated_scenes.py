@@ -66,6 +66,13 @@ EQUAL_TIME = 1.5
 """Steps of `labels, equal time`: a step of S4P takes twice as long, and half of its steps are a warm-up."""
 
 
+def arm_options(arm: str, steps: int) -> list[str]:
+    """`--cfg-options` of an arm in a run of this many steps."""
+    return [
+        option.replace("HALF", f"{steps // 2}").replace("RAMP", f"{steps * 3 // 20}") for option in ARMS[arm]
+    ]
+
+
 def prepare(root: Path, request: Request, workers: int) -> None:
     """Write the scenes and the true masks of the unlabeled ones; scenes of another request are replaced."""
     written, _ = write_dataset(root, request, workers, overwrite=True)
@@ -102,9 +109,6 @@ def train(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | No
     """Train one arm with one seed."""
     alone, everything = write_labeled(args.data, args.labels, seed)
     steps = round(args.iters * EQUAL_TIME) if arm == "labels, equal time" else args.iters
-    own = [
-        option.replace("HALF", f"{steps // 2}").replace("RAMP", f"{steps * 3 // 20}") for option in ARMS[arm]
-    ]
     options = [
         f"data_root={args.data.resolve()}",
         f"data.labeled.split={everything if arm == 'bound' else alone}",
@@ -112,7 +116,7 @@ def train(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | No
         f"schedule.val_interval={steps // 2}",
         f"seed={seed}",
         *args.cfg_options,
-        *own,
+        *arm_options(arm, steps),
     ]
     # Runs of other scenes or options are other runs.
     key = hashlib.sha256(repr((_request(args), options)).encode()).hexdigest()[:8]

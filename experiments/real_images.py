@@ -1,6 +1,6 @@
-"""S4P against supervised-only training at equal steps, on real tiles, several seeds.
+"""S4P, as published and with the options of few_labels.yaml, against its labels alone, on real tiles.
 
-    python -m experiments.real_images --data DATA [--seeds 3] [--iters 500]
+    python -m experiments.real_images --data DATA [--seeds 3] [--iters 1000] [--init ENCODER]
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
 Finished runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard
@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from experiments.generated_scenes import arm_options
 from experiments.real_tiles import is_validation, tiles
 from experiments.report_tables import markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser, train_s4p
@@ -19,7 +20,8 @@ from s5.data.splits import format_line, write_split
 
 CONFIG = REPO / "experiments/configs/real_images.yaml"
 LABELED_TILES = ("003", "008")
-METHODS = {"S4P": [], "supervised": ["data.unlabeled.batch_size=0"]}
+METHODS = {"labels alone": "labels", "FixMatch": "fixmatch", "few_labels.yaml": "best"}
+"""Arms of `experiments.generated_scenes`."""
 
 
 def write_splits(data: Path, out: Path) -> None:
@@ -45,9 +47,15 @@ def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | N
         f"data.{name}.split={args.out.resolve() / name}.txt" for name in ("labeled", "unlabeled", "val")
     ]
     schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
-    options = [f"data_root={args.data.resolve()}", *splits, *schedule, *METHODS[method]]
-    work_dir = args.out / f"{args.backbone}_{args.iters}" / f"{method.lower()}_{seed}"
-    return train_s4p(CONFIG, args, options, work_dir, args.iters)
+    own = arm_options(METHODS[method], args.iters)
+    options = [f"data_root={args.data.resolve()}", *splits, *schedule, *own]
+    work_dir = folder_of(args) / f"{METHODS[method]}_{seed}"
+    return train_s4p(CONFIG, args, options, work_dir, args.iters, args.init)
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """Where the runs and the report of this start are."""
+    return args.out / f"{args.backbone}_{Path(args.init).stem}_{args.iters}"
 
 
 def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | None]]]) -> str:
@@ -58,14 +66,15 @@ def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | N
         method: {row: mean_and_deviation([scores[row] for scores in runs]) for row in rows}
         for method, runs in results.items()
     }
-    title = f"{args.backbone}, {args.iters} iterations, seeds 0 to {args.seeds - 1}; percent"
+    title = f"{args.backbone} from {args.init}, {args.iters} iterations, seeds 0 to {args.seeds - 1}; percent"
     return "\n".join([title, "", *markdown_table(columns, rows)]) + "\n"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = experiment_parser(__doc__, "work_dirs/real_images")
-    parser.add_argument("--iters", type=int, default=500)
+    parser.add_argument("--iters", type=int, default=1000)
+    parser.add_argument("--init", default="none", help="encoder to start from; by default random weights")
     return parser.parse_args(argv)
 
 
@@ -78,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         for method, runs in results.items():
             runs.append(run(args, method, seed))
     text = report(args, results)
-    (args.out / "report.md").write_text(text, encoding="utf-8")
+    (folder_of(args) / "report.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 

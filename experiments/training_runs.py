@@ -50,9 +50,14 @@ def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str,
 
 
 def train_s4p(
-    config: Path, args: argparse.Namespace, options: Sequence[str], work_dir: Path, iterations: int
+    config: Path,
+    args: argparse.Namespace,
+    options: Sequence[str],
+    work_dir: Path,
+    iterations: int,
+    init: str = "none",
 ) -> dict[str, float | None]:
-    """Train S4P, or labeled images alone, from random weights; see :func:`train_once`.
+    """Train S4P, or labeled images alone; see :func:`train_once`.
 
     Args:
         config: Configuration.
@@ -60,8 +65,9 @@ def train_s4p(
         options: `--cfg-options`.
         work_dir: Output folder of the run.
         iterations: Length of the run in iterations.
+        init: Weights to start from, as `--init` takes them; by default random ones.
     """
-    command = ["S4_Pretrain/train.py", "--config", str(config), "--backbone", args.backbone, "--init", "none"]
+    command = ["S4_Pretrain/train.py", "--config", str(config), "--backbone", args.backbone, "--init", init]
     return train_once([*command, "--device", args.device, "--cfg-options", *options], work_dir, iterations)
 
 

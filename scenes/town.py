@@ -48,8 +48,11 @@ class Town:
                     (self._houses, self._flats, self._halls, self._park)[fill](rect)
 
     def _streets(self) -> None:
-        lines = [self.frame.world(np.linspace((u, self.vs[0]), (u, self.vs[-1]), 48)) for u in self.us]
-        lines += [self.frame.world(np.linspace((self.us[0], v), (self.us[-1], v), 48)) for v in self.vs]
+        lines = []
+        if len(self.vs) > 1:  # streets between the first and the last cross street
+            lines += [self.frame.world(np.linspace((u, self.vs[0]), (u, self.vs[-1]), 48)) for u in self.us]
+        if len(self.us) > 1:
+            lines += [self.frame.world(np.linspace((self.us[0], v), (self.us[-1], v), 48)) for v in self.vs]
         lines = [self._near(line) for line in lines if self.canvas.visible(line, 8)]
         color = self.palette.asphalt
         if self.walk:

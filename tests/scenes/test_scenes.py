@@ -16,7 +16,7 @@ from scenes import BOX_CLASSES, CLASSES, LABEL_SETS, THEMES, generate_scene
 from scenes.__main__ import main
 from scenes.canvas import Canvas, Sun
 from scenes.classes import BUILDING, PLANE, SHIP, VEHICLE, WATER, Material
-from scenes.dataset import Request, dota_lines, write_dataset
+from scenes.dataset import PARTS, Request, dota_lines, write_dataset
 from scenes.geometry import box
 from scenes.palette import Palette
 from scenes.render import cast_shadows
@@ -48,6 +48,12 @@ def test_a_scene_is_a_pure_function_of_seed_index_and_theme(theme):
     assert first.meta == again.meta and first.meta["theme"] == theme
     assert not np.array_equal(first.image, generate_scene(3, 12, 64, theme).image)
     assert not np.array_equal(first.image, generate_scene(4, 11, 64, theme).image)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_town_with_a_single_cross_street():
+    """Its streets have no length along the other axis."""
+    assert generate_scene(0, PARTS["unlabeled"].first + 616, 256).image.shape == (256, 256, 3)
 
 
 def test_themes_take_turns_and_an_unknown_one_is_named():

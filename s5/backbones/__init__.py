@@ -24,7 +24,7 @@ from s5.backbones.lora import (
 from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width, join_experts
 from s5.backbones.normalization import IMAGENET, NORMALIZATIONS, Normalization, parse_normalization
 from s5.backbones.rvsa import RVSA_VARIANTS
-from s5.backbones.timm_hierarchical import TIMM, hierarchical
+from s5.backbones.timm_derived import TIMM, derive
 from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names, normalization_of
 from s5.backbones.timm_vit import TIMM_VITS, plain_vit
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
@@ -142,7 +142,7 @@ def _of_timm(name: str) -> Architecture:
             f"{', '.join(known.partition('.')[2] for known in tagged) or 'none'}"
         )
     module = timm.model_entrypoint(model).__module__.rpartition(".")[2]
-    return plain_vit(name, timm_name) if module in PLAIN_VITS else hierarchical(timm_name)
+    return plain_vit(name, timm_name) if module in PLAIN_VITS else derive(timm_name)
 
 
 def create_backbone(

@@ -125,40 +125,40 @@ def _with_sizes(row: TimmModel, accepted: Any, pretrained: int) -> TimmModel:  #
     flexible = replace(row, options={**row.options, **options})
     network = flexible.create().eval()
     for side in sides:
-        if all(_takes(network, side * h, side * w) for h, w in MULTIPLES):
+        if not any(_objection(network, side * h, side * w) for h, w in MULTIPLES):
             return replace(flexible, divisor=side, min_size=side)
     for side in sides:
         smallest = max(side, 2 * coarsest)
         built = replace(row, divisor=side, min_size=smallest, per_size=True)
-        if _takes_own_size(built, smallest) and _takes_own_size(built, smallest + side):
+        if _can_be_built(built, smallest) and _can_be_built(built, smallest + side):
             return built
-    if _takes(row.create().eval(), pretrained, pretrained):
-        return replace(row, divisor=pretrained, min_size=pretrained, side=pretrained)
-    raise ValueError(
-        f"it takes neither images of multiples of {coarsest} pixels nor of {pretrained} pixels, or rounds "
-        f"the sides of its maps"
-    )
+    objection = _objection(row.create().eval(), pretrained, pretrained)
+    if objection:
+        raise ValueError(f"it takes no images, not even those of its pre-training: {objection}")
+    return replace(row, divisor=pretrained, min_size=pretrained, side=pretrained)
 
 
-def _takes_own_size(row: TimmModel, side: int) -> bool:
+def _can_be_built(row: TimmModel, side: int) -> bool:
     """Whether a network of a model can be built for images of this side in pixels."""
     try:
         network = row.for_size(side).create().eval()
     except REFUSALS:
         return False
-    return _takes(network, side, side)
+    return not _objection(network, side, side)
 
 
-def _takes(network: Any, height: int, width: int) -> bool:  # noqa: ANN401
-    """Whether the network makes maps of the promised strides of images of this size in pixels."""
+def _objection(network: Any, height: int, width: int) -> str:  # noqa: ANN401
+    """Why the network makes no maps of the promised strides of images of this size; empty if it does."""
     try:
         with torch.no_grad():
             maps = network(torch.empty(BATCH, BANDS, height, width, device="meta"))
-    except REFUSALS:
-        return False
+    except REFUSALS as error:
+        return str(error) or type(error).__name__
     last = getattr(network, "output_fmt", "NCHW") == "NHWC"
     sides = [tuple(level.shape[1:3] if last else level.shape[2:]) for level in maps]
-    return sides == [(height // stride, width // stride) for stride in network.feature_info.reduction()]
+    promised = [(height // stride, width // stride) for stride in network.feature_info.reduction()]
+    made, wanted = (_list([f"{h}x{w}" for h, w in each]) for each in (sides, promised))
+    return "" if sides == promised else f"its maps have {made} pixels, not {wanted}"
 
 
 def _traced(network: Any, side: int) -> tuple[bool, tuple[str, ...]]:  # noqa: ANN401
@@ -189,5 +189,5 @@ def _undecayed(whole: Any, network: nn.Module) -> tuple[str, ...]:  # noqa: ANN4
     return tuple(name for name, _ in network.named_parameters() if plain_name(name) in exempt)
 
 
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _list(values: Sequence[int | str]) -> str:
+    return ", ".join(map(str, values))

@@ -88,24 +88,6 @@ def test_windows_of_fixed_number_make_the_divisor() -> None:
     assert (row.divisor, row.min_size) == (256, 256)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "vit_tiny_patch16_224",
-            "nor hierarchical: of its feature maps of strides 16, 16, 16, none of",
-        ),
-        (
-            "hiera_tiny_224",
-            "timm:hiera_tiny_224 takes neither all multiples of 32 pixels nor all of 224",
-        ),
-    ],
-)
-def test_what_is_no_backbone_is_refused_with_the_reason(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        derive(name)
-
-
 def test_a_model_without_feature_maps_is_refused_with_the_words_of_timm(monkeypatch) -> None:
     create = timm.create_model
 

@@ -151,6 +151,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s5.backbones._of_timm", lambda name: BEIT)
 
 
+def test_the_only_size_of_a_model_is_said_before_training(tmp_path: Path) -> None:
+    root = s4p_runs.write_dataset(tmp_path / "data")
+    args = s4p_runs.arguments(root, tmp_path / "run", "--backbone", "timm:efficientformer_l1")
+    with pytest.raises(ConfigError, match="data.crop = 64: .* of 224x224 pixels only; set it to 224"):
+        s4p_runs.script().main(args)
+
+
 @pytest.mark.usefixtures("small")
 class TestTrees:
     def test_pre_training_and_prediction(self, tmp_path: Path) -> None:

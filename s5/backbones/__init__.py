@@ -1,7 +1,7 @@
 """Registry of backbones, which map images to feature maps of strides 4, 8, 16 and 32.
 
 A name such as `vit_b` stands for a dense backbone, `vit_b_moe` for the same backbone with experts.
-`timm:NAME` is any plain ViT or hierarchical network of timm, with or without the tag of its weights.
+`timm:NAME` is any network of timm with feature maps, with or without the tag of its weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from s5.backbones.lora import (
 from s5.backbones.moe import EXPERT_KEY, expert_names, expert_width, join_experts
 from s5.backbones.normalization import IMAGENET, NORMALIZATIONS, Normalization, parse_normalization
 from s5.backbones.rvsa import RVSA_VARIANTS
-from s5.backbones.timm_hierarchical import TIMM, hierarchical
+from s5.backbones.timm_derived import TIMM, derive
 from s5.backbones.timm_models import BODY, TIMM_MODELS, has_own_names, normalization_of
 from s5.backbones.timm_vit import TIMM_VITS, plain_vit
 from s5.backbones.vit import PATCH_EMBEDDING, VARIANTS, form_of
@@ -71,7 +71,7 @@ __all__ = [
 
 ARCHITECTURES: dict[str, Architecture] = {**VARIANTS, **RVSA_VARIANTS, **TIMM_MODELS, **TIMM_VITS}
 MOE = "_moe"
-# Modules of timm with plain ViTs; other networks must give maps of several strides.
+# Modules of timm with plain ViTs, whose patches always become 16 pixels.
 PLAIN_VITS = ("vision_transformer", "eva", "deit")
 
 
@@ -142,7 +142,7 @@ def _of_timm(name: str) -> Architecture:
             f"{', '.join(known.partition('.')[2] for known in tagged) or 'none'}"
         )
     module = timm.model_entrypoint(model).__module__.rpartition(".")[2]
-    return plain_vit(name, timm_name) if module in PLAIN_VITS else hierarchical(timm_name)
+    return plain_vit(name, timm_name) if module in PLAIN_VITS else derive(timm_name)
 
 
 def create_backbone(
@@ -161,7 +161,8 @@ def create_backbone(
 
     Args:
         name: A name of `list_backbones`, or an `Architecture`.
-        img_size: Image size in pixels (side, or height and width) to build for; other sizes work as well.
+        img_size: Image size in pixels (side, or height and width) to build for; other sizes work as well,
+            unless the built network's `architecture.side` is set.
         drop_path: Stochastic depth rate of the last block; it rises linearly from 0.
         norm_eps: Epsilon of the norms in the blocks: 1e-5 for published S5 weights, 1e-6 for MAE.
         activation_checkpointing: Recompute activations in the backward pass to save memory.

@@ -39,6 +39,7 @@ class Architecture(ABC):
         normalization: Normalisation that images need unless the weights say otherwise.
         timm_names: Whether weights have all tensors of timm's model under its names, with `body.` in front.
         named_weights: Tags of further weights of timm by their name for `--init`.
+        side: Side in pixels of the square images that it takes, if it takes no others.
         any_size_graph: Whether `torch.export` can record it for images of any size; if not, `s5.export` asks
             for the size.
     """
@@ -52,6 +53,7 @@ class Architecture(ABC):
     normalization: Normalization = IMAGENET
     timm_names: bool = False
     named_weights: Mapping[str, str] = MappingProxyType({})
+    side: int | None = None
     any_size_graph: bool = False
 
     @abstractmethod
@@ -92,12 +94,21 @@ class Architecture(ABC):
         """
         return self
 
+    def for_size(self, side: int) -> "Architecture":
+        """Return the architecture of a network that is built for images of this side in pixels.
+
+        It is another if networks take images of the size only that they are built for.
+        """
+        return self
+
     def check_size(self, height: int, width: int) -> None:
         """Check that images of this size in pixels are supported.
 
         Raises:
-            ValueError: A side is too small or not a multiple of `divisor`.
+            ValueError: A side is too small or not a multiple of `divisor`, or not the only one.
         """
+        if self.side is not None and not height == width == self.side:
+            raise ValueError(self._only_size(f"{height}x{width}"))
         if height % self.divisor or width % self.divisor or min(height, width) < self.min_size:
             raise ValueError(
                 f"image of {height}x{width} pixels: both sides must be multiples of {self.divisor} and at "
@@ -105,8 +116,22 @@ class Architecture(ABC):
             )
 
     def padded(self, side: int) -> int:
-        """The smallest supported side in pixels that is at least `side`."""
+        """The smallest supported side in pixels that is at least `side`.
+
+        Raises:
+            ValueError: The architecture takes smaller images only.
+        """
+        if self.side is not None and side > self.side:
+            raise ValueError(self._only_size(side))
+        if self.side is not None:
+            return self.side
         return max(-(-side // self.divisor) * self.divisor, self.min_size)
+
+    def _only_size(self, found: int | str) -> str:
+        return (
+            f"image of {found} pixels: {self.name} takes images of {self.side}x{self.side} pixels only"
+            f"; cut larger ones into windows of that size and pad smaller ones"
+        )
 
 
 class Backbone(nn.Module, ABC):

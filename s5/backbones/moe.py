@@ -28,7 +28,8 @@ from s5.backbones.contract import Counts, StateDict
 from s5.compat.cpu_linear import checkpoint_contexts
 
 EXPERT_KEY = re.compile(r"^(?:.+\.)?mlp\.experts\.([^.]+)\.")
-SECOND_LAYER = ".mlp.fc2."  # in names of tensors
+# In names of tensors. Networks in `rel_pos` compute biases of attention from relative positions.
+SECOND_LAYER = re.compile(r"(?<!\.rel_pos)\.mlp\.fc2\.")
 INIT_STD = 0.02  # of experts in networks of other libraries, as in most transformers
 
 _counts: ContextVar[Counts | None] = ContextVar("counts", default=None)
@@ -214,7 +215,7 @@ def ffns(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in network.named_modules()
-        if name.rpartition(".")[2] == "mlp" and isinstance(getattr(module, "fc2", None), nn.Linear)
+        if SECOND_LAYER.search(f".{name}.fc2.") and isinstance(getattr(module, "fc2", None), nn.Linear)
     }
 
 
@@ -309,10 +310,15 @@ def split_experts(tensors: StateDict, experts: Sequence[str], expert_channels: i
         expert_channels: Rows of the second linear layer that go to every expert, in the widest FFN; see
             `add_experts`. The others go to the shared part, which is absent if there are none.
     """
-    widest = max((len(value) for key, value in tensors.items() if SECOND_LAYER in key), default=0)
+    layers = {
+        key.rpartition(".")[0]: len(value)
+        for key, value in tensors.items()
+        if SECOND_LAYER.search(key) and value.ndim == 2  # not convolutions
+    }
+    widest = max(layers.values(), default=0)
     split = {}
     for key, value in tensors.items():
-        if SECOND_LAYER not in key:
+        if key.rpartition(".")[0] not in layers:
             split[key] = value
             continue
         shared = len(value) - channels_at(len(value), widest, expert_channels)

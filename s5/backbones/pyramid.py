@@ -38,15 +38,15 @@ class Expand2x2(nn.ConvTranspose2d):
 class Pyramid(nn.Module):
     """Resamples maps of any strides to strides 4, 8, 16 and 32, keeping their channels.
 
-    A map with twice the target stride goes through one transposed convolution, one with four times the target
-    stride through two. Maps with a smaller stride are max-pooled; maps with the target stride are unchanged.
+    A map with two, four or eight times the target stride goes through one, two or three transposed
+    convolutions. Maps with a smaller stride are max-pooled; maps with the target stride are unchanged.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
         """Build the pyramid for four maps with these channels and strides in pixels.
 
         Raises:
-            ValueError: A stride is neither a divisor of the target nor two or four times the target.
+            ValueError: A stride is neither a divisor of the target nor two, four or eight times the target.
         """
         super().__init__()
         self.levels: list[str] = []
@@ -70,9 +70,11 @@ def _resample(width: int, stride: int, wanted: int) -> tuple[nn.Module | None, s
         return None, "same"
     if stride == 2 * wanted:
         return Expand2x2(width), "up2"
-    if stride == 4 * wanted:
-        norm = LayerNorm2d(width, eps=PYRAMID_NORM_EPS)
-        return nn.Sequential(Expand2x2(width), norm, nn.GELU(), Expand2x2(width)), "up4"
+    if stride in (4 * wanted, 8 * wanted):
+        layers: list[nn.Module] = [Expand2x2(width)]
+        for _ in range(stride.bit_length() - wanted.bit_length() - 1):
+            layers += [LayerNorm2d(width, eps=PYRAMID_NORM_EPS), nn.GELU(), Expand2x2(width)]
+        return nn.Sequential(*layers), f"up{stride // wanted}"
     if stride < wanted and wanted % stride == 0:
         factor = wanted // stride
         return nn.MaxPool2d(kernel_size=factor, stride=factor), f"down{factor}"

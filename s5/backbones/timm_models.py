@@ -1,26 +1,27 @@
-"""Backbones from timm with `features_only`: hierarchical networks with maps of several strides."""
+"""Backbones from timm with `features_only`, whose maps have several strides, or one as in a ViT."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import timm
 import torch
-from timm.layers import resize_rel_pos_bias_table
 from torch import nn
 
 from s5.backbones.contract import STRIDES, Architecture, Backbone, Counts, StateDict
+from s5.backbones.embeddings import RELATIVE_POSITIONS, fit_patches, fit_positions_of
 from s5.backbones.lora import LORA_SCALE
 from s5.backbones.moe import EXPERT_KEY, add_experts, fit_experts, recompute_always, routing
 from s5.backbones.normalization import IMAGENET, Normalization, parse_normalization
 from s5.backbones.pyramid import Pyramid
-from s5.errors import CheckpointError
 
 BODY = "body."  # prefix of timm's names in a `TimmBackbone`
+BANDS = 3
+PATCH = 16  # side in pixels of the patches of ViTs, to which others are resampled
+STEM_OPTIONS = ("patch_size", "embed_proj_type")  # of timm, with which the first layer has another shape
 WRAPPED = "model."  # prefix of names in those of timm's feature networks that are a wrapper around the model
-POSITIONS = "relative_position_bias_table"
 # Share of a model's tensors that must be among some weights, without others, for the weights to fit it. The
 # smallest difference is that between swin_t and swin_s, half of whose tensors are those of swin_t.
 SAME = 0.75
@@ -52,6 +53,10 @@ class TimmModel(Architecture):
         max_expert_channels: Width of the widest FFN, see `add_experts`; 0 if experts are not supported.
         drops_paths: Whether timm's model has stochastic depth.
         own_eps: Whether the norms keep the epsilon that timm gives them.
+        out_indices: Maps that timm's feature network gives; None for its own choice.
+        per_size: Whether every network is built for one size of square images (timm's `img_size`).
+        side: See the base class.
+        inert: Names in timm's feature network of parameters that do not change the maps.
     """
 
     name: str
@@ -64,6 +69,10 @@ class TimmModel(Architecture):
     max_expert_channels: int = 0
     drops_paths: bool = True
     own_eps: bool = False
+    out_indices: tuple[int, ...] | None = None
+    per_size: bool = False
+    side: int | None = None
+    inert: tuple[str, ...] = ()
 
     @property
     def normalization(self) -> Normalization:  # type: ignore[override]
@@ -79,8 +88,20 @@ class TimmModel(Architecture):
         """See the base class."""
         return TimmBackbone(self, img_size, **options)
 
+    def for_size(self, side: int) -> "TimmModel":
+        """See the base class."""
+        return replace(self, side=side) if self.per_size else self
+
+    def img_size_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
+        """The only size of images, if the model has one."""
+        return self.side
+
     def create(self, **options: Any) -> Any:  # noqa: ANN401 - timm has no types
-        """Create timm's feature network on the default device."""
+        """Create timm's feature network on the default device, for images of `side` pixels if it is set."""
+        if self.out_indices is not None:
+            options["out_indices"] = self.out_indices
+        if self.per_size and self.side is not None:
+            options["img_size"] = self.side
         device = torch.get_default_device()
         # On a CPU, so that random weights do not depend on the device.
         with torch.device("meta" if device.type == "meta" else "cpu"):
@@ -98,7 +119,9 @@ class TimmModel(Architecture):
 
     def pretrained(self) -> StateDict:
         """See the base class."""
-        network = self.create(pretrained=True)
+        published = {name: value for name, value in self.options.items() if name not in STEM_OPTIONS}
+        # Of their own size of images; `fit_weights` resamples them.
+        network = replace(self, options=published, per_size=False).create(pretrained=True)
         return {BODY + name: tensor for name, tensor in network.state_dict().items()}
 
 
@@ -108,7 +131,7 @@ def _swin(size: str, width: int) -> TimmModel:
         f"swin_{size[0]}",
         f"swin_{size}_patch4_window7_224",
         stem="patch_embed.proj.weight",
-        undecayed=(POSITIONS,),
+        undecayed=(RELATIVE_POSITIONS,),
         # Use full and shifted windows in every stage for any image size. Windows and shapes of weights then
         # do not depend on the size that the model is built for.
         options={"strict_img_size": False, "always_partition": True},
@@ -143,7 +166,7 @@ class TimmBackbone(Backbone):
 
         Args:
             model: The timm model.
-            img_size: Image size in pixels; it is checked, but has no effect on the weights.
+            img_size: Image size in pixels; without effect on the weights, unless the model is `per_size`.
             drop_path: Stochastic depth rate of the last block.
             norm_eps: Epsilon of the layer norms; without effect on a model with `own_eps`.
             activation_checkpointing: Recompute the blocks in the backward pass.
@@ -152,11 +175,12 @@ class TimmBackbone(Backbone):
                 dense backbone.
 
         Raises:
-            ValueError: The image size is not a multiple of `divisor`, or such experts are not supported.
+            ValueError: The image size or such experts are not supported.
         """
         if experts and expert_channels and not model.max_expert_channels:
             raise ValueError(f"{model.name} cannot have experts: omit them, or choose another backbone")
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        model = model.for_size(min(sides))
         model.check_size(*sides)
         body = model.create(**({"drop_path_rate": drop_path} if model.drops_paths else {}))
         if experts and expert_channels:
@@ -174,6 +198,9 @@ class TimmBackbone(Backbone):
         self.pyramid = Pyramid(channels, strides)
         self.stem = BODY + model.stem
         self.undecayed = tuple(BODY + name for name in layers if name.endswith(model.undecayed))
+        self.inert = tuple(BODY + name for name in model.inert)
+        for name in self.inert:
+            self.get_parameter(name).requires_grad_(False)  # processes would wait for its gradient
         self._layers = {BODY + name: layer for name, layer in layers.items()}
         for module in body.modules():
             if isinstance(module, nn.LayerNorm) and not model.own_eps:
@@ -203,42 +230,46 @@ class TimmBackbone(Backbone):
     def fit_weights(
         self, tensors: StateDict, bands: Sequence[int] | None = None
     ) -> tuple[StateDict, list[str]]:
-        """See the base class; splits dense FFNs among the experts and resamples relative positions."""
-        tensors, notes = super().fit_weights(tensors, bands)
+        """See the base class; splits dense FFNs among the experts and resamples patches and positions."""
+        tensors, notes = super().fit_weights(_with_convolution(tensors, self.stem), bands)
+        if "patch_size" in self.model.options:
+            tensors, resampled = fit_patches(tensors, self.stem, PATCH)
+            notes = [*notes, *resampled]
         tensors, split = fit_experts(tensors, self.experts, self.expert_channels)
         tensors, resampled = self._fit_positions(tensors)
         return tensors, [*notes, *split, *resampled]
 
     def _fit_positions(self, tensors: StateDict) -> tuple[StateDict, list[str]]:
-        """Resample the tables of relative positions (entries, heads) of other windows, as timm does."""
-        fitted, windows = dict(tensors), set()
-        for name, module in self.named_modules():
-            table, wanted = tensors.get(f"{name}.{POSITIONS}"), getattr(module, POSITIONS, None)
-            if table is None or wanted is None or table.shape == wanted.shape or table.ndim != 2:
+        """Resample positions, absolute and relative, for other windows and images, as timm does."""
+        fitted, notes = dict(tensors), set()
+        for name, wanted in self.named_parameters():
+            table = tensors.get(name)
+            if table is None or table.shape == wanted.shape:
                 continue
-            side = math.isqrt(len(table))
-            if side**2 != len(table):
-                raise CheckpointError(f"{name}.{POSITIONS} of {len(table)} entries: not of a square window")
-            if table.shape[1] != wanted.shape[1]:
-                continue  # of another architecture, which is an error with both shapes later
-            window = module.window_size
-            fitted[f"{name}.{POSITIONS}"] = resize_rel_pos_bias_table(table, window, wanted.shape)
-            windows.add(f"windows of {(side + 1) // 2} to {window[0]}")
-        return fitted, [f"relative positions resampled: {', '.join(sorted(windows))}"] if windows else []
+            module = self.get_submodule(name.rpartition(".")[0])
+            resampled = fit_positions_of(name, table, wanted.shape, getattr(module, "window_size", None))
+            if resampled is not None:
+                fitted[name], note = resampled
+                notes.add(note)
+        return fitted, sorted(notes)
 
 
 def four_levels(channels: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Channels, strides and indices of the maps of a feature network that are closest to the four strides."""
-    # For each target, the coarsest map that is not coarser, or else the finest map.
+    # For each target, the coarsest map that is not coarser, or else the finest map. As in a plain ViT, four
+    # maps of one stride are one for each target.
+    one_stride = len(strides) == len(STRIDES) and len(set(strides)) == 1
     chosen = [
-        max((i for i, stride in enumerate(strides) if stride <= wanted), default=0) for wanted in STRIDES
+        i if one_stride else max((k for k, stride in enumerate(strides) if stride <= wanted), default=0)
+        for i, wanted in enumerate(STRIDES)
     ]
     return [channels[i] for i in chosen], [strides[i] for i in chosen], chosen
 
 
 def _blocks(body: Any, stem: str) -> list[tuple[str, nn.Module]]:  # noqa: ANN401 - timm has no types
     """Names and blocks of all stages, in order; a stage without a list of blocks is one block."""
-    prefix, root = (WRAPPED, body.model) if stem.startswith(WRAPPED) else ("", body)
+    prefix = _wrapper(stem)
+    root = body.get_submodule(prefix.removesuffix("."))
     stages = [name.replace(".", "_") for name in body.feature_info.module_name()]
     named: list[tuple[str, nn.Module]] = []
     for name, stage in root.named_children():
@@ -266,12 +297,12 @@ def _layers(body: nn.Module, stem: str) -> tuple[dict[str, int], int]:
     starts = {name: i for i, (name, _) in enumerate(_blocks(body, stem), 1)}
     first: dict[str, int] = {}
     for name, layer in starts.items():
-        first.setdefault(_child(name), layer)
+        first.setdefault(_child(name, stem), layer)
     layers: dict[str, int] = {}
     before = 0  # layer of the parameter before
     for parameter, _ in body.named_parameters():
         block = next((layer for name, layer in starts.items() if parameter.startswith(f"{name}.")), None)
-        before = max(before, first.get(_child(parameter), 0)) if block is None else block
+        before = max(before, first.get(_child(parameter, stem), 0)) if block is None else block
         layers[parameter] = before
     return layers, len(starts)
 
@@ -281,9 +312,23 @@ def plain_name(name: str) -> str:
     return name.removeprefix(WRAPPED).replace("_", ".")
 
 
-def _child(name: str) -> str:
+def _with_convolution(tensors: StateDict, stem: str) -> StateDict:
+    """Weights whose patch embedding is a convolution, if it is a linear layer of square patches of RGB."""
+    weight = tensors.get(stem)
+    if weight is None or weight.ndim != 2:
+        return tensors
+    side = math.isqrt(weight.shape[1] // BANDS)
+    return tensors | {stem: weight.unflatten(1, (side, side, BANDS)).permute(0, 3, 1, 2).contiguous()}
+
+
+def _wrapper(stem: str) -> str:
+    """Prefix of the names of stages in a feature network with this first convolution."""
+    return next((prefix for prefix in (f"{WRAPPED}encoder.", WRAPPED) if stem.startswith(prefix)), "")
+
+
+def _child(name: str, stem: str) -> str:
     """The part of timm's model that a module or parameter belongs to."""
-    return name.removeprefix(WRAPPED).partition(".")[0]
+    return name.removeprefix(_wrapper(stem)).partition(".")[0]
 
 
 @cache

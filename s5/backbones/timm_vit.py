@@ -26,10 +26,9 @@ from s5.backbones.embeddings import fit_patches
 from s5.backbones.moe import add_experts, fit_experts, recompute, routing
 from s5.backbones.normalization import Normalization
 from s5.backbones.pyramid import Pyramid
-from s5.backbones.timm_models import BODY, normalization_of
+from s5.backbones.timm_models import BODY, PATCH, normalization_of
 from s5.errors import CheckpointError
 
-PATCH = 16
 BLOCK = re.compile(rf"^{re.escape(BODY)}blocks\.(\d+)\.(.+)$")
 QKV_BIASES = ("attn.q_bias", "attn.v_bias")  # DINOv3's are zero, so timm's models leave them out
 # Tensors that only some models have. With the shapes in the blocks, they tell models apart.

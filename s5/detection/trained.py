@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from s5.backbones import Lora, describe, identify, with_experts
+from s5.backbones import Lora, dense_name, describe, get_architecture, identify, with_experts
 from s5.checkpoints.layouts import Weights, convert
 from s5.checkpoints.reading import read_checkpoint
 from s5.data.label_table import distinct_colors
@@ -197,7 +197,7 @@ def require_fit(
     weights, meta = _convert(checkpoint, content), meta_of(content)
     data_meta = meta.get("dataset_meta") or {}  # in resumable checkpoints
     heads = _heads(checkpoint, weights)
-    backbone = _backbone(weights)
+    backbone = _backbone(weights, spec.backbone)
     if backbone != spec.backbone:
         raise ConfigError(
             f"{checkpoint} holds a {backbone}, {origin} has the backbone {spec.backbone}; give the "
@@ -251,7 +251,10 @@ def _heads(checkpoint: Path, weights: Weights) -> Mapping[str, Mapping[str, torc
     return heads
 
 
-def _backbone(weights: Weights) -> str:
-    """Name of the backbone that fits the weights."""
-    name = identify(weights.backbone) or f"backbone of {describe(weights.backbone)}"
+def _backbone(weights: Weights, expected: str) -> str:
+    """Name of the backbone that fits the weights: the expected one, if it does."""
+    if get_architecture(expected).fits(weights.backbone):
+        name = dense_name(expected)
+    else:
+        name = identify(weights.backbone) or f"backbone of {describe(weights.backbone)}"
     return with_experts(name) if weights.experts else name

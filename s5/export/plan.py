@@ -22,7 +22,8 @@ class ExportOptions:
         task: Name of the task; `all` for all tasks of a segmentor, each with its own output. Optional if
             there is only one.
         size: Side of the images in pixels. By default, a segmentor takes images of any size, if its backbone
-            can be recorded that way, and a detector those of the training size.
+            can be recorded that way, and a detector, or a segmentor whose backbone takes one size only, those
+            of the training size.
         qgis: Fix the size of a segmentor, by default to that of its windows, because Deepness takes no other.
         resolution: Size of a pixel on the ground in cm, for Deepness.
         overwrite: Replace existing files.
@@ -110,7 +111,8 @@ def make_plan(model: Predictor, options: ExportOptions) -> Plan:
     """Resolve the options for a model.
 
     Raises:
-        ConfigError: A task is unknown or missing, the size is missing, or a number is out of range.
+        ConfigError: A task is unknown or missing, the size is missing or too large for the backbone, or a
+            number is out of range.
     """
     if not isinstance(model.spec, SegmentationSpec | DetectionSpec):
         raise TypeError(f"{type(model.spec).__name__} cannot be exported")
@@ -119,10 +121,15 @@ def make_plan(model: Predictor, options: ExportOptions) -> Plan:
         raise ConfigError(f"size {options.size}: must be at least 1 pixel")
     if options.resolution is not None and not options.resolution > 0:
         raise ConfigError(f"resolution {options.resolution}: must be more than 0 cm per pixel")
+    only = get_architecture(spec.backbone).for_size(spec.img_size).side
+    if only is not None and options.size is not None and options.size > only:
+        raise ConfigError(f"size {options.size}: {spec.backbone} takes images of up to {only} pixels only")
     if isinstance(spec, DetectionSpec):
         return Plan(spec, options.size or spec.img_size, options)
     if options.size is None and options.qgis:
         return Plan(spec, _tile(spec), options)
+    if options.size is None and only is not None:
+        return Plan(spec, only, options)
     if options.size is None and not get_architecture(spec.backbone).any_size_graph:
         raise ConfigError(
             f"{spec.backbone} can only be exported for a fixed image size: give it, such as --size "

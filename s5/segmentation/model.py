@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from s5.compat.precision import autocast
+from s5.errors import ConfigError
 from s5.ops.photometric import to_unit
 from s5.segmentation.segmentor import SegHead, Segmentor
 from s5.segmentation.tta import Tta, augmented
@@ -28,6 +29,9 @@ class SegmentationModel(TaskModel):
         inference: Inference settings of each task.
         dtype: Autocast dtype (see :func:`s5.compat.precision.resolve_precision`); None is float32.
         tta: Test-time augmentation; None predicts the unaugmented image.
+
+    Raises:
+        ConfigError: The network takes images of one size only, and these settings give it others.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class SegmentationModel(TaskModel):
         self.segmentor = segmentor
         self.inference = dict(inference)
         self.tta = tta
+        self._require_size()
 
     @property
     def network(self) -> Segmentor:
@@ -134,6 +139,22 @@ class SegmentationModel(TaskModel):
             network = augmented(partial(self.probabilities, tasks=group), self.tta)
             for top, band in predict_bands(network, rows, inference, self.device, windows):
                 yield top, group, band
+
+    def _require_size(self) -> None:
+        """Check that a network for images of one size gets windows of that size; smaller ones are padded."""
+        backbone = self.segmentor.backbone
+        side = backbone.architecture.side
+        if side is None:
+            return
+        takes = f"{backbone.name} was built for images of {side}x{side} pixels and takes no others"
+        for task, how in self.inference.items():
+            if how.mode == "original" or how.crop != side:
+                raise ConfigError(
+                    f"{takes}, but {task} is predicted with mode {how.mode} and crop {how.crop}: set the "
+                    f"mode to slide_window (or resize) and the crop to {side}"
+                )
+        if self.tta is not None and max(self.tta.scales) > 1:
+            raise ConfigError(f"{takes}: give no scale above 1, got {max(self.tta.scales)}")
 
     def _num_classes(self, tasks: Sequence[str]) -> list[int]:
         return [cast(SegHead, self.segmentor.heads[task]).num_classes for task in tasks]

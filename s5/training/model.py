@@ -69,6 +69,9 @@ class MultiTaskNetwork(nn.Module):
         Args:
             images: (B, 3, H, W), normalised; ordered by task if the backbone has experts or adapters.
             counts: Number of images of each task, in the order of the batch.
+
+        Raises:
+            ValueError: The backbone takes smaller images only.
         """
         height, width = images.shape[-2:]
         padded_height, padded_width = self.padded_size(height, width)
@@ -167,11 +170,14 @@ def configured_backbone(
         ConfigError: The backbone does not support this image size or these adapters, or cannot be compiled.
     """
     architecture = get_architecture(name)
-    smallest, step = architecture.min_size, architecture.divisor
-    if size != architecture.padded(size):
+    fitting = architecture.side or architecture.padded(size)
+    if size != fitting:
+        step, smallest = architecture.divisor, architecture.min_size
+        every = f"whose sides are a multiple of {step} and at least {smallest} pixels"
+        only = f"of {architecture.side}x{architecture.side} pixels only"
         raise ConfigError(
-            f"{size_key} = {size}: {name} takes images whose sides are a multiple of {step} and at least "
-            f"{smallest} pixels; set it to {architecture.padded(size)}"
+            f"{size_key} = {size}: {name} takes images {only if architecture.side else every}; "
+            f"set it to {fitting}"
         )
     backbone = create_backbone(
         architecture,

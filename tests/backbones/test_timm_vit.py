@@ -207,11 +207,7 @@ class TestNames:
         [
             ("timm:vit_base_patch16_224x", "no model.*did you mean 'timm:vit_base_patch16_224"),
             ("timm:vit_small_patch16_dinov3.imagenet", "no weights 'imagenet'.* it has lvd1689m"),
-            ("timm:mixer_s32_224", "neither a ViT of .* nor hierarchical.*strides 32, 32"),
-            (
-                "timm:vit_base_r50_s16_224",
-                "a ViT of timm's modules vision_transformer.* nor hierarchical",
-            ),
+            ("timm:crossvit_9_240", "of its feature maps of strides 12, 17, none of"),
             ("dinov2_x", "known backbones: vit_t.*did you mean 'dinov2_"),
         ],
     )

@@ -9,7 +9,7 @@ import torch
 from mmseg.models.backbones.swin import SwinTransformer as MMSegSwin
 
 from s5.backbones import create_backbone
-from s5.backbones.timm_hierarchical import hierarchical
+from s5.backbones.timm_derived import derive
 from s5.backbones.timm_models import TIMM_MODELS
 from s5.checkpoints.layouts import convert, get_layout
 from s5.checkpoints.loading import load_weights
@@ -218,7 +218,7 @@ def test_hugging_face_in_memory_and_in_files(stored, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("row", [SMALL, hierarchical("test_convnext")], ids=["swin", "convnext"])
+@pytest.mark.parametrize("row", [SMALL, derive("test_convnext")], ids=["swin", "convnext"])
 def test_timm_computes_the_same_with_what_is_written(row, images):
     model = drawn(build_segmentor(row, {"a": 3}, SIZE, channels=8))
     written = get_layout("timm").from_ours(convert(model.state_dict()))

@@ -11,8 +11,10 @@ from torch import nn
 
 import s5
 from s5.backbones import ARCHITECTURES, Lora
+from s5.backbones.timm_derived import derive
 from s5.backbones.timm_models import TimmModel
 from s5.checkpoints.loading import load_weights
+from s5.errors import ConfigError
 from s5.export.segmentor import AveragePool, averages, pad, take
 from tests.export.conftest import exported, require_onnx
 from tests.export.deepness import Deepness
@@ -146,6 +148,22 @@ def test_a_hierarchical_backbone_with_a_fixed_size(tmp_path: Path, monkeypatch: 
         None, {"image": images.numpy()}
     )
     assert np.abs(found - eager(tmp_path / "model.pth", images, "roads").numpy()).max() < 5e-5
+
+
+@pytest.mark.slow
+def test_a_backbone_for_images_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is exported for that size, or for smaller images, which the graph pads."""
+    require_onnx()
+    narrow = {"embed_dim": 32, "depth": 4, "num_heads": 4}
+    monkeypatch.setitem(ARCHITECTURES, "beit_t", derive("beit_base_patch16_224", **narrow))
+    write_checkpoint(tmp_path / "beit.pth", {"roads": table("roads", ["a", "b"])}, backbone="beit_t", size=64)
+    for side, options in ((64, {}), (64, {"qgis": True}), (50, {"size": 50})):
+        out = exported(tmp_path / "beit.pth", tmp_path / f"{side}{len(options)}.onnx", **options)
+        images = torch.rand(2, 3, side, side)
+        (found,) = Deepness(out).session.run(None, {"image": images.numpy()})
+        assert np.abs(found - eager(tmp_path / "beit.pth", images, "roads").numpy()).max() < 5e-5
+    with pytest.raises(ConfigError, match="size 65: beit_t takes images of up to 64 pixels only"):
+        exported(tmp_path / "beit.pth", tmp_path / "large.onnx", size=65)
 
 
 class TestOperators:

@@ -26,13 +26,18 @@ def table(name: str, classes: list[str], **more: object) -> LabelTable:
 
 
 def write_checkpoint(
-    path: Path, tables: Mapping[str, LabelTable], backbone: str = "vit_t_moe", published: bool = False
+    path: Path,
+    tables: Mapping[str, LabelTable],
+    backbone: str = "vit_t_moe",
+    published: bool = False,
+    size: int = SIZE,
 ) -> SegmentationModel:
     """Write random weights and return the model; as a published file they do not say what they are."""
+    how = HOW | {"crop": size, "stride": 3 * size // 4}
     experts = EXPERTS if backbone.endswith("_moe") else 0
     classes = {name: table.num_classes for name, table in tables.items()}
     segmentor = build_segmentor(
-        backbone.removesuffix("_moe"), classes, SIZE, channels=CHANNELS, expert_channels=experts
+        backbone.removesuffix("_moe"), classes, size, channels=CHANNELS, expert_channels=experts
     ).eval()
     with torch.no_grad():
         for name, logits in segmentor.forward_all(
@@ -46,11 +51,11 @@ def write_checkpoint(
         "backbone": backbone,
         "decoder_channels": CHANNELS,
         "expert_channels": experts,
-        "img_size": SIZE,
+        "img_size": size,
         "tasks": {name: list(table.classes) for name, table in tables.items()},
         "labels": {name: table.as_mapping() for name, table in tables.items()},
-        "inference": dict.fromkeys(tables, HOW),
+        "inference": dict.fromkeys(tables, how),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": to_published(state)} if published else {"state_dict": state, "meta": meta}, path)
-    return SegmentationModel(segmentor, dict.fromkeys(tables, Inference(**HOW)))
+    return SegmentationModel(segmentor, dict.fromkeys(tables, Inference(**how)))

@@ -104,16 +104,27 @@ def convert(checkpoint: Mapping, experts: Sequence[str] = (), backbone: Backbone
     state, notes = _tensors(checkpoint)
     if not any(tensor.numel() for tensor in state.values()):
         raise CheckpointError(_without_weights(checkpoint))
+    library = None if backbone is None else _of_library(state, backbone)
     try:
         weights = _by_layout(checkpoint, state, experts, backbone)
     except CheckpointError:
-        renamed = None if backbone is None else backbone.from_library(state)
-        if backbone is None or renamed is None:
+        if library is None:
             raise
-        used = set(map(id, renamed.values()))
-        unused = tuple(key for key, value in state.items() if id(value) not in used)
-        weights = Weights(f"of {backbone.name}", renamed, {}, unused, (backbone.own,))
+        weights = library
+    # A layout may take the names of one ViT for those of another.
+    if backbone is not None and library is not None and not backbone.architecture.fits(weights.backbone):
+        weights = library
     return replace(weights, notes=(*notes, *weights.notes))
+
+
+def _of_library(state: StateDict, backbone: Backbone) -> Weights | None:
+    """Convert weights under the names of the library that the backbone is from; None if they are not its."""
+    renamed = backbone.from_library(state)
+    if renamed is None:
+        return None
+    used = set(map(id, renamed.values()))
+    unused = tuple(key for key, value in state.items() if id(value) not in used)
+    return Weights(f"of {backbone.name}", renamed, {}, unused, (backbone.own,))
 
 
 def _by_layout(

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from s5.backbones import Backbone, Lora, create_backbone
-from s5.backbones.timm_hierarchical import hierarchical
+from s5.backbones.timm_derived import derive
 from s5.checkpoints.loading import load_weights
 from s5.errors import CheckpointError
 from tests.backbones.contract import SIZE, BackboneContract, ExpertsContract
 
 
 class TestConvNeXt(ExpertsContract):
-    architecture = hierarchical("test_convnext")
+    architecture = derive("test_convnext")
     lora = Lora(4, 6.0, ("mlp.fc1",))
 
     def build(self, **options) -> Backbone:
@@ -26,12 +26,12 @@ class TestConvNeXt(ExpertsContract):
 
 
 class TestPvt(ExpertsContract):
-    architecture = hierarchical("pvt_v2_b0")
+    architecture = derive("pvt_v2_b0")
     lora = Lora(4, 6.0, ("attn.q", "attn.kv", "attn.proj", "mlp.fc1"))
 
 
 class TestResNet(BackboneContract):
-    architecture = hierarchical("resnet10t")
+    architecture = derive("resnet10t")
     lora = None
 
     def test_evaluation_is_the_same_every_time_and_training_drops_paths(self) -> None:
@@ -44,7 +44,7 @@ class TestResNet(BackboneContract):
 
 def test_a_wrapped_network_is_layers_all_the_same() -> None:
     with torch.device("meta"):
-        twins = create_backbone(hierarchical("twins_pcpvt_small"), SIZE)
+        twins = create_backbone(derive("twins_pcpvt_small"), SIZE)
     layers = [twins.layer_of(name) for name, _ in twins.named_parameters()]
     assert layers == sorted(layers) and set(layers) == set(range(twins.num_layers))
     assert twins.layer_of(twins.stem) == 0
@@ -54,8 +54,8 @@ def test_a_wrapped_network_is_layers_all_the_same() -> None:
 @pytest.mark.parametrize("name", ["test_convnext", "resnet10t", "swinv2_cr_tiny_ns_224"])
 @torch.no_grad()
 def test_features_are_those_of_timm(name: str) -> None:
-    backbone = create_backbone(hierarchical(name), SIZE).eval()
-    network = timm.create_model(name, features_only=True, **hierarchical(name).options).eval()
+    backbone = create_backbone(derive(name), SIZE).eval()
+    network = timm.create_model(name, features_only=True, **derive(name).options).eval()
     network.load_state_dict(backbone.body.state_dict())
     images = torch.randn(2, 3, SIZE, SIZE)
     for one, other in zip(backbone(images), network(images)[-4:], strict=True):
@@ -65,7 +65,7 @@ def test_features_are_those_of_timm(name: str) -> None:
 @pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize("name", ["test_convnext", "resnet10t", "swinv2_cr_tiny_ns_224"])
 def test_a_file_of_timm_is_read(name: str, features: bool) -> None:
-    row = hierarchical(name)
+    row = derive(name)
     network = timm.create_model(name, features_only=features, **row.options)
     experts = {"experts": ("a", "b"), "expert_channels": 64} if row.max_expert_channels else {}
     backbone = create_backbone(row, SIZE, **experts)
@@ -80,30 +80,12 @@ def test_a_file_of_timm_is_read(name: str, features: bool) -> None:
 def test_a_file_of_another_model_of_timm_is_refused() -> None:
     state = timm.create_model("test_convnext2").state_dict()
     with pytest.raises(CheckpointError, match="unrecognised checkpoint|another architecture"):
-        load_weights(create_backbone(hierarchical("test_convnext"), SIZE), state)
+        load_weights(create_backbone(derive("test_convnext"), SIZE), state)
 
 
 def test_windows_of_fixed_number_make_the_divisor() -> None:
-    row = hierarchical("maxvit_rmlp_pico_rw_256")
+    row = derive("maxvit_rmlp_pico_rw_256")
     assert (row.divisor, row.min_size) == (256, 256)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "vit_tiny_patch16_224",
-            "nor hierarchical: of its feature maps of strides 16, 16, 16, none of",
-        ),
-        (
-            "hiera_tiny_224",
-            "timm:hiera_tiny_224 takes neither all multiples of 32 pixels nor all of 224",
-        ),
-    ],
-)
-def test_what_is_no_backbone_is_refused_with_the_reason(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        hierarchical(name)
 
 
 def test_a_model_without_feature_maps_is_refused_with_the_words_of_timm(monkeypatch) -> None:
@@ -116,4 +98,4 @@ def test_a_model_without_feature_maps_is_refused_with_the_words_of_timm(monkeypa
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(ValueError, match="timm:resnet14t: timm gives no feature maps .*not implemented for"):
-        hierarchical("resnet14t")
+        derive("resnet14t")

@@ -2,7 +2,9 @@
 
     python -m experiments.real_images --data DATA [--seeds 3] [--iters 1000] [--init ENCODER]
 
-Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles and RSSCN7; validation: the sixth scene.
+Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles, with and without RSSCN7; validation:
+the sixth scene.
+
 Finished runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard
 deviations. docs/real_images.md describes DATA.
 """
@@ -20,36 +22,43 @@ from s5.data.splits import format_line, write_split
 
 CONFIG = REPO / "experiments/configs/real_images.yaml"
 LABELED_TILES = ("003", "008")
-METHODS = {"labels alone": "labels", "FixMatch": "fixmatch", "few_labels.yaml": "best"}
-"""Arms of `experiments.generated_scenes`."""
+METHODS = {
+    "labels alone": ("labels", "unlabeled"),
+    "FixMatch": ("fixmatch", "unlabeled"),
+    "few_labels.yaml": ("best", "unlabeled"),
+    "few_labels.yaml, Dubai alone": ("best", "unlabeled_dubai"),
+}
+"""Arm of `experiments.generated_scenes` and split of the unlabeled images."""
 
 
 def write_splits(data: Path, out: Path) -> None:
-    """Write `labeled.txt`, `unlabeled.txt` and `val.txt`, by scene, so that no scene is in both parts."""
-    splits: dict[str, list[str]] = {"labeled": [], "unlabeled": [], "val": []}
+    """Write the splits, by scene, so that no scene is in training and validation.
+
+    `unlabeled_dubai` has the unlabeled tiles of the labeled scenes, `unlabeled` also RSSCN7.
+    """
+    splits: dict[str, list[str]] = {"labeled": [], "unlabeled_dubai": [], "val": []}
     for image, line in tiles(data, "dubai"):
         if is_validation("dubai", image):
             splits["val"].append(line)
         elif Path(image).stem.split("_")[1] in LABELED_TILES:
             splits["labeled"].append(line)
         else:
-            splits["unlabeled"].append(format_line(image))
-    splits["unlabeled"] += sorted(
-        p.relative_to(data).as_posix() for p in data.glob("unlabeled/rsscn7/*/*.jpg")
-    )
+            splits["unlabeled_dubai"].append(format_line(image))
+    others = sorted(p.relative_to(data).as_posix() for p in data.glob("unlabeled/rsscn7/*/*.jpg"))
+    splits["unlabeled"] = splits["unlabeled_dubai"] + others
     for name, lines in splits.items():
         write_split(out / f"{name}.txt", lines)
 
 
 def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | None]:
     """Train one model, or take the result of a finished run."""
-    splits = [
-        f"data.{name}.split={args.out.resolve() / name}.txt" for name in ("labeled", "unlabeled", "val")
-    ]
+    arm, pool = METHODS[method]
+    names = {"labeled": "labeled", "unlabeled": pool, "val": "val"}
+    splits = [f"data.{part}.split={args.out.resolve() / name}.txt" for part, name in names.items()]
     schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
-    own = arm_options(METHODS[method], args.iters)
+    own = arm_options(arm, args.iters)
     options = [f"data_root={args.data.resolve()}", *splits, *schedule, *own]
-    work_dir = folder_of(args) / f"{METHODS[method]}_{seed}"
+    work_dir = folder_of(args) / f"{arm}_{pool}_{seed}"
     return train_s4p(CONFIG, args, options, work_dir, args.iters, args.init)
 
 

@@ -26,7 +26,8 @@ from s5.curate.folder import (
     settings_of,
 )
 from s5.curate.reading import PatchReader
-from s5.data.image_io import tile_shape, write_image
+from s5.data.gdal_files import tile_shape
+from s5.data.image_io import write_image
 from s5.data.prepare.pipeline import run_parallel
 from s5.data.references import Window
 from s5.training.config import Section

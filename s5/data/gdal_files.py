@@ -18,7 +18,7 @@ from rasterio.io import DatasetReader, MemoryFile
 from rasterio.rpc import RPC
 from rasterio.windows import Window
 
-from s5.data.image_formats import detect_format
+from s5.data.image_formats import detect_format, is_tiff
 from s5.data.references import find, for_gdal
 from s5.errors import ImageError, is_utf8
 
@@ -73,6 +73,18 @@ def size(path: str | Path) -> tuple[int, int]:
     with open_dataset(path) as dataset, decoding(path):
         read_last_pixel(dataset)
         return int(dataset.height), int(dataset.width)
+
+
+def tile_shape(path: str | Path) -> tuple[int, int] | None:
+    """Height and width of the tiles or strips of a TIFF; None for an image that is always decoded in full.
+
+    Raises:
+        ImageError: The TIFF is missing or damaged.
+    """
+    if not is_tiff(path) or isinstance(for_gdal(path), bytes):  # a compressed member is unpacked every time
+        return None
+    with open_dataset(path) as dataset:
+        return dataset.block_shapes[0]
 
 
 def read_georeference(path: str | Path) -> Georeference | None:

@@ -41,12 +41,11 @@ from s5.data.image_formats import (
     header_size,
     is_complete,
     is_plain,
-    is_tiff,
     png_size,
     transparent_grey,
     webp_has_alpha,
 )
-from s5.data.references import find, find_member, for_gdal
+from s5.data.references import find, find_member
 from s5.data.stored_mask import (
     DatasetMask,
     LoadedMask,
@@ -229,18 +228,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
         kind = _require_format(file.read(16), path)
         file.seek(0)
         return gdal_files.size(path) if kind == "tiff" else header_size(file, kind, path)
-
-
-def tile_shape(path: str | Path) -> tuple[int, int] | None:
-    """Height and width of the tiles or strips of a TIFF; None for an image that is always decoded in full.
-
-    Raises:
-        ImageError: The TIFF is missing or damaged.
-    """
-    if not is_tiff(path) or isinstance(for_gdal(path), bytes):  # a compressed member is unpacked every time
-        return None
-    with gdal_files.open_dataset(path) as dataset:
-        return dataset.block_shapes[0]
 
 
 def write_image(

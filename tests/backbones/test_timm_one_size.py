@@ -216,13 +216,7 @@ class TestTrees:
 
     def test_detection(self, tmp_path: Path) -> None:
         config, run = det_runs.write_config(det_runs.write_datasets(tmp_path)), tmp_path / "run"
-        short = [
-            "schedule.epochs=2",
-            "schedule.milestones=[1]",
-            "schedule.val_interval=2",
-            "model.fc_channels=32",
-            "model.expert_channels=8",
-        ]
+        short = [*det_runs.SHORT, "model.expert_channels=8"]
         options = [*ON_CPU, "--cfg-options", f"backbone={NAME}_moe", *short, "optim.layer_decay=0.7"]
         assert det_runs.script().main([str(config), *options, "--work-dir", str(run)]) == 0
         assert len(det_runs.losses(run)) == 2

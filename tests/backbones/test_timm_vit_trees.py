@@ -97,12 +97,7 @@ def test_fine_tuning_with_experts(satellite: Path, tmp_path: Path) -> None:
 
 def test_detection(satellite: Path, tmp_path: Path) -> None:
     config, run = det_runs.write_config(det_runs.write_datasets(tmp_path)), tmp_path / "run"
-    short = [
-        "schedule.epochs=2",
-        "schedule.milestones=[1]",
-        "schedule.val_interval=2",
-        "model.fc_channels=32",
-    ]
+    short = [*det_runs.SHORT]
     options = ["--cfg-options", "backbone=dinov3_s", *short, "optim.layer_decay=0.7"]
     args = [str(config), *ON_CPU, *options, "--init", str(satellite), "--work-dir", str(run)]
     assert det_runs.script().main(args) == 0

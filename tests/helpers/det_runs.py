@@ -9,6 +9,12 @@ import numpy as np
 from tests.helpers.s4p_runs import REPO, load_script, records
 
 SIZE = 64
+SHORT = (  # options: two steps of a narrow head
+    "schedule.epochs=2",
+    "schedule.milestones=[1]",
+    "schedule.val_interval=2",
+    "model.fc_channels=32",
+)
 
 
 def write_images(folder: Path, names: list[str]) -> None:

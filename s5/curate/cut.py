@@ -78,7 +78,8 @@ def cut_slow_windows(cfg: WriteConfig, run: Run, root: Path, chosen: Iterator[in
     pool = run.part(POOL)
     folder, state = pool.path / FOLDER, pool.state(FOLDER)
     settings = {"index": counts_of(pool.state("index"), "index")["digest"], "format": cfg.format}
-    if cfg.cut == "none" or (state.exists() and settings_of(state) != settings):
+    # Without its state, what is there may be left from a deletion that was killed.
+    if cfg.cut == "none" or not state.exists() or settings_of(state) != settings:
         shutil.rmtree(folder, ignore_errors=True)
     if cfg.cut == "none":
         return 0

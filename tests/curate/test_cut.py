@@ -134,6 +134,16 @@ def test_an_image_that_changed_ends_the_step_and_loses_nothing(pool: Path) -> No
     assert before.items() <= cut(pool).items() and len(cut(pool)) == 64
 
 
+def test_files_without_their_state_are_written_again(pool: Path) -> None:
+    """A deletion of files of another index that was killed may have left them."""
+    run(pool)
+    (pool / "out/patches/step.json").unlink()
+    before = cut(pool)
+    run(pool)
+    after = cut(pool)
+    assert after.keys() == before.keys() and all(after[path] != before[path] for path in before)
+
+
 def test_a_lost_or_foreign_file_is_repaired(pool: Path) -> None:
     run(pool)
     every = sorted(cut(pool))

@@ -34,8 +34,8 @@ FIRST, TIMED = 3, 8  # steps to warm up and to time
 
 LABELS_ALONE = 0.45  # a step on labels alone, in steps of S4P with as many unlabeled images
 STAGES = {
-    "S4P": 500 + 500 * LABELS_ALONE,  # half of it is a warm-up on labels alone
-    "labels alone": 1000 * LABELS_ALONE,
+    "S4P": 700.0,
+    "labels alone": 1400 * LABELS_ALONE,  # the model that S4P starts from, and the comparison
     "fine-tuning": 700.0,
     "detection": 1000.0,
 }

@@ -24,7 +24,7 @@ from s5.training.config import load_config
 from s5.training.hooks.progress import SUMMARY_FILE
 from s5.training.reports import SCORES_FILE
 
-RUNS = {"s4p": "S4P", "supervised": "supervised only"}
+RUNS = {"s4p": "S4P", "supervised_longer": "labels alone", "supervised": "labels alone, half"}
 TITLE = "MoE-MDF"
 MEAN_AP, APS = "mAP50", ("AP50", "AP75", "recall50")
 
@@ -88,8 +88,8 @@ def pretraining(folder: Path) -> list[str]:
     return [
         "## S4P and labeled scenes alone",
         "",
-        f"{cfg.schedule.total_iters} steps each with the same {len(labeled)} labeled scenes; {len(split)} are"
-        " held out.",
+        f"A model trained on {len(labeled)} labeled scenes for {cfg.schedule.total_iters} steps goes on for as many,"
+        f" with the chosen unlabeled scenes (S4P) or without; {len(split)} scenes are held out.",
         "",
         *_table(columns, split, table),
         "",

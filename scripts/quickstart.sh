@@ -34,15 +34,15 @@ steps() {
   echo $(($1 * PERCENT / 100))
 }
 
-# pretrain NAME [options]: an S4P run from random weights into $OUT/NAME; half of it trains on labels alone.
+# pretrain NAME [options]: an S4P run into $OUT/NAME, by default from random weights.
 pretrain() {
   local name=$1 total
   shift
-  total=$(steps "$(setting schedule.total_iters 1000 "$@")")
+  total=$(steps "$(setting schedule.total_iters 700 "$@")")
   rm -rf "${OUT:?}/$name"
   "$S5_PYTHON" S4_Pretrain/train.py --config configs/quickstart.yaml --work-dir "$OUT/$name" \
-    --backbone vit_t --init none --cfg-options "fixmatch.warmup_iters=$((total / 2))" \
-    "fixmatch.ramp_iters=$((total * 15 / 100))" "$@" --cfg-options "schedule.total_iters=$total"
+    --backbone vit_t --init none --cfg-options "fixmatch.ramp_iters=$((total * 15 / 100))" \
+    "$@" --cfg-options "schedule.total_iters=$total"
 }
 
 # curate BACKBONE DEVICE: chooses what S4P trains on, with the segmentor trained on the labels alone.
@@ -139,12 +139,16 @@ main() {
   cd "$S5_ROOT"
   local start=$SECONDS backbone device
   backbone=$(option --backbone vit_t "$@") device=$(option --device auto "$@")
+  local from_labels=(--init "$OUT/supervised/${backbone}_s4p_upernet")
+  local alone=(--cfg-options data.unlabeled.batch_size=0)
   stage "Data: aerial-like scenes with masks and boxes" make_data
   stage "Plan: the speed of this machine" plan "$@"
-  stage "Labeled images alone" pretrain supervised "$@" --cfg-options data.unlabeled.batch_size=0
+  stage "Labeled images alone" pretrain supervised "$@" "${alone[@]}"
   stage "Curation: choose unlabeled images" curate "$backbone" "$device"
-  stage "S4P: labeled and chosen images, the same number of steps" \
-    pretrain s4p "$@" --cfg-options "data.unlabeled.split=$S5_ROOT/$OUT/curated/splits/curated.txt"
+  stage "S4P: labeled and chosen images, from the model of the labeled ones" pretrain s4p "$@" "${from_labels[@]}" \
+    --cfg-options "data.unlabeled.split=$S5_ROOT/$OUT/curated/splits/curated.txt"
+  stage "For comparison: as many steps more on labeled images alone" \
+    pretrain supervised_longer "$@" "${from_labels[@]}" "${alone[@]}"
   stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"
   stage "Scores and overlays of the three tasks" apply "$backbone" "$device"
   stage "Oriented detection: one model for two sets of classes" detect "$backbone" "$device"

@@ -15,7 +15,7 @@ DETECTION=Object_Detection
 
 # Keeps the scenes of an earlier run, or replaces them if this version generates different ones.
 make_data() {
-  "$S5_PYTHON" -m scenes --out "$OUT/data" --labeled 10 --unlabeled 500 --overwrite &&
+  "$S5_PYTHON" -m scenes --out "$OUT/data" --labeled 5 --unlabeled 500 --overwrite &&
     "$S5_PYTHON" -m scenes.junk "$OUT/data/junk" --count 20 &&
     "$S5_PYTHON" -m scenes.mdf_data "$OUT/data/mdf" &&
     "$S5_PYTHON" -m scenes.det_data "$OUT/data/det"

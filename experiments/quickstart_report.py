@@ -94,8 +94,8 @@ def pretraining(folder: Path) -> list[str]:
         *_table(columns, split, table),
         "",
         "A single run says little: the gain depends on chance and on which scenes are labeled. On five other"
-        " draws of five scenes, with all steps and 1000 unlabeled scenes without junk, it was 4.8 ± 1.9"
-        " points of mIoU (mean and standard error, docs/method.md).",
+        " draws of five scenes, with all steps and 1000 unlabeled scenes, neither junk nor curation, it was"
+        " 4.8 ± 1.9 points of mIoU (mean and standard error, docs/method.md).",
         "",
         f"Pictures (image, pseudo-label, prediction): {folder / 's4p' / 'pictures'}",
     ]

@@ -5,7 +5,8 @@
 #
 #   bash scripts/quickstart.sh [options of S4_Pretrain/train.py]     for example: bash scripts/quickstart.sh --device cpu
 #
-# --device and --backbone apply to all stages, other options only to S4P.
+# --device and --backbone apply to all stages, other options only to the runs of S4P and of its labels alone; --init and
+# --init-bands to the first of these, from whose model the others start.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -139,7 +140,8 @@ main() {
   cd "$S5_ROOT"
   local start=$SECONDS backbone device
   backbone=$(option --backbone vit_t "$@") device=$(option --device auto "$@")
-  local from_labels=(--init "$OUT/supervised/${backbone}_s4p_upernet")
+  # The bands are those of our own weights, whatever the initial ones were trained on.
+  local from_labels=(--init "$OUT/supervised/${backbone}_s4p_upernet" --init-bands 1,2,3)
   local alone=(--cfg-options data.unlabeled.batch_size=0)
   stage "Data: aerial-like scenes with masks and boxes" make_data
   stage "Plan: the speed of this machine" plan "$@"

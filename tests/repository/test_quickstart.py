@@ -225,6 +225,7 @@ def test_plan_measures_steps_of_the_quickstart(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "gpus", "backbone", "device"),
     [
         ((), "1", "vit_t", "cuda"),
+        (("--init", "other.pth", "--init-bands", "4,3,2"), "1", "vit_t", "cuda"),
         (("--device", "cpu"), "1", "vit_t", "cpu"),
         (("--device=cuda", "--backbone", "vit_s"), "0", "vit_s", "cuda"),
         (("--cfg-options", "seed=1", "--device", "cpu"), "0", "vit_t", "cpu"),
@@ -235,6 +236,9 @@ def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: st
     assert done.returncode == 0, done.stderr
     planning, alone, curating, s4p, longer, _, fine_tuning, evaluation, _, *detecting = commands[4:15]
     assert all(" ".join(arguments) in command for command in (planning, alone, s4p, longer))
+    for command in (s4p, longer):  # the last option of a name wins
+        start = f"--init work_dirs/quickstart/supervised/{backbone}_s4p_upernet --init-bands 1,2,3"
+        assert command.index("--init none") < command.rindex(start) == command.rindex("--init ")
     assert f"--device {device} " in fine_tuning and f"--backbone {backbone}_moe" in fine_tuning
     assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
     assert f"{backbone}_moe_mdf.pth" in evaluation

@@ -2,10 +2,11 @@
 
     python -m experiments.generated_scenes [--labels 10] [--arms labels fixmatch bound] [--seeds 5]
 
-Every seed trains on its own labeled scenes, drawn from a pool, and all arms of a seed on the same. The
-unlabeled scenes have true labels, too, which only the arms `bound` (supervised, on all scenes) and `truth`
-(true labels in place of pseudo-labels) use. Finished runs are kept, interrupted runs are resumed. Writes
-`report.md`: mIoU on the validation scenes, and the gain over the labels alone, also as a share of the bound.
+Every seed has its own labeled scenes. A first run trains on these alone, from random weights; all arms of the
+seed are second runs from its model. The unlabeled scenes have true labels, too, which only the arms `bound`
+(supervised, on all scenes) and `truth` (true labels in place of the pseudo-labels of `best`) use. Finished
+runs are kept, interrupted runs are resumed. Writes `report.md`: mIoU on the validation scenes, and the gain
+over the labels alone, also as a share of the bound.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,14 +44,14 @@ MILD = [
     "fixmatch.strong.blur_p=0",
 ]
 STEADY = ["fixmatch.momentum=0.99"]
-EMA = ["fixmatch.pseudo_labels=ema", "fixmatch.warmup_iters=HALF", "fixmatch.ramp_iters=RAMP"]
+EMA = ["fixmatch.pseudo_labels=ema", "fixmatch.ramp_iters=RAMP"]
 ALIGNED = [*EMA, *STEADY, "fixmatch.alignment=labels"]
 FREE = [*ALIGNED, "fixmatch.threshold=freematch"]
 ARMS: dict[str, list[str]] = {
     "labels": ALONE,
     "labels, equal time": ALONE,
     "bound": ALONE,
-    "truth": ["fixmatch.pseudo_labels=stored", f"data.unlabeled.split={TRUTH}"],
+    "truth": ["fixmatch.pseudo_labels=stored", f"data.unlabeled.split={TRUTH}", *MILD],
     "fixmatch": [],
     "ema": EMA,
     "mild": [*EMA, *MILD],
@@ -60,17 +62,22 @@ ARMS: dict[str, list[str]] = {
     "unimatch": [*EMA, "fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"],
     "best": [*FREE, *MILD],
 }
-"""Options of every arm; HALF and RAMP stand for half and 15 % of the steps."""
+"""Options of the second run of every arm; RAMP stands for 15 % of its steps."""
 
-EQUAL_TIME = 1.5
-"""Steps of `labels, equal time`: a step of S4P takes twice as long, and half of its steps are a warm-up."""
+FIRST = "first run"
+EQUAL_TIME = 3
+"""Times the steps of the others in `labels, equal time`: with twice as many unlabeled as labeled crops, a
+step of S4P takes three times as long as one on labeled crops alone."""
+
+SPACING = 40
+"""Labeled scenes between the first ones of two seeds, so that up to this many are not shared."""
 
 
-def arm_options(arm: str, steps: int) -> list[str]:
-    """`--cfg-options` of an arm in a run of this many steps."""
-    return [
-        option.replace("HALF", f"{steps // 2}").replace("RAMP", f"{steps * 3 // 20}") for option in ARMS[arm]
-    ]
+class Run(NamedTuple):
+    """Folder and last scores of a finished run."""
+
+    folder: Path
+    scores: dict[str, float | None]
 
 
 def prepare(root: Path, request: Request, workers: int) -> None:
@@ -95,33 +102,37 @@ def _write_truth(root: Path, request: Request, number: int) -> None:
 
 
 def write_labeled(root: Path, labels: int, seed: int) -> tuple[str, str]:
-    """Write the labeled splits of a seed, alone and with the true labels of all unlabeled scenes."""
+    """Write the labeled splits of a seed, alone and with the true labels of all unlabeled scenes.
+
+    The scenes of a seed follow each other. Themes take turns, so the labels cover them, as those of a person
+    would who picks a few images of a folder.
+    """
     pool = (root / PARTS["labeled"].split).read_text().splitlines()
-    order = np.random.default_rng(seed).permutation(len(pool))
-    chosen = [pool[i] for i in sorted(order[:labels])]
+    chosen = [pool[(seed * SPACING + i) % len(pool)] for i in range(labels)]
     names = f"splits/labeled/{labels}_{seed}.txt", f"splits/labeled/{labels}_{seed}_truth.txt"
     write_split(root / names[0], chosen)
     write_split(root / names[1], [*chosen, *(root / TRUTH).read_text().splitlines()])
     return names
 
 
-def train(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | None]:
-    """Train one arm with one seed."""
+def train(args: argparse.Namespace, arm: str, seed: int, first: Future[Run] | None = None) -> Run:
+    """Train one arm with one seed; `first` is the first run of this seed, None trains that."""
+    init = "none" if first is None else str(first.result().folder / f"{args.backbone}_s4p_upernet.pth")
     alone, everything = write_labeled(args.data, args.labels, seed)
-    steps = round(args.iters * EQUAL_TIME) if arm == "labels, equal time" else args.iters
+    steps = args.iters * (EQUAL_TIME if arm == "labels, equal time" else 1)
     options = [
         f"data_root={args.data.resolve()}",
         f"data.labeled.split={everything if arm == 'bound' else alone}",
         f"schedule.total_iters={steps}",
-        f"schedule.val_interval={steps // 2}",
+        f"schedule.val_interval={steps}",
         f"seed={seed}",
         *args.cfg_options,
-        *arm_options(arm, steps),
+        *(option.replace("RAMP", f"{steps * 3 // 20}") for option in ARMS.get(arm, ALONE)),
     ]
     # Runs of other scenes or options are other runs.
     key = hashlib.sha256(repr((_request(args), options)).encode()).hexdigest()[:8]
-    name = f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}_{key}"
-    return train_s4p(CONFIG, args, options, _folder(args) / name, steps)
+    folder = _folder(args) / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}_{key}"
+    return Run(folder, train_s4p(CONFIG, args, options, folder, steps, init))
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -154,8 +165,8 @@ def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str,
     titles = list(next(iter(rows.values())))
     columns = {title: {arm: row[title] for arm, row in rows.items()} for title in titles}
     head = (
-        f"{args.backbone}, {args.labels} labeled scenes, {args.iters} iterations, {args.seeds} seeds; "
-        "percent, mean ± standard deviation"
+        f"{args.backbone}, {args.labels} labeled scenes, {args.iters} iterations of each of two runs, "
+        f"{args.seeds} seeds; percent, mean ± standard deviation"
     )
     return "\n".join([head, "", *markdown_table(columns, list(rows))]) + "\n"
 
@@ -175,7 +186,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=10, help="number of labeled scenes")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iters", type=int, default=1000)
+    parser.add_argument("--iters", type=int, default=1000, help="of each of the two runs")
     parser.add_argument("--backbone", default="vit_t")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
@@ -192,12 +203,17 @@ def main(argv: list[str] | None = None) -> int:
     prepare(args.data, _request(args), usable_cpus())
     pool = ThreadPoolExecutor(args.jobs)
     try:
-        runs = {
-            (arm, seed): pool.submit(train, args, arm, seed)
+        # All first runs begin before the others, which would wait for them in the place of other runs.
+        runs = {(FIRST, seed): pool.submit(train, args, FIRST, seed) for seed in range(args.seeds)}
+        runs |= {
+            (arm, seed): pool.submit(train, args, arm, seed, runs[FIRST, seed])
             for seed in range(args.seeds)
             for arm in args.arms
         }
-        results = {arm: [runs[arm, seed].result() for seed in range(args.seeds)] for arm in args.arms}
+        results = {
+            arm: [runs[arm, seed].result().scores for seed in range(args.seeds)]
+            for arm in [FIRST, *args.arms]
+        }
     finally:
         pool.shutdown(cancel_futures=True)  # a run in progress has the signal, too
     text = report(args, results)

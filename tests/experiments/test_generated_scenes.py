@@ -32,8 +32,9 @@ def run(
 
     def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str, float]:
         runs[work_dir.name] = (command, work_dir, iterations)
-        arm, seed, _ = work_dir.name.split("_")
-        return {"mIoU": {"labels": 30.0, "best": 35.0, "bound": 40.0}[arm] + int(seed), "IoU.field": 50.0}
+        arm, seed, _ = work_dir.name.rsplit("_", 2)
+        score = {"first_run": 25.0, "labels": 30.0, "best": 35.0, "bound": 40.0}[arm] + int(seed)
+        return {"mIoU": score, "IoU.field": 50.0}
 
     monkeypatch.setattr(training_runs, "train_once", train_once)
     sizes = ["--pool", "6", "--unlabeled", "3", "--val", "2", "--size", "64", "--world", "5", "--labels", "4"]
@@ -48,30 +49,49 @@ def test_true_masks_belong_to_the_unlabeled_scenes(root: Path) -> None:
     np.testing.assert_array_equal(read_mask(samples[2].mask), scene.mask)
 
 
-def test_seeds_draw_nested_labeled_scenes(root: Path) -> None:
+def test_seeds_take_other_scenes_and_more_labels_include_fewer(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "SPACING", 3)
     splits = {n: experiment.write_labeled(root, n, seed=1) for n in (2, 4)}
-    lines = {n: (root / alone).read_text().splitlines() for n, (alone, _) in splits.items()}
-    assert len(lines[2]) == 2 and set(lines[2]) < set(lines[4])
-    other, everything = experiment.write_labeled(root, 4, seed=2)
-    assert (root / other).read_text().splitlines() != lines[4]
-    assert len((root / everything).read_text().splitlines()) == 4 + 3
+    numbers = {
+        n: [sample.image.name for sample in Split(root / alone, root)] for n, (alone, _) in splits.items()
+    }
+    assert numbers == {
+        2: ["000003.png", "000004.png"],
+        4: ["000003.png", "000004.png", "000005.png", "000000.png"],
+    }
+    other, everything = experiment.write_labeled(root, 3, seed=0)
+    assert [sample.image.name for sample in Split(root / other, root)] == [f"00000{n}.png" for n in range(3)]
+    assert len((root / everything).read_text().splitlines()) == 3 + 3
 
 
 def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arm in experiment.ARMS:
-        monkeypatch.setattr(training_runs, "train_once", lambda command, *_: {"command": command})
-        args = experiment.parse_args(["--data", str(root), "--labels", "4", "--size", "64"])
-        command = experiment.train(args, arm, 0)["command"]
+    monkeypatch.setattr(training_runs, "train_once", lambda command, *_: {"command": command})
+    args = experiment.parse_args(["--data", str(root), "--labels", "4", "--size", "64"])
+    for arm in [experiment.FIRST, *experiment.ARMS]:
+        command = experiment.train(args, arm, 0).scores["command"]
         options = command[command.index("--cfg-options") + 1 :]
         cfg = load_config(S4PConfig, experiment.CONFIG, options)
-        assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("labels", "bound"))
-        assert cfg.schedule.total_iters == (1500 if arm == "labels, equal time" else 1000)
-        assert (cfg.settings.warmup_iters == 500) == (cfg.settings.pseudo_labels == "ema")
+        assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("first", "labels", "bound"))
+        assert cfg.schedule.total_iters == (3000 if arm == "labels, equal time" else 1000)
+        assert (cfg.settings.ramp_iters == 150) == (cfg.settings.pseudo_labels == "ema")
+
+
+def test_arms_start_from_the_first_run_of_their_seed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = run(root, monkeypatch, "--arms", "labels", "best", "--seeds", "2", "--jobs", "2")
+    first = {name[10]: work_dir for name, (_, work_dir, _) in runs.items() if name.startswith("first_run")}
+    assert set(first) == {"0", "1"}
+    for name, (command, *_) in runs.items():
+        init = command[command.index("--init") + 1]
+        seed = name.split("_")[-2]
+        expected = "none" if name.startswith("first") else str(first[seed] / "vit_t_s4p_upernet.pth")
+        assert init == expected
 
 
 def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = run(root, monkeypatch, "--arms", "labels", "best", "bound", "--seeds", "3")
-    assert len(runs) == 9 and {n for *_, n in runs.values()} == {1000}
+    assert len(runs) == 12 and {n for *_, n in runs.values()} == {1000}
     best = next(
         line for line in (root / "out/4_1000_vit_t/report.md").read_text().splitlines() if "| best" in line
     )
@@ -80,12 +100,12 @@ def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.M
 
 
 def test_other_scenes_or_options_are_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [
-        *run(root, monkeypatch, "--arms", "labels", "--seeds", "1"),
-        *run(root, monkeypatch, "--arms", "labels", "--seeds", "1", "--cfg-options", "optim.lr=0.1"),
-        *run(root, monkeypatch, "--arms", "labels", "--seeds", "1"),
+    arguments = ["--arms", "labels", "--seeds", "1"]
+    runs = [
+        set(run(root, monkeypatch, *arguments)),
+        set(run(root, monkeypatch, *arguments, "--cfg-options", "optim.lr=0.1")),
     ]
-    assert names[0] == names[2] != names[1]
+    assert runs[0] == set(run(root, monkeypatch, *arguments)) and not runs[0] & runs[1]
 
 
 def test_masks_of_other_scenes_are_replaced(tmp_path: Path) -> None:

@@ -73,6 +73,20 @@ SPACING = 40
 """Labeled scenes between the first ones of two seeds, so that up to this many are not shared."""
 
 
+def arm_options(arm: str, steps: int, warmup: int = 0) -> list[str]:
+    """`--cfg-options` of an arm in a run of this many steps.
+
+    Args:
+        arm: A key of `ARMS`, or `FIRST`.
+        steps: Length of the run.
+        warmup: Steps on labels alone before pseudo-labels of an EMA teacher; other arms have none.
+    """
+    options = [option.replace("RAMP", f"{steps * 3 // 20}") for option in (ARMS | {FIRST: ALONE})[arm]]
+    if warmup and "fixmatch.pseudo_labels=ema" in options:
+        options.append(f"fixmatch.warmup_iters={warmup}")
+    return options
+
+
 class Run(NamedTuple):
     """Folder and last scores of a finished run."""
 
@@ -115,10 +129,12 @@ def write_labeled(root: Path, labels: int, seed: int) -> tuple[str, str]:
     return names
 
 
-def train(args: argparse.Namespace, arm: str, seed: int, first: Future[Run] | None = None) -> Run:
-    """Train one arm with one seed; `first` is the first run of this seed, None trains that."""
+def train(
+    args: argparse.Namespace, splits: tuple[str, str], arm: str, seed: int, first: Future[Run] | None = None
+) -> Run:
+    """Train one arm with one seed, given its splits and first run; without `first`, train that."""
     init = "none" if first is None else str(first.result().folder / f"{args.backbone}_s4p_upernet.pth")
-    alone, everything = write_labeled(args.data, args.labels, seed)
+    alone, everything = splits
     steps = round(args.iters * (EQUAL_TIME if arm == "labels, equal time" else 1))
     options = [
         f"data_root={args.data.resolve()}",
@@ -127,7 +143,7 @@ def train(args: argparse.Namespace, arm: str, seed: int, first: Future[Run] | No
         f"schedule.val_interval={steps}",
         f"seed={seed}",
         *args.cfg_options,
-        *(option.replace("RAMP", f"{steps * 3 // 20}") for option in ARMS.get(arm, ALONE)),
+        *arm_options(arm, steps),
     ]
     # Runs of other scenes or options are other runs.
     key = hashlib.sha256(repr((_request(args), options)).encode()).hexdigest()[:8]
@@ -201,12 +217,15 @@ def main(argv: list[str] | None = None) -> int:
     """Write the scenes, run everything, print the table."""
     args = parse_args(argv)
     prepare(args.data, _request(args), usable_cpus())
+    splits = [write_labeled(args.data, args.labels, seed) for seed in range(args.seeds)]
     pool = ThreadPoolExecutor(args.jobs)
     try:
         # All first runs begin before the others, which would wait for them in the place of other runs.
-        runs = {(FIRST, seed): pool.submit(train, args, FIRST, seed) for seed in range(args.seeds)}
+        runs = {
+            (FIRST, seed): pool.submit(train, args, splits[seed], FIRST, seed) for seed in range(args.seeds)
+        }
         runs |= {
-            (arm, seed): pool.submit(train, args, arm, seed, runs[FIRST, seed])
+            (arm, seed): pool.submit(train, args, splits[seed], arm, seed, runs[FIRST, seed])
             for seed in range(args.seeds)
             for arm in args.arms
         }

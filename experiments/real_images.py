@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | N
     names = {"labeled": "labeled", "unlabeled": pool, "val": "val"}
     splits = [f"data.{part}.split={args.out.resolve() / name}.txt" for part, name in names.items()]
     schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
-    own = arm_options(arm, args.iters)
+    own = arm_options(arm, args.iters, warmup=args.iters // 2)
     options = [f"data_root={args.data.resolve()}", *splits, *schedule, *own]
     work_dir = folder_of(args) / f"{arm}_{pool}_{seed}"
     return train_s4p(CONFIG, args, options, work_dir, args.iters, args.init)

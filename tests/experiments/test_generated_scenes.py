@@ -69,8 +69,9 @@ def test_seeds_take_other_scenes_and_more_labels_include_fewer(
 def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_runs, "train_once", lambda command, *_: {"command": command})
     args = experiment.parse_args(["--data", str(root), "--labels", "4", "--size", "64"])
+    splits = experiment.write_labeled(root, args.labels, seed=0)
     for arm in [experiment.FIRST, *experiment.ARMS]:
-        command = experiment.train(args, arm, 0).scores["command"]
+        command = experiment.train(args, splits, arm, 0).scores["command"]
         options = command[command.index("--cfg-options") + 1 :]
         cfg = load_config(S4PConfig, experiment.CONFIG, options)
         assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("first", "labels", "bound"))
@@ -78,8 +79,15 @@ def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.Mon
         assert (cfg.settings.ramp_iters == 150) == (cfg.settings.pseudo_labels == "ema")
 
 
+def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:
+    without, with_warmup = (experiment.arm_options("best", 1000, warmup) for warmup in (0, 400))
+    assert with_warmup == [*without, "fixmatch.warmup_iters=400"]
+    for arm in ("labels", "fixmatch", "truth"):
+        assert experiment.arm_options(arm, 1000, warmup=400) == experiment.ARMS[arm]
+
+
 def test_arms_start_from_the_first_run_of_their_seed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = run(root, monkeypatch, "--arms", "labels", "best", "--seeds", "2", "--jobs", "2")
+    runs = run(root, monkeypatch, "--arms", "labels", "best", "--seeds", "2", "--jobs", "8")
     first = {name[10]: work_dir for name, (_, work_dir, _) in runs.items() if name.startswith("first_run")}
     assert set(first) == {"0", "1"}
     for name, (command, *_) in runs.items():

@@ -66,11 +66,11 @@ ARMS: dict[str, list[str]] = {
 
 FIRST = "first run"
 EQUAL_TIME = 2.25
-"""Times the steps of the others in `labels, equal time`: with as many unlabeled as labeled crops, a step of
-S4P takes 2.25 times as long as one on labeled crops alone (on a CPU)."""
+"""Steps of `labels, equal time`, as a multiple of the other arms': with as many unlabeled as labeled crops, a
+step of S4P takes 2.25 times as long as one on labeled crops alone (on a CPU)."""
 
-SPACING = 40
-"""Labeled scenes between the first ones of two seeds, so that up to this many are not shared."""
+SCENES_PER_SEED = 40
+"""Labeled scenes reserved for each seed, so that seeds share none."""
 
 
 def arm_options(arm: str, steps: int, warmup: int = 0) -> list[str]:
@@ -118,11 +118,11 @@ def _write_truth(root: Path, request: Request, number: int) -> None:
 def write_labeled(root: Path, labels: int, seed: int) -> tuple[str, str]:
     """Write the labeled splits of a seed, alone and with the true labels of all unlabeled scenes.
 
-    The scenes of a seed follow each other. Themes take turns, so the labels cover them, as those of a person
-    would who picks a few images of a folder.
+    The scenes of a seed are consecutive. Themes take turns, so the labels cover them, as a person's choice of
+    images to label would.
     """
     pool = (root / PARTS["labeled"].split).read_text().splitlines()
-    chosen = [pool[(seed * SPACING + i) % len(pool)] for i in range(labels)]
+    chosen = pool[seed * SCENES_PER_SEED :][:labels]
     names = f"splits/labeled/{labels}_{seed}.txt", f"splits/labeled/{labels}_{seed}_truth.txt"
     write_split(root / names[0], chosen)
     write_split(root / names[1], [*chosen, *(root / TRUTH).read_text().splitlines()])
@@ -208,8 +208,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
     args = parser.parse_args(argv)
-    if args.labels > args.pool:
-        parser.error(f"--labels {args.labels}: there are only {args.pool} labeled scenes (--pool)")
+    if args.labels > SCENES_PER_SEED:
+        parser.error(f"--labels {args.labels}: a seed has at most {SCENES_PER_SEED} labeled scenes")
+    if args.seeds * SCENES_PER_SEED > args.pool:
+        parser.error(
+            f"--pool {args.pool}: {args.seeds} seeds need {args.seeds * SCENES_PER_SEED} labeled scenes"
+        )
     return args
 
 
@@ -220,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     splits = [write_labeled(args.data, args.labels, seed) for seed in range(args.seeds)]
     pool = ThreadPoolExecutor(args.jobs)
     try:
-        # All first runs begin before the others, which would wait for them in the place of other runs.
+        # First runs are queued first: an arm that waits for its first run occupies a worker.
         runs = {
             (FIRST, seed): pool.submit(train, args, splits[seed], FIRST, seed) for seed in range(args.seeds)
         }

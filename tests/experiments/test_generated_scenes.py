@@ -14,7 +14,7 @@ from s5.training.config import load_config
 from scenes.dataset import Request
 from scenes.scene import generate_scene
 
-REQUEST = Request(labeled=6, unlabeled=3, val=2, size=64, seed=5)
+REQUEST = Request(labeled=12, unlabeled=3, val=2, size=64, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,21 @@ def run(
         return {"mIoU": score, "IoU.field": 50.0}
 
     monkeypatch.setattr(training_runs, "train_once", train_once)
-    sizes = ["--pool", "6", "--unlabeled", "3", "--val", "2", "--size", "64", "--world", "5", "--labels", "4"]
+    monkeypatch.setattr(experiment, "SCENES_PER_SEED", 4)
+    sizes = [
+        "--pool",
+        "12",
+        "--unlabeled",
+        "3",
+        "--val",
+        "2",
+        "--size",
+        "64",
+        "--world",
+        "5",
+        "--labels",
+        "4",
+    ]
     assert experiment.main(["--data", str(root), "--out", str(root / "out"), *sizes, *arguments]) == 0
     return runs
 
@@ -52,18 +66,16 @@ def test_true_masks_belong_to_the_unlabeled_scenes(root: Path) -> None:
 def test_seeds_take_other_scenes_and_more_labels_include_fewer(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "SPACING", 3)
-    splits = {n: experiment.write_labeled(root, n, seed=1) for n in (2, 4)}
-    numbers = {
-        n: [sample.image.name for sample in Split(root / alone, root)] for n, (alone, _) in splits.items()
-    }
-    assert numbers == {
-        2: ["000003.png", "000004.png"],
-        4: ["000003.png", "000004.png", "000005.png", "000000.png"],
-    }
-    other, everything = experiment.write_labeled(root, 3, seed=0)
-    assert [sample.image.name for sample in Split(root / other, root)] == [f"00000{n}.png" for n in range(3)]
-    assert len((root / everything).read_text().splitlines()) == 3 + 3
+    monkeypatch.setattr(experiment, "SCENES_PER_SEED", 4)
+
+    def numbers(labels: int, seed: int) -> list[int]:
+        alone, everything = experiment.write_labeled(root, labels, seed)
+        assert len((root / everything).read_text().splitlines()) == labels + 3
+        return [int(sample.image.stem) for sample in Split(root / alone, root)]
+
+    assert numbers(4, seed=0) == [0, 1, 2, 3]
+    assert numbers(4, seed=1) == [4, 5, 6, 7]
+    assert numbers(2, seed=1) == [4, 5]
 
 
 def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +136,14 @@ def test_masks_of_other_scenes_are_replaced(tmp_path: Path) -> None:
     assert np.array_equal(masks[0], masks[2]) and not np.array_equal(masks[0], masks[1])
 
 
-def test_more_labels_than_scenes(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "41"], "--labels 41: a seed has at most 40 labeled scenes"),
+        (["--seeds", "6"], "--pool 200: 6 seeds need 240 labeled scenes"),
+    ],
+)
+def test_seeds_would_share_scenes(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        experiment.parse_args(["--labels", "9", "--pool", "8"])
-    assert "--labels 9: there are only 8 labeled scenes" in capsys.readouterr().err
+        experiment.parse_args(arguments)
+    assert message in capsys.readouterr().err

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", process)
     launch.setup_logging(work_dir, process)
 
-    experiment = s4p.S4PExperiment(cfg, spec.backbone, process, work_dir)
+    experiment = s4p.S4PExperiment(cfg, process, work_dir)
     table = experiment.table
     model = spec.build(args.checkpoint, process.device, resolve_precision(cfg.precision, process.device))
     check_codings([(resolve_split(cfg.data_root, cfg.data.val.split), table)], process)

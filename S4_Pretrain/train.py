@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = args.work_dir or Path("work_dirs") / f"s4p_{file_name(cfg.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)
 
-    experiment = S4PExperiment(cfg, cfg.backbone, processes, work_dir)
+    experiment = S4PExperiment(cfg, processes, work_dir)
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:

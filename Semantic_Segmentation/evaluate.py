@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     spec = replace(spec.only(list(tables)), inference=inference, tta=tta)
     model = spec.build(args.checkpoint, process.device, resolve_precision(cfg.precision, process.device))
 
-    experiment = mdf.MDFExperiment(cfg, spec.backbone, process, work_dir)
+    experiment = mdf.MDFExperiment(cfg, process, work_dir)
     metrics = experiment.build_metrics()
     check_codings([(mdf.validation_split(cfg, task), table) for task, table in tables.items()], process)
     loader = experiment.build_val_loader()

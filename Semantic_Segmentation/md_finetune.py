@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     work_dir = args.work_dir or Path("work_dirs") / f"mdf_{file_name(cfg.backbone)}"
     resume_from = open_work_dir(work_dir, processes, args.resume)
 
-    experiment = MDFExperiment(cfg, cfg.backbone, processes, work_dir)
+    experiment = MDFExperiment(cfg, processes, work_dir)
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:

@@ -216,7 +216,7 @@ class ObservedExperiment(S4PExperiment):
     def new_model(self) -> FixMatch:
         """Build the network and the observed method around it."""
         cfg, classes = self.cfg, {TASK: self.table.num_classes}
-        network = build_network(self.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
+        network = build_network(cfg.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
         return ObservedFixMatch(network, {TASK: cfg.data.val.inference()}, self.dtype(), cfg.settings)
 
     def build_unlabeled(self) -> UnlabeledImages:
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         raise LaunchError("the report is written by a single process; start this without torchrun")
     work_dir = args.work_dir or Path("work_dirs/pseudo_labels")
     resume_from = open_work_dir(work_dir, processes, args.resume)
-    experiment = ObservedExperiment(cfg, cfg.backbone, processes, work_dir)
+    experiment = ObservedExperiment(cfg, processes, work_dir)
     experiment.truth = args.truth
     experiment.build_data()
     model = experiment.build_model()

@@ -65,6 +65,8 @@ ARMS: dict[str, list[str]] = {
 """Options of the second run of every arm; RAMP stands for 15 % of its steps."""
 
 FIRST = "first run"
+SECOND_LR = "optim.lr=3.0e-4"
+"""Learning rate of the second runs, with which they keep more of what the first one learned."""
 EQUAL_TIME = 2.25
 """Steps of `labels, equal time`, as a multiple of the other arms': with as many unlabeled as labeled crops, a
 step of S4P takes 2.25 times as long as one on labeled crops alone (on a CPU)."""
@@ -142,6 +144,7 @@ def train(
         f"schedule.total_iters={steps}",
         f"schedule.val_interval={steps}",
         f"seed={seed}",
+        *([] if first is None else [SECOND_LR]),
         *args.cfg_options,
         *arm_options(arm, steps),
     ]

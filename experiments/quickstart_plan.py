@@ -49,7 +49,7 @@ def seconds_per_step(args: argparse.Namespace) -> float:
     """Median time of a step of S4P after its warm-up."""
     cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
     processes = launch.start(args.device)
-    experiment = S4PExperiment(cfg, cfg.backbone, processes)
+    experiment = S4PExperiment(cfg, processes)
     experiment.build_data()
     model = experiment.build_model().to(processes.device, memory_format=torch.channels_last).train()
     model.iteration = cfg.schedule.total_iters

@@ -4,6 +4,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ class Experiment:
     def weights(self, method: str, task: str, seed: int = 0) -> Path:
         """Weight file of the model that a method uses for a dataset."""
         tasks = next(tasks for tasks in METHODS[method].models if task in tasks)
-        experiment = mdf.MDFExperiment(self.cfg, self.backbone(method))
+        experiment = mdf.MDFExperiment(replace(self.cfg, backbone=self.backbone(method)))
         return self.run_folder(method, tasks, seed) / experiment.weight_files().whole
 
     def initial_weights(self, seed: int) -> Path:
@@ -99,7 +100,8 @@ class Experiment:
         path = self.folder / f"initial_{seed}.pth"
         if not path.exists():
             torch.manual_seed(seed)
-            segmentor = mdf.MDFExperiment(self.cfg, self.args.backbone).new_model().segmentor
+            cfg = replace(self.cfg, backbone=self.args.backbone)
+            segmentor = mdf.MDFExperiment(cfg).new_model().segmentor
             if self.args.checkpoint is not None:
                 load_weights(segmentor, self.args.checkpoint)
             save_atomic({"state_dict": segmentor.state_dict(), "meta": {}}, path)
@@ -119,9 +121,9 @@ class Experiment:
         """Number of parameters, summed over the models of a method."""
         total = 0
         for tasks in METHODS[method].models:
-            cfg = mdf.select_tasks(self.cfg, tasks)
+            cfg = replace(mdf.select_tasks(self.cfg, tasks), backbone=self.backbone(method))
             with torch.device("meta"):
-                model = mdf.MDFExperiment(cfg, self.backbone(method)).new_model()
+                model = mdf.MDFExperiment(cfg).new_model()
             total += count_parameters(model.segmentor)
         return total
 

@@ -49,15 +49,15 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
     def __init__(
         self, cfg: DetConfig, launch: Launch = ALONE, work_dir: Path = Path(), name: str = ""
     ) -> None:
-        super().__init__(cfg, cfg.backbone, launch, work_dir, name or f"det_{file_name(cfg.backbone)}")
+        super().__init__(cfg, launch, work_dir, name or f"det_{file_name(cfg.backbone)}")
         self.classes = build_classes(cfg)
 
     def new_model(self) -> DetectionModel:
         """Build the detector and its mmengine model."""
         cfg = self.cfg
         counts = {name: len(names) for name, names in self.classes.items()}
-        channels = expert_channels(self.backbone, cfg.model.expert_channels)
-        backbone = configured_backbone(self.backbone, tuple(counts), cfg.size, cfg.model, channels, "size")
+        channels = expert_channels(cfg.backbone, cfg.model.expert_channels)
+        backbone = configured_backbone(cfg.backbone, tuple(counts), cfg.size, cfg.model, channels, "size")
         detector = with_heads(backbone, counts, cfg.model.settings())
         weights = {name: task.weight for name, task in cfg.tasks.items()}
         return DetectionModel(detector, self.dtype(), weights)
@@ -91,7 +91,7 @@ class DetectionExperiment(Experiment[DetConfig, DetectionModel]):
 
     def weight_files(self) -> WeightFiles:
         """A file named `<backbone>_det.pth`."""
-        return WeightFiles(f"{file_name(self.backbone)}_det.pth")
+        return WeightFiles(f"{file_name(self.cfg.backbone)}_det.pth")
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model and predict with it."""

@@ -43,19 +43,17 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
 
     splits: dict[str, tuple[Split, Split]]
 
-    def __init__(
-        self, cfg: MDFConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
-    ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, f"mdf_{file_name(backbone)}")
+    def __init__(self, cfg: MDFConfig, launch: Launch = ALONE, work_dir: Path = Path()) -> None:
+        super().__init__(cfg, launch, work_dir, f"mdf_{file_name(cfg.backbone)}")
         self.tables = build_tables(cfg)
 
     def new_model(self) -> MultiDataset:
         """Build the network with a head, and for `<backbone>_moe` an expert, per task."""
         cfg = self.cfg
         classes = {name: table.num_classes for name, table in self.tables.items()}
-        experts = expert_channels(self.backbone, cfg.model.expert_channels)
+        experts = expert_channels(cfg.backbone, cfg.model.expert_channels)
         return MultiDataset(
-            build_network(self.backbone, classes, cfg.crop, cfg.model, experts),
+            build_network(cfg.backbone, classes, cfg.crop, cfg.model, experts),
             {name: task.evaluation.inference() for name, task in cfg.tasks.items()},
             {name: task.loss for name, task in cfg.tasks.items()},
             self.dtype(),
@@ -121,11 +119,11 @@ class MDFExperiment(Experiment[MDFConfig, MultiDataset]):
 
     def weight_files(self) -> WeightFiles:
         """A file named `<backbone>_mdf.pth`."""
-        return WeightFiles(f"{file_name(self.backbone)}_mdf.pth")
+        return WeightFiles(f"{file_name(self.cfg.backbone)}_mdf.pth")
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model and predict with it."""
-        spec = SegmentationSpec.from_mdf_config(self.cfg, self.backbone)
+        spec = SegmentationSpec.from_mdf_config(self.cfg, self.cfg.backbone)
         return replace(spec, normalization=self.model.normalization).meta()
 
     def best_scores(self) -> dict[str, list[str]]:

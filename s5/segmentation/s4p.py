@@ -34,17 +34,15 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
         table: Label table.
     """
 
-    def __init__(
-        self, cfg: S4PConfig, backbone: str, launch: Launch = ALONE, work_dir: Path = Path()
-    ) -> None:
-        super().__init__(cfg, backbone, launch, work_dir, f"s4p_{file_name(backbone)}")
+    def __init__(self, cfg: S4PConfig, launch: Launch = ALONE, work_dir: Path = Path()) -> None:
+        super().__init__(cfg, launch, work_dir, f"s4p_{file_name(cfg.backbone)}")
         self.table = get_table(cfg.data.labels)
 
     def new_model(self) -> FixMatch:
         """Build the network and the method around it."""
         cfg = self.cfg
         classes = {TASK: self.table.num_classes}
-        network = build_network(self.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
+        network = build_network(cfg.backbone, classes, cfg.data.crop, cfg.model, crop_key="data.crop")
         return METHODS[cfg.method](network, {TASK: cfg.data.val.inference()}, self.dtype(), cfg.settings)
 
     def build_training_data(self) -> TrainingData:
@@ -111,12 +109,12 @@ class S4PExperiment(Experiment[S4PConfig, FixMatch]):
 
     def weight_files(self) -> WeightFiles:
         """Files named `<backbone>_s4p_upernet.pth` and `<backbone>_s4p.pth`."""
-        name = file_name(self.backbone)
+        name = file_name(self.cfg.backbone)
         return WeightFiles(f"{name}_s4p_upernet.pth", f"{name}_s4p.pth")
 
     def weights_meta(self) -> dict[str, Any]:
         """Metadata of the weight files, sufficient to rebuild the model."""
-        spec = SegmentationSpec.from_s4p_config(self.cfg, self.backbone, TASK)
+        spec = SegmentationSpec.from_s4p_config(self.cfg, self.cfg.backbone, TASK)
         return replace(spec, normalization=self.model.normalization).meta()
 
     def best_scores(self) -> dict[str, list[str]]:

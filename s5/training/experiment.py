@@ -63,7 +63,6 @@ class Experiment(ABC, Generic[Config, Model]):
 
     Args:
         cfg: The configuration.
-        backbone: Name of the backbone.
         launch: Device and processes.
         work_dir: Output folder.
         name: Name of the run in the log and in TensorBoard.
@@ -80,9 +79,8 @@ class Experiment(ABC, Generic[Config, Model]):
     metrics: Sequence[BaseMetric]
     model: Model
 
-    def __init__(self, cfg: Config, backbone: str, launch: Launch, work_dir: Path, name: str) -> None:
-        self.cfg, self.backbone, self.launch, self.work_dir = cfg, backbone, launch, work_dir
-        self.name = name
+    def __init__(self, cfg: Config, launch: Launch, work_dir: Path, name: str) -> None:
+        self.cfg, self.launch, self.work_dir, self.name = cfg, launch, work_dir, name
 
     def build_data(self) -> None:
         """Find the images of the run.

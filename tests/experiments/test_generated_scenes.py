@@ -98,7 +98,9 @@ def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:
         assert experiment.arm_options(arm, 1000, warmup=400) == experiment.ARMS[arm]
 
 
-def test_arms_start_from_the_first_run_of_their_seed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_start_from_the_first_run_of_their_seed_with_a_lower_learning_rate(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = run(root, monkeypatch, "--arms", "labels", "best", "--seeds", "2", "--jobs", "8")
     first = {name[10]: work_dir for name, (_, work_dir, _) in runs.items() if name.startswith("first_run")}
     assert set(first) == {"0", "1"}
@@ -107,6 +109,7 @@ def test_arms_start_from_the_first_run_of_their_seed(root: Path, monkeypatch: py
         seed = name.split("_")[-2]
         expected = "none" if name.startswith("first") else str(first[seed] / "vit_t_s4p_upernet.pth")
         assert init == expected
+        assert ("optim.lr=3.0e-4" in command) == (not name.startswith("first"))
 
 
 def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,7 @@ def runs(scenes_root: Path, tasks_root: Path, objects_root: Path, tmp_path: Path
     (tmp_path / "mdf").mkdir()
     save_config(mdf_config, tmp_path / "mdf/config.yaml")
     (tmp_path / "mdf/final_metrics.json").write_text('{"iteration": 120}')
-    metrics = mdf.MDFExperiment(mdf_config, "vit_t").build_metrics()
+    metrics = mdf.MDFExperiment(mdf_config).build_metrics()
     for metric in metrics:
         metric.matrix = torch.eye(metric.table.num_classes, dtype=torch.int64) * 10
         metric.matrix[0, 1] = 10

@@ -4,7 +4,6 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +51,7 @@ class Experiment:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.splits: Path = args.out.resolve() / "splits"
-        self.cfg = load_config(MDFConfig, args.config, self.options(0))
+        self.cfg = load_config(MDFConfig, args.config, self.options(0), backbone=args.backbone)
         if self.cfg.schedule.steps_per_epoch is None:
             raise ConfigError(
                 f"{args.config}: set schedule.steps_per_epoch, so that all models train equally long"
@@ -84,6 +83,10 @@ class Experiment:
         """The backbone of a method's models."""
         return with_experts(self.args.backbone) if METHODS[method].experts else self.args.backbone
 
+    def config(self, method: str) -> MDFConfig:
+        """The configuration of a method's models."""
+        return self.cfg.model_copy(update={"backbone": self.backbone(method)})
+
     def run_folder(self, method: str, tasks: Sequence[str], seed: int) -> Path:
         """Output folder of a model of a method."""
         name = f"{method.lower().replace(' ', '_')}_{seed}"
@@ -92,7 +95,7 @@ class Experiment:
     def weights(self, method: str, task: str, seed: int = 0) -> Path:
         """Weight file of the model that a method uses for a dataset."""
         tasks = next(tasks for tasks in METHODS[method].models if task in tasks)
-        experiment = mdf.MDFExperiment(replace(self.cfg, backbone=self.backbone(method)))
+        experiment = mdf.MDFExperiment(self.config(method))
         return self.run_folder(method, tasks, seed) / experiment.weight_files().whole
 
     def initial_weights(self, seed: int) -> Path:
@@ -100,8 +103,7 @@ class Experiment:
         path = self.folder / f"initial_{seed}.pth"
         if not path.exists():
             torch.manual_seed(seed)
-            cfg = replace(self.cfg, backbone=self.args.backbone)
-            segmentor = mdf.MDFExperiment(cfg).new_model().segmentor
+            segmentor = mdf.MDFExperiment(self.cfg).new_model().segmentor
             if self.args.checkpoint is not None:
                 load_weights(segmentor, self.args.checkpoint)
             save_atomic({"state_dict": segmentor.state_dict(), "meta": {}}, path)
@@ -121,7 +123,7 @@ class Experiment:
         """Number of parameters, summed over the models of a method."""
         total = 0
         for tasks in METHODS[method].models:
-            cfg = replace(mdf.select_tasks(self.cfg, tasks), backbone=self.backbone(method))
+            cfg = mdf.select_tasks(self.config(method), tasks)
             with torch.device("meta"):
                 model = mdf.MDFExperiment(cfg).new_model()
             total += count_parameters(model.segmentor)

@@ -3,10 +3,10 @@
     python -m experiments.generated_scenes [--labels 10] [--arms labels fixmatch bound] [--seeds 5]
 
 Every seed has its own labeled scenes. A first run trains on these alone, from random weights; all arms of the
-seed are second runs from its model. The unlabeled scenes have true labels, too, which only the arms `bound`
-(supervised, on all scenes) and `truth` (true labels in place of the pseudo-labels of `best`) use. Finished
-runs are kept, interrupted runs are resumed. Writes `report.md`: mIoU on the validation scenes, and the gain
-over the labels alone, also as a share of the bound.
+seed are second runs from its model, with a lower learning rate. The unlabeled scenes have true labels, too,
+which only the arms `bound` (supervised, on all scenes) and `truth` (true labels in place of the pseudo-labels
+of `best`) use. Finished runs are kept, interrupted runs are resumed. Writes `report.md`: mIoU on the
+validation scenes, and the gain over the labels alone, also as a share of the bound.
 """
 
 import argparse

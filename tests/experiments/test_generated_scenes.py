@@ -38,20 +38,7 @@ def run(
 
     monkeypatch.setattr(training_runs, "train_once", train_once)
     monkeypatch.setattr(experiment, "SCENES_PER_SEED", 4)
-    sizes = [
-        "--pool",
-        "12",
-        "--unlabeled",
-        "3",
-        "--val",
-        "2",
-        "--size",
-        "64",
-        "--world",
-        "5",
-        "--labels",
-        "4",
-    ]
+    sizes = "--pool 12 --unlabeled 3 --val 2 --size 64 --world 5 --labels 4".split()
     assert experiment.main(["--data", str(root), "--out", str(root / "out"), *sizes, *arguments]) == 0
     return runs
 

@@ -21,6 +21,7 @@ from tests.export.deepness import Deepness
 from tests.helpers.trained_models import table, write_checkpoint
 
 SIZES = ((1, 64, 64), (2, 100, 150), (3, 50, 128), (1, 131, 77))  # images, height, width
+TOLERANCE = 2e-4  # of probabilities; rounding depends on the CPU, and runtimes add in another order
 
 
 def eager(checkpoint: Path, images: torch.Tensor, task: str) -> torch.Tensor:
@@ -44,7 +45,7 @@ class TestAnySize:
         (found,) = Deepness(any_size).session.run(None, {"image": images.numpy()})
         expected = eager(segmentor, images, "land").numpy()
         assert found.shape == expected.shape
-        assert np.abs(found - expected).max() < 5e-5
+        assert np.abs(found - expected).max() < TOLERANCE
         assert np.allclose(found.sum(1), 1, atol=1e-5)
 
     def test_dimensions_have_names(self, any_size: Path) -> None:
@@ -67,7 +68,7 @@ class TestAnySize:
         )
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
         found = torch.load(tmp_path / "found.pt")
-        assert torch.allclose(found, eager(segmentor, images, "land"), atol=5e-5)
+        assert torch.allclose(found, eager(segmentor, images, "land"), atol=TOLERANCE)
 
 
 @pytest.mark.slow
@@ -86,7 +87,7 @@ def test_adapters_of_lora_are_part_of_the_graph(segmentor: Path, tmp_path: Path,
     images = torch.rand(3, 3, 70, 90)
     for task, found in zip(tasks, Deepness(out).session.run(None, {"image": images.numpy()}), strict=True):
         expected = eager(tmp_path / "lora.pth", images, task).numpy()
-        assert np.abs(found - expected).max() < 5e-5
+        assert np.abs(found - expected).max() < TOLERANCE
         assert np.abs(found - eager(segmentor, images, task).numpy()).max() > 1e-3
 
 
@@ -147,7 +148,7 @@ def test_a_hierarchical_backbone_with_a_fixed_size(tmp_path: Path, monkeypatch: 
     (found,) = Deepness(exported(tmp_path / "model.pth", tmp_path / "out.onnx", size=60)).session.run(
         None, {"image": images.numpy()}
     )
-    assert np.abs(found - eager(tmp_path / "model.pth", images, "roads").numpy()).max() < 5e-5
+    assert np.abs(found - eager(tmp_path / "model.pth", images, "roads").numpy()).max() < TOLERANCE
 
 
 @pytest.mark.slow
@@ -161,7 +162,7 @@ def test_a_backbone_for_images_of_one_size(tmp_path: Path, monkeypatch: pytest.M
         out = exported(tmp_path / "beit.pth", tmp_path / f"{side}{len(options)}.onnx", **options)
         images = torch.rand(2, 3, side, side)
         (found,) = Deepness(out).session.run(None, {"image": images.numpy()})
-        assert np.abs(found - eager(tmp_path / "beit.pth", images, "roads").numpy()).max() < 5e-5
+        assert np.abs(found - eager(tmp_path / "beit.pth", images, "roads").numpy()).max() < TOLERANCE
     with pytest.raises(ConfigError, match="size 65: beit_t takes images of up to 64 pixels only"):
         exported(tmp_path / "beit.pth", tmp_path / "large.onnx", size=65)
 

@@ -2,11 +2,11 @@
 
     python -m experiments.generated_scenes [--labels 10] [--arms labels fixmatch bound] [--seeds 5]
 
-Every seed has its own labeled scenes. A first run trains on these alone, from random weights; all arms of the
-seed are second runs from its model, with a lower learning rate. The unlabeled scenes have true labels, too,
-which only the arms `bound` (supervised, on all scenes) and `truth` (true labels in place of the pseudo-labels
-of `best`) use. Finished runs are kept, interrupted runs are resumed. Writes `report.md`: mIoU on the
-validation scenes, and the gain over the labels alone, also as a share of the bound.
+Every seed has its own labeled scenes. A first run trains on these alone, from random weights or `--init`; all
+arms of the seed are second runs from its model, with a lower learning rate. The unlabeled scenes have true
+labels, too, which only the arms `bound` (supervised, on all scenes) and `truth` (true labels in place of the
+pseudo-labels of `best`) use. Finished runs are kept, interrupted runs are resumed. Writes `report.md`: mIoU
+on the validation scenes, and the gain over the labels alone, also as a share of the bound.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def train(
     args: argparse.Namespace, splits: tuple[str, str], arm: str, seed: int, first: Future[Run] | None = None
 ) -> Run:
     """Train one arm with one seed, given its splits and first run; without `first`, train that."""
-    init = "none" if first is None else str(first.result().folder / f"{args.backbone}_s4p_upernet.pth")
+    init = args.init if first is None else str(first.result().folder / f"{args.backbone}_s4p_upernet.pth")
     alone, everything = splits
     steps = round(args.iters * (EQUAL_TIME if arm == "labels, equal time" else 1))
     options = [
@@ -148,8 +148,8 @@ def train(
         *args.cfg_options,
         *arm_options(arm, steps),
     ]
-    # Runs of other scenes or options are other runs.
-    key = hashlib.sha256(repr((_request(args), options)).encode()).hexdigest()[:8]
+    # Runs of other scenes, initial weights or options are other runs.
+    key = hashlib.sha256(repr((_request(args), args.init, options)).encode()).hexdigest()[:8]
     folder = _folder(args) / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}_{key}"
     return Run(folder, train_s4p(CONFIG, args, options, folder, steps, init))
 
@@ -183,9 +183,10 @@ def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str,
         rows[arm] = row
     titles = list(next(iter(rows.values())))
     columns = {title: {arm: row[title] for arm, row in rows.items()} for title in titles}
+    start = "random weights" if args.init == "none" else args.init
     head = (
-        f"{args.backbone}, {args.labels} labeled scenes, {args.iters} iterations of each of two runs, "
-        f"{args.seeds} seeds; percent, mean ± standard deviation"
+        f"{args.backbone} from {start}, {args.labels} labeled scenes, {args.iters} iterations of each of two "
+        f"runs, {args.seeds} seeds; percent, mean ± standard deviation"
     )
     return "\n".join([head, "", *markdown_table(columns, list(rows))]) + "\n"
 
@@ -207,6 +208,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--iters", type=int, default=1000, help="of each of the two runs")
     parser.add_argument("--backbone", default="vit_t")
+    parser.add_argument("--init", default="none", help="weights that the first runs start from")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")

@@ -85,16 +85,18 @@ def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:
         assert experiment.arm_options(arm, 1000, warmup=400) == experiment.ARMS[arm]
 
 
+@pytest.mark.parametrize("start", ["none", "mae.pth"])
 def test_arms_start_from_the_first_run_of_their_seed_with_a_lower_learning_rate(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
-    runs = run(root, monkeypatch, "--arms", "labels", "best", "--seeds", "2", "--jobs", "8")
+    arguments = ["--arms", "labels", "best", "--seeds", "2", "--jobs", "8", "--init", start]
+    runs = run(root, monkeypatch, *arguments)
     first = {name[10]: work_dir for name, (_, work_dir, _) in runs.items() if name.startswith("first_run")}
     assert set(first) == {"0", "1"}
     for name, (command, *_) in runs.items():
         init = command[command.index("--init") + 1]
         seed = name.split("_")[-2]
-        expected = "none" if name.startswith("first") else str(first[seed] / "vit_t_s4p_upernet.pth")
+        expected = start if name.startswith("first") else str(first[seed] / "vit_t_s4p_upernet.pth")
         assert init == expected
         assert ("optim.lr=3.0e-4" in command) == (not name.startswith("first"))
 
@@ -109,13 +111,12 @@ def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.M
     assert cells == ["36.0 ± 1.0", "+5.0", "0.0", "50 %", "50.0 ± 0.0"]
 
 
-def test_other_scenes_or_options_are_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_options_or_initial_weights_are_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--arms", "labels", "--seeds", "1"]
-    runs = [
-        set(run(root, monkeypatch, *arguments)),
-        set(run(root, monkeypatch, *arguments, "--cfg-options", "optim.lr=0.1")),
-    ]
-    assert runs[0] == set(run(root, monkeypatch, *arguments)) and not runs[0] & runs[1]
+    others: list[list[str]] = [[], ["--cfg-options", "optim.lr=0.1"], ["--init", "mae.pth"]]
+    runs = [set(run(root, monkeypatch, *arguments, *other)) for other in others]
+    assert runs[0] == set(run(root, monkeypatch, *arguments))
+    assert len(set.union(*runs)) == sum(map(len, runs))
 
 
 def test_masks_of_other_scenes_are_replaced(tmp_path: Path) -> None:

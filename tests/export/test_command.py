@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import s5.export.run
 from s5.errors import ConfigError
 from s5.export.__main__ import main
 from s5.export.plan import ExportOptions, Plan, make_plan
-from s5.export.run import make_graph, record, write_files
+from s5.export.run import record, write_files
 from tests.export.conftest import require_onnx
 from tests.export.deepness import Deepness
 
@@ -92,23 +92,34 @@ class TestMistakes:
 def test_a_file_without_metadata(segmentor: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     state = torch.load(segmentor)["state_dict"]
     torch.save(state, tmp_path / "plain.pth")
+    (tmp_path / "out.pt2").write_text("old")
     options = ("--backbone", "vit_t_moe", "--classes", "roads=2", "land=3", "--task", "land", "--size", "32")
-    assert main([str(tmp_path / "plain.pth"), str(tmp_path / "out.pt2"), *options]) == 0
+    assert main([str(tmp_path / "plain.pth"), str(tmp_path / "out.pt2"), *options, "--overwrite"]) == 0
     assert "out.pt2" in capsys.readouterr().out
     images = torch.rand(2, 3, 32, 32)
     (found,) = torch.export.load(tmp_path / "out.pt2").module()(images)
     model = s5.load(segmentor, "cpu", "fp32").model
     with torch.no_grad():
         assert torch.allclose(found, model.probabilities(images, ["land"]), atol=1e-6)
-    assert main([str(tmp_path / "plain.pth"), str(tmp_path / "out.pt2"), *options, "--overwrite"]) == 0
+
+
+class Filter(nn.Module):
+    """A network of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 7, padding=3).requires_grad_(False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.layer(image).softmax(1),)
 
 
 @pytest.fixture(scope="module")
 def recorded(segmentor: Path) -> tuple[ExportedProgram, nn.Module, Plan]:
-    """A recorded graph, to be written."""
+    """A recorded graph, to be written; a network of a single layer stands for that of the plan."""
     require_onnx()
     plan = make_plan(s5.load(segmentor, "cpu", "fp32"), ExportOptions(task="land", qgis=True))
-    graph = make_graph(plan, segmentor)
+    graph = Filter().eval()
     return record(graph, plan), graph, plan
 
 

@@ -15,8 +15,11 @@ from s5.backbones.timm_derived import derive
 from s5.backbones.timm_models import TimmModel
 from s5.checkpoints.loading import load_weights
 from s5.errors import ConfigError
+from s5.export import ExportOptions
+from s5.export.plan import make_plan
+from s5.export.run import make_graph, record
 from s5.export.segmentor import AveragePool, averages, pad, take
-from tests.export.conftest import exported, require_onnx
+from tests.export.conftest import TABLES, exported, require_onnx
 from tests.export.deepness import Deepness
 from tests.helpers.trained_models import table, write_checkpoint
 
@@ -71,24 +74,43 @@ class TestAnySize:
         assert torch.allclose(found, eager(segmentor, images, "land"), atol=TOLERANCE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tasks", [["roads"], ["roads", "land"]])
-def test_adapters_of_lora_are_part_of_the_graph(segmentor: Path, tmp_path: Path, tasks: list[str]) -> None:
+@pytest.fixture(scope="module")
+def adapted(segmentor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The segmentor with adapters of LoRA that change what it finds."""
+    path = tmp_path_factory.mktemp("adapted") / "lora.pth"
     spec = s5.load(segmentor, "cpu", "fp32").spec
     network = spec.build_network(Lora(rank=2))
     load_weights(network, segmentor)
+    generator = torch.Generator().manual_seed(0)
     for name, factor in network.named_parameters():
         if ".lora." in name:
-            nn.init.normal_(factor, std=0.1)
-    torch.save({"state_dict": network.state_dict(), "meta": spec.meta()}, tmp_path / "lora.pth")
+            nn.init.normal_(factor, std=0.1, generator=generator)
+    torch.save({"state_dict": network.state_dict(), "meta": spec.meta()}, path)
+    return path
 
+
+@pytest.mark.slow
+def test_adapters_of_lora_are_part_of_the_graph(segmentor: Path, adapted: Path, tmp_path: Path) -> None:
     require_onnx()
-    out = exported(tmp_path / "lora.pth", tmp_path / "lora.onnx", task=tasks[0] if len(tasks) == 1 else "all")
+    out = exported(adapted, tmp_path / "lora.onnx", task="all")
     images = torch.rand(3, 3, 70, 90)
-    for task, found in zip(tasks, Deepness(out).session.run(None, {"image": images.numpy()}), strict=True):
-        expected = eager(tmp_path / "lora.pth", images, task).numpy()
-        assert np.abs(found - expected).max() < TOLERANCE
+    for task, found in zip(TABLES, Deepness(out).session.run(None, {"image": images.numpy()}), strict=True):
+        assert np.abs(found - eager(adapted, images, task).numpy()).max() < TOLERANCE
         assert np.abs(found - eager(segmentor, images, task).numpy()).max() > 1e-3
+
+
+@torch.no_grad()
+def test_adapters_of_one_task_are_merged_into_its_layers(segmentor: Path, adapted: Path) -> None:
+    """So that what is recorded is a network without adapters."""
+    merged, plain = (
+        make_graph(make_plan(s5.load(path, "cpu", "fp32"), ExportOptions(task="roads")), path)
+        for path in (adapted, segmentor)
+    )
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    images = torch.rand(3, 3, 70, 90)
+    (found,) = merged(images)
+    assert torch.allclose(found, eager(adapted, images, "roads"), atol=TOLERANCE)
+    assert (found - eager(segmentor, images, "roads")).abs().max() > 1e-3
 
 
 @pytest.mark.slow
@@ -158,11 +180,16 @@ def test_a_backbone_for_images_of_one_size(tmp_path: Path, monkeypatch: pytest.M
     narrow = {"embed_dim": 32, "depth": 4, "num_heads": 4}
     monkeypatch.setitem(ARCHITECTURES, "beit_t", derive("beit_base_patch16_224", **narrow))
     write_checkpoint(tmp_path / "beit.pth", {"roads": table("roads", ["a", "b"])}, backbone="beit_t", size=64)
-    for side, options in ((64, {}), (64, {"qgis": True}), (50, {"size": 50})):
-        out = exported(tmp_path / "beit.pth", tmp_path / f"{side}{len(options)}.onnx", **options)
-        images = torch.rand(2, 3, side, side)
-        (found,) = Deepness(out).session.run(None, {"image": images.numpy()})
-        assert np.abs(found - eager(tmp_path / "beit.pth", images, "roads").numpy()).max() < TOLERANCE
+    images = torch.rand(2, 3, 50, 50)
+    file = Deepness(exported(tmp_path / "beit.pth", tmp_path / "small.onnx", size=50))
+    (found,) = file.session.run(None, {"image": images.numpy()})
+    assert np.abs(found - eager(tmp_path / "beit.pth", images, "roads").numpy()).max() < TOLERANCE
+    images = torch.rand(2, 3, 64, 64)
+    for options in ({}, {"qgis": True}):
+        plan = make_plan(s5.load(tmp_path / "beit.pth", "cpu", "fp32"), ExportOptions(**options))
+        recorded = record(make_graph(plan, tmp_path / "beit.pth"), plan)
+        (found,) = recorded.module()(images)
+        assert torch.allclose(found, eager(tmp_path / "beit.pth", images, "roads"), atol=TOLERANCE)
     with pytest.raises(ConfigError, match="size 65: beit_t takes images of up to 64 pixels only"):
         exported(tmp_path / "beit.pth", tmp_path / "large.onnx", size=65)
 

@@ -21,6 +21,7 @@ for _package in ("duckdb", "faiss", "imagehash", "pyarrow"):
 from s5.curate.folder import read_shard  # noqa: E402
 from s5.curate.run import curate  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("empty_charts")
 SOURCES = "{slow: slow, big: big.tif}"
 SIDE = 128
 

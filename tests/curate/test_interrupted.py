@@ -21,6 +21,7 @@ from s5.curate.folder import read_shard  # noqa: E402
 from s5.curate.run import curate  # noqa: E402
 from s5.launch import ALONE  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("empty_charts")
 # A curation that kills itself when it renames a file for the given time; all files appear by renaming.
 KILLED_AT_A_RENAME = """
 import os, pathlib, signal, sys

@@ -199,6 +199,7 @@ def test_tables(report):
         assert value in settings
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_thumbnails_are_small_and_drawn_once(tmp_path):
     read = Counter()
 
@@ -214,6 +215,7 @@ def test_thumbnails_are_small_and_drawn_once(tmp_path):
     assert set(read.values()) == {1}
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_pseudo_labels_have_the_colours_of_their_classes(tmp_path, report):
     mask = np.repeat(np.array([0, 1, 255], np.uint8), 100)[None].repeat(150, 0)
     masks = {1: mask}
@@ -228,6 +230,7 @@ def test_pseudo_labels_have_the_colours_of_their_classes(tmp_path, report):
     assert "no label" not in report
 
 
+@pytest.mark.usefixtures("empty_charts")
 @pytest.mark.parametrize("error", [ImageError("4.png", "is <gone>"), OSError("no disk")])
 def test_image_that_cannot_be_read_any_more(tmp_path, error):
     def read(path):
@@ -267,12 +270,14 @@ def test_many_clusters_and_unreadable_patches(tmp_path):
     assert "Shown: 20 unreadable patches of 31." in part(text, "unreadable")
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_folder_with_pattern_characters(tmp_path):
     folder = tmp_path / "run [a-b]* 影像 'x'"
     folder.mkdir()
     assert "12" in write(folder, pool())
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_more_classes_than_named_keeps_the_old_report(tmp_path):
     old = write(tmp_path, pool())
     rows = [*pool(), patch(12, "chosen", 0.3, 1, classes=[1, 2, 3])]
@@ -288,6 +293,7 @@ def test_missing_table(tmp_path):
         write_report(tmp_path, tmp_path, summary())
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_damaged_table(tmp_path):
     write(tmp_path, pool())
     path = tmp_path / "patches.parquet"
@@ -296,6 +302,7 @@ def test_damaged_table(tmp_path):
         write_report(tmp_path, tmp_path, summary())
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_table_without_a_column(tmp_path):
     table = pa.Table.from_pylist(pool(), schema=SCHEMA).drop_columns("similarity")
     pq.write_table(table, tmp_path / "patches.parquet")

@@ -25,6 +25,8 @@ from s5.curate import folder  # noqa: E402
 from s5.curate.folder import LOCK, POOL, Run, read_shard  # noqa: E402
 from s5.curate.run import STEPS, curate  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("empty_charts")
+
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:

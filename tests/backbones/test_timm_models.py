@@ -178,14 +178,13 @@ ON_CPU = ["--device", "cpu"]
 LAYERS = {"optim.layer_decay": 0.7}
 
 
-@pytest.fixture(params=["small", pytest.param("full", marks=pytest.mark.slow)])
-def swin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backbone `swin_t`, in its own size, or narrower and shallower."""
-    if request.param == "small":
-        monkeypatch.setitem(ARCHITECTURES, "swin_t", SMALL_SWIN)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbone `swin_t`, narrower and shallower."""
+    monkeypatch.setitem(ARCHITECTURES, "swin_t", SMALL_SWIN)
 
 
-def test_pre_training(swin: None, tmp_path: Path) -> None:
+def test_pre_training(small: None, tmp_path: Path) -> None:
     root, run = s4p_runs.write_dataset(tmp_path / "data"), tmp_path / "run"
     changes = {"model.activation_checkpointing": True, "fixmatch.pseudo_labels": "ema"}
     length = {"schedule.total_iters": 2, "schedule.val_interval": 2}
@@ -197,8 +196,17 @@ def test_pre_training(swin: None, tmp_path: Path) -> None:
     assert s4p_runs.script("evaluate").main([*args, *ON_CPU, "--work-dir", str(tmp_path / "scores")]) == 0
 
 
+@pytest.mark.slow
+def test_fine_tuning_in_its_own_size(tmp_path: Path) -> None:
+    check_fine_tuning("swin_t_moe", tmp_path)
+
+
 @pytest.mark.parametrize("backbone", ["swin_t", "swin_t_moe"])
-def test_fine_tuning(swin: None, backbone: str, tmp_path: Path) -> None:
+def test_fine_tuning(small: None, backbone: str, tmp_path: Path) -> None:
+    check_fine_tuning(backbone, tmp_path)
+
+
+def check_fine_tuning(backbone: str, tmp_path: Path) -> None:
     root, run = mdf_runs.write_datasets(tmp_path / "data"), tmp_path / "run"
     length = {"schedule.epochs": 1, "schedule.val_interval": 1, "schedule.steps_per_epoch": 2}
     changes = {"model.activation_checkpointing": True}
@@ -210,7 +218,7 @@ def test_fine_tuning(swin: None, backbone: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["swin_t", "swin_t_moe"])
-def test_detection(swin: None, backbone: str, tmp_path: Path) -> None:
+def test_detection(small: None, backbone: str, tmp_path: Path) -> None:
     config, run = det_runs.write_config(det_runs.write_datasets(tmp_path)), tmp_path / "run"
     short = [*det_runs.SHORT, "model.expert_channels=48"]
     options = [*ON_CPU, "--cfg-options", f"backbone={backbone}", *short, "optim.layer_decay=0.7"]

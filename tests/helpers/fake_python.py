@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-FAKE = """#!{python}
+FAKE = """#!{python} -SE
 import json, os, sys
 arguments = sys.argv[1:]
 text = " ".join(arguments)

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,16 +27,21 @@ ROW = {folder: row for row, folders in enumerate(ROWS) for folder in folders}
 PRODUCTS = "S4_Pretrain", "Semantic_Segmentation", "Object_Detection"
 
 
+@cache
+def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """All import statements of a file, at any depth."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and name of everything of `s5` that a file imports, at any depth."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Line and name of everything of `s5` that a file imports."""
+    for node in imports(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert not node.level, f"{path}:{node.lineno}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
         yield from ((node.lineno, name) for name in names if name.split(".")[0] == "s5")
 
 
@@ -79,17 +85,17 @@ def test_facts_of_datasets_are_below_everything_that_asks_for_them(repository: P
 
 def test_the_base_imports_nothing_above_it(repository: Path) -> None:
     """When it is imported, that is: functions may."""
-    for module in BASE:
-        code = f"import sys, s5.{module}; print([m for m in sys.modules if m.startswith('s5.')])"
-        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        names = {name.split(".")[1] for name in ast.literal_eval(loaded.stdout)}
-        assert names <= {*BASE, "compat"}  # the package itself installs the operators of mmcv
+    modules = ", ".join(f"s5.{module}" for module in BASE)
+    code = f"import sys, {modules}; print([m for m in sys.modules if m.startswith('s5.')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = {name.split(".")[1] for name in ast.literal_eval(loaded.stdout)}
+    assert {*BASE} <= names <= {*BASE, "compat"}  # the package itself installs the operators of mmcv
 
 
 def test_trees_do_not_import_each_other(repository: Path) -> None:
     for tree in PRODUCTS:
         for path in (repository / tree).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in imports(path):
                 module = getattr(node, "module", None) or ""
                 assert module.split(".")[0] not in PRODUCTS, path
 
@@ -97,7 +103,7 @@ def test_trees_do_not_import_each_other(repository: Path) -> None:
 def test_nothing_in_the_package_imports_what_stands_beside_it(repository: Path) -> None:
     outside = {"scenes", "experiments", "benchmarks", "tests", *PRODUCTS}
     for path in (repository / "s5").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in imports(path):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {module.split(".")[0] for module in modules} & outside, path

@@ -18,6 +18,7 @@ import yaml
 from s5.segmentation.segmentor import build_segmentor
 from tests.helpers import mdf_runs
 from tests.helpers.fake_python import FakePython
+from tests.helpers.s4p_runs import load_script
 
 SCRIPTS = ["scripts/env.sh", "scripts/launch.sh", "scripts/quickstart.sh", "scripts/test.sh", ".ci/run"]
 SCRIPTS += [f"S4_Pretrain/scripts/{name}" for name in ("train.sh", "train.slurm", "curate.sh")]
@@ -44,6 +45,11 @@ def bash(environment, tmp_path):
         return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     return run
+
+
+def given_to(python: FakePython) -> dict[str, str]:
+    """Variables under which the scripts use the interpreter that only writes down how it is called."""
+    return {key: value for key, value in python.variables.items() if key not in NODES}
 
 
 @pytest.fixture
@@ -131,12 +137,19 @@ def test_wrong_variables_give_the_usage(
     assert message in done.stderr
 
 
-def test_curate_needs_a_configuration_and_passes_the_rest_on(bash, repository: Path, tmp_path: Path) -> None:
+def test_curate_needs_a_configuration_and_passes_the_rest_on(
+    bash, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = repository / "S4_Pretrain/scripts/curate.sh"
     done = bash(script)
     assert done.returncode == 2 and "usage: bash curate.sh CONFIG" in done.stderr
-    done = bash(script, tmp_path / "no.yaml", "--cfg-options", "select.count=3", GPUS="0")
-    assert done.returncode == 1 and "no.yaml: no such configuration file" in done.stderr
+    python = FakePython(tmp_path)
+    given = [str(tmp_path / "no.yaml"), "--cfg-options", "select.count=3"]
+    assert bash(script, *given, **given_to(python), GPUS="0").returncode == 0
+    *_, (entry, *arguments) = python.calls()
+    assert entry == str(repository / "S4_Pretrain/curate.py") and arguments == ["--device", "cpu", *given]
+    assert load_script(Path(entry)).main(arguments) == 1
+    assert "no.yaml: no such configuration file" in capsys.readouterr().err
 
 
 def test_port_in_use_on_the_first_machine_only(bash, repository: Path, launcher) -> None:
@@ -328,8 +341,7 @@ def test_fine_tuning_starts_from_the_checkpoint(bash, repository: Path, tmp_path
 def test_what_fine_tuning_is_given(repository: Path, tmp_path: Path, given: list[str], options: str) -> None:
     python = FakePython(tmp_path)
     command = ["bash", repository / FINETUNE, "0", free_port(), "vit_t_moe", *given]
-    env = {key: value for key, value in python.variables.items() if key not in NODES}
-    assert subprocess.run(command, env=env, timeout=60).returncode == 0
+    assert subprocess.run(command, env=given_to(python), timeout=60).returncode == 0
     *_, (script, *arguments) = python.calls()
     assert Path(script).name == "md_finetune.py"
     assert " ".join(arguments).partition("--backbone ")[2] == f"vit_t_moe {options}"
@@ -338,10 +350,12 @@ def test_what_fine_tuning_is_given(repository: Path, tmp_path: Path, given: list
 def test_no_command_accepts_abbreviated_options(repository):
     """`--init none` must not become `--init-bands none`: argparse completes abbreviations by default."""
     makers = ("ArgumentParser", "add_parser")
+    folders = [path for path in repository.iterdir() if path.name not in (".venv", "work_dirs", "build")]
+    paths = [*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     calls = [
         (path.name, node)
-        for path in repository.rglob("*.py")
-        if not {".venv", "work_dirs", "build"} & set(path.relative_to(repository).parts)
+        for path in paths
+        if any(maker in path.read_text(encoding="utf-8") for maker in makers)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in makers
     ]

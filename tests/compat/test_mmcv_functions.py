@@ -24,14 +24,13 @@ pytestmark = pytest.mark.skipif(in_use() == "compiled", reason="tests the stand-
 SCRIPT = """
 import multiprocessing
 import s5
-import torch
-
-BOXES = torch.tensor([[0.0, 0, 4, 4, 0], [0.5, 0, 4, 4, 0], [9, 9, 4, 4, 0]])
 
 def work():
+    import torch
     from mmcv.ops import box_iou_rotated, nms_rotated
-    iou = box_iou_rotated(BOXES, BOXES)
-    return iou[0, 1].item(), nms_rotated(BOXES, torch.tensor([0.5, 0.9, 0.1]), 0.5)[1].tolist()
+    boxes = torch.tensor([[0.0, 0, 4, 4, 0], [0.5, 0, 4, 4, 0], [9, 9, 4, 4, 0]])
+    iou = box_iou_rotated(boxes, boxes)
+    return iou[0, 1].item(), nms_rotated(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5)[1].tolist()
 
 if __name__ == "__main__":
     print(multiprocessing.get_context("spawn").Pool(1).apply(work))

@@ -6,6 +6,7 @@ import logging
 import platform
 import random
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,18 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    """Random weights that tests share do not depend on the tests before them."""
+    if fixturedef.scope != "function":
+        set_seed(zlib.crc32(fixturedef.argname.encode()))
+
+
+def set_seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _give_memory_back() -> Iterator[None]:
     """A training run in this process has told the allocator to keep all memory, and several add up."""
@@ -59,9 +72,7 @@ def _give_memory_back() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    set_seed(0)
     log = logging.getLogger("s5")  # a run in an earlier test may have taken it over
     log.propagate = True
     log.setLevel(logging.NOTSET)

@@ -14,7 +14,7 @@ from s5.errors import ConfigError
 from s5.export.__main__ import main
 from s5.export.plan import ExportOptions, Plan, make_plan
 from s5.export.run import record, write_files
-from tests.export.conftest import require_onnx
+from tests.export.conftest import TOLERANCE, require_onnx
 from tests.export.deepness import Deepness
 
 
@@ -100,7 +100,7 @@ def test_a_file_without_metadata(segmentor: Path, tmp_path: Path, capsys: pytest
     (found,) = torch.export.load(tmp_path / "out.pt2").module()(images)
     model = s5.load(segmentor, "cpu", "fp32").model
     with torch.no_grad():
-        assert torch.allclose(found, model.probabilities(images, ["land"]), atol=1e-6)
+        assert torch.allclose(found, model.probabilities(images, ["land"]), atol=TOLERANCE)
 
 
 class Filter(nn.Module):

@@ -19,12 +19,11 @@ from s5.export import ExportOptions
 from s5.export.plan import make_plan
 from s5.export.run import make_graph, record
 from s5.export.segmentor import AveragePool, averages, pad, take
-from tests.export.conftest import TABLES, exported, require_onnx
+from tests.export.conftest import TABLES, TOLERANCE, exported, require_onnx
 from tests.export.deepness import Deepness
 from tests.helpers.trained_models import table, write_checkpoint
 
 SIZES = ((1, 64, 64), (2, 100, 150), (3, 50, 128), (1, 131, 77))  # images, height, width
-TOLERANCE = 2e-4  # of probabilities; rounding depends on the CPU, and runtimes add in another order
 
 
 def eager(checkpoint: Path, images: torch.Tensor, task: str) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """Pre-train a ViT on unlabeled images as a masked autoencoder (MAE), to start S4P from.
 
     python -m experiments.mae_encoder --data work_dirs/generated_scenes/data --out work_dirs/mae.pth
-    python -m experiments.generated_scenes --init work_dirs/mae.pth --cfg-options ...
+    python -m experiments.generated_scenes --init work_dirs/mae.pth
 
 Masked autoencoders (He et al. 2022, arXiv 2111.06377): the encoder sees a quarter of the patches, a small
-decoder predicts the normalised pixels of the others. Crops have the geometry of S4P's weak views. Writes the
-encoder in timm's layout, which every `--init` reads; a run that is interrupted starts anew.
+decoder predicts the normalised pixels of the others. Images are scaled, cropped, flipped and rotated like
+S4P's weak views. Writes the encoder's weights in timm's layout, which `--init` loads. Runs cannot be resumed.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from s5.command import run_command
 from s5.data.augmentation import StrongAugmentation
 from s5.data.loaders import build_loader, build_sampler, resolve_split, stop_workers
 from s5.data.sources import UnlabeledImages, WeakAugmentation
+from s5.errors import UserError
 from s5.ops.photometric import to_unit
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
@@ -41,11 +42,11 @@ BETAS, WEIGHT_DECAY, WARMUP = (0.9, 0.95), 0.05, 0.05  # warm-up as a share of t
 
 
 class MaskedAutoencoder(nn.Module):
-    """A ViT, and a small one that predicts what it does not see.
+    """A ViT encoder, and a small transformer that reconstructs the masked patches.
 
     Args:
         encoder: The ViT to pre-train, with a positional embedding for the size of the images.
-        masked: Share of the patches that the encoder does not see.
+        masked: Share of masked patches.
     """
 
     def __init__(self, encoder: ViT, masked: float = MASKED) -> None:
@@ -120,12 +121,14 @@ def train(args: argparse.Namespace, cfg: S4PConfig) -> MaskedAutoencoder:
     split = resolve_split(cfg.data_root, data.unlabeled.split)
     source = UnlabeledImages(split, weak, StrongAugmentation())
     sampler = build_sampler([source], [args.batch_size], cfg.seed, processes)
-    loader = build_loader([source], sampler, _stack, {}, processes, args.workers)
+    loader = build_loader([source], sampler, _collate, {}, processes, args.workers)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in IMAGENET)
     patches = encoder.grid[0] * encoder.grid[1]
     total, every = torch.zeros((), device=device), max(args.iters // 20, 1)
-    for step, batch in zip(range(1, args.iters + 1), loader, strict=False):
-        images = (to_unit(batch.to(device, non_blocking=True)) - mean) / std
+    for step, (crops, unreadable) in zip(range(1, args.iters + 1), loader, strict=False):
+        for name, reason in unreadable:
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+        images = (to_unit(crops.to(device, non_blocking=True)) - mean) / std
         order = torch.rand(len(images), patches, device=device).argsort(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = model(images, order)
@@ -135,14 +138,19 @@ def train(args: argparse.Namespace, cfg: S4PConfig) -> MaskedAutoencoder:
         schedule.step()
         total += loss.detach()
         if step % every == 0:
-            print(f"{step}/{args.iters}  loss {total.item() / every:.4f}", flush=True)
+            average = total.item() / every
+            print(f"{step}/{args.iters}  loss {average:.4f}", flush=True)
+            if not math.isfinite(average):
+                raise UserError(f"the loss is {average} at step {step}; try a lower --lr than {args.lr}")
             total.zero_()
     stop_workers(loader)
     return model
 
 
-def _stack(samples: list[dict[str, Any]]) -> Tensor:
-    return torch.from_numpy(np.stack([sample["image"] for sample in samples])).permute(0, 3, 1, 2)
+def _collate(samples: list[dict[str, Any]]) -> tuple[Tensor, list[tuple[str, str]]]:
+    """Crops (B, 3, S, S) uint8, and names of unreadable images, which others replaced, with the reasons."""
+    crops = torch.from_numpy(np.stack([sample["image"] for sample in samples])).permute(0, 3, 1, 2)
+    return crops, [skipped for sample in samples for skipped in sample["skipped"]]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -159,13 +167,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--workers", type=int, default=1, help="loader processes")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and write the encoder."""
     args = parse_args(argv)
-    cfg = load_config(S4PConfig, args.config, [f"data_root={args.data.resolve()}"], backbone=args.backbone)
+    options = [f"data_root={args.data.resolve()}", *args.cfg_options]
+    cfg = load_config(S4PConfig, args.config, options, backbone=args.backbone)
     save_atomic(encoder_weights(train(args, cfg)), args.out)
     print(f"wrote {args.out}")
     return 0

@@ -1,4 +1,4 @@
-"""Fixtures of several files."""
+"""Fixtures shared by the tests of curation."""
 
 import html
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def empty_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports with empty charts: to draw them takes longer than all other steps with a small pool."""
+    """Reports with empty charts, because drawing takes longer than curating a small pool."""
     from s5.curate import charts
 
     def svg(_: object, prefix: str, label: str) -> str:

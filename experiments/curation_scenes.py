@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from experiments.report_tables import markdown_table
-from experiments.training_runs import REPO, train_s4p
+from experiments.training_runs import REPO, full_model, train_s4p
 from s5.command import run_command, usable_cpus
 from s5.curate import CurateConfig, curate
 from s5.data.files import write_bytes
@@ -48,7 +48,7 @@ def train_segmentor(args: argparse.Namespace, data: Path) -> Path:
     ]
     folder = args.out / "segmentor"
     train_s4p(TRAINING, args, options, folder, args.iters)
-    return folder / f"{args.backbone}_s4p_upernet.pth"
+    return full_model(folder, args.backbone)
 
 
 def kind_of(name: str) -> str:

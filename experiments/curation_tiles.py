@@ -17,7 +17,7 @@ import numpy as np
 from experiments.real_images import CONFIG as TRAINING
 from experiments.real_images import write_splits
 from experiments.report_tables import markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, experiment_parser, train_s4p
+from experiments.training_runs import REPO, experiment_parser, full_model, train_s4p
 from s5.command import run_command
 from s5.curate import CurateConfig, curate
 from s5.curate.folder import Run, read_shard
@@ -44,7 +44,7 @@ def train(args: argparse.Namespace, name: str, seed: int, options: list[str]) ->
 
 def choose(args: argparse.Namespace) -> tuple[Path, list[str]]:
     """Curate half of the pool; returns the split and the names of all patches that can be used."""
-    weights = args.out / f"labels_0/{args.backbone}_s4p_upernet.pth"
+    weights = full_model(args.out / "labels_0", args.backbone)
     values = [
         f"data_root={args.data.resolve()}",
         f"out={args.out / 'curated'}",

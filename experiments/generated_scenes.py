@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.report_tables import MEAN, markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, train_s4p
+from experiments.training_runs import REPO, full_model, train_s4p
+from s5.backbones import file_name
 from s5.command import run_command, usable_cpus
 from s5.data.files import write_bytes
 from s5.data.image_io import write_mask
@@ -51,16 +52,15 @@ ARMS: dict[str, list[str]] = {
     "labels": ALONE,
     "labels, equal time": ALONE,
     "bound": ALONE,
-    "truth": ["fixmatch.pseudo_labels=stored", f"data.unlabeled.split={TRUTH}", *MILD],
+    "truth": ["fixmatch.pseudo_labels=stored", f"data.unlabeled.split={TRUTH}"],
     "fixmatch": [],
     "ema": EMA,
-    "mild": [*EMA, *MILD],
     "aligned": ALIGNED,
     "flexmatch": [*ALIGNED, "fixmatch.threshold=flexmatch"],
     "freematch": FREE,
     "softmatch": [*ALIGNED, "fixmatch.threshold=softmatch"],
     "unimatch": [*EMA, "fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"],
-    "best": [*FREE, *MILD],
+    "mild": [*FREE, *MILD],
 }
 """Options of the second run of every arm; RAMP stands for 15 % of its steps."""
 
@@ -135,7 +135,7 @@ def train(
     args: argparse.Namespace, splits: tuple[str, str], arm: str, seed: int, first: Future[Run] | None = None
 ) -> Run:
     """Train one arm with one seed, given its splits and first run; without `first`, train that."""
-    init = args.init if first is None else str(first.result().folder / f"{args.backbone}_s4p_upernet.pth")
+    init = args.init if first is None else str(full_model(first.result().folder, args.backbone))
     alone, everything = splits
     steps = round(args.iters * (EQUAL_TIME if arm == "labels, equal time" else 1))
     options = [
@@ -159,7 +159,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    return args.out / f"{args.labels}_{args.iters}_{args.backbone}"
+    return args.out / f"{args.labels}_{args.iters}_{file_name(args.backbone)}"
 
 
 def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:

@@ -1,6 +1,6 @@
 """S4P, as published and with the options of few_labels.yaml, against its labels alone, on real tiles.
 
-    python -m experiments.real_images --data DATA [--seeds 3] [--iters 1000] [--init ENCODER]
+    python -m experiments.real_images --data DATA [--iters 1000] [--backbone NAME] [--init ENCODER]
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles, with and without RSSCN7; validation:
 the sixth scene.
@@ -17,6 +17,7 @@ from experiments.generated_scenes import arm_options
 from experiments.real_tiles import is_validation, tiles
 from experiments.report_tables import markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser, train_s4p
+from s5.backbones import file_name
 from s5.command import run_command
 from s5.data.splits import format_line, write_split
 
@@ -25,8 +26,10 @@ LABELED_TILES = ("003", "008")
 METHODS = {
     "labels alone": ("labels", "unlabeled"),
     "FixMatch": ("fixmatch", "unlabeled"),
-    "few_labels.yaml": ("best", "unlabeled"),
-    "few_labels.yaml, Dubai alone": ("best", "unlabeled_dubai"),
+    "few_labels.yaml": ("freematch", "unlabeled"),
+    "few_labels.yaml, Dubai alone": ("freematch", "unlabeled_dubai"),
+    "milder strong views": ("mild", "unlabeled"),
+    "milder strong views, Dubai alone": ("mild", "unlabeled_dubai"),
 }
 """Arm of `experiments.generated_scenes` and split of the unlabeled images."""
 
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | N
 
 def folder_of(args: argparse.Namespace) -> Path:
     """Where the runs and the report of this start are."""
-    return args.out / f"{args.backbone}_{Path(args.init).stem}_{args.iters}"
+    return args.out / f"{file_name(args.backbone)}_{Path(args.init).stem}_{args.iters}"
 
 
 def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | None]]]) -> str:
@@ -84,6 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = experiment_parser(__doc__, "work_dirs/real_images")
     parser.add_argument("--iters", type=int, default=1000)
     parser.add_argument("--init", default="none", help="encoder to start from; by default random weights")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     return parser.parse_args(argv)
 
 
@@ -91,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the splits, run everything, print the table."""
     args = parse_args(argv)
     write_splits(args.data, args.out)
-    results: dict[str, list[dict[str, float | None]]] = {method: [] for method in METHODS}
+    results: dict[str, list[dict[str, float | None]]] = {method: [] for method in args.methods}
     for seed in range(args.seeds):
         for method, runs in results.items():
             runs.append(run(args, method, seed))

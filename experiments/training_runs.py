@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from s5.backbones import file_name
 from s5.training.hooks.progress import SUMMARY_FILE
 
 REPO = Path(__file__).resolve().parents[1]
@@ -69,6 +70,11 @@ def train_s4p(
     """
     command = ["S4_Pretrain/train.py", "--config", str(config), "--backbone", args.backbone, "--init", init]
     return train_once([*command, "--device", args.device, "--cfg-options", *options], work_dir, iterations)
+
+
+def full_model(work_dir: Path, backbone: str) -> Path:
+    """The file of a run of S4P with its full model."""
+    return work_dir / f"{file_name(backbone)}_s4p_upernet.pth"
 
 
 def run_command_line(command: Sequence[object]) -> None:

@@ -44,6 +44,7 @@ MILD = [
     "fixmatch.strong.gray_p=0",
     "fixmatch.strong.blur_p=0",
 ]
+VIEWS = ["fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"]
 STEADY = ["fixmatch.momentum=0.99"]
 EMA = ["fixmatch.pseudo_labels=ema", "fixmatch.ramp_iters=RAMP"]
 ALIGNED = [*EMA, *STEADY, "fixmatch.alignment=labels"]
@@ -59,8 +60,9 @@ ARMS: dict[str, list[str]] = {
     "flexmatch": [*ALIGNED, "fixmatch.threshold=flexmatch"],
     "freematch": FREE,
     "softmatch": [*ALIGNED, "fixmatch.threshold=softmatch"],
-    "unimatch": [*EMA, "fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"],
+    "unimatch": [*EMA, *VIEWS],
     "mild": [*FREE, *MILD],
+    "best": [*FREE, *VIEWS],
 }
 """Options of the second run of every arm; RAMP stands for 15 % of its steps."""
 

@@ -26,8 +26,8 @@ LABELED_TILES = ("003", "008")
 METHODS = {
     "labels alone": ("labels", "unlabeled"),
     "FixMatch": ("fixmatch", "unlabeled"),
-    "few_labels.yaml": ("freematch", "unlabeled"),
-    "few_labels.yaml, Dubai alone": ("freematch", "unlabeled_dubai"),
+    "few_labels.yaml": ("best", "unlabeled"),
+    "few_labels.yaml, Dubai alone": ("best", "unlabeled_dubai"),
     "milder strong views": ("mild", "unlabeled"),
     "milder strong views, Dubai alone": ("mild", "unlabeled_dubai"),
 }

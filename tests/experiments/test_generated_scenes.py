@@ -33,7 +33,7 @@ def run(
     def train_once(command: list[str], work_dir: Path, iterations: int) -> dict[str, float]:
         runs[work_dir.name] = (command, work_dir, iterations)
         arm, seed, _ = work_dir.name.rsplit("_", 2)
-        score = {"first_run": 25.0, "labels": 30.0, "freematch": 35.0, "bound": 40.0}[arm] + int(seed)
+        score = {"first_run": 25.0, "labels": 30.0, "best": 35.0, "bound": 40.0}[arm] + int(seed)
         return {"mIoU": score, "IoU.field": 50.0}
 
     monkeypatch.setattr(training_runs, "train_once", train_once)
@@ -79,7 +79,7 @@ def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.Mon
 
 
 def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:
-    without, with_warmup = (experiment.arm_options("freematch", 1000, warmup) for warmup in (0, 400))
+    without, with_warmup = (experiment.arm_options("best", 1000, warmup) for warmup in (0, 400))
     assert with_warmup == [*without, "fixmatch.warmup_iters=400"]
     for arm in ("labels", "fixmatch", "truth"):
         assert experiment.arm_options(arm, 1000, warmup=400) == experiment.ARMS[arm]
@@ -92,7 +92,7 @@ def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:
 def test_arms_start_from_the_first_run_of_their_seed_with_a_lower_learning_rate(
     root: Path, monkeypatch: pytest.MonkeyPatch, backbone: str, start: str
 ) -> None:
-    arguments = ["--arms", "labels", "freematch", "--seeds", "2", "--jobs", "8"]
+    arguments = ["--arms", "labels", "best", "--seeds", "2", "--jobs", "8"]
     runs = run(root, monkeypatch, *arguments, "--backbone", backbone, "--init", start)
     first = {name[10]: work_dir for name, (_, work_dir, _) in runs.items() if name.startswith("first_run")}
     assert set(first) == {"0", "1"}
@@ -106,11 +106,11 @@ def test_arms_start_from_the_first_run_of_their_seed_with_a_lower_learning_rate(
 
 
 def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = run(root, monkeypatch, "--arms", "labels", "freematch", "bound", "--seeds", "3")
+    runs = run(root, monkeypatch, "--arms", "labels", "best", "bound", "--seeds", "3")
     assert len(runs) == 12 and {n for *_, n in runs.values()} == {1000}
     table = (root / "out/4_1000_vit_t/report.md").read_text().splitlines()
-    freematch = next(line for line in table if "| freematch" in line)
-    cells = [cell.strip() for cell in freematch.split("|")[2:-1]]
+    best = next(line for line in table if "| best" in line)
+    cells = [cell.strip() for cell in best.split("|")[2:-1]]
     assert cells == ["36.0 ± 1.0", "+5.0", "0.0", "50 %", "50.0 ± 0.0"]
 
 

@@ -96,8 +96,8 @@ def pretraining(folder: Path) -> list[str]:
         "A single run says little: the gain depends on chance and on which scenes are labeled. On five other"
         " draws of five scenes, with all steps and 1000 unlabeled scenes, neither junk nor curation, it was"
         " 4.8 ± 1.9 points of mIoU (mean and standard error); on five draws of ten scenes of another seed, on"
-        " which no setting was chosen, 1.8 ± 1.8. All these start from random weights; from an encoder of"
-        " ImageNet, ten labeled scenes gain 5.0 ± 0.6 (docs/method.md).",
+        " which no setting was chosen, 1.8 ± 1.8. These runs start from random weights; from an encoder"
+        " trained on ImageNet, S4P gained 5.0 ± 0.6 on five draws of ten such scenes (docs/method.md).",
         "",
         f"Pictures (image, pseudo-label, prediction): {folder / 's4p' / 'pictures'}",
     ]

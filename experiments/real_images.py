@@ -87,7 +87,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = experiment_parser(__doc__, "work_dirs/real_images")
     parser.add_argument("--iters", type=int, default=1000)
     parser.add_argument("--init", default="none", help="encoder to start from; by default random weights")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows of the table"
+    )
     return parser.parse_args(argv)
 
 

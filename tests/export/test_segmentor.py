@@ -82,7 +82,7 @@ def adapted(segmentor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_weights(network, segmentor)
     for name, factor in network.named_parameters():
         if ".lora." in name:
-            nn.init.normal_(factor, std=0.1)
+            nn.init.normal_(factor, std=0.03)  # larger ones multiply rounding errors beyond the tolerance
     torch.save({"state_dict": network.state_dict(), "meta": spec.meta()}, path)
     return path
 

@@ -150,7 +150,8 @@ class TruthHook(Hook):
             for column in model.pictures
         ]
         rows = [list(row) for row in zip(*columns, strict=True)]
-        write_sheet(runner, "strong", rows, TITLES, legend(self.table), runner.iter + 1)
+        entries = legend(self.table, "no label or pseudo-label")
+        write_sheet(runner, "strong", rows, TITLES, entries, runner.iter + 1)
         model.reset()
 
 

@@ -37,6 +37,6 @@ def write_sheet(path: Path, models: Mapping[str, Path], task: str, split: Path, 
         tiles.append([photo.permute(1, 2, 0).numpy(), colored(item["labels"], table)])
         predictions.append([colored(predictor.model.predict(photo, task), table) for predictor in predictors])
     rows = [[*tile, *row] for tile, row in zip(tiles, predictions, strict=True)]
-    names, entries = list(models), legend(table)
+    names, entries = list(models), legend(table, "no label")
     write_image(path, contact_sheet(rows, ["image", "truth", *names], entries))
     write_image(path.with_stem(f"{path.stem}_predictions"), contact_sheet(predictions, names, entries))

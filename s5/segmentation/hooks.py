@@ -229,7 +229,7 @@ class ViewsHook(Hook):
             )
         ]
         titles = ("weak view", "strong view", "its pseudo-labels", "its prediction")
-        write_sheet(runner, "unlabeled", rows, titles, legend(self.table))
+        write_sheet(runner, "unlabeled", rows, titles, legend(self.table, "no pseudo-label"))
 
 
 class TaskStartHook(Hook):

@@ -74,7 +74,7 @@ def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.Mon
         options = command[command.index("--cfg-options") + 1 :]
         cfg = load_config(S4PConfig, experiment.CONFIG, options)
         assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("first", "labels", "bound"))
-        assert cfg.schedule.total_iters == (2250 if arm == "labels, equal time" else 1000)
+        assert cfg.schedule.total_iters == (2700 if arm == "labels, equal time" else 1000)
         assert (cfg.settings.ramp_iters == 150) == (cfg.settings.pseudo_labels == "ema")
 
 

@@ -180,15 +180,77 @@ def test_stored_pseudo_labels_replace_predictions() -> None:
     assert losses["confident"] == 0.5
 
 
+def train(model: FixMatch, batches: list[dict]) -> FixMatch:
+    """Take a step of plain gradient descent on each batch."""
+    optimizer = torch.optim.SGD(model.segmentor.parameters(), 0.1)
+    for model.iteration, batch in enumerate(batches):
+        optimizer.zero_grad()
+        step(model, batch)["loss"].backward()
+        optimizer.step()
+        model.after_step(NOT_SKIPPED)
+    return model
+
+
+def without_augmentation(batch: dict) -> dict:
+    """The strong views are the weak ones."""
+    batch["views"]["photometric"][:] = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    batch["views"]["boxes"][:] = 0
+    return batch
+
+
+def test_true_labels_as_pseudo_labels_are_supervised_training() -> None:
+    """Of the unlabeled images, too: the bound of what pseudo-labels can give."""
+    batch = without_augmentation(make_batch(labeled=2, unlabeled=2))
+    truth = make_batch(labeled=4, unlabeled=0)["labels"][2:]
+    supervised = {"images": batch["images"], "labels": torch.cat([batch["labels"], truth])}
+    stored = train(make_model(pseudo_labels="stored").train(), 3 * [batch | {"stored": truth}])
+    expected = train(make_model().train(), 3 * [supervised])
+    assert_same_state(stored.segmentor, expected.segmentor)
+
+
+def test_statistics_of_batch_norm_are_those_of_labeled_images_and_strong_views() -> None:
+    batch = without_augmentation(make_batch())
+    model = train(make_model(conf_thresh=0.0).train(), [batch])
+    expected = make_model().train()
+    torch.manual_seed(1)
+    expected.logits(batch["images"].float() / 255)
+    for (name, found), buffer in zip(
+        model.segmentor.named_buffers(), expected.segmentor.buffers(), strict=True
+    ):
+        torch.testing.assert_close(found, buffer, msg=name)
+    assert not all(
+        torch.equal(found, start)
+        for found, start in zip(model.segmentor.buffers(), make_model().segmentor.buffers(), strict=True)
+    )
+
+
+def test_channels_are_dropped_in_strong_views_alone() -> None:
+    plain, dropped = (
+        step(make_model(conf_thresh=0.0, feature_dropout=share).eval(), make_batch(views=2))
+        for share in (0.0, 1.0)
+    )
+    assert torch.equal(plain["loss_s"], dropped["loss_s"])
+    assert plain["loss_u"] != dropped["loss_u"]
+
+
+def assert_same_state(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, msg=name)
+
+
 def test_ema_teacher_labels_and_follows() -> None:
-    model = make_model(pseudo_labels="ema", ema_decay=0.9).train()
-    weight = model.segmentor.heads["s4p"].classifier.weight
-    before = model.teacher.network.heads["s4p"].classifier.weight.clone()
-    with torch.no_grad():
-        weight.add_(1.0)
-    model.after_step(NOT_SKIPPED)
-    moved = model.teacher.network.heads["s4p"].classifier.weight - before
-    torch.testing.assert_close(moved, torch.full_like(moved, 0.5))  # first step: decay min(1 - 1/2, 0.9)
+    model = make_model(pseudo_labels="ema", ema_decay=0.6).train()
+    network = model.teacher.network
+    expected = network.heads["s4p"].classifier.weight.clone()
+    for decay in (1 - 1 / 2, 0.6, 0.6):  # min(1 - 1 / (step + 1), 0.6)
+        with torch.no_grad():
+            for tensor in (*model.segmentor.parameters(), *model.segmentor.buffers()):
+                tensor.add_(1)
+        model.after_step(NOT_SKIPPED)
+        expected = decay * expected + (1 - decay) * model.segmentor.heads["s4p"].classifier.weight
+        torch.testing.assert_close(network.heads["s4p"].classifier.weight, expected)
+    for copied, buffer in zip(network.buffers(), model.segmentor.buffers(), strict=True):
+        assert torch.equal(copied, buffer)
     assert not any(p.requires_grad for p in model.teacher.parameters())
     assert not any(module.training for module in model.teacher.modules())
 

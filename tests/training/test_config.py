@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from s5.curate import CurateConfig
+from s5.data.augmentation import StrongAugmentation
 from s5.errors import ConfigError
 from s5.segmentation.mdf import build_tables
 from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.methods.fixmatch import FixMatchSettings
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import Section, load_config, save_config
 
@@ -24,7 +26,23 @@ def test_published_values() -> None:
     assert (cfg.schedule.total_iters, cfg.data.crop) == (120_000, 512)
     assert (cfg.data.labeled.batch_size, cfg.data.unlabeled.batch_size) == (12, 12)
     assert (cfg.optim.lr, cfg.optim.betas, cfg.optim.weight_decay) == (5e-5, (0.9, 0.999), 0.01)
-    assert (cfg.fixmatch.conf_thresh, cfg.fixmatch.lambda_u) == (0.95, 1.0)
+    fixmatch = cfg.settings
+    assert isinstance(fixmatch, FixMatchSettings) and fixmatch == FixMatchSettings()
+    assert (fixmatch.conf_thresh, fixmatch.lambda_u, fixmatch.threshold) == (0.95, 1.0, "fixed")
+    assert (fixmatch.pseudo_labels, fixmatch.alignment) == ("current", "none")
+    assert (fixmatch.warmup_iters, fixmatch.ramp_iters, fixmatch.feature_dropout) == (0, 0, 0.0)
+    assert fixmatch.strong == StrongAugmentation(
+        views=1,
+        jitter_p=0.8,
+        brightness=0.5,
+        contrast=0.5,
+        saturation=0.5,
+        hue=0.25,
+        gray_p=0.2,
+        blur_p=0.5,
+        blur_sigma=(0.1, 2.0),
+        cutmix_p=0.5,
+    )
     splits = [str(cfg.data.labeled.split), str(cfg.data.unlabeled.split), str(cfg.data.val.split)]
     assert splits == ["splits/labeled/labeled.txt", "splits/unlabeled/RS4P-1M.txt", "splits/val.txt"]
 

@@ -56,7 +56,8 @@ class PicturesHook(Hook):
         for task, rows in self._rows.items():
             if rows:
                 name = "val" if len(self.tables) == 1 else f"val_{task}"
-                write_sheet(runner, name, rows, ("image", "truth", "prediction"), legend(self.tables[task]))
+                entries = legend(self.tables[task], "no label")
+                write_sheet(runner, name, rows, ("image", "truth", "prediction"), entries)
                 self._rows[task] = []
 
 
@@ -70,9 +71,9 @@ def rgb(image: torch.Tensor) -> np.ndarray:
     return (image.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
 
-def legend(table: LabelTable) -> list[tuple[str, RGB]]:
-    """Names and colours of the classes, for the legend of a sheet."""
-    return list(zip(table.classes, table.palette, strict=True))
+def legend(table: LabelTable, ignored: str) -> list[tuple[str, RGB]]:
+    """Names and colours of the classes and of the black pixels, for the legend of a sheet."""
+    return [*zip(table.classes, table.palette, strict=True), (ignored, (0, 0, 0))]
 
 
 def write_sheet(

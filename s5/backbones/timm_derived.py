@@ -52,7 +52,8 @@ def derive(name: str, **options: Any) -> TimmModel:  # noqa: ANN401 - of timm
     reason: ValueError | None = None
     for structure in STRUCTURES:
         try:
-            with torch.device("meta"):
+            # Gradients are traced, also where a caller loads a model in inference mode.
+            with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
                 return _derive(name, {**structure, **options})
         except ValueError as error:
             reason = reason or error
@@ -168,9 +169,8 @@ def _traced(network: Any, side: int) -> tuple[bool, tuple[str, ...]]:  # noqa: A
         layer = mlp.get_submodule("fc2")
         layer.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     levels = four_levels(network.feature_info.channels(), network.feature_info.reduction())[2]
-    with torch.enable_grad():
-        maps = network(torch.empty(BATCH, BANDS, side, side, device="meta"))
-        torch.stack([maps[level].sum() for level in set(levels)]).sum().backward()
+    maps = network(torch.empty(BATCH, BANDS, side, side, device="meta"))
+    torch.stack([maps[level].sum() for level in set(levels)]).sum().backward()
     inert = tuple(name for name, p in network.named_parameters() if p.requires_grad and p.grad is None)
     return set(batches) == {BATCH}, inert
 

@@ -51,6 +51,12 @@ def test_a_wrapped_network_is_layers_all_the_same() -> None:
     assert len(twins.undecayed) == 8 and set(twins.undecayed) <= dict(twins.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_the_same_where_gradients_are_off(mode) -> None:
+    with mode():
+        assert derive.__wrapped__("test_convnext") == derive("test_convnext")
+
+
 @pytest.mark.parametrize("name", ["test_convnext", "resnet10t", "swinv2_cr_tiny_ns_224"])
 @torch.no_grad()
 def test_features_are_those_of_timm(name: str) -> None:

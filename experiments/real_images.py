@@ -3,7 +3,7 @@
     python -m experiments.real_images --data DATA [--iters 1000] [--backbone NAME] [--init ENCODER]
 
 Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles, with and without RSSCN7; validation:
-the sixth scene.
+the sixth scene. The bound trains on the labels of all tiles of the five scenes.
 
 Finished runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard
 deviations. docs/real_images.md describes DATA.
@@ -24,26 +24,30 @@ from s5.data.splits import format_line, write_split
 CONFIG = REPO / "experiments/configs/real_images.yaml"
 LABELED_TILES = ("003", "008")
 METHODS = {
-    "labels alone": ("labels", "unlabeled"),
-    "FixMatch": ("fixmatch", "unlabeled"),
-    "few_labels.yaml": ("best", "unlabeled"),
-    "few_labels.yaml, Dubai alone": ("best", "unlabeled_dubai"),
-    "milder strong views": ("mild", "unlabeled"),
-    "milder strong views, Dubai alone": ("mild", "unlabeled_dubai"),
+    "labels alone": ("labels", "labeled", "unlabeled"),
+    "FixMatch": ("fixmatch", "labeled", "unlabeled"),
+    "few_labels.yaml": ("best", "labeled", "unlabeled"),
+    "few_labels.yaml, Dubai alone": ("best", "labeled", "unlabeled_dubai"),
+    "milder strong views": ("mild", "labeled", "unlabeled"),
+    "milder strong views, Dubai alone": ("mild", "labeled", "unlabeled_dubai"),
+    "bound": ("labels", "labeled_dubai", "unlabeled"),
 }
-"""Arm of `experiments.generated_scenes` and split of the unlabeled images."""
+"""Arm of `experiments.generated_scenes`, labeled and unlabeled split."""
 
 
 def write_splits(data: Path, out: Path) -> None:
     """Write the splits, by scene, so that no scene is in training and validation.
 
-    `unlabeled_dubai` has the unlabeled tiles of the labeled scenes, `unlabeled` also RSSCN7.
+    `unlabeled_dubai` has the unlabeled tiles of the labeled scenes, `unlabeled` also RSSCN7; `labeled_dubai`
+    has all tiles of the labeled scenes, with their masks.
     """
-    splits: dict[str, list[str]] = {"labeled": [], "unlabeled_dubai": [], "val": []}
+    splits: dict[str, list[str]] = {"labeled": [], "labeled_dubai": [], "unlabeled_dubai": [], "val": []}
     for image, line in tiles(data, "dubai"):
         if is_validation("dubai", image):
             splits["val"].append(line)
-        elif Path(image).stem.split("_")[1] in LABELED_TILES:
+            continue
+        splits["labeled_dubai"].append(line)
+        if Path(image).stem.split("_")[1] in LABELED_TILES:
             splits["labeled"].append(line)
         else:
             splits["unlabeled_dubai"].append(format_line(image))
@@ -55,13 +59,13 @@ def write_splits(data: Path, out: Path) -> None:
 
 def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | None]:
     """Train one model, or take the result of a finished run."""
-    arm, pool = METHODS[method]
-    names = {"labeled": "labeled", "unlabeled": pool, "val": "val"}
+    arm, labeled, pool = METHODS[method]
+    names = {"labeled": labeled, "unlabeled": pool, "val": "val"}
     splits = [f"data.{part}.split={args.out.resolve() / name}.txt" for part, name in names.items()]
     schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
     own = arm_options(arm, args.iters, warmup=args.iters // 2)
     options = [f"data_root={args.data.resolve()}", *splits, *schedule, *own]
-    work_dir = folder_of(args) / f"{arm}_{pool}_{seed}"
+    work_dir = folder_of(args) / f"{arm}_{labeled}_{pool}_{seed}"
     return train_s4p(CONFIG, args, options, work_dir, args.iters, args.init)
 
 

@@ -70,7 +70,7 @@ def test_metrics_file(finished: Path) -> None:
 
 def test_pictures_show_views_side_by_side(finished: Path) -> None:
     sheet = cv2.imread(str(finished / "pictures/unlabeled_000006.jpg"))
-    assert sheet.shape == (TITLE_HEIGHT + 2 * 68 + LINE, 4 * 68, 3)
+    assert sheet.shape == (TITLE_HEIGHT + 2 * 68 + 2 * LINE, 4 * 68, 3)
 
 
 def test_weight_files_load_into_a_fresh_model(finished: Path) -> None:
@@ -164,7 +164,7 @@ def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_p
     theirs = json.loads((finished / "final_metrics.json").read_text())
     assert ours["mIoU"] == theirs["mIoU"] and ours["aAcc"] == theirs["aAcc"]
     sheet = cv2.imread(str(tmp_path / "eval/pictures/val_000000.jpg"))
-    assert sheet.shape == (TITLE_HEIGHT + 2 * 76 + LINE, 3 * 84, 3), "two of the three images"
+    assert sheet.shape == (TITLE_HEIGHT + 2 * 76 + 2 * LINE, 3 * 84, 3), "two of the three images"
 
 
 @pytest.mark.slow

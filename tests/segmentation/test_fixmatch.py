@@ -209,19 +209,21 @@ def test_true_labels_as_pseudo_labels_are_supervised_training() -> None:
 
 
 def test_statistics_of_batch_norm_are_those_of_labeled_images_and_strong_views() -> None:
-    batch = without_augmentation(make_batch())
-    model = train(make_model(conf_thresh=0.0).train(), [batch])
-    expected = make_model().train()
-    torch.manual_seed(1)
-    expected.logits(batch["images"].float() / 255)
-    for (name, found), buffer in zip(
-        model.segmentor.named_buffers(), expected.segmentor.buffers(), strict=True
-    ):
-        torch.testing.assert_close(found, buffer, msg=name)
-    assert not all(
-        torch.equal(found, start)
-        for found, start in zip(model.segmentor.buffers(), make_model().segmentor.buffers(), strict=True)
+    batch = make_batch()
+    labeled, weak = (batch["images"].float() / 255).tensor_split([2])
+    model, expected, other = (make_model(conf_thresh=0.0).train() for _ in range(3))
+    strong = model.strong_views(model.weak_view(weak, ~batch["padding"], None), batch["views"])[0].images
+    for network, images in ((expected, strong), (other, weak)):
+        torch.manual_seed(1)
+        network.logits(torch.cat([labeled, images]))
+    found, strong_ones, weak_ones = (
+        {name: buffer for name, buffer in each.segmentor.named_buffers() if name.endswith("running_mean")}
+        for each in (train(model, [batch]), expected, other)
     )
+    assert found
+    for name in found:
+        torch.testing.assert_close(found[name], strong_ones[name], msg=name)
+        assert not torch.allclose(found[name], weak_ones[name])
 
 
 def test_channels_are_dropped_in_strong_views_alone() -> None:

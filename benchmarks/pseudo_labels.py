@@ -6,7 +6,8 @@ SPLIT lists the unlabeled images with their true masks (`image mask`), which are
 options of `S4_Pretrain/train.py` apply, and the losses are those of the same run without truth. Every
 `schedule.log_interval` steps, a report on the steps since the last one is appended to `pseudo_labels.md` in
 the work folder, and `pictures/strong_<iter>.jpg` shows the newest batch: weak view, its truth, its
-pseudo-labels, strong view, its truth, its pseudo-labels, the student's prediction. Runs in one process.
+pseudo-labels, then each strong view, its truth, its pseudo-labels, the student's prediction. Runs in one
+process.
 """
 
 import sys
@@ -44,7 +45,8 @@ from s5.training.runner import unwrap
 REPO = Path(__file__).resolve().parents[1]
 REPORT = "pseudo_labels.md"
 BINS = 10  # of the calibration
-TITLES = ("weak view", "truth", "pseudo-labels", "strong view", "truth", "pseudo-labels", "prediction")
+WEAK_TITLES = ("weak view", "truth", "pseudo-labels")
+STRONG_TITLES = ("strong view", "truth", "pseudo-labels", "prediction")
 STATES = ("trained on a right pseudo-label", "trained on a wrong pseudo-label", "not trained on")
 
 
@@ -111,7 +113,8 @@ class ObservedFixMatch(FixMatch):
                 counted = torch.where(state & view.valid, truth, IGNORE)
                 self.student[i] += confusion_matrix(prediction, counted, self.num_classes).cpu()
         images = [self._weak.images, self._truth, _labels(self._weak)]
-        images += [strong[0].images, self._mixed[0], _labels(strong[0]), predictions[0]]
+        for view, truth, prediction in zip(strong, self._mixed, predictions, strict=True):
+            images += [view.images, truth, _labels(view), prediction]
         self.pictures = tuple(cast(Tensor, image).detach() for image in images)
         return super().unlabeled_loss(logits, strong)
 
@@ -150,8 +153,9 @@ class TruthHook(Hook):
             for column in model.pictures
         ]
         rows = [list(row) for row in zip(*columns, strict=True)]
+        titles = [*WEAK_TITLES, *STRONG_TITLES * ((len(columns) - len(WEAK_TITLES)) // len(STRONG_TITLES))]
         entries = legend(self.table, "no label or pseudo-label")
-        write_sheet(runner, "strong", rows, TITLES, entries, runner.iter + 1)
+        write_sheet(runner, "strong", rows, titles, entries, runner.iter + 1)
         model.reset()
 
 

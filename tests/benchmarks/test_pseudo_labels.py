@@ -44,7 +44,7 @@ def test_a_run_with_truth_is_the_run_without(root: Path, tmp_path: Path) -> None
     assert f"| {CLASSES[0]} " in text and re.search(rf"\| {CLASSES[0]} +\| +100.0 \|", text)
     *_, newest = sorted(observed.glob("pictures/strong_*.jpg"))
     sheet = cv2.imread(str(newest))
-    assert sheet.shape[1] == 7 * (SIZE + 4)
+    assert sheet.shape[1] == (3 + 2 * 4) * (SIZE + 4)  # the weak view and both strong ones
 
 
 def test_counts_are_those_of_the_views() -> None:

@@ -11,11 +11,14 @@ from s5.checkpoints.loading import load_weights
 from s5.checkpoints.reading import read_checkpoint
 from s5.data.oriented.drawing import LINE
 from s5.errors import CheckpointError, ConfigError
+from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.segmentor import build_segmentor
+from s5.training.config import load_config
 from s5.training.hooks import checkpoints
 from s5.training.hooks.pictures import TITLE_HEIGHT
 from tests.helpers.s4p_runs import (
     CLASSES,
+    REPO,
     arguments,
     losses,
     options,
@@ -188,26 +191,26 @@ def test_options_train(root: Path, tmp_path: Path, changes: dict) -> None:
 
 
 @pytest.mark.slow
-def test_teacher_statistics_and_ramp_resume(root: Path, tmp_path: Path) -> None:
-    options = {
-        "pseudo_labels": "ema",
-        "warmup_iters": 1,
-        "ramp_iters": 2,
-        "alignment": "labels",
-        "threshold": "freematch",
-        "momentum": 0.5,
-        "feature_dropout": 0.5,
-        "strong.views": 2,
+def test_few_labels_trains_and_resumes_with_teacher_thresholds_and_ramp(root: Path, tmp_path: Path) -> None:
+    changes = {
+        "data.labeled.split": "splits/labeled/labeled.txt",
+        "fixmatch.warmup_iters": 1,
+        "fixmatch.ramp_iters": 2,
+        "fixmatch.momentum": 0.5,
+        "optim.warmup_iters": 1,
+        "schedule.total_iters": 4,
     }
-    changes = {f"fixmatch.{key}": value for key, value in options.items()} | {"schedule.total_iters": 4}
-    assert script().main(arguments(root, tmp_path / "run", **changes)) == 0
+    args = arguments(root, tmp_path / "run", "--config", str(REPO / "configs/few_labels.yaml"), **changes)
+    assert script().main(args) == 0
+    cfg = load_config(S4PConfig, tmp_path / "run/config.yaml")
+    assert cfg.settings.pseudo_labels == "ema" and cfg.settings.feature_dropout == 0.5
     whole = [r for r in records(tmp_path / "run") if "loss" in r]
     assert ["loss_u" in r for r in whole] == [False, True, True, True]
     scalars = [r for r in records(tmp_path / "run") if f"threshold/{CLASSES[0]}" in r]
     assert [len({v for k, v in r.items() if k.startswith("threshold/")}) for r in scalars] == [1, 3, 3, 3]
     count = len(records(tmp_path / "run"))
     (tmp_path / "run/iter_4.pth").unlink()
-    assert script().main(arguments(root, tmp_path / "run", "--resume", **changes)) == 0
+    assert script().main([*args, "--resume"]) == 0
     again = [r for r in records(tmp_path / "run")[count:] if "loss" in r]
     assert [(r["step"], r["loss"], r["loss_u"]) for r in again] == [
         (r["step"], r["loss"], r["loss_u"]) for r in whole[-len(again) :]

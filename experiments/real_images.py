@@ -1,20 +1,24 @@
 """S4P, as published and with the options of few_labels.yaml, against its labels alone, on real tiles.
 
-    python -m experiments.real_images --data DATA [--iters 1000] [--backbone NAME] [--init ENCODER]
+    python -m experiments.real_images --data DATA [--dataset dubai] [--backbone NAME] [--init ENCODER]
 
-Labeled: two tiles of five Dubai scenes; unlabeled: their other tiles, with and without RSSCN7; validation:
-the sixth scene. The bound trains on the labels of all tiles of the five scenes.
+Labeled: a few training tiles of the dataset; unlabeled: the others (*own*), or these and RSSCN7 (*all*);
+validation: tiles of another scene (dubai), another area (fair_buildings), or the last ones (epfl_roads). The
+bound trains on the labels of all training tiles.
 
 Finished runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard
 deviations. docs/real_images.md describes DATA.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+import yaml
+
 from experiments.generated_scenes import arm_options
-from experiments.real_tiles import is_validation, tiles
+from experiments.real_tiles import TASKS, is_validation, tiles
 from experiments.report_tables import markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser, train_s4p
 from s5.backbones import file_name
@@ -22,37 +26,48 @@ from s5.command import run_command
 from s5.data.splits import format_line, write_split
 
 CONFIG = REPO / "experiments/configs/real_images.yaml"
-LABELED_TILES = ("003", "008")
+TABLES = REPO / "experiments/configs/real_images_mdf.yaml"
+DUBAI_LABELED = ("003", "008")  # two tiles of each scene
+LABELED_OF = 16  # of the other datasets, one training tile in so many
 METHODS = {
-    "labels alone": ("labels", "labeled", "unlabeled"),
-    "FixMatch": ("fixmatch", "labeled", "unlabeled"),
-    "few_labels.yaml": ("best", "labeled", "unlabeled"),
-    "few_labels.yaml, Dubai alone": ("best", "labeled", "unlabeled_dubai"),
-    "milder strong views": ("mild", "labeled", "unlabeled"),
-    "milder strong views, Dubai alone": ("mild", "labeled", "unlabeled_dubai"),
-    "bound": ("labels", "labeled_dubai", "unlabeled"),
+    "labels alone": ("labels", "labeled", "unlabeled_own"),
+    "FixMatch, own": ("fixmatch", "labeled", "unlabeled_own"),
+    "FixMatch, all": ("fixmatch", "labeled", "unlabeled"),
+    "few_labels.yaml, own": ("best", "labeled", "unlabeled_own"),
+    "few_labels.yaml, all": ("best", "labeled", "unlabeled"),
+    "milder strong views, own": ("mild", "labeled", "unlabeled_own"),
+    "milder strong views, all": ("mild", "labeled", "unlabeled"),
+    "bound": ("labels", "labeled_all", "unlabeled_own"),
 }
 """Arm of `experiments.generated_scenes`, labeled and unlabeled split."""
 
 
-def write_splits(data: Path, out: Path) -> None:
-    """Write the splits, by scene, so that no scene is in training and validation.
+def write_splits(data: Path, out: Path, dataset: str = "dubai") -> None:
+    """Write the splits, so that no location is in training and validation where locations are known.
 
-    `unlabeled_dubai` has the unlabeled tiles of the labeled scenes, `unlabeled` also RSSCN7; `labeled_dubai`
-    has all tiles of the labeled scenes, with their masks.
+    `unlabeled_own` has the unlabeled tiles of the dataset, `unlabeled` also RSSCN7; `labeled_all` has all
+    training tiles, with their masks.
     """
-    splits: dict[str, list[str]] = {"labeled": [], "labeled_dubai": [], "unlabeled_dubai": [], "val": []}
-    for image, line in tiles(data, "dubai"):
-        if is_validation("dubai", image):
+    splits: dict[str, list[str]] = {"labeled": [], "labeled_all": [], "unlabeled_own": [], "val": []}
+    for image, line in tiles(data, dataset):
+        if is_validation(dataset, image):
             splits["val"].append(line)
             continue
-        splits["labeled_dubai"].append(line)
-        if Path(image).stem.split("_")[1] in LABELED_TILES:
+        if dataset == "dubai":
+            labeled = Path(image).stem.split("_")[1] in DUBAI_LABELED
+        else:
+            labeled = len(splits["labeled_all"]) % LABELED_OF == 0
+        splits["labeled_all"].append(line)
+        if labeled:
             splits["labeled"].append(line)
         else:
-            splits["unlabeled_dubai"].append(format_line(image))
-    others = sorted(p.relative_to(data).as_posix() for p in data.glob("unlabeled/rsscn7/*/*.jpg"))
-    splits["unlabeled"] = splits["unlabeled_dubai"] + others
+            splits["unlabeled_own"].append(format_line(image))
+    more, others = (
+        sorted(path.relative_to(data).as_posix() for path in data.glob(pattern))
+        for pattern in (f"seg/{dataset}/unlabeled/*.jpg", "unlabeled/rsscn7/*/*.jpg")
+    )
+    splits["unlabeled_own"] += more
+    splits["unlabeled"] = splits["unlabeled_own"] + others
     for name, lines in splits.items():
         write_split(out / f"{name}.txt", lines)
 
@@ -60,18 +75,24 @@ def write_splits(data: Path, out: Path) -> None:
 def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | None]:
     """Train one model, or take the result of a finished run."""
     arm, labeled, pool = METHODS[method]
-    names = {"labeled": labeled, "unlabeled": pool, "val": "val"}
-    splits = [f"data.{part}.split={args.out.resolve() / name}.txt" for part, name in names.items()]
-    schedule = [f"schedule.total_iters={args.iters}", f"schedule.val_interval={args.iters}", f"seed={seed}"]
-    own = arm_options(arm, args.iters, warmup=args.iters // 2)
-    options = [f"data_root={args.data.resolve()}", *splits, *schedule, *own]
-    work_dir = folder_of(args) / f"{arm}_{labeled}_{pool}_{seed}"
+    folder, names = folder_of(args), {"labeled": labeled, "unlabeled": pool, "val": "val"}
+    labels = {"name": args.dataset, **yaml.safe_load(TABLES.read_text())["tasks"][args.dataset]["labels"]}
+    options = [
+        f"data_root={args.data.resolve()}",
+        f"data.labels={json.dumps(labels)}",
+        *(f"data.{part}.split={folder.parent.resolve() / name}.txt" for part, name in names.items()),
+        f"schedule.total_iters={args.iters}",
+        f"schedule.val_interval={args.iters}",
+        f"seed={seed}",
+        *arm_options(arm, args.iters, warmup=args.iters // 2),
+    ]
+    work_dir = folder / f"{arm}_{labeled}_{pool}_{seed}"
     return train_s4p(CONFIG, args, options, work_dir, args.iters, args.init)
 
 
 def folder_of(args: argparse.Namespace) -> Path:
     """Where the runs and the report of this start are."""
-    return args.out / f"{file_name(args.backbone)}_{Path(args.init).stem}_{args.iters}"
+    return args.out / args.dataset / f"{file_name(args.backbone)}_{Path(args.init).stem}_{args.iters}"
 
 
 def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | None]]]) -> str:
@@ -82,17 +103,20 @@ def report(args: argparse.Namespace, results: dict[str, list[dict[str, float | N
         method: {row: mean_and_deviation([scores[row] for scores in runs]) for row in rows}
         for method, runs in results.items()
     }
-    title = f"{args.backbone} from {args.init}, {args.iters} iterations, seeds 0 to {args.seeds - 1}; percent"
+    title = (
+        f"{args.dataset}, {args.backbone} from {args.init}, {args.iters} steps, {args.seeds} seeds; percent"
+    )
     return "\n".join([title, "", *markdown_table(columns, rows)]) + "\n"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = experiment_parser(__doc__, "work_dirs/real_images")
+    parser.add_argument("--dataset", choices=TASKS, default="dubai")
     parser.add_argument("--iters", type=int, default=1000)
     parser.add_argument("--init", default="none", help="encoder to start from; by default random weights")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows of the table"
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="columns of the table"
     )
     return parser.parse_args(argv)
 
@@ -100,7 +124,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Write the splits, run everything, print the table."""
     args = parse_args(argv)
-    write_splits(args.data, args.out)
+    write_splits(args.data, args.out / args.dataset, args.dataset)
     results: dict[str, list[dict[str, float | None]]] = {method: [] for method in args.methods}
     for seed in range(args.seeds):
         for method, runs in results.items():

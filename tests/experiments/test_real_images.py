@@ -1,5 +1,6 @@
 """The experiments on real tiles, on images of noise with the same names."""
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -8,12 +9,15 @@ import pytest
 import torch
 import yaml
 
+from experiments import real_images, training_runs
 from experiments import real_images_mdf as experiment
 from experiments import real_tiles as tiles
-from experiments import training_runs
 from experiments.report_tables import mean_and_deviation
 from s5.checkpoints.reading import read_checkpoint
+from s5.data.labels import get_table
 from s5.data.splits import Split
+from s5.segmentation.s4p_config import S4PConfig
+from s5.training.config import load_config
 from tests.helpers.mdf_runs import script
 from tests.helpers.s4p_runs import REPO
 
@@ -80,6 +84,43 @@ def test_real_tiles_are_all_there(shared: Path) -> None:
         held_out = [tiles.is_validation(name, image) for image, _ in tiles.tiles(shared / "data", name)]
         counts[name] = (held_out.count(False), held_out.count(True))
     assert counts == {"dubai": (45, 9), "fair_buildings": (121, 21), "epfl_roads": (80, 20)}
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_splits_of_real_images(data: Path, tmp_path: Path, name: str) -> None:
+    real_images.write_splits(data, tmp_path, name)
+    parts = ("labeled", "labeled_all", "unlabeled_own", "unlabeled", "val")
+    splits = [(tmp_path / f"{name}.txt").read_text().splitlines() for name in parts]
+    labeled, everything, own, mixed, val = ({Path(line.split()[0]).stem for line in s} for s in splits)
+    assert val == HELD_OUT[name] and everything == set(STEMS[name]) - val
+    assert labeled and own and not labeled & own and labeled | own == everything
+    assert mixed == own, "these data have no other images"
+    assert all(len(line.split()) == 1 for line in splits[2])
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_methods_of_real_images_are_valid_runs(
+    data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {}
+
+    def train(config: Path, args: argparse.Namespace, options: list[str], work_dir: Path, *_: object) -> dict:
+        cfg = load_config(S4PConfig, config, options, backbone=args.backbone)
+        settings[work_dir.name] = cfg
+        assert get_table(cfg.data.labels).num_classes == CLASSES[name]
+        parts = cfg.data.labeled, cfg.data.unlabeled, cfg.data.val
+        assert all(Path(part.split).is_file() for part in parts)
+        work_dir.mkdir(parents=True)
+        return {"mIoU": 50.0, "aAcc": 60.0}
+
+    monkeypatch.setattr(real_images, "train_s4p", train)
+    args = ["--data", str(data), "--out", str(tmp_path), "--dataset", name, "--seeds", "2"]
+    assert real_images.main(args) == 0
+    assert len(settings) == 2 * len(real_images.METHODS), "each run has a folder of its own"
+    assert settings["labels_labeled_unlabeled_own_1"].data.unlabeled.batch_size == 0
+    assert settings["labels_labeled_unlabeled_own_1"].seed == 1
+    assert settings["best_labeled_unlabeled_own_0"].settings.warmup_iters == 500
+    assert "50.0 ± 0.0" in (tmp_path / name / "vit_t_none_1000/report.md").read_text()
 
 
 @pytest.mark.slow

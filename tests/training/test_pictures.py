@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from s5.data.image_io import read_image
+from s5.data.label_table import IGNORE
 from s5.data.labels import get_table
 from s5.data.oriented.drawing import LINE
 from s5.training.hooks import PicturesHook
-from s5.training.hooks.pictures import CELL, GAP, TITLE_HEIGHT, contact_sheet
+from s5.training.hooks.pictures import CELL, GAP, TITLE_HEIGHT, colored, contact_sheet, legend
 
 TABLE = get_table({"name": "t", "classes": ["a", "b"], "palette": [[250, 0, 0], [0, 0, 250]]})
 
@@ -74,3 +75,13 @@ def test_titles_and_legend_stand_around_the_pictures():
     assert titles[:, : 60 + GAP].any() and titles[:, 60 + GAP :].any()
     assert not titles[:, -GAP:].any()  # shrunk to fit
     assert (sheet[-LINE:] == (9, 8, 250)).all(2).any()
+
+
+def test_ignored_pixels_differ_from_a_black_background():
+    black = get_table({"name": "roofs", "classes": ["roof"], "palette": [[220, 60, 60]]})
+    ids = torch.tensor([[0, 1, IGNORE]])
+    for table in (TABLE, black):
+        colors = colored(ids, table)[0].tolist()
+        assert len({tuple(color) for color in colors}) == 3
+        assert legend(table, "no label")[-1] == ("no label", tuple(colors[2]))
+    assert colored(ids, TABLE)[0, 2].tolist() == [0, 0, 0]

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from s5.data.image_io import write_image
-from s5.data.label_table import RGB, LabelTable
+from s5.data.label_table import RGB, LabelTable, spare_color
 from s5.data.oriented.drawing import draw_legend
 
 CELL = 320  # maximum side of a picture in a contact sheet, pixels
@@ -49,7 +49,8 @@ class PicturesHook(Hook):
                 # Shrunk immediately, because full-size images of all tasks may not fit in memory.
                 photo = _fit(image.permute(1, 2, 0).contiguous().numpy())
                 ids = (_fit(x.numpy().astype(np.uint8), nearest=True) for x in (label, prediction.cpu()))
-                self._rows[task].append([photo, *(self.tables[task].colorize(x) for x in ids)])
+                table = self.tables[task]
+                self._rows[task].append([photo, *(table.colorize(x, ignored_color(table)) for x in ids)])
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the sheets."""
@@ -62,8 +63,13 @@ class PicturesHook(Hook):
 
 
 def colored(train_ids: torch.Tensor, table: LabelTable) -> np.ndarray:
-    """Render train ids (H, W) in the colours of their label table."""
-    return table.colorize(train_ids.numpy().astype(np.uint8))
+    """Render train ids (H, W) in the colours of their label table, and ignored pixels in `ignored_color`."""
+    return table.colorize(train_ids.numpy().astype(np.uint8), ignored_color(table))
+
+
+def ignored_color(table: LabelTable) -> RGB:
+    """Black, or a colour far from all classes where one of them is black (as a background is)."""
+    return spare_color(table.palette) if (0, 0, 0) in table.palette else (0, 0, 0)
 
 
 def rgb(image: torch.Tensor) -> np.ndarray:
@@ -72,8 +78,8 @@ def rgb(image: torch.Tensor) -> np.ndarray:
 
 
 def legend(table: LabelTable, ignored: str) -> list[tuple[str, RGB]]:
-    """Names and colours of the classes and of the black pixels, for the legend of a sheet."""
-    return [*zip(table.classes, table.palette, strict=True), (ignored, (0, 0, 0))]
+    """Names and colours of the classes and of the ignored pixels, for the legend of a sheet."""
+    return [*zip(table.classes, table.palette, strict=True), (ignored, ignored_color(table))]
 
 
 def write_sheet(

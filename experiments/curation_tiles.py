@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.real_images import CONFIG as TRAINING
 from experiments.real_images import write_splits
+from experiments.real_tiles import EPFL_UNLABELED
 from experiments.report_tables import markdown_table, mean_and_deviation
 from experiments.training_runs import REPO, experiment_parser, full_model, train_s4p
 from s5.command import run_command
@@ -27,7 +28,6 @@ from s5.launch import start
 from s5.training.config import load_config
 
 CONFIG = REPO / "experiments/configs/curation_tiles.yaml"
-EPFL = "seg/epfl_roads/unlabeled"
 
 
 def train(args: argparse.Namespace, name: str, seed: int, options: list[str]) -> dict[str, float | None]:
@@ -50,7 +50,7 @@ def choose(args: argparse.Namespace) -> tuple[Path, list[str]]:
         f"out={args.out / 'curated'}",
         f"checkpoint={weights}",
         f"labeled={args.out.resolve() / 'labeled.txt'}",
-        f"sources={{dubai_rsscn7: {args.out.resolve() / 'unlabeled.txt'}, epfl: {EPFL}}}",
+        f"sources={{dubai_rsscn7: {args.out.resolve() / 'unlabeled.txt'}, epfl: {EPFL_UNLABELED}}}",
     ]
     cfg = load_config(CurateConfig, CONFIG, values)
     launch = start(args.device)

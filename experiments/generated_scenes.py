@@ -5,12 +5,11 @@
 Every seed has its own labeled scenes. A first run trains on these alone, from random weights or `--init`; all
 arms of the seed are second runs from its model, with a lower learning rate. The unlabeled scenes have true
 labels, too, which only the arms `bound` (supervised, on all scenes) and `truth` (FixMatch with true labels in
-place of pseudo-labels) use. Finished runs are kept, interrupted runs are resumed. Writes `report.md`: mIoU
-on the validation scenes, and the gain over the labels alone, also as a share of the bound.
+place of pseudo-labels) use. Finished runs are kept, interrupted runs are resumed. Adds a table to
+`report.md`: mIoU on the validation scenes, and the gain over the labels alone and its share of the bound's.
 """
 
 import argparse
-import hashlib
 import math
 import shutil
 import statistics
@@ -23,11 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.report_tables import MEAN, markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, full_model, train_s4p
+from experiments.report_tables import MEAN, add_table, markdown_table, mean_and_deviation
+from experiments.training_runs import REPO, full_model, run_key, train_s4p
 from s5.backbones import file_name
 from s5.command import run_command, usable_cpus
-from s5.data.files import write_bytes
 from s5.data.image_io import write_mask
 from s5.data.prepare.pipeline import run_parallel
 from s5.data.splits import format_line, write_split
@@ -45,22 +43,27 @@ MILD = [
     "fixmatch.strong.blur_p=0",
 ]
 VIEWS = ["fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"]
-STEADY = ["fixmatch.momentum=0.99"]
-EMA = ["fixmatch.pseudo_labels=ema", "fixmatch.ramp_iters=RAMP"]
-ALIGNED = [*EMA, *STEADY, "fixmatch.alignment=labels"]
-FREE = [*ALIGNED, "fixmatch.threshold=freematch"]
+STEADY = ["fixmatch.momentum=0.99"]  # running means that follow runs as short as these
+EMA = ["fixmatch.pseudo_labels=ema"]
+RAMP = ["fixmatch.ramp_iters=RAMP"]
+ALIGNED = [*STEADY, "fixmatch.alignment=labels"]
+FREE = [*EMA, *RAMP, *ALIGNED, "fixmatch.threshold=freematch"]
 ARMS: dict[str, list[str]] = {
     "labels": ALONE,
     "labels, equal time": ALONE,
     "bound": ALONE,
     "truth": ["fixmatch.pseudo_labels=stored", f"data.unlabeled.split={TRUTH}"],
     "fixmatch": [],
+    # Published FixMatch with one method's options each:
+    "ramp": RAMP,
     "ema": EMA,
-    "aligned": ALIGNED,
-    "flexmatch": [*ALIGNED, "fixmatch.threshold=flexmatch"],
-    "freematch": FREE,
-    "softmatch": [*ALIGNED, "fixmatch.threshold=softmatch"],
+    "alignment": ALIGNED,
+    "flexmatch": [*STEADY, "fixmatch.threshold=flexmatch"],
+    "freematch": [*STEADY, "fixmatch.threshold=freematch"],
+    "softmatch": [*STEADY, "fixmatch.threshold=softmatch"],
     "unimatch": [*EMA, *VIEWS],
+    "milder views": MILD,
+    # Several together:
     "mild": [*FREE, *MILD],
     "best": [*FREE, *VIEWS],
 }
@@ -151,7 +154,7 @@ def train(
         *arm_options(arm, steps),
     ]
     # Runs of other scenes, initial weights or options are other runs.
-    key = hashlib.sha256(repr((_request(args), args.init, options)).encode()).hexdigest()[:8]
+    key = run_key(_request(args), args.init, options)
     folder = _folder(args) / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}_{key}"
     return Run(folder, train_s4p(CONFIG, args, options, folder, steps, init))
 
@@ -173,10 +176,10 @@ def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str,
         row = {MEAN: mean_and_deviation(list(values))}
         gain = values - base if base is not None else np.full(len(values), np.nan)
         error = statistics.stdev(gain) / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
-        row["gain"] = f"{gain.mean():+.1f}"
-        row["standard error"] = f"{error:.1f}"
         reachable = (bound - base).mean() if bound is not None and base is not None else math.nan
-        row["share of the bound"] = f"{100 * gain.mean() / reachable:.0f} %"
+        row["gain"] = _cell(gain.mean(), "+.1f")
+        row["standard error"] = _cell(error, ".1f")
+        row["share of the bound"] = _cell(100 * gain.mean() / reachable, ".0f", " %")
         row |= {
             name.removeprefix("IoU."): mean_and_deviation([run[name] for run in results[arm]])
             for name in results[arm][0]
@@ -186,11 +189,17 @@ def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str,
     titles = list(next(iter(rows.values())))
     columns = {title: {arm: row[title] for arm, row in rows.items()} for title in titles}
     start = "random weights" if args.init == "none" else args.init
+    options = f", {' '.join(args.cfg_options)}" if args.cfg_options else ""
     head = (
-        f"{args.backbone} from {start}, {args.labels} labeled scenes, {args.iters} iterations of each of two "
-        f"runs, {args.seeds} seeds; percent, mean ± standard deviation"
+        f"Scenes of seed {args.world}, {args.backbone} from {start}, {args.labels} labeled scenes, "
+        f"{args.iters} iterations of each of two runs{options}, {args.seeds} seeds; percent, mean ± standard "
+        f"deviation"
     )
     return "\n".join([head, "", *markdown_table(columns, list(rows))]) + "\n"
+
+
+def _cell(value: float, form: str, unit: str = "") -> str:
+    return "" if math.isnan(value) else f"{value:{form}}{unit}"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -198,8 +207,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", type=Path, default=Path("work_dirs/generated_scenes/data"))
     parser.add_argument("--out", type=Path, default=Path("work_dirs/generated_scenes"))
+    parser.add_argument("--data", type=Path, help="folder of the scenes (default: OUT/scenes_WORLD)")
     parser.add_argument("--world", type=int, default=0, help="seed of the scenes")
     parser.add_argument("--pool", type=int, default=200, help="labeled scenes to draw from")
     parser.add_argument("--unlabeled", type=int, default=1000)
@@ -215,6 +224,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
     args = parser.parse_args(argv)
+    args.data = args.data or args.out / f"scenes_{args.world}"
     if args.labels > SCENES_PER_SEED:
         parser.error(f"--labels {args.labels}: a seed has at most {SCENES_PER_SEED} labeled scenes")
     if args.seeds * SCENES_PER_SEED > args.pool:
@@ -247,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         pool.shutdown(cancel_futures=True)  # a run in progress has the signal, too
     text = report(args, results)
-    write_bytes(_folder(args) / "report.md", text.encode())
+    add_table(_folder(args) / "report.md", text)
     print(text)
     return 0
 

@@ -1,6 +1,6 @@
 """Pre-train a ViT on unlabeled images as a masked autoencoder (MAE), to start S4P from.
 
-    python -m experiments.mae_encoder --data work_dirs/generated_scenes/data --out work_dirs/mae.pth
+    python -m experiments.mae_encoder --data work_dirs/generated_scenes/scenes_0 --out work_dirs/mae.pth
     python -m experiments.generated_scenes --init work_dirs/mae.pth
 
 Masked autoencoders (He et al. 2022, arXiv 2111.06377): the encoder sees a quarter of the patches, a small

@@ -6,8 +6,8 @@ Labeled: a few training tiles of the dataset; unlabeled: the others (*own*), or 
 validation: tiles of another scene (dubai), another area (fair_buildings), or the last ones (epfl_roads). The
 bound trains on the labels of all training tiles.
 
-Finished runs are kept, interrupted runs are resumed. Writes `report.md` with means and standard
-deviations. docs/real_images.md describes DATA.
+Finished runs are kept, interrupted runs are resumed. Adds a table of means and standard deviations to
+`report.md`. docs/real_images.md describes DATA.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 import yaml
 
 from experiments.generated_scenes import arm_options
-from experiments.real_tiles import TASKS, is_validation, tiles
-from experiments.report_tables import markdown_table, mean_and_deviation
-from experiments.training_runs import REPO, experiment_parser, train_s4p
+from experiments.real_tiles import EPFL_UNLABELED, RSSCN7, TASKS, is_validation, tiles, unlabeled
+from experiments.report_tables import add_table, markdown_table, mean_and_deviation
+from experiments.training_runs import REPO, experiment_parser, run_key, train_s4p
 from s5.backbones import file_name
 from s5.command import run_command
 from s5.data.splits import format_line, write_split
@@ -42,11 +42,11 @@ METHODS = {
 """Arm of `experiments.generated_scenes`, labeled and unlabeled split."""
 
 
-def write_splits(data: Path, out: Path, dataset: str = "dubai") -> None:
+def write_splits(data: Path, out: Path, dataset: str = "dubai", mixed: bool = True) -> None:
     """Write the splits, so that no location is in training and validation where locations are known.
 
-    `unlabeled_own` has the unlabeled tiles of the dataset, `unlabeled` also RSSCN7; `labeled_all` has all
-    training tiles, with their masks.
+    `unlabeled_own` has the unlabeled tiles of the dataset, `unlabeled` (if `mixed`) also RSSCN7;
+    `labeled_all` has all training tiles, with their masks.
     """
     splits: dict[str, list[str]] = {"labeled": [], "labeled_all": [], "unlabeled_own": [], "val": []}
     for image, line in tiles(data, dataset):
@@ -62,12 +62,10 @@ def write_splits(data: Path, out: Path, dataset: str = "dubai") -> None:
             splits["labeled"].append(line)
         else:
             splits["unlabeled_own"].append(format_line(image))
-    more, others = (
-        sorted(path.relative_to(data).as_posix() for path in data.glob(pattern))
-        for pattern in (f"seg/{dataset}/unlabeled/*.jpg", "unlabeled/rsscn7/*/*.jpg")
-    )
-    splits["unlabeled_own"] += more
-    splits["unlabeled"] = splits["unlabeled_own"] + others
+    if dataset == "epfl_roads":
+        splits["unlabeled_own"] += unlabeled(data, EPFL_UNLABELED)
+    if mixed:
+        splits["unlabeled"] = splits["unlabeled_own"] + unlabeled(data, RSSCN7)
     for name, lines in splits.items():
         write_split(out / f"{name}.txt", lines)
 
@@ -86,7 +84,8 @@ def run(args: argparse.Namespace, method: str, seed: int) -> dict[str, float | N
         f"seed={seed}",
         *arm_options(arm, args.iters, warmup=args.iters // 2),
     ]
-    work_dir = folder / f"{arm}_{labeled}_{pool}_{seed}"
+    # Runs from other weights or with other options are other runs.
+    work_dir = folder / f"{arm}_{labeled}_{pool}_{seed}_{run_key(args.init, options)}"
     return train_s4p(CONFIG, args, options, work_dir, args.iters, args.init)
 
 
@@ -124,13 +123,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Write the splits, run everything, print the table."""
     args = parse_args(argv)
-    write_splits(args.data, args.out / args.dataset, args.dataset)
+    mixed = any(METHODS[method][2] == "unlabeled" for method in args.methods)
+    write_splits(args.data, args.out / args.dataset, args.dataset, mixed)
     results: dict[str, list[dict[str, float | None]]] = {method: [] for method in args.methods}
     for seed in range(args.seeds):
         for method, runs in results.items():
             runs.append(run(args, method, seed))
     text = report(args, results)
-    (folder_of(args) / "report.md").write_text(text, encoding="utf-8")
+    add_table(folder_of(args) / "report.md", text)
     print(text)
     return 0
 

@@ -3,9 +3,11 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
+from s5.data.files import write_bytes
 from s5.data.label_table import LabelTable
 from s5.data.masks import read_ids
 from s5.data.splits import Split
@@ -24,6 +26,13 @@ def markdown_table(columns: Mapping[str, Mapping[str, str]], rows: Sequence[str]
     """
     cells = [[row, *(column[row] for column in columns.values())] for row in rows]
     return text_table(["", *columns], cells, markdown=True).splitlines()
+
+
+def add_table(path: Path, text: str) -> None:
+    """Add a table to a report, unless it has it already."""
+    old = path.read_text("utf-8") if path.exists() else ""
+    if text not in old:
+        write_bytes(path, f"{old}\n{text}".lstrip().encode())
 
 
 def percent(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Training runs of the experiments: finished runs are kept, interrupted runs are resumed."""
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -70,6 +71,11 @@ def train_s4p(
     """
     command = ["S4_Pretrain/train.py", "--config", str(config), "--backbone", args.backbone, "--init", init]
     return train_once([*command, "--device", args.device, "--cfg-options", *options], work_dir, iterations)
+
+
+def run_key(*parts: object) -> str:
+    """A short name that differs between runs of which any of these parts differs."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
 def full_model(work_dir: Path, backbone: str) -> Path:

@@ -104,10 +104,10 @@ class S4PConfig(CropsConfig):
     @model_validator(mode="after")
     def _warmup_ends(self) -> "S4PConfig":
         settings = self.settings
-        starts = {
-            "optim.warmup_iters": self.optim.warmup_iters,
-            f"{self.section}.warmup_iters + ramp_iters": settings.warmup_iters + settings.ramp_iters,
-        }
+        starts = {"optim.warmup_iters": self.optim.warmup_iters}
+        if self.data.unlabeled.batch_size > 0:  # labels alone have no use for the method's
+            name = f"{self.section}.warmup_iters + ramp_iters"
+            starts[name] = settings.warmup_iters + settings.ramp_iters
         for name, steps in starts.items():
             if steps >= self.schedule.total_iters:
                 raise ValueError(

@@ -75,7 +75,7 @@ def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.Mon
         cfg = load_config(S4PConfig, experiment.CONFIG, options)
         assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("first", "labels", "bound"))
         assert cfg.schedule.total_iters == (2700 if arm == "labels, equal time" else 1000)
-        assert (cfg.settings.ramp_iters == 150) == (cfg.settings.pseudo_labels == "ema")
+        assert (cfg.settings.ramp_iters == 150) == (arm in ("ramp", "mild", "best"))
 
 
 def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:
@@ -105,13 +105,34 @@ def test_arms_start_from_the_first_run_of_their_seed_with_a_lower_learning_rate(
         assert ("optim.lr=3.0e-4" in command) == (not name.startswith("first"))
 
 
-def test_report_compares_with_labels_and_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = run(root, monkeypatch, "--arms", "labels", "best", "bound", "--seeds", "3")
+def test_report_compares_with_labels_and_bound(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    runs = run(root, monkeypatch, "--arms", "labels", "best", "bound", "--seeds", "3", *out)
     assert len(runs) == 12 and {n for *_, n in runs.values()} == {1000}
-    table = (root / "out/4_1000_vit_t/report.md").read_text().splitlines()
-    best = next(line for line in table if "| best" in line)
-    cells = [cell.strip() for cell in best.split("|")[2:-1]]
-    assert cells == ["36.0 ± 1.0", "+5.0", "0.0", "50 %", "50.0 ± 0.0"]
+    assert cells_of(tmp_path, "| best") == [["36.0 ± 1.0", "+5.0", "0.0", "50 %", "50.0 ± 0.0"]]
+
+
+def cells_of(root: Path, start: str) -> list[list[str]]:
+    """Cells of the report's rows that start so."""
+    lines = (root / "out/4_1000_vit_t/report.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines if line.startswith(start)]
+
+
+def test_tables_are_added_to_the_report(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    run(root, monkeypatch, "--arms", "best", "--seeds", "1", *out)
+    run(root, monkeypatch, "--arms", "labels", "best", "--seeds", "1", *out, "--cfg-options", "optim.lr=0.1")
+    run(root, monkeypatch, "--arms", "best", "--seeds", "1", *out)
+    assert cells_of(tmp_path, "| best") == [["35.0", "", "", "", "50.0"], ["35.0", "+5.0", "", "", "50.0"]]
+    text = (tmp_path / "out/4_1000_vit_t/report.md").read_text()
+    assert text.count("Scenes of seed 5, vit_t from random weights") == 2 and "two runs, optim.lr=0.1" in text
+
+
+def test_every_world_has_its_own_folder() -> None:
+    folders = {experiment.parse_args(["--world", str(seed)]).data for seed in (1, 2)}
+    assert len(folders) == 2
 
 
 def test_other_options_or_initial_weights_are_other_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

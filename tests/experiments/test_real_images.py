@@ -1,6 +1,7 @@
 """The experiments on real tiles, on images of noise with the same names."""
 
 import argparse
+import shutil
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from experiments.report_tables import mean_and_deviation
 from s5.checkpoints.reading import read_checkpoint
 from s5.data.labels import get_table
 from s5.data.splits import Split
+from s5.errors import DataError
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
 from tests.helpers.mdf_runs import script
@@ -53,6 +55,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask = rng.integers(0, CLASSES[name], (40, 48), dtype=np.uint8)
             cv2.imwrite(str(root / f"seg/{name}/images/{stem}.jpg"), image)
             cv2.imwrite(str(root / f"seg/{name}/masks/{stem}.png"), mask)
+    for folder in (tiles.RSSCN7, tiles.EPFL_UNLABELED):
+        (root / folder).mkdir(parents=True)
+        cv2.imwrite(str(root / folder / f"{folder[:3]}.png"), np.zeros((40, 48, 3), np.uint8))
     return root
 
 
@@ -93,8 +98,8 @@ def test_splits_of_real_images(data: Path, tmp_path: Path, name: str) -> None:
     splits = [(tmp_path / f"{name}.txt").read_text().splitlines() for name in parts]
     labeled, everything, own, mixed, val = ({Path(line.split()[0]).stem for line in s} for s in splits)
     assert val == HELD_OUT[name] and everything == set(STEMS[name]) - val
-    assert labeled and own and not labeled & own and labeled | own == everything
-    assert mixed == own, "these data have no other images"
+    assert labeled and own and not labeled & own and labeled | own == everything | (own & {"seg"})
+    assert ("seg" in own) == (name == "epfl_roads") and mixed == own | {"unl"}
     assert all(len(line.split()) == 1 for line in splits[2])
 
 
@@ -117,10 +122,43 @@ def test_methods_of_real_images_are_valid_runs(
     args = ["--data", str(data), "--out", str(tmp_path), "--dataset", name, "--seeds", "2"]
     assert real_images.main(args) == 0
     assert len(settings) == 2 * len(real_images.METHODS), "each run has a folder of its own"
-    assert settings["labels_labeled_unlabeled_own_1"].data.unlabeled.batch_size == 0
-    assert settings["labels_labeled_unlabeled_own_1"].seed == 1
-    assert settings["best_labeled_unlabeled_own_0"].settings.warmup_iters == 500
+    by_name = {name.rpartition("_")[0]: cfg for name, cfg in settings.items()}
+    assert by_name["labels_labeled_unlabeled_own_1"].data.unlabeled.batch_size == 0
+    assert by_name["labels_labeled_unlabeled_own_1"].seed == 1
+    assert by_name["best_labeled_unlabeled_own_0"].settings.warmup_iters == 500
     assert "50.0 ± 0.0" in (tmp_path / name / "vit_t_none_1000/report.md").read_text()
+
+
+def test_runs_from_another_file_of_the_same_name_are_other_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+
+    def train(config: Path, args: argparse.Namespace, options: list[str], work_dir: Path, *_: object) -> dict:
+        folders.append(work_dir)
+        work_dir.mkdir(parents=True)
+        return {"mIoU": 50.0, "aAcc": 60.0}
+
+    monkeypatch.setattr(real_images, "train_s4p", train)
+    args = ["--data", str(data), "--out", str(tmp_path), "--seeds", "1", "--methods", "labels alone"]
+    for init in ("a/vit_t_s4p.pth", "b/vit_t_s4p.pth"):
+        assert real_images.main([*args, "--init", init]) == 0
+    assert len(set(folders)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "missing"),
+    [("dubai", "FixMatch, all", tiles.RSSCN7), ("epfl_roads", "bound", tiles.EPFL_UNLABELED)],
+)
+def test_missing_unlabeled_images_are_an_error(
+    data: Path, tmp_path: Path, name: str, method: str, missing: str
+) -> None:
+    shutil.copytree(data / "seg", tmp_path / "seg", ignore=shutil.ignore_patterns("unlabeled"))
+    args = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--dataset", name, "--methods", method]
+    with pytest.raises(DataError, match=rf"{missing}: no images; docs/real_images.md says"):
+        real_images.main(args)
+    real_images.write_splits(tmp_path, tmp_path / "out", "dubai", mixed=False)
+    assert not (tmp_path / "out/unlabeled.txt").exists()
 
 
 @pytest.mark.slow

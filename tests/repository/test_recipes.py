@@ -4,19 +4,25 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from s5.data.datasets import DATASETS, LoveDA, Potsdam, Vaihingen
 from s5.data.datasets.base import TRAIN, VAL
 from s5.data.datasets.shipped import Source
+from s5.data.image_io import write_image
+from s5.data.labels import get_table, parse_table
+from s5.data.prepare.__main__ import main as prepare
 from s5.data.prepare.__main__ import parse_args
 from s5.data.prepare.segmentation import MaskCutter, dataset_cutter
 from s5.data.sampler import MultiSourceSampler
 from s5.detection.trained import load_det_config
+from s5.errors import ConfigError
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
 from tests.data.prepare.test_prepare_isprs import VAIHINGEN_SIZES
+from tests.helpers.s4p_runs import learnable_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = {
@@ -153,6 +159,34 @@ def test_shipped_detection_trains_on_the_published_objects() -> None:
 @pytest.mark.parametrize("name", ["configs/few_labels.yaml", "experiments/configs/generated_scenes.yaml"])
 def test_other_configurations_of_s4p_are_valid(name: str) -> None:
     cfg = load_config(S4PConfig, ROOT / name)
-    assert cfg.data.unlabeled.batch_size == 8
     changed = cfg.settings != type(cfg.settings)()
     assert changed == (name == "configs/few_labels.yaml"), "the experiment starts from published FixMatch"
+
+
+def test_commands_of_few_labels_write_its_splits(tmp_path: Path) -> None:
+    for i in range(6):
+        image, mask = learnable_pair(np.random.default_rng(i), 3, 60, 60)
+        write_image(tmp_path / f"images/{i}.png", image)
+        write_image(tmp_path / f"masks/{i}.png", mask)
+    (tmp_path / "labels.yaml").write_text("{name: mine, classes: [background, building, road]}")
+    places = {"IMAGES": "images", "MASKS": "masks", "ALL_IMAGES": "images", "labels.yaml": "labels.yaml"}
+    places = {name: str(tmp_path / path) for name, path in places.items()} | {"/path/to/data": str(tmp_path)}
+    path = ROOT / "configs/few_labels.yaml"
+    commands = re.findall(r"^#   python -m s5.data.prepare (.*)$", path.read_text(), re.M)
+    assert len(commands) == 2
+    for command in commands:
+        arguments = [places.get(word, word) for word in command.split()]
+        assert prepare([*arguments, "--size", "32", "--workers", "1"]) == 0
+    cfg = load_config(S4PConfig, path)
+    assert (cfg.backbone, cfg.init) == ("timm:tf_efficientnet_lite0", "timm")
+    assert get_table(cfg.data.labels) == parse_table(str(tmp_path / "labels.yaml"))
+    for part in (cfg.data.labeled, cfg.data.unlabeled, cfg.data.val):
+        assert (tmp_path / part.split).read_text().strip()
+
+
+def test_few_labels_trains_on_labels_alone_for_any_length() -> None:
+    """The first of the two runs that docs/method.md describes."""
+    path, short = ROOT / "configs/few_labels.yaml", "schedule.total_iters=1000"
+    assert load_config(S4PConfig, path, [short, "data.unlabeled.batch_size=0"]).settings.warmup_iters == 5000
+    with pytest.raises(ConfigError, match=r"fixmatch.warmup_iters \+ ramp_iters 6500 must be smaller"):
+        load_config(S4PConfig, path, [short])

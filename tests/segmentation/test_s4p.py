@@ -194,6 +194,7 @@ def test_options_train(root: Path, tmp_path: Path, changes: dict) -> None:
 def test_few_labels_trains_and_resumes_with_teacher_thresholds_and_ramp(root: Path, tmp_path: Path) -> None:
     changes = {
         "data.labeled.split": "splits/labeled/labeled.txt",
+        "data.val.split": "splits/val.txt",
         "fixmatch.warmup_iters": 1,
         "fixmatch.ramp_iters": 2,
         "fixmatch.momentum": 0.5,

@@ -2,14 +2,16 @@
 
     python -m benchmarks.pseudo_labels --truth SPLIT --backbone vit_t [--config CONFIG]
 
-SPLIT lists the unlabeled images with their true masks (`image mask`), which are compared, not trained on. All
-options of `S4_Pretrain/train.py` apply, and the losses are those of the same run without truth. Every
+SPLIT lists the unlabeled images with their true masks (`image mask`), which are compared, not trained on;
+`experiments.generated_scenes` writes such a split (`splits/unlabeled/truth.txt`). All options of
+`S4_Pretrain/train.py` apply, and the losses are those of the same run without truth. Every
 `schedule.log_interval` steps, a report on the steps since the last one is appended to `pseudo_labels.md` in
 the work folder, and `pictures/strong_<iter>.jpg` shows the newest batch: weak view, its truth, its
 pseudo-labels, then each strong view, its truth, its pseudo-labels, the student's prediction. Runs in one
 process.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +41,7 @@ from s5.training.config import load_config
 from s5.training.experiment import run
 from s5.training.hooks.pictures import colored, legend, rgb, write_sheet
 from s5.training.reports import text_table
-from s5.training.resume import open_work_dir
+from s5.training.resume import ResumableHook, open_work_dir
 from s5.training.runner import unwrap
 
 REPO = Path(__file__).resolve().parents[1]
@@ -47,6 +49,7 @@ REPORT = "pseudo_labels.md"
 BINS = 10  # of the calibration
 WEAK_TITLES = ("weak view", "truth", "pseudo-labels")
 STRONG_TITLES = ("strong view", "truth", "pseudo-labels", "prediction")
+COUNTS = ("pseudo", "selected", "bins", "student")
 STATES = ("trained on a right pseudo-label", "trained on a wrong pseudo-label", "not trained on")
 
 
@@ -56,7 +59,7 @@ class ObservedFixMatch(FixMatch):
     Attributes:
         pseudo: (K, K) pixels of the weak views by truth and pseudo-label.
         selected: (K, K) the same, of pixels with a weight of at least 0.5.
-        bins: (2, BINS) pixels, and those with a right pseudo-label, by confidence.
+        bins: (2, K, BINS) pixels, and those with a right pseudo-label, by pseudo-label and confidence.
         student: (3, K, K) pixels of the strong views by truth and prediction, for each of `STATES`.
         pictures: Columns of the sheet, from the newest batch.
     """
@@ -72,7 +75,7 @@ class ObservedFixMatch(FixMatch):
         """Set all counts to zero."""
         square = (self.num_classes, self.num_classes)
         self.pseudo, self.selected = (torch.zeros(square, dtype=torch.int64) for _ in range(2))
-        self.bins = torch.zeros(2, BINS, dtype=torch.int64)
+        self.bins = torch.zeros(2, self.num_classes, BINS, dtype=torch.int64)
         self.student = torch.zeros(len(STATES), *square, dtype=torch.int64)
 
     def loss(self, *args: Any, stored: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
@@ -90,10 +93,10 @@ class ObservedFixMatch(FixMatch):
             self.pseudo += confusion_matrix(pseudo, truth, self.num_classes).cpu()
             self.selected += confusion_matrix(pseudo, chosen, self.num_classes).cpu()
             known = truth != IGNORE
-            index = (confidence[known] * BINS).long().clamp(max=BINS - 1)
-            right = (pseudo == truth)[known]
-            counts = [index.bincount(minlength=BINS), index[right].bincount(minlength=BINS)]
-            self.bins += torch.stack(counts).cpu()
+            index = (confidence * BINS).long().clamp(max=BINS - 1) + pseudo.long() * BINS
+            for i, pixels in enumerate((known, known & (pseudo == truth))):
+                counts = index[pixels].bincount(minlength=self.bins[i].numel())
+                self.bins[i] += counts.view(-1, BINS).cpu()
         return weights
 
     def strong_views(self, weak: View, views: dict[str, Tensor]) -> list[View]:
@@ -127,13 +130,15 @@ def _labels(view: View) -> Tensor:
     return torch.where((view.weights >= 0.5) & view.valid, view.pseudo, IGNORE)
 
 
-class TruthHook(Hook):
+class TruthHook(ResumableHook):
     """Writes the reports and pictures.
 
     Args:
         table: Label table.
         interval: Steps between reports.
     """
+
+    key = "truth"
 
     def __init__(self, table: LabelTable, interval: int) -> None:
         self.table, self.interval = table, interval
@@ -157,6 +162,20 @@ class TruthHook(Hook):
         entries = legend(self.table, "no label or pseudo-label")
         write_sheet(runner, "strong", rows, titles, entries, runner.iter + 1)
         model.reset()
+
+    def state_dict(self, runner: Runner, iteration: int) -> dict[str, Any]:
+        """Return the counts since the last report, and the length of the reports in bytes."""
+        path, model = Path(runner.work_dir) / REPORT, unwrap(runner.model)
+        length = path.stat().st_size if path.exists() else 0
+        return {"length": length, "counts": {name: getattr(model, name) for name in COUNTS}}
+
+    def load_state_dict(self, runner: Runner, iteration: int, state: dict[str, Any]) -> None:
+        """Restore the counts; reports on later steps, which will be repeated, are removed."""
+        path, model = Path(runner.work_dir) / REPORT, unwrap(runner.model)
+        if path.exists():
+            os.truncate(path, state["length"])
+        for name in COUNTS:
+            setattr(model, name, state["counts"][name])
 
 
 def report(model: ObservedFixMatch, classes: Sequence[str]) -> str:
@@ -182,15 +201,17 @@ def report(model: ObservedFixMatch, classes: Sequence[str]) -> str:
     heads += ["precision of the selected", "selected and right"]
     tables = [text_table(heads, rows, markdown=True)]
     bins = model.bins.double()
+    pixels, correct = torch.cat([bins.sum(1, keepdim=True), bins], 1)  # of all classes, then of each
     calibration = [
         [
             f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}",
-            _percent(bins[0, i], bins[0].sum()),
-            _percent(*bins[[1, 0], i]),
+            _percent(pixels[0, i], pixels[0].sum()),
+            *(_percent(*counts) for counts in zip(correct[:, i], pixels[:, i], strict=True)),
         ]
         for i in range(BINS)
     ]
-    tables.append(text_table(["confidence", "pixels", "right"], calibration, markdown=True))
+    heads = ["confidence", "pixels", "right", *(f"right: {name}" for name in classes)]
+    tables.append(text_table(heads, calibration, markdown=True))
     student = model.student.double()
     wrong = student.sum((1, 2)) - student.diagonal(dim1=1, dim2=2).sum(1)
     totals = student.sum((1, 2))
@@ -243,6 +264,10 @@ def main(argv: list[str] | None = None) -> int:
     cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
     if cfg.method != "fixmatch" or cfg.settings.pseudo_labels == "stored":
         raise ConfigError("only predicted pseudo-labels of method: fixmatch can be compared with the truth")
+    if cfg.data.unlabeled.batch_size == 0 or cfg.settings.lambda_u == 0:
+        raise ConfigError(
+            "without unlabeled images, or with lambda_u 0, there are no pseudo-labels to report"
+        )
     processes = launch.start(args.device)
     if processes.world_size > 1:
         raise LaunchError("the report is written by a single process; start this without torchrun")

@@ -201,7 +201,7 @@ def test_no_weight_is_supervised_training() -> None:
 
 RANKS = """
 import os, torch, torch.distributed as dist
-from s5.segmentation.methods.confidence import THRESHOLDS
+from s5.segmentation.methods.confidence import THRESHOLDS, DistributionAlignment
 from tests.segmentation.test_confidence import PROBABILITIES, VALID, pixels
 dist.init_process_group("gloo")
 part = slice(1) if os.environ["RANK"] == "0" else slice(1, None)
@@ -213,6 +213,13 @@ for name in ("flexmatch", "freematch", "softmatch"):
     dist.is_initialized = initialized
     for ours, theirs in zip(own.children(), whole.children(), strict=True):
         torch.testing.assert_close(ours.current, theirs.current)
+logits, labels = pixels(PROBABILITIES), torch.tensor([5.0, 1.0, 2.0])
+whole, own = (DistributionAlignment(3, 0.5) for _ in range(2))
+own.observe(logits[..., part], VALID[..., part], labels if os.environ["RANK"] == "0" else 2 * labels.flip(0))
+initialized, dist.is_initialized = dist.is_initialized, lambda: False
+whole.observe(logits, VALID, labels + 2 * labels.flip(0))
+dist.is_initialized = initialized
+torch.testing.assert_close(own(logits), whole(logits))
 dist.destroy_process_group()
 """
 

@@ -159,6 +159,20 @@ def test_init_from_a_checkpoint_is_not_resume(root: Path, finished: Path, tmp_pa
     assert sorted(losses(tmp_path / "run")) == [1, 2]
 
 
+def test_the_teacher_starts_from_the_initial_weights(root: Path, finished: Path, tmp_path: Path) -> None:
+    """With a learning rate of nothing, it stays there; from other weights it would be halfway."""
+    changes = {"fixmatch.pseudo_labels": "ema", "schedule.total_iters": 1, "optim.lr": 1e-30}
+    args = arguments(root, tmp_path / "run", **changes)
+    args[args.index("none")] = str(finished / "vit_t_s4p_upernet.pth")
+    assert script().main(args) == 0
+    state = read_checkpoint(tmp_path / "run/iter_1.pth")["state_dict"]
+    initial = read_checkpoint(finished / "vit_t_s4p_upernet.pth")["state_dict"]
+    names = [name for name in initial if "running" not in name and "num_batches" not in name]
+    assert len(names) > 50
+    for name in names:
+        torch.testing.assert_close(state[f"teacher.network.{name}"], initial[name])
+
+
 def test_evaluate_gives_the_scores_of_training(root: Path, finished: Path, tmp_path: Path) -> None:
     args = [str(finished / "vit_t_s4p_upernet.pth"), "--device", "cpu"]  # which says that it is a vit_t
     args += ["--work-dir", str(tmp_path / "eval"), "--pictures", "2"]

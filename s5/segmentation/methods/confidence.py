@@ -195,7 +195,8 @@ class FreeMatch(Threshold):
     """Self-adaptive thresholds (Wang et al., FreeMatch, ICLR 2023, Eq. 5-8); `conf_thresh` is not used.
 
     The global threshold τ_t is the running mean of the confidence, the local ones are the running means p~(c)
-    of the predictions, and the threshold of a class is `p~(c) / max p~ * τ_t`.
+    of the predictions, and the threshold of a class is `p~(c) / max p~ * τ_t`. With alignment, the
+    predictions are aligned ones, so that rare classes have low thresholds, in proportion to their labels.
     """
 
     def __init__(self, classes: int, conf_thresh: float, momentum: float) -> None:

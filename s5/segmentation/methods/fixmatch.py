@@ -27,7 +27,7 @@ class EmaTeacher(nn.Module):
     """A copy of a network whose weights follow it slowly.
 
     The decay grows with the steps taken, `min(1 - 1 / (step + 1), decay)`, so that early random weights are
-    forgotten quickly. Buffers (normalisation statistics) are copied.
+    forgotten quickly. Buffers (normalisation statistics) are copied; the code of UniMatch V2 averages them.
 
     Args:
         network: The network to follow.

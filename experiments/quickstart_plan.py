@@ -33,21 +33,21 @@ SHORTEST = 30  # percent of the steps; with fewer, nothing is learned
 FIRST, TIMED = 3, 8  # steps to warm up and to time
 
 LABELS_ALONE = 0.55  # a step on labels alone, in steps of S4P with as many unlabeled images
-STAGES = {
-    "S4P": 700.0,
-    "labels alone": 1400 * LABELS_ALONE,  # the model that S4P starts from, and the comparison
-    "fine-tuning": 700.0,
-    "detection": 1100.0,
-}
-"""Training time of each stage in steps of S4P, as measured on two cores."""
+OTHER_STAGES = {"fine-tuning": 700.0, "detection": 1100.0}
+"""Training time of these stages in steps of S4P, as measured on two cores."""
 
-FIXED = 500.0
-"""Curation, scores, pictures and start-up, in steps of S4P."""
+FIXED_STEPS, FIXED_SECONDS = 250.0, 80.0
+"""Curation, scores and pictures, in steps of S4P; start of all commands."""
 
 
-def seconds_per_step(args: argparse.Namespace) -> float:
+def stages(iters: int) -> dict[str, float]:
+    """Training time of each stage in steps of S4P, given the length of a run of S4P."""
+    # Two runs on labels alone: the model that S4P starts from, and the comparison.
+    return {"S4P": iters, "labels alone": 2 * iters * LABELS_ALONE, **OTHER_STAGES}
+
+
+def seconds_per_step(args: argparse.Namespace, cfg: S4PConfig) -> float:
     """Median time of a step of S4P after its warm-up."""
-    cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
     processes = launch.start(args.device)
     experiment = S4PExperiment(cfg, processes)
     experiment.build_data()
@@ -65,27 +65,32 @@ def seconds_per_step(args: argparse.Namespace) -> float:
     return statistics.median(end - start for start, end in pairwise(times[FIRST:]))
 
 
-def plan(step: float, whole_run: bool = False) -> tuple[int, str]:
+def plan(step: float, iters: int = 700, whole_run: bool = False) -> tuple[int, str]:
     """Choose the share of the steps to train.
 
     Args:
         step: Seconds of a step of S4P.
+        iters: Steps of a run of S4P.
         whole_run: Train all steps, however long it takes.
 
     Returns:
         The share in percent, and the plan as text.
     """
-    whole, rest = sum(STAGES.values()) * step, FIXED * step
+    training = {name: steps * step for name, steps in stages(iters).items()}
+    whole, rest = sum(training.values()), FIXED_STEPS * step + FIXED_SECONDS
     percent = 100 if whole_run else min(100, max(SHORTEST, int(100 * (LIMIT - rest) / whole)))
-    parts = [f"{name} {_duration(steps * step * percent / 100)}" for name, steps in STAGES.items()]
+    parts = [f"{name} {_duration(seconds * percent / 100)}" for name, seconds in training.items()]
+    expected = whole * percent / 100 + rest
     lines = [
         f"A step of S4P takes {step:.2f} s here. Expected: {', '.join(parts)}; "
-        f"with scores and pictures {_duration(whole * percent / 100 + rest)} in all."
+        f"with scores and pictures {_duration(expected)} in all."
     ]
     if percent < 100:
+        limit = f"{LIMIT // 60} minutes"
+        why = f"this machine is too slow for {limit}" if expected > 1.05 * LIMIT else f"to stay near {limit}"
         lines.append(
-            f"All stages train {percent} % of their steps, to stay near {LIMIT // 60} minutes "
-            f"instead of {_duration(whole + rest)}; scores will be lower than in the README. "
+            f"All stages train {percent} % of their steps ({why}; all steps would take "
+            f"{_duration(whole + rest)}); scores will be lower than in the README. "
             f"{VARIABLE}=whole trains all steps."
         )
     return percent, "\n".join(lines)
@@ -102,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.disable(logging.INFO)
     try:
-        percent, text = plan(seconds_per_step(args), os.environ.get(VARIABLE) == "whole")
+        cfg = load_config(S4PConfig, args.config, args.cfg_options, backbone=args.backbone, init=args.init)
+        iters = cfg.schedule.total_iters
+        percent, text = plan(seconds_per_step(args, cfg), iters, os.environ.get(VARIABLE) == "whole")
     finally:
         logging.disable(logging.NOTSET)
     print(text, file=sys.stderr)

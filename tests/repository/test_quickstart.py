@@ -204,12 +204,22 @@ def test_a_plan_that_is_no_number_ends_the_run(quickstart) -> None:
 
 
 def test_plan_keeps_to_the_time() -> None:
-    total = sum(planning.STAGES.values()) + planning.FIXED
-    fast, slow, slower = (planning.plan(factor * planning.LIMIT / total) for factor in (0.9, 2.0, 20.0))
+    steps = sum(planning.stages(700).values()) + planning.FIXED_STEPS
+    full = (planning.LIMIT - planning.FIXED_SECONDS) / steps  # seconds of a step with which it just fits
+    fast, slow, slower = (planning.plan(factor * full) for factor in (0.9, 2.0, 20.0))
     assert fast[0] == 100 and "of their steps" not in fast[1]
-    assert 40 < slow[0] < 50 and f"{slow[0]} % of their steps" in slow[1] and "15 min in all" in slow[1]
+    assert 40 < slow[0] < 50 and f"{slow[0]} % of their steps (to stay near 15 minutes" in slow[1]
+    assert "15 min in all" in slow[1]
     assert slower[0] == planning.SHORTEST
-    assert planning.plan(2.0 * planning.LIMIT / total, whole_run=True)[0] == 100
+    assert "this machine is too slow for 15 minutes" in slower[1] and "near" not in slower[1]
+    assert planning.plan(2.0 * full, whole_run=True)[0] == 100
+
+
+def test_plan_knows_the_length_of_runs_and_the_time_of_starts() -> None:
+    longer = planning.plan(0.01, iters=7000)[1]
+    assert "S4P 70 s, labels alone 77 s" in longer
+    *_, total = re.findall(r"(\d+) s in all", planning.plan(1e-6)[1])
+    assert int(total) == planning.FIXED_SECONDS
 
 
 def test_plan_measures_steps_of_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -340,6 +350,7 @@ def test_summary_has_all_models_and_the_majority(runs: Path, capsys) -> None:
     assert list(table)[2:] == [*TABLE.classes, "mIoU"]
     assert table["mIoU"][:3] == ["61.2", "54.5", "50.0"]
     assert table["building"][0] == "absent"
+    assert "in this run: +6.8 points" in s4p
     assert "120 steps" in parts[0] and "landcover 75.0" in parts[0]
     for task, part in zip(("landcover", "roads", "water"), parts[1:], strict=True):
         assert f"{task}: 3 scenes, 2 held out" in part

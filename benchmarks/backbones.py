@@ -5,12 +5,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import torch
 
-from benchmarks import steps
+from benchmarks import steps, timing
 from benchmarks.timing import device_name, markdown_table
 from s5.backbones import create_backbone
 from s5.compat.memory import keep_freed_memory, peak_memory
@@ -51,8 +50,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)
-    # With a single thread, CPU time excludes other processes.
-    clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
+    clock = timing.clock(args.device, args.threads)
     if args.device == "cpu":
         keep_freed_memory()  # as in every training run
     device = torch.device(args.device)

@@ -50,14 +50,20 @@ def s5_step(args: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     return step
 
 
+def draws(
+    rng: np.random.Generator, cfg: StrongAugmentation, images: int, size: int
+) -> dict[str, torch.Tensor]:
+    """Random parameters of the strong views of a batch, as :class:`s5.data.loaders.FixMatchCollate` draws."""
+    views: dict[str, list[np.ndarray]] = {"photometric": [], "boxes": [], "partner": []}
+    for _ in range(cfg.views):
+        views["photometric"].append(np.stack([draw_photometric(rng, cfg) for _ in range(images)]))
+        views["boxes"].append(np.stack([draw_cutmix_box(rng, size, cfg) for _ in range(images)]))
+        views["partner"].append(derangement(rng, images))
+    return {name: torch.from_numpy(np.stack(values)) for name, values in views.items()}
+
+
 def _draws(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    rng, cfg = np.random.default_rng(0), StrongAugmentation()
-    draws: dict[str, Any] = {
-        "photometric": [draw_photometric(rng, cfg) for _ in range(args.batch)],
-        "boxes": [draw_cutmix_box(rng, args.size, cfg) for _ in range(args.batch)],
-        "partner": derangement(rng, args.batch),
-    }
-    return {name: torch.from_numpy(np.stack(value))[None] for name, value in draws.items()}
+    return draws(np.random.default_rng(0), StrongAugmentation(), args.batch, args.size)
 
 
 BENCHMARK = StepBenchmark(

@@ -9,12 +9,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
+from benchmarks import timing
 from benchmarks.timing import device_name, markdown_table
 from s5.backbones import get_architecture
 from s5.compat.memory import keep_freed_memory, peak_memory
@@ -80,8 +80,7 @@ class StepBenchmark(NamedTuple):
         torch.manual_seed(0)
         if args.threads:
             torch.set_num_threads(args.threads)
-        # With a single thread, CPU time excludes other processes.
-        clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
+        clock = timing.clock(args.device, args.threads)
         plain, dtype = VARIANTS[args.variant]
         if not plain and args.device == "cpu":
             keep_freed_memory()  # as in every training run

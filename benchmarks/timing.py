@@ -35,6 +35,11 @@ def interleaved(
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+def clock(device: str, threads: int) -> Callable[[], float]:
+    """CPU time for a single CPU thread, so that other processes do not count; else wall time."""
+    return time.process_time if device == "cpu" and threads == 1 else time.perf_counter
+
+
 def device_name(device: str) -> str:
     """Name of the device that the figures belong to."""
     if device != "cpu":

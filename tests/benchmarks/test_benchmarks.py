@@ -16,6 +16,7 @@ from benchmarks import (
     photometric,
     references,
     rotated,
+    s4p_options,
     s4p_step,
     sliding,
     steps,
@@ -40,6 +41,14 @@ def test_a_step(module: object, variant: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("variant", ["plain float32", "S5 float32"])
 def test_sliding_windows(variant: str) -> None:
     assert sliding.measure(argparse.Namespace(**SMALL, variant=variant))["seconds"] > 0
+
+
+def test_options_of_s4p(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s4p_options, "keep_freed_memory", lambda: True)
+    title, _, _, _, *rows = s4p_options.run(argparse.Namespace(**SMALL | {"batch": 2})).splitlines()
+    assert "2 labeled + 2 unlabeled images of 64" in title
+    ratios = {name.strip(): float(ratio) for _, name, _, ratio, _ in (row.split("|") for row in rows)}
+    assert ratios["fixmatch"] == 1 and ratios["labels"] < 1 and {"freematch", "best"} <= set(ratios)
 
 
 def test_backbones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ turns, so that other load hits all of them.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def build(arm: str, args: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.s4p_options",
@@ -96,7 +96,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--repeats", type=int, default=10, help="rounds; the median is reported")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    print(run(parser.parse_args()))
+    print(run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --cfg-options data_root=/data/S5
     torchrun --nproc_per_node 8 evaluate.py ...                                   same scores, 8 GPUs
 
+The data is configured by --config, by default config.yaml beside the checkpoint or else configs/pretrain.yaml.
 Prints the scores of every class and writes them to the work folder, with a confusion matrix and pictures.
 """
 
@@ -35,6 +36,7 @@ logger = logging.getLogger("s5.evaluate")
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__, HERE / "configs/pretrain.yaml")
+    parser.set_defaults(config=None)  # beside the checkpoint
     parser.add_argument("checkpoint", type=Path, help="full model: <backbone>_s4p_upernet.pth")
     parser.add_argument(
         "--work-dir", type=Path, help="output folder (default: evaluation/ beside the checkpoint)"
@@ -67,12 +69,14 @@ def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> Segment
 def main(argv: list[str] | None = None) -> int:
     """Evaluate and return the exit code."""
     args = parse_args(argv)
-    cfg = load_config(S4PConfig, args.config, args.cfg_options)
+    path = trained.find_config(args.config, args.checkpoint, HERE / "configs/pretrain.yaml")
+    cfg = load_config(S4PConfig, path, args.cfg_options)
     process = launch.start(args.device)
     spec = find_spec(args.checkpoint, args.backbone, cfg)
     work_dir = launch.make_work_dir(args.work_dir or args.checkpoint.parent / "evaluation", process)
     launch.setup_logging(work_dir, process)
 
+    logger.info("configuration: %s", path)
     experiment = s4p.S4PExperiment(cfg, process, work_dir)
     table = experiment.table
     model = spec.build(args.checkpoint, process.device, resolve_precision(cfg.precision, process.device))

@@ -76,7 +76,7 @@ def start(device: str = "auto") -> Launch:
     if device == "cuda":
         gpus = torch.cuda.device_count()
         if gpus == 0:
-            raise LaunchError("no GPU is visible to PyTorch; run with --device cpu (train.sh: GPUS=0)")
+            raise LaunchError("no GPU is visible to PyTorch; run with --device cpu (train.sh: 0 GPUs)")
         if local_rank >= gpus:
             raise LaunchError(
                 f"process {local_rank} of this node has no GPU: {gpus} visible; start at most {gpus}"

@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     experiment.build_data()
     model = experiment.build_model()
     if resume_from is None:
-        weights = cfg.load_from if args.init is None else initial_weights(args.init)
-        start_from(model.detector, weights, cfg.init_bands)
+        weights = cfg.load_from if args.init is None else args.init
+        start_from(model.detector, initial_weights(weights), cfg.init_bands)
     return run(experiment, resume_from)
 
 

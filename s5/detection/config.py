@@ -125,7 +125,7 @@ class DetConfig(RunConfig):
 
     data_root: Path
     backbone: str = "vit_b_moe"
-    load_from: Path | None = None
+    load_from: str | None = None
     tasks: dict[str, DetTaskConfig]
     size: Positive = 1024
     workers: NonNegative = 8

@@ -282,6 +282,7 @@ def test_checkpoint_of_other_bands(root: Path, tmp_path: Path) -> None:
     fails(root, r"images with 4 channels.*--init-bands R,G,B \(init_bands", "--load-from", str(path))
     fails(root, r"init_bands 5,2,1.*has 4 channels", load_from=str(path), init_bands=[5, 2, 1])
     fails(root, "init_bands 3,2,1 selects channels of a checkpoint, but", "--init-bands", "3,2,1")
+    fails(root, "init_bands 3,2,1 selects channels", load_from="none", init_bands=[3, 2, 1])
     short = {"schedule__epochs": 1, "schedule__milestones": []}
     shutil.rmtree(root / "run")
     assert script().main(arguments(root, "--load-from", str(path), "--init-bands", "3,2,1", **short)) == 0

@@ -169,10 +169,10 @@ def test_commands_of_few_labels_write_its_splits(tmp_path: Path) -> None:
         write_image(tmp_path / f"images/{i}.png", image)
         write_image(tmp_path / f"masks/{i}.png", mask)
     (tmp_path / "labels.yaml").write_text("{name: mine, classes: [background, building, road]}")
-    places = {"IMAGES": "images", "MASKS": "masks", "ALL_IMAGES": "images", "labels.yaml": "labels.yaml"}
+    places = {"IMAGES": "images", "MASKS": "masks", "UNLABELED": "images", "labels.yaml": "labels.yaml"}
     places = {name: str(tmp_path / path) for name, path in places.items()} | {"/path/to/data": str(tmp_path)}
     path = ROOT / "configs/few_labels.yaml"
-    commands = re.findall(r"^#   python -m s5.data.prepare (.*)$", path.read_text(), re.M)
+    commands = re.findall(r"^#   python -m s5.data.prepare ([^#\n]*)", path.read_text(), re.M)
     assert len(commands) == 2
     for command in commands:
         arguments = [places.get(word, word) for word in command.split()]

@@ -94,8 +94,8 @@ def build_scorer(cfg: CurateConfig, launch: Launch) -> tuple[Scorer, dict[str, A
     spec = spec_of_checkpoint(checkpoint, None)
     if spec is None:
         raise ConfigError(
-            f"{checkpoint}: has no metadata about its network (published weights have none); train a segmentor "
-            "with this version, see docs/curation.md"
+            f"{checkpoint}: has no metadata about its network (published weights have none); train a "
+            "segmentor with this version, see docs/curation.md"
         )
     scorer = Scorer(spec, checkpoint, launch.device, cfg.score)
     settings = {

@@ -3,7 +3,7 @@
     python evaluate.py work_dirs/s4p_vit_b/vit_b_s4p_upernet.pth --cfg-options data_root=/data/S5
     torchrun --nproc_per_node 8 evaluate.py ...                                   same scores, 8 GPUs
 
---config configures the data; by default it is config.yaml beside the checkpoint, or else configs/pretrain.yaml.
+--config configures the data, by default config.yaml beside the checkpoint or else configs/pretrain.yaml.
 Prints the scores of every class and writes them to the work folder, with a confusion matrix and pictures.
 """
 

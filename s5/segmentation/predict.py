@@ -1,6 +1,7 @@
 """Prediction with a trained segmentor, of images in memory and of files of any size in bounded memory."""
 
 import argparse
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -206,21 +207,14 @@ def _stream(
     """Predict one image and submit its bands to the image's writer lane."""
     georeference = read_georeference(source.path) if source.is_tiff else None
     size, tables = (pixels.height, pixels.width), predictor.spec.tables
-    writers = {
-        (task, kind): make_writer(
-            target.path(task, kind, source),
-            source.is_tiff,
-            kind,
-            table,
-            size,
-            georeference,
-            pixels.declares_no_data,
-        )
-        for task, table in tables.items()
-        for kind in target.formats
-    }
+    writers: dict[tuple[str, str], BandWriter] = {}
     jobs: list[Future] = []
     try:
+        for task, kind in itertools.product(tables, target.formats):
+            path, table = target.path(task, kind, source), tables[task]
+            writers[task, kind] = make_writer(
+                path, source.is_tiff, kind, table, size, georeference, pixels.declares_no_data
+            )
         for top, left, ids, _ in _bands(predictor.model, pixels, tables):
             height, width = next(iter(ids.values())).shape
             band = _Band(top, left, ids)
@@ -233,7 +227,7 @@ def _stream(
         for writer in writers.values():
             writer.discard()
         raise
-    lanes.submit(lane, _finish, writers)
+    lanes.submit(lane, _finish, writers, jobs)
 
 
 def _bands(
@@ -289,9 +283,18 @@ def _write_band(
         writer.write(band.top, band.left, paint(kind, ids, tables[task], band.photo, alpha), band.valid)
 
 
-def _finish(writers: Mapping[tuple[str, str], BandWriter]) -> None:
-    for writer in writers.values():
-        writer.finish()
+def _finish(writers: Mapping[tuple[str, str], BandWriter], bands: Sequence[Future]) -> None:
+    """Finish the files of an image, or remove them if a band could not be written, by an earlier job."""
+    waiting = list(writers.values())
+    try:
+        if any(band.exception() for band in bands):
+            return
+        while waiting:
+            waiting[-1].finish()
+            waiting.pop()
+    finally:
+        for writer in waiting:
+            writer.discard()
 
 
 def prediction_parser(description: str, config: Path) -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Segmentation results: in memory, drawn, and written as index mask, colours or overlay."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import ClassVar, Protocol
 import cv2
 import numpy as np
 import rasterio
+from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from s5.data.gdal_files import Georeference
@@ -157,9 +159,37 @@ class TiffWriter:
             self._file.write_mask(valid, window=Window(left, top, valid.shape[1], valid.shape[0]))
 
     def finish(self) -> None:
-        """Close the file and rename it to its final path."""
+        """Close the file and rename it to its final path.
+
+        Raises:
+            OSError: The file is incomplete; it is removed.
+        """
         self._file.close()
+        try:
+            self._check()
+        except RasterioIOError:
+            self._temporary.unlink()
+            message = "incomplete after writing; is the disk full, or a quota used up?"
+            raise OSError(errno.EIO, message, str(self._path)) from None
         self._temporary.replace(self._path)
+
+    def _check(self) -> None:
+        """Check that all pixels are in the file: closing it does not report what could not be written.
+
+        Raises:
+            RasterioIOError: Something is missing.
+        """
+        length = self._temporary.stat().st_size
+        with rasterio.open(self._temporary) as file:
+            for (row, column), window in file.block_windows(1):
+                offset, size = (
+                    file.get_tag_item(f"BLOCK_{name}_{column}_{row}", "TIFF", bidx=1)
+                    for name in ("OFFSET", "SIZE")
+                )
+                if offset is None or int(offset) + int(size) > length:
+                    raise RasterioIOError(f"block {row}, {column} is missing")
+                if self._has_mask:
+                    file.read_masks(1, window=window)
 
     def discard(self) -> None:
         """Remove what was written."""

@@ -1,5 +1,6 @@
 """GeoTIFFs and images of which only a part is in memory."""
 
+import errno
 import warnings
 
 import numpy as np
@@ -10,8 +11,12 @@ from rasterio.crs import CRS
 
 from s5.data.image_io import read_image, read_mask, write_image
 from s5.data.rasters import Raster
+from s5.prediction.pipeline import Lanes
+from s5.segmentation import predict as commands
 from s5.segmentation import windows as strips
 from s5.segmentation.model import SegmentationModel
+from s5.segmentation.results import TiffWriter
+from tests.helpers.processes import largest_file
 from tests.segmentation.predict.predicting import TABLES, expected_ids, files, predict, write_geotiff
 
 
@@ -93,3 +98,54 @@ def test_a_tiff_that_breaks_off_leaves_nothing(checkpoint, model, tmp_path, caps
     assert predict(checkpoint, tmp_path / "in", tmp_path / "out") == 1
     assert "scene.tif: damaged or unsupported" in capsys.readouterr().err
     assert [name for name in files(tmp_path / "out") if "prediction.yaml" not in name] == []
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_disk_that_fills_up_leaves_no_broken_tiff(tmp_path, channels, masked):
+    """Closing a file does not report that its last bytes could not be written."""
+    shape = (200, 200) if channels == 1 else (200, 200, 3)
+    values = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    valid = np.arange(40_000).reshape(200, 200) % 7 > 0 if masked else None
+
+    def write(path):
+        writer = TiffWriter(path, 200, 200, channels, None, 255 if channels == 1 else None)
+        try:
+            writer.write(0, 0, values, valid)
+        except OSError:
+            writer.discard()
+            raise
+        writer.finish()
+
+    write(tmp_path / "whole.tif")
+    size, errors = (tmp_path / "whole.tif").stat().st_size, 0
+    for missing in (1, 200, 1000, 3000, 10_000, size - 1000):
+        try:
+            with largest_file(size - missing):
+                write(tmp_path / "part.tif")
+        except OSError:
+            errors += 1
+            assert files(tmp_path) == ["whole.tif"]
+        else:  # what was cut off is not needed
+            assert np.array_equal(read_image(tmp_path / "part.tif"), read_image(tmp_path / "whole.tif"))
+            (tmp_path / "part.tif").unlink()
+    assert errors >= 4
+
+
+def test_an_image_of_which_a_band_is_missing_is_not_finished(tmp_path):
+    def write(top, left, band, valid=None):
+        if top:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        TiffWriter.write(writer, top, left, band, valid)
+
+    writer = TiffWriter(tmp_path / "a.tif", 64, 32, 1, None, 255)
+    writer.write = write
+    writers, ids = {("roofs", "index"): writer}, {"roofs": np.zeros((32, 32), np.uint8)}
+    with pytest.raises(OSError, match="No space left"), Lanes(1, 6) as lanes:
+        bands = [
+            lanes.submit(0, commands._write_band, writers, commands._Band(top, 0, ids), TABLES, 0.5)
+            for top in (0, 32)
+        ]
+        lanes.submit(0, commands._finish, writers, bands)
+        lanes.wait()
+    assert files(tmp_path) == []

@@ -62,9 +62,15 @@ class Run:
         """Hold the folder against other runs, which would delete and replace each other's shards.
 
         Raises:
-            PrepareError: Another run has it.
+            PrepareError: Another run has it, or it holds other files, which could be replaced.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in self.path.iterdir())
+        if names and LOCK not in names:
+            raise PrepareError(
+                f"{self.path}: holds other files ({', '.join(names[:3])}), which a curation could replace; "
+                "choose an empty folder as out"
+            )
         with (self.path / LOCK).open("a") as file:
             deadline = time.monotonic() + LOCK_SECONDS
             while True:

@@ -15,6 +15,7 @@ from s5.curate.index import index
 from s5.curate.score import count_scores, score
 from s5.curate.select import select
 from s5.curate.write import selection_settings, write
+from s5.errors import ConfigError
 from s5.launch import ALONE, Launch, host_group, main_process_first
 
 PACKAGES = ("duckdb", "faiss", "imagehash", "pyarrow")
@@ -71,6 +72,11 @@ def _score(cfg: CurateConfig, run: Run, launch: Launch) -> None:
 
 def _index(cfg: CurateConfig, run: Run) -> None:
     root, workers = cfg.data_root.absolute(), usable_cpus()
+    for name, path in {"labeled": cfg.labeled, **cfg.sources}.items():
+        if (root / path).resolve().is_relative_to(run.path.resolve()):
+            raise ConfigError(
+                f"{name}: {root / path} is in the folder that the curation writes to; choose another out"
+            )
     index(run.part(LABELED), {"labeled": cfg.labeled}, root, cfg.patch, workers)
     index(run.part(POOL), cfg.sources, root, cfg.patch, workers)
 

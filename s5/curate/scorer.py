@@ -40,7 +40,7 @@ class Scorer:
         settings: Settings of the step.
 
     Raises:
-        ConfigError: The segmentor has several tasks.
+        ConfigError: The segmentor has several tasks, or no value for pixels without a pseudo-label.
         CheckpointError: The weights do not fit the description.
     """
 
@@ -53,6 +53,12 @@ class Scorer:
                 f"{checkpoint}: has the tasks {', '.join(spec.tables)}; choose one with score.task"
             )
         (self.task, self.table), *_ = spec.tables.items()
+        if settings.pseudo_labels and self.table.ignored_value is None:
+            free = next(value for value in range(255, -1, -1) if value not in self.table.values)
+            raise ConfigError(
+                f"{checkpoint}: the label table of {self.task} ignores no value, so pseudo-labels could not "
+                f"leave out pixels without data; train the segmentor with `ignore: [{free}]` in its labels"
+            )
         self.device = device
         self.conf_thresh = settings.conf_thresh
         dtype = resolve_precision(settings.precision, device)

@@ -55,6 +55,33 @@ def test_the_split_can_be_read(pool: Path) -> None:
         assert sample.mask is not None and sample.mask.is_file()
 
 
+def test_a_folder_with_other_files_is_left_alone(fresh: Path) -> None:
+    """Folders of the user's may have the names of the curation's, such as patches."""
+    write_image(fresh / "out/patches/mine.png", noise(1))
+    with pytest.raises(PrepareError, match=r"out: holds other files \(patches\).*choose an empty folder"):
+        curate(configuration(fresh))
+    assert (fresh / "out/patches/mine.png").exists() and not (fresh / "out" / LOCK).exists()
+
+
+def test_sources_in_the_folder_of_the_curation_are_refused(fresh: Path) -> None:
+    cfg = configuration(fresh, sources="{mine: out/patches}")
+    with pytest.raises(
+        ConfigError, match=r"mine: .*out/patches is in the folder that the curation writes to"
+    ):
+        curate(cfg, steps=("index",))
+
+
+def test_pseudo_labels_need_a_value_for_ignored_pixels(fresh: Path) -> None:
+    write_checkpoint(
+        fresh / "model.pth", {"s4p": table("s4p", CLASSES, values=[0, 1, 254, 255], ignore=[])}, "vit_t"
+    )
+    cfg = configuration(fresh, score__pseudo_labels="true")
+    with pytest.raises(
+        ConfigError, match=r"model.pth: the label table of s4p ignores no value.*ignore: \[253\]"
+    ):
+        curate(cfg, steps=("index", "score"))
+
+
 def test_s4p_trains_on_the_split_and_its_pseudo_labels(pool: Path, tmp_path: Path) -> None:
     lines = [f"labeled/{i}.png labels/{i}.png" for i in range(6)]
     for i in range(6):

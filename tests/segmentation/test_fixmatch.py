@@ -1,6 +1,7 @@
 """FixMatch on a tiny network: the objective, its corner cases, and what never gets a gradient."""
 
 import numpy as np
+import pytest
 import torch
 
 from s5.backbones.vit import Variant
@@ -168,8 +169,9 @@ def test_two_strong_views_average() -> None:
     torch.testing.assert_close(both, (first + second) / 2)
 
 
-def test_stored_pseudo_labels_replace_predictions() -> None:
-    model = make_model().eval()
+@pytest.mark.parametrize("settings", [{}, {"conf_thresh": 0.0}])
+def test_stored_pseudo_labels_replace_predictions(settings: dict) -> None:
+    model = make_model(pseudo_labels="stored", **settings).eval()
     batch = make_batch()
     batch["views"]["boxes"][:] = 0
     batch["stored"] = torch.full((3, SIZE, SIZE), 255, dtype=torch.uint8)

@@ -278,10 +278,9 @@ class FixMatch(SegmentationModel):
             if labeled_pixels is not None:
                 self.threshold.observe(logits, valid)
             pseudo, confidence = self.pseudo_labels(logits)
-        else:
-            known = stored != IGNORE
-            pseudo, confidence = torch.where(known, stored, 0).long(), known.float()
-        return View(images, pseudo, self.weights(pseudo, confidence), valid)
+            return View(images, pseudo, self.weights(pseudo, confidence), valid)
+        known = stored != IGNORE  # no threshold: those who stored the labels chose them
+        return View(images, torch.where(known, stored, 0).long(), known, valid)
 
     @torch.no_grad()
     def weak_logits(self, images: Tensor) -> Tensor:

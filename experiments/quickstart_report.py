@@ -21,8 +21,7 @@ from s5.segmentation.mdf import build_tables, find_images
 from s5.segmentation.mdf_config import MDFConfig
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
-from s5.training.hooks.progress import SUMMARY_FILE
-from s5.training.reports import SCORES_FILE
+from s5.training.reports import SCORES_FILE, SUMMARY_FILE
 
 RUNS = {"s4p": "S4P", "supervised_longer": "labels alone", "supervised": "labels alone, half"}
 TITLE = "MoE-MDF"

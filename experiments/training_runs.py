@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s5.backbones import file_name
-from s5.training.hooks.progress import SUMMARY_FILE
+from s5.training.reports import SUMMARY_FILE
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from s5.checkpoints.layouts import Layout, Weights
 from s5.training.config import config_beside
-from s5.training.hooks.progress import SUMMARY_FILE
+from s5.training.reports import SUMMARY_FILE
 
 FILE = "README.md"
 MARK = "<!-- written by python -m s5.convert -->"

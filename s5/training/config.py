@@ -31,6 +31,7 @@ from pydantic import (
 from s5.backbones import Finetune, Lora, Normalization, parse_normalization
 from s5.checkpoints.bands import is_band
 from s5.data.augmentation import Photometric
+from s5.data.files import write_bytes
 from s5.errors import ConfigError
 from s5.ranges import (
     NonNegative,
@@ -116,7 +117,7 @@ def _validate(
 def save_config(config: Section, path: str | Path) -> None:
     """Write the resolved configuration as YAML."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    write_bytes(Path(path), text.encode())
 
 
 def config_beside(checkpoint: Path) -> Path | None:

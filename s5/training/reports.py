@@ -15,6 +15,7 @@ from s5.data.files import write_bytes
 from s5.errors import printable
 
 SCORES_FILE = "scores.json"
+SUMMARY_FILE = "final_metrics.json"
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from s5.backbones import LORA_SCALE
 from s5.launch import Launch, LaunchError, make_work_dir, same_everywhere, setup_logging
+from s5.training.reports import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +67,8 @@ def open_work_dir(work_dir: Path, launch: Launch, resume: str | None) -> Path | 
 
 def resumable_checkpoints(work_dir: Path) -> list[Path]:
     """List resumable checkpoints, oldest first; all are complete, because they are written atomically."""
-    numbered = [
-        (int(match[1]), path) for path in work_dir.glob("iter_*.pth") if (match := _PATTERN.match(path.name))
-    ]
-    return [path for _, path in sorted(numbered)]
+    checkpoints = (path for path in work_dir.glob("iter_*.pth") if _PATTERN.match(path.name))
+    return sorted(checkpoints, key=_iteration)
 
 
 def latest_checkpoint(work_dir: Path) -> Path | None:
@@ -101,6 +100,11 @@ def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | No
 
 def _find(resume: str | None, work_dir: Path) -> Path | None:
     latest = latest_checkpoint(work_dir)
+    if latest is None and resume in (None, "latest") and (work_dir / SUMMARY_FILE).exists():
+        raise LaunchError(
+            f"{work_dir} holds the results of a run ({SUMMARY_FILE}), but no checkpoint to resume from: "
+            f"choose another --work-dir, or move the results away"
+        )
     if resume is None:
         if latest is not None:
             raise LaunchError(
@@ -117,7 +121,18 @@ def _find(resume: str | None, work_dir: Path) -> Path | None:
         raise LaunchError(
             f"--resume {path}: no such file; the latest checkpoint of {work_dir} is {latest or 'none'}"
         )
+    if latest is not None and _iteration(latest) > _iteration(path):
+        raise LaunchError(
+            f"--resume {path}: {work_dir} has later checkpoints ({latest.name}), which would be mistaken for "
+            f"those of the resumed run; move them away, or choose another --work-dir"
+        )
     return path
+
+
+def _iteration(checkpoint: Path) -> int:
+    """The iteration in the name of a checkpoint, -1 for another name."""
+    match = _PATTERN.match(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def why_not(
@@ -125,6 +140,7 @@ def why_not(
     weights: Mapping[str, Tensor],
     schedulers: Iterable[dict[str, Any]],
     max_iters: int,
+    groups: Iterable[Mapping[str, Any]],
 ) -> str | None:
     """Return why a run cannot resume from a checkpoint, or None if it can.
 
@@ -133,6 +149,7 @@ def why_not(
         weights: State dict of this run's model.
         schedulers: States of this run's learning-rate schedulers.
         max_iters: Length of this run in iterations.
+        groups: Parameter groups of this run's optimizer.
     """
     missing = PARTS - checkpoint.keys()
     if missing:
@@ -161,6 +178,13 @@ def why_not(
         )
     if _settings(checkpoint["param_schedulers"]) != _settings(schedulers):
         return _other_schedule(checkpoint["meta"].get("max_iters"), max_iters)
+    for old, new in zip(checkpoint["optimizer"]["param_groups"], groups, strict=True):
+        for name in ("betas", "weight_decay"):
+            if old[name] != new[name]:
+                return (
+                    f"optim.{name} was {old[name]}, here it is {new[name]}. Set the original value; for "
+                    "another, start a new run from its weights"
+                )
     return None
 
 

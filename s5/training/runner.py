@@ -13,6 +13,7 @@ import timm
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.utils import apply_to
 from torch import nn
@@ -136,7 +137,8 @@ class S5Runner(Runner):
         """
         checkpoint = read_checkpoint(filename, whole=True)
         schedulers = [scheduler.state_dict() for scheduler in self.param_schedulers]
-        problem = why_not(checkpoint, unwrap(self.model).state_dict(), schedulers, self.max_iters)
+        groups = cast(OptimWrapper, self.optim_wrapper).optimizer.param_groups
+        problem = why_not(checkpoint, unwrap(self.model).state_dict(), schedulers, self.max_iters, groups)
         if problem is not None:
             raise CheckpointError(f"cannot resume from {filename}: {problem}")
         for hook in self._resumable_hooks():

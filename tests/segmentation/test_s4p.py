@@ -1,6 +1,7 @@
 """Runs of the entry script in this process: outputs, equal resume, evaluation, options."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -128,6 +129,25 @@ def test_validation_that_was_cut_off_is_repeated(root: Path, tmp_path: Path) -> 
     assert sorted(validations(whole)) == [2, 4, 6]
     ours, theirs = (read_checkpoint(run / "vit_t_s4p_upernet_best.pth")["meta"] for run in (resumed, whole))
     assert ours == theirs
+
+
+def test_a_resumed_run_compares_with_the_best_weights_in_its_folder(
+    root: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Not with those of the folder that its checkpoint comes from."""
+    best = "vit_t_s4p_upernet_best.pth"
+    for name, score in (("without", None), ("better", 100.0), ("worse", 0.0)):
+        work_dir = tmp_path / name
+        work_dir.mkdir()
+        shutil.copy(finished / "iter_6.pth", work_dir)
+        if score is not None:
+            content = torch.load(finished / best)
+            content["meta"]["mIoU"] = score
+            torch.save(content, work_dir / best)
+        assert script().main(arguments(root, work_dir, "--resume")) == 0
+        mean = validations(work_dir)[6]
+        assert mean > 0
+        assert read_checkpoint(work_dir / best)["meta"]["mIoU"] == pytest.approx(score or mean)
 
 
 def test_weights_are_written_before_the_checkpoint(

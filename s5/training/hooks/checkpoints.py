@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from s5.backbones import Backbone, parse_normalization
-from s5.checkpoints.reading import save_atomic
+from s5.checkpoints.reading import read_checkpoint, save_atomic
 from s5.data.sampler import MultiSourceSampler
 from s5.errors import ConfigError, DataError
 from s5.training.config import CONFIG_FILE, Section, save_config
@@ -79,6 +79,15 @@ class CheckpointHook(Hook):
         if done % self.interval == 0 or done == runner.max_iters or runner.train_loop.stop_training:
             self.save(runner, done)
 
+    def before_train(self, runner: S5Runner) -> None:
+        """Compare with the best weights in the folder, which need not be those of the resumed checkpoint."""
+        for which, names in self.best.items():
+            path, rank = Path(runner.work_dir) / self.files.best(which), [0, 0.0]
+            if runner.iter > 0 and path.exists():
+                meta = read_checkpoint(path)["meta"]
+                rank = _rank({name: meta[name] for name in names if name in meta})
+            runner.message_hub.update_info(f"rank_{which}", rank)
+
     def after_val_epoch(self, runner: S5Runner, metrics: dict[str, float] | None = None) -> None:
         """Save the weights if they are the best so far."""
         for which, names in self.best.items():
@@ -86,8 +95,7 @@ class CheckpointHook(Hook):
             known = {name: score for name, score in scores.items() if not math.isnan(score)}
             if not known:
                 continue
-            # Means over different numbers of tasks are not comparable; the one over more tasks wins.
-            rank = [len(known), sum(known.values()) / len(known)]
+            rank = _rank(known)
             if rank > runner.message_hub.get_info(f"rank_{which}", [0, 0.0]):
                 runner.message_hub.update_info(f"rank_{which}", rank)
                 self._save_best(runner, which, known, rank[1])
@@ -123,6 +131,11 @@ class CheckpointHook(Hook):
     ) -> dict[str, Any]:
         meta = {**self.meta(), "iteration": iteration, **(scores or {})}
         return {"state_dict": {k: v.cpu() for k, v in module.state_dict().items()}, "meta": meta}
+
+
+def _rank(scores: Mapping[str, float]) -> list[float]:
+    """Order of validations: means over different numbers of tasks are not comparable, that over more wins."""
+    return [len(scores), sum(scores.values()) / max(1, len(scores))]
 
 
 def network_of(runner: S5Runner) -> nn.Module:
@@ -230,9 +243,10 @@ class DataStateHook(ResumableHook):
         self.sampler.resume_at(iteration, state["consumed"])
 
     def before_train(self, runner: Runner) -> None:
-        """Delete the list left by an earlier attempt, because its files may have been repaired."""
-        if runner.rank == 0 and runner.iter == 0:
-            (Path(runner.work_dir) / UNREADABLE_FILE).unlink(missing_ok=True)
+        """Put away the list left by an earlier attempt, because its files may have been repaired."""
+        path = Path(runner.work_dir) / UNREADABLE_FILE
+        if runner.rank == 0 and path.exists():
+            path.replace(path.with_name(f"{path.name}.old"))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -242,12 +256,12 @@ class DataStateHook(ResumableHook):
         if skipped.keys() <= self._known:
             return
         path = Path(runner.work_dir) / UNREADABLE_FILE
-        # Written by all processes, and before a resume by earlier ones; names need not be UTF-8.
+        # Written by all processes; names need not be UTF-8.
         with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:
             file.seek(0)
             self._known |= {line.split("\t")[0] for line in file}
             new = {name: reason for name, reason in skipped.items() if name not in self._known}
-            file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+            file.writelines(f"{name}\t{' '.join(reason.split())}\n" for name, reason in new.items())
         self._known |= new.keys()
         for name, reason in new.items():
             logger.warning("skipped unreadable image %s: %s", name, reason)

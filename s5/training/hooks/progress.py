@@ -21,9 +21,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from s5.compat.memory import peak_memory
+from s5.data.files import write_bytes
 from s5.training.hooks.safety import SafetyHook
+from s5.training.reports import SUMMARY_FILE
 
-SUMMARY_FILE = "final_metrics.json"
 Scalar = Tensor | float
 SCALARS_FILE = "log.jsonl"
 
@@ -106,7 +107,7 @@ class SummaryHook(Hook):
             path = Path(runner.work_dir) / SUMMARY_FILE
             known = {k: None if math.isnan(v) else v for k, v in (metrics or {}).items()}  # JSON has no NaN
             text = json.dumps({"iteration": runner.iter, **known}, indent=1)
-            path.write_text(text + "\n", encoding="utf-8")
+            write_bytes(path, f"{text}\n".encode())
 
 
 class StepScalarsHook(RuntimeInfoHook):

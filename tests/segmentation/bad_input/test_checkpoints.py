@@ -120,6 +120,33 @@ def test_resume_that_is_not_there(root: Path, work_dir: Path) -> None:
         train(root, work_dir, resume="nowhere.pth")
 
 
+@pytest.mark.parametrize("name", ["iter_2.pth", "copy.pth"])
+def test_resume_before_later_checkpoints(root: Path, work_dir: Path, trained: Path, name: str) -> None:
+    """They would be the latest ones of the resumed run, and its own would be deleted as older."""
+    shutil.copytree(trained, work_dir)
+    (work_dir / "iter_2.pth").rename(work_dir / name)
+    before = sorted(path.name for path in work_dir.iterdir())
+    with pytest.raises(
+        LaunchError, match=rf"{name}: .* has later checkpoints \(iter_4.pth\).*move them away"
+    ):
+        train(root, work_dir, resume=str(work_dir / name))
+    assert sorted(path.name for path in work_dir.iterdir()) == before
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_results_without_checkpoints_are_not_overwritten(
+    root: Path, work_dir: Path, trained: Path, resume: tuple[str, ...]
+) -> None:
+    shutil.copytree(trained, work_dir)
+    for path in work_dir.glob("iter_*.pth"):
+        path.unlink()
+    before = (work_dir / "vit_t_s4p_upernet.pth").read_bytes()
+    message = r"holds the results of a run \(final_metrics.json\), but no checkpoint to resume from"
+    with pytest.raises(LaunchError, match=message):
+        train(root, work_dir, *resume)
+    assert (work_dir / "vit_t_s4p_upernet.pth").read_bytes() == before
+
+
 def test_resume_from_weights(root: Path, work_dir: Path, trained: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"vit_t_s4p_upernet.pth: it has no .*optimizer.*iter_<.*--init"
@@ -139,6 +166,11 @@ def test_resume_from_weights(root: Path, work_dir: Path, trained: Path) -> None:
         ({"optim.lr": 1e-5}, "another learning-rate schedule.*start a new run from its weights"),
         ({"schedule.total_iters": 8}, "was to end at iteration 4, this one at 8"),
         ({"optim.layer_decay": 0.9}, "another learning-rate schedule.*layer decay"),
+        (
+            {"optim.weight_decay": 0.3},
+            r"optim.weight_decay was 0\.\d+, here it is 0\.?\d*\..*start a new run",
+        ),
+        ({"optim.betas": [0.5, 0.9]}, r"optim.betas was .*0\.999.*, here it is .*0\.5"),
         ({"data.unlabeled.batch_size": 0}, "2 data sources, this run has 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

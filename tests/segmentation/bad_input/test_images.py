@@ -101,9 +101,23 @@ def test_unreadable_unlabeled_images_are_skipped_and_listed(partly_unreadable: P
     log = (work_dir / "train.log").read_text()
     assert log.count("skipped unreadable image unlabeled/pool/images/003.png: ") == 1
 
+    assert (work_dir / "unreadable.txt.old").read_text().startswith("repaired.png")
+
     (work_dir / "iter_4.pth").unlink()
     assert train(partly_unreadable, work_dir, "--resume", **changes) == 0
-    assert sorted((work_dir / "unreadable.txt").read_text().splitlines()) == lines
+    assert set((work_dir / "unreadable.txt").read_text().splitlines()) <= set(lines)
+    assert sorted((work_dir / "unreadable.txt.old").read_text().splitlines()) == lines
+
+
+def test_files_that_were_repaired_before_a_resume_do_not_count(root: Path, work_dir: Path) -> None:
+    path = root / "unlabeled/pool/images/003.png"
+    path.rename(path.with_suffix(".away"))
+    changes = {"data.unlabeled.max_unreadable": 0.125}
+    assert train(root, work_dir, **changes) == 0
+    path.with_suffix(".away").rename(path)
+    truncate(root / "unlabeled/pool/images/005.png")
+    (work_dir / "iter_4.pth").unlink()
+    assert train(root, work_dir, "--resume", **changes) == 0, "one file at a time, not two"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -78,6 +78,8 @@ class Raster:
         dtype = dataset.dtypes[0]
         self._dtype = np.dtype("complex64" if dtype == "complex_int16" else dtype)  # which numpy lacks
         self._colors = _color_map(dataset)
+        bits = int(dataset.tags(self._bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
+        self._brightest = (1 << bits) - 1 if self._dtype == np.uint8 and self._colors is None else 255
         declared = [dataset.nodatavals[band - 1] for band in self._bands]
         self._nodata = [nodata_value(value, self._dtype) for value in declared]
         with decoding(path):
@@ -123,8 +125,10 @@ class Raster:
             return self._colors[:, :3][pixels[0]]
         if self._limits is not None:
             pixels = stretch(_real(pixels), *self._limits)
-            if has_data is not None:
-                pixels[~has_data] = 0
+        elif self._brightest < 255:  # of fewer than 8 bits, which GDAL does not scale
+            pixels = np.rint(pixels * (255 / self._brightest)).astype(np.uint8)
+        if has_data is not None and (self._limits is not None or self._brightest < 255):
+            pixels[~has_data] = 0
         if len(pixels) == 1:
             return np.repeat(pixels[0][..., None], 3, axis=2)
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))

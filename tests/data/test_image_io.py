@@ -7,6 +7,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from s5.data.image_io import image_size, read_image, read_mask, write_image, write_mask
@@ -91,6 +92,23 @@ def test_geotiff_bands_depths_and_no_data(tmp_path):
     assert (image[:5] == 0).all() and (image[6, 6] == 0).all()
     assert 100 < image[7:].mean() < 155, "no-data values must not enter the stretch"
     assert image_size(tmp_path / "f.tif") == (20, 30)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_tiffs_of_fewer_than_8_bits_are_as_bright_as_others(tmp_path, bits):
+    top = (1 << bits) - 1
+    values = np.random.default_rng(0).integers(0, top + 1, (3, 16, 16), dtype=np.uint8)
+    values[:, 0, :2] = 0, top
+    profile = {"driver": "GTiff", "height": 16, "width": 16, "dtype": "uint8", "nbits": bits}
+    with rasterio.open(tmp_path / "a.tif", "w", count=3, **profile) as file:
+        file.write(values)
+    expected = np.rint(values * (255 / top)).transpose(1, 2, 0)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
+    with rasterio.open(tmp_path / "a.tif", "w", count=1, nodata=top, **profile) as file:
+        file.write(values[:1])
+    without = np.where(values[0] == top, 0, expected[..., 0])
+    assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], without), "no-data is 0"
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

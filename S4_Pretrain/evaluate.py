@@ -13,6 +13,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from s5 import launch
 from s5.command import run_command
 from s5.compat.precision import resolve_precision
@@ -24,7 +26,7 @@ from s5.segmentation.evaluation import check_classes, write_reports
 from s5.segmentation.s4p_config import S4PConfig
 from s5.segmentation.trained import SegmentationSpec
 from s5.training.command import command_parser
-from s5.training.config import load_config
+from s5.training.config import config_beside, load_config
 from s5.training.experiment import check_codings, run_validation
 from s5.training.hooks import PicturesHook, SummaryHook
 
@@ -43,6 +45,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--pictures", type=int, default=16, metavar="N", help="images per contact sheet")
     return parser.parse_args(argv)
+
+
+def find_config(given: str | None, checkpoint: Path) -> Path:
+    """Return the given configuration, or that of the checkpoint's S4P run, or else the shipped one."""
+    beside = config_beside(checkpoint)
+    if given is None and beside is not None and "tasks" not in yaml.safe_load(beside.read_text("utf-8")):
+        return beside
+    return Path(given or HERE / "configs/pretrain.yaml")
 
 
 def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> SegmentationSpec:
@@ -69,7 +79,7 @@ def find_spec(checkpoint: Path, backbone: str | None, cfg: S4PConfig) -> Segment
 def main(argv: list[str] | None = None) -> int:
     """Evaluate and return the exit code."""
     args = parse_args(argv)
-    path = trained.find_config(args.config, args.checkpoint, HERE / "configs/pretrain.yaml")
+    path = find_config(args.config, args.checkpoint)
     cfg = load_config(S4PConfig, path, args.cfg_options)
     process = launch.start(args.device)
     spec = find_spec(args.checkpoint, args.backbone, cfg)

@@ -191,7 +191,8 @@ def report(args: argparse.Namespace, results: Mapping[str, Sequence[Mapping[str,
     start = "random weights" if args.init == "none" else args.init
     options = f", {' '.join(args.cfg_options)}" if args.cfg_options else ""
     head = (
-        f"Scenes of seed {args.world}, {args.backbone} from {start}, {args.labels} labeled scenes, "
+        f"Scenes of seed {args.world} ({args.unlabeled} unlabeled, {args.val} for validation, of {args.size} "
+        f"pixels), {args.backbone} from {start}, {args.labels} labeled scenes, "
         f"{args.iters} iterations of each of two runs{options}, {args.seeds} seeds; percent, mean ± standard "
         f"deviation"
     )

@@ -18,6 +18,7 @@ from s5.command import usable_cpus
 from s5.curate import require
 from s5.data.datasets.prepared import differences
 from s5.data.files import atomic_path, write_bytes
+from s5.data.folders import is_system_name
 from s5.errors import ConfigError, PrepareError
 
 if TYPE_CHECKING:
@@ -66,9 +67,10 @@ class Run:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in self.path.iterdir())
-        if names and LOCK not in names:
+        others = [name for name in names if not name.startswith(".") and not is_system_name(name)]
+        if others and LOCK not in names:
             raise PrepareError(
-                f"{self.path}: holds other files ({', '.join(names[:3])}), which a curation could replace; "
+                f"{self.path}: holds other files ({', '.join(others[:3])}), which a curation could replace; "
                 "choose an empty folder as out"
             )
         with (self.path / LOCK).open("a") as file:

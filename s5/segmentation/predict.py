@@ -222,12 +222,12 @@ def _stream(
                 photo, band.valid = pixels.read_with_valid(top, left, height, width)
                 band.photo = np.ascontiguousarray(photo) if "overlay" in target.formats else None
             jobs.append(lanes.submit(lane, _write_band, writers, band, tables, predictor.alpha))
+        lanes.submit(lane, _finish, writers, jobs)
     except BaseException:
         wait(jobs)
         for writer in writers.values():
             writer.discard()
         raise
-    lanes.submit(lane, _finish, writers, jobs)
 
 
 def _bands(

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import cv2
 import numpy as np
 import rasterio
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
@@ -174,20 +175,18 @@ class TiffWriter:
         self._temporary.replace(self._path)
 
     def _check(self) -> None:
-        """Check that all pixels are in the file: closing it does not report what could not be written.
+        """Read all pixels back: closing a file does not report what could not be written.
 
         Raises:
             RasterioIOError: Something is missing.
         """
-        length = self._temporary.stat().st_size
         with rasterio.open(self._temporary) as file:
+            if self._has_mask and MaskFlags.per_dataset not in file.mask_flag_enums[0]:
+                raise RasterioIOError("the mask is missing")
             for (row, column), window in file.block_windows(1):
-                offset, size = (
-                    file.get_tag_item(f"BLOCK_{name}_{column}_{row}", "TIFF", bidx=1)
-                    for name in ("OFFSET", "SIZE")
-                )
-                if offset is None or int(offset) + int(size) > length:
+                if file.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1) is None:
                     raise RasterioIOError(f"block {row}, {column} is missing")
+                file.read(1, window=window)  # and with it the other bands of the block
                 if self._has_mask:
                     file.read_masks(1, window=window)
 

@@ -2,11 +2,11 @@
 
 - :class:`~s5.training.hooks.CheckpointHook` writes `iter_<n>.pth` at intervals, at the end, and when a signal
   stops the run. :meth:`S5Runner.resumable_state` collects its content: weights (of the full model, including
-  an EMA teacher), optimizer, loss scaler, learning-rate schedule, message hub (means and best scores so far),
+  an EMA teacher), optimizer, loss scaler, learning-rate schedule, message hub (running means of the log),
   and the state of every :class:`ResumableHook` under its own key, such as the positions in the data.
 - Random states are not stored: samples are seeded by their position in the data, steps by their number.
 - :func:`find_resume` resolves `--resume [PATH]` to a checkpoint that all processes see.
-- :meth:`S5Runner.load_checkpoint` reads it, :func:`why_not` rejects one of another model or schedule, and
+- :meth:`S5Runner.load_checkpoint` reads it, :func:`why_not` rejects one of other settings, and
   the states of the hooks are restored. The sampler skips the samples already drawn without reading images.
 - :class:`~s5.training.runner.TrainLoop` starts with a validation if one was due at the checkpoint.
 
@@ -26,6 +26,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from s5.backbones import LORA_SCALE
+from s5.checkpoints.reading import read_checkpoint
 from s5.launch import Launch, LaunchError, make_work_dir, same_everywhere, setup_logging
 from s5.training.reports import SUMMARY_FILE
 
@@ -86,8 +87,8 @@ def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | No
         launch: The processes, which must all see the same checkpoint.
 
     Raises:
-        LaunchError: The path does not exist, the run would overwrite the checkpoints of another run, or the
-            nodes do not share the work folder.
+        LaunchError: The path does not exist, the work folder has checkpoints or results of another run or
+            later checkpoints, or the nodes do not share the work folder.
     """
     checkpoint = _find(resume, work_dir)
     if not same_everywhere(None if checkpoint is None else checkpoint.name, launch):
@@ -100,10 +101,10 @@ def find_resume(resume: str | None, work_dir: Path, launch: Launch) -> Path | No
 
 def _find(resume: str | None, work_dir: Path) -> Path | None:
     latest = latest_checkpoint(work_dir)
-    if latest is None and resume in (None, "latest") and (work_dir / SUMMARY_FILE).exists():
+    if latest is None and (weights := _results(work_dir)):
         raise LaunchError(
-            f"{work_dir} holds the results of a run ({SUMMARY_FILE}), but no checkpoint to resume from: "
-            f"choose another --work-dir, or move the results away"
+            f"{work_dir} holds the results of a run ({weights[0].name}), but none of its checkpoints: choose "
+            f"another --work-dir, or move the results away"
         )
     if resume is None:
         if latest is not None:
@@ -121,6 +122,11 @@ def _find(resume: str | None, work_dir: Path) -> Path | None:
         raise LaunchError(
             f"--resume {path}: no such file; the latest checkpoint of {work_dir} is {latest or 'none'}"
         )
+    if latest is not None and path.parent.resolve() != work_dir.resolve():
+        raise LaunchError(
+            f"--resume {path}: {work_dir} has checkpoints of its own ({latest.name}); move them away, or "
+            f"choose another --work-dir"
+        )
     if latest is not None and _iteration(latest) > _iteration(path):
         raise LaunchError(
             f"--resume {path}: {work_dir} has later checkpoints ({latest.name}), which would be mistaken for "
@@ -129,10 +135,23 @@ def _find(resume: str | None, work_dir: Path) -> Path | None:
     return path
 
 
+def _results(work_dir: Path) -> list[Path]:
+    """Weights that were saved with a checkpoint and have been validated.
+
+    A run that was killed before its first checkpoint may have validated, but has its best weights alone.
+    """
+    if not (work_dir / SUMMARY_FILE).exists():
+        return []
+    weights = (path for path in work_dir.glob("*.pth") if not _PATTERN.match(path.name))
+    return sorted(path for path in weights if "_best" not in path.stem)
+
+
 def _iteration(checkpoint: Path) -> int:
-    """The iteration in the name of a checkpoint, -1 for another name."""
-    match = _PATTERN.match(checkpoint.name)
-    return int(match[1]) if match else -1
+    """The iteration of a checkpoint, from its name if that has one."""
+    if match := _PATTERN.match(checkpoint.name):
+        return int(match[1])
+    meta = read_checkpoint(checkpoint, lazy=True).get("meta", {})
+    return int(meta.get("iter", 0))
 
 
 def why_not(

@@ -127,7 +127,10 @@ def test_tables_are_added_to_the_report(root: Path, monkeypatch: pytest.MonkeyPa
     run(root, monkeypatch, "--arms", "best", "--seeds", "1", *out)
     assert cells_of(tmp_path, "| best") == [["35.0", "", "", "", "50.0"], ["35.0", "+5.0", "", "", "50.0"]]
     text = (tmp_path / "out/4_1000_vit_t/report.md").read_text()
-    assert text.count("Scenes of seed 5, vit_t from random weights") == 2 and "two runs, optim.lr=0.1" in text
+    assert (
+        text.count("Scenes of seed 5 (3 unlabeled, 2 for validation, of 64 pixels), vit_t from") == 2
+        and "two runs, optim.lr=0.1" in text
+    )
 
 
 def test_every_world_has_its_own_folder() -> None:

@@ -276,6 +276,7 @@ def test_evaluating_another_model_is_refused(root: Path, finished: Path, tmp_pat
         script("evaluate").main([whole, *args, *options(root, data__labels=other)])
     tables = {task: table(task, ["ground", "water"]) for task in ("ponds", "lakes")}
     write_checkpoint(tmp_path / "several.pth", tables)
+    (tmp_path / "config.yaml").write_text("tasks: {ponds: {}}\n")  # of fine-tuning, beside its checkpoint
     with pytest.raises(ConfigError, match=r"has the tasks ponds, lakes; evaluate it with Semantic_Seg"):
         script("evaluate").main([str(tmp_path / "several.pth"), *args, *options(root)])
 

@@ -295,7 +295,7 @@ class FixMatch(SegmentationModel):
         return pseudo, torch.exp(best - logits.logsumexp(1))  # the largest softmax probability
 
     def weights(self, pseudo: Tensor, confidence: Tensor) -> Tensor:
-        """Weights of the pixels in the loss (U, H, W): bool, or float32 in [0, 1]."""
+        """Weights of predicted pseudo-labels in the loss (U, H, W): bool, or float32 in [0, 1]."""
         return self.threshold.weights(pseudo, confidence)
 
     @torch.no_grad()

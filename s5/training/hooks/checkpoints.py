@@ -83,8 +83,8 @@ class CheckpointHook(Hook):
         """Compare with the best weights in the folder, which need not be those of the resumed checkpoint."""
         for which, names in self.best.items():
             path, rank = Path(runner.work_dir) / self.files.best(which), [0, 0.0]
-            if runner.iter > 0 and path.exists():
-                meta = read_checkpoint(path)["meta"]
+            if runner.iter > 0 and runner.rank == 0 and path.exists():
+                meta = read_checkpoint(path, lazy=True).get("meta", {})
                 rank = _rank({name: meta[name] for name in names if name in meta})
             runner.message_hub.update_info(f"rank_{which}", rank)
 
@@ -243,10 +243,12 @@ class DataStateHook(ResumableHook):
         self.sampler.resume_at(iteration, state["consumed"])
 
     def before_train(self, runner: Runner) -> None:
-        """Put away the list left by an earlier attempt, because its files may have been repaired."""
+        """Add the list of an earlier start to `unreadable.txt.old`: its files may be repaired by now."""
         path = Path(runner.work_dir) / UNREADABLE_FILE
         if runner.rank == 0 and path.exists():
-            path.replace(path.with_name(f"{path.name}.old"))
+            with path.with_name(f"{path.name}.old").open("ab") as old:
+                old.write(path.read_bytes())
+            path.unlink()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

@@ -141,10 +141,33 @@ def test_results_without_checkpoints_are_not_overwritten(
     for path in work_dir.glob("iter_*.pth"):
         path.unlink()
     before = (work_dir / "vit_t_s4p_upernet.pth").read_bytes()
-    message = r"holds the results of a run \(final_metrics.json\), but no checkpoint to resume from"
+    message = r"holds the results of a run \(vit_t_s4p.pth\), but none of its checkpoints"
     with pytest.raises(LaunchError, match=message):
         train(root, work_dir, *resume)
     assert (work_dir / "vit_t_s4p_upernet.pth").read_bytes() == before
+
+
+def test_a_run_killed_between_a_validation_and_its_first_checkpoint_starts_again(
+    root: Path, work_dir: Path, trained: Path
+) -> None:
+    work_dir.mkdir()
+    for name in ("final_metrics.json", "vit_t_s4p_upernet_best.pth", "config.yaml"):
+        shutil.copy(trained / name, work_dir)
+    assert train(root, work_dir, "--resume") == 0
+    assert (work_dir / "iter_4.pth").exists()
+
+
+def test_resume_of_another_folder_where_checkpoints_are(root: Path, work_dir: Path, trained: Path) -> None:
+    work_dir.mkdir()
+    shutil.copy(trained / "iter_2.pth", work_dir)
+    with pytest.raises(LaunchError, match=r"has checkpoints of its own \(iter_2.pth\); move them away"):
+        train(root, work_dir, resume=str(trained / "iter_4.pth"))
+
+
+def test_resume_of_a_copy_of_the_latest_checkpoint(root: Path, work_dir: Path, trained: Path) -> None:
+    shutil.copytree(trained, work_dir)
+    shutil.copy(work_dir / "iter_4.pth", work_dir / "keep.pth")
+    assert train(root, work_dir, resume=str(work_dir / "keep.pth")) == 0
 
 
 def test_resume_from_weights(root: Path, work_dir: Path, trained: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict = {}
     for block in blocks:
         exec(compile(block, "docs/api.md", "exec"), names)
-    assert names["infrared"].mask.shape == (40, 60)
+    assert names["false_colour"].mask.shape == (40, 60)
     assert list(names["every_task"]) == ["loveda", "roads"]
     with rasterio.open(tmp_path / "mask.tif") as mask:
         assert mask.crs.to_epsg() == 32633

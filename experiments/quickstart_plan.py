@@ -37,7 +37,7 @@ OTHER_STAGES = {"fine-tuning": 700.0, "detection": 1100.0}
 """Training time of these stages in steps of S4P, as measured on two cores."""
 
 FIXED_STEPS, FIXED_SECONDS = 250.0, 80.0
-"""Curation, scores and pictures, in steps of S4P; start of all commands."""
+"""Curation, scores and pictures, in steps of S4P, and the start of all commands: a rough estimate."""
 
 
 def stages(iters: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from s5.data.splits import format_line, write_split
 CONFIG = REPO / "experiments/configs/real_images.yaml"
 TABLES = REPO / "experiments/configs/real_images_mdf.yaml"
 DUBAI_LABELED = ("003", "008")  # two tiles of each scene
-LABELED_OF = 16  # of the other datasets, one training tile in so many
+LABELED_EVERY = 16  # in the other datasets, one training tile in so many is labeled
 METHODS = {
     "labels alone": ("labels", "labeled", "unlabeled_own"),
     "FixMatch, own": ("fixmatch", "labeled", "unlabeled_own"),
@@ -56,7 +56,7 @@ def write_splits(data: Path, out: Path, dataset: str = "dubai", mixed: bool = Tr
         if dataset == "dubai":
             labeled = Path(image).stem.split("_")[1] in DUBAI_LABELED
         else:
-            labeled = len(splits["labeled_all"]) % LABELED_OF == 0
+            labeled = len(splits["labeled_all"]) % LABELED_EVERY == 0
         splits["labeled_all"].append(line)
         if labeled:
             splits["labeled"].append(line)

@@ -45,7 +45,7 @@ MILD = [
 VIEWS = ["fixmatch.strong.views=2", "fixmatch.feature_dropout=0.5"]
 STEADY = ["fixmatch.momentum=0.99"]  # running means that follow runs as short as these
 EMA = ["fixmatch.pseudo_labels=ema"]
-RAMP = ["fixmatch.ramp_iters=RAMP"]
+RAMP = ["fixmatch.ramp_iters={ramp}"]
 ALIGNED = [*STEADY, "fixmatch.alignment=labels"]
 FREE = [*EMA, *RAMP, *ALIGNED, "fixmatch.threshold=freematch"]
 ARMS: dict[str, list[str]] = {
@@ -67,7 +67,7 @@ ARMS: dict[str, list[str]] = {
     "mild": [*FREE, *MILD],
     "best": [*FREE, *VIEWS],
 }
-"""Options of the second run of every arm; RAMP stands for 15 % of its steps."""
+"""Options of the second run of every arm; `{ramp}` stands for 15 % of its steps."""
 
 FIRST = "first run"
 SECOND_LR = "optim.lr=3.0e-4"
@@ -88,7 +88,7 @@ def arm_options(arm: str, steps: int, warmup: int = 0) -> list[str]:
         steps: Length of the run.
         warmup: Steps on labels alone before pseudo-labels of an EMA teacher; other arms have none.
     """
-    options = [option.replace("RAMP", f"{steps * 3 // 20}") for option in (ARMS | {FIRST: ALONE})[arm]]
+    options = [option.format(ramp=steps * 3 // 20) for option in (ARMS | {FIRST: ALONE})[arm]]
     if warmup and "fixmatch.pseudo_labels=ema" in options:
         options.append(f"fixmatch.warmup_iters={warmup}")
     return options

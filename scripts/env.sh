@@ -63,7 +63,8 @@ s5_install_packages() {
   local arguments=(-r requirements.txt -e .)
   [[ -z $1 ]] || arguments=(-r requirements.txt -r requirements-dev.txt -e ".[dev]")
   echo "Installing into $S5_PREFIX (the first time this downloads a few GB)"
-  (cd "$S5_ROOT" && "$S5_PYTHON" -m pip install "${arguments[@]}") || s5_fail "the installation failed, see above"
+  # Python compiles what it imports; compiling all 20 000 files here would take a minute.
+  (cd "$S5_ROOT" && "$S5_PYTHON" -m pip install --no-compile "${arguments[@]}") || s5_fail "the installation failed, see above"
   s5_repair_opencv
 }
 

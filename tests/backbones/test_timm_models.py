@@ -196,17 +196,8 @@ def test_pre_training(small: None, tmp_path: Path) -> None:
     assert s4p_runs.script("evaluate").main([*args, *ON_CPU, "--work-dir", str(tmp_path / "scores")]) == 0
 
 
-@pytest.mark.slow
-def test_fine_tuning_in_its_own_size(tmp_path: Path) -> None:
-    check_fine_tuning("swin_t_moe", tmp_path)
-
-
 @pytest.mark.parametrize("backbone", ["swin_t", "swin_t_moe"])
 def test_fine_tuning(small: None, backbone: str, tmp_path: Path) -> None:
-    check_fine_tuning(backbone, tmp_path)
-
-
-def check_fine_tuning(backbone: str, tmp_path: Path) -> None:
     root, run = mdf_runs.write_datasets(tmp_path / "data"), tmp_path / "run"
     length = {"schedule.epochs": 1, "schedule.val_interval": 1, "schedule.steps_per_epoch": 2}
     changes = {"model.activation_checkpointing": True}

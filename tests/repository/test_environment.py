@@ -56,7 +56,7 @@ def test_installs_once_and_again_after_a_change(checkout: Path, prefix: Path) ->
         done = install(checkout, prefix)
         assert done.returncode == 0, done.stderr
         assert str(prefix / "bin/python") in done.stdout
-    assert calls(prefix) == ["-m pip install -r requirements.txt -e ."]
+    assert calls(prefix) == ["-m pip install --no-compile -r requirements.txt -e ."]
 
     with (checkout / "requirements.txt").open("a") as file:
         file.write("# changed\n")
@@ -69,7 +69,7 @@ def test_the_tools_are_added_when_asked_for(checkout: Path, prefix: Path) -> Non
     install(checkout, prefix, "dev")
     install(checkout, prefix, "dev")
     install(checkout, prefix)
-    assert calls(prefix)[1:] == ["-m pip install -r requirements.txt -r requirements-dev.txt -e .[dev]"]
+    assert calls(prefix)[1:] == ["-m pip install --no-compile -r requirements.txt -r requirements-dev.txt -e .[dev]"]
 
 
 def test_a_failed_installation_is_said_and_tried_again(checkout: Path, prefix: Path) -> None:

@@ -217,7 +217,7 @@ def test_killed_while_reading_archives(tmp_path, repository, monkeypatch, capsys
     src, out = tmp_path / "p", tmp_path / "root"
     folders = {"RGB": ("2_Ortho_RGB", "RGB"), "label": ("5_Labels_all", "label")}
     for i, tile in enumerate((*Potsdam.tiles["train"], *Potsdam.tiles["val"])):
-        images = {"RGB": noise(400, 400, i), "label": isprs_colors(class_map(400, 400, 6, i))}
+        images = {"RGB": noise(256, 256, i), "label": isprs_colors(class_map(256, 256, 6, i))}
         for kind, (folder, suffix) in folders.items():
             write_tiff(src / folder / f"top_potsdam_{tile}_{suffix}.tif", images[kind])
     for folder, _ in folders.values():

@@ -65,6 +65,7 @@ ARMS: dict[str, list[str]] = {
     "milder views": MILD,
     # Several together:
     "mild": [*FREE, *MILD],
+    "best, one view": FREE,
     "best": [*FREE, *VIEWS],
 }
 """Options of the second run of every arm; `{ramp}` stands for 15 % of its steps."""

@@ -1,4 +1,4 @@
-"""S4P, as published and with the options of few_labels.yaml, against its labels alone, on real tiles.
+"""FixMatch and the options of few_labels.yaml against labels alone, on real tiles.
 
     python -m experiments.real_images --data DATA [--dataset dubai] [--backbone NAME] [--init ENCODER]
 

@@ -5,28 +5,33 @@
 #
 #   bash scripts/quickstart.sh [options of S4_Pretrain/train.py]     for example: bash scripts/quickstart.sh --device cpu
 #
-# --device and --backbone apply to all stages, other options only to the runs of S4P and of its labels alone; --init and
-# --init-bands to the first of these, from whose model the others start.
+# S4P trains an EfficientNet-Lite0 from weights of ImageNet, or --backbone from random weights or --init. --device and
+# --backbone apply to all stages, other options only to the runs of S4P and of its labels alone; --init and --init-bands
+# to the first of these, from whose model the others start. MoE-MDF needs experts: if the backbone has no place for them
+# (EfficientNet, for example), this stage trains a ViT-T from random weights.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 OUT=work_dirs/quickstart # relative to the repository, main's working directory
 TREE=Semantic_Segmentation
 DETECTION=Object_Detection
+BACKBONE=timm:tf_efficientnet_lite0 # unless another one is given
+WEIGHTS=$OUT/data/tf_efficientnet_lite0.pth
 
 # Keeps the scenes of an earlier run, or replaces them if this version generates different ones.
 make_data() {
-  "$S5_PYTHON" -m scenes --out "$OUT/data" --labeled 5 --unlabeled 500 --overwrite &&
+  "$S5_PYTHON" -m scenes --out "$OUT/data" --labeled 10 --unlabeled 500 --overwrite &&
     "$S5_PYTHON" -m scenes.junk "$OUT/data/junk" --count 20 &&
     "$S5_PYTHON" -m scenes.mdf_data "$OUT/data/mdf" &&
-    "$S5_PYTHON" -m scenes.det_data "$OUT/data/det"
+    "$S5_PYTHON" -m scenes.det_data "$OUT/data/det" &&
+    "$S5_PYTHON" -m experiments.imagenet_weights "$WEIGHTS"
 }
 
 PERCENT=100 # of the steps to train
 
 # plan [options of train.py]: measures the speed, prints what is to come, and sets PERCENT.
 plan() {
-  PERCENT=$("$S5_PYTHON" -m experiments.quickstart_plan --backbone vit_t "$@") || return
+  PERCENT=$("$S5_PYTHON" -m experiments.quickstart_plan "$@") || return
   [[ $PERCENT =~ ^[0-9]+$ ]] || s5_fail "the plan is no number: $PERCENT"
 }
 
@@ -35,52 +40,56 @@ steps() {
   echo $(($1 * PERCENT / 100))
 }
 
-# pretrain NAME [options]: an S4P run into $OUT/NAME, by default from random weights.
+# pretrain NAME [options]: an S4P run into $OUT/NAME.
 pretrain() {
   local name=$1 total
   shift
-  total=$(steps "$(setting schedule.total_iters 700 "$@")")
+  total=$(steps "$(setting schedule.total_iters 500 "$@")")
   rm -rf "${OUT:?}/$name"
   "$S5_PYTHON" S4_Pretrain/train.py --config configs/quickstart.yaml --work-dir "$OUT/$name" \
-    --backbone vit_t --init none --cfg-options "fixmatch.ramp_iters=$((total * 15 / 100))" \
-    "$@" --cfg-options "schedule.total_iters=$total"
+    --cfg-options "fixmatch.ramp_iters=$((total * 15 / 100))" "$@" --cfg-options "schedule.total_iters=$total"
 }
 
 # curate BACKBONE DEVICE: chooses what S4P trains on, with the segmentor trained on the labels alone.
 curate() {
   rm -rf "${OUT:?}/curated"
   "$S5_PYTHON" -m s5.curate run configs/quickstart_curate.yaml --device "$2" \
-    --cfg-options "checkpoint=$OUT/supervised/${1}_s4p_upernet"
+    --cfg-options "checkpoint=$OUT/supervised/$(file_name "$1")_s4p_upernet"
 }
 
-# fine_tune BACKBONE DEVICE: one model for all datasets, from S4P weights, with the same command as for users.
+# fine_tune BACKBONE DEVICE [CHECKPOINT]: one model for all datasets, with the same command as for users.
 fine_tune() {
+  local weights=(False)
+  [[ -z ${3:-} ]] || weights=(True "$3")
   rm -rf "${OUT:?}/mdf"
   CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \
-    "$(gpus "$2")" "$(free_port)" "${1}_moe" True "$OUT/s4p/${1}_s4p_upernet" \
-    --cfg-options "schedule.steps_per_epoch=$(steps 50)"
+    "$(gpus "$2")" "$(free_port)" "$1" "${weights[@]}" --cfg-options "schedule.steps_per_epoch=$(steps 50)"
 }
 
 # apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on other scenes.
 apply() {
-  "$S5_PYTHON" $TREE/evaluate.py "$OUT/mdf/${1}_moe_mdf.pth" --device "$2" &&
-    "$S5_PYTHON" $TREE/predict.py "$OUT/mdf/${1}_moe_mdf.pth" "$OUT/data/labeled/scenes/val/images" \
+  local model
+  model=$OUT/mdf/$(file_name "$1")_mdf.pth
+  "$S5_PYTHON" $TREE/evaluate.py "$model" --device "$2" &&
+    "$S5_PYTHON" $TREE/predict.py "$model" "$OUT/data/labeled/scenes/val/images" \
       --out "$OUT/mdf/predictions" --tasks all --device "$2"
 }
 
-# detect BACKBONE DEVICE: one detector for both sets of classes, from the S4P backbone.
+# detect BACKBONE DEVICE CHECKPOINT: one detector for both sets of classes, from the backbone of S4P.
 detect() {
   rm -rf "${OUT:?}/det"
   "$S5_PYTHON" $DETECTION/tools/train.py $DETECTION/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py \
-    --work-dir "$OUT/det" --init "$OUT/s4p/${1}_s4p" --device "$2" \
-    --cfg-options backbone="${1}_moe" data_root="$OUT/data/det" "schedule.steps_per_epoch=$(steps 20)"
+    --work-dir "$OUT/det" --init "$3" --device "$2" \
+    --cfg-options backbone="$1" data_root="$OUT/data/det" "schedule.steps_per_epoch=$(steps 20)"
 }
 
 # find_objects BACKBONE DEVICE: scores on the held-out scenes of both tasks, and sliding-window detections in other,
 # larger scenes, with windows of the training size.
 find_objects() {
-  "$S5_PYTHON" $DETECTION/tools/test.py "$OUT/det/config.yaml" "$OUT/det/${1}_moe_det.pth" --device "$2" &&
-    "$S5_PYTHON" $DETECTION/tools/predict.py "$OUT/det/${1}_moe_det.pth" \
+  local model
+  model=$OUT/det/$(file_name "$1")_det.pth
+  "$S5_PYTHON" $DETECTION/tools/test.py "$OUT/det/config.yaml" "$model" --device "$2" &&
+    "$S5_PYTHON" $DETECTION/tools/predict.py "$model" \
       "$OUT/data/labeled/scenes/val/images/00000*.png" --out "$OUT/det/predictions" --window 128 --overlap 32 \
       --device "$2"
 }
@@ -113,6 +122,16 @@ setting() {
   echo "$value"
 }
 
+# file_name BACKBONE: prints its name as part of a file's name.
+file_name() {
+  echo "${1//:/_}"
+}
+
+# can_have_experts BACKBONE
+can_have_experts() {
+  (($("$S5_PYTHON" -c 'import s5.backbones as b, sys; print(b.get_architecture(sys.argv[1]).max_expert_channels)' "$1")))
+}
+
 # gpus DEVICE: prints the number of GPUs for md_finetune.sh.
 gpus() {
   case $1 in
@@ -138,23 +157,33 @@ stage() {
 main() {
   stage "Environment" s5_install
   cd "$S5_ROOT"
-  local start=$SECONDS backbone device
-  backbone=$(option --backbone vit_t "$@") device=$(option --device auto "$@")
+  local start=$SECONDS backbone device name
+  backbone=$(option --backbone "" "$@") device=$(option --device auto "$@")
+  if [[ -z $backbone ]]; then
+    backbone=$BACKBONE
+    set -- --init "$WEIGHTS" "$@"
+  fi
+  set -- --backbone "$backbone" --init none "$@" # what comes last wins
+  name=$(file_name "$backbone")
   # The bands are those of our own weights, whatever the initial ones were trained on.
-  local from_labels=(--init "$OUT/supervised/${backbone}_s4p_upernet" --init-bands 1,2,3)
+  local from_labels=(--init "$OUT/supervised/${name}_s4p_upernet" --init-bands 1,2,3)
   local alone=(--cfg-options data.unlabeled.batch_size=0)
-  stage "Data: aerial-like scenes with masks and boxes" make_data
+  stage "Data: aerial-like scenes with masks and boxes, initial weights" make_data
   stage "Plan: the speed of this machine" plan "$@"
+  local mdf=(vit_t_moe "$device") det=$backbone
+  if can_have_experts "$backbone"; then
+    mdf=("${backbone}_moe" "$device" "$OUT/s4p/${name}_s4p_upernet") det=${backbone}_moe
+  fi
   stage "Labeled images alone" pretrain supervised "$@" "${alone[@]}"
   stage "Curation: choose unlabeled images" curate "$backbone" "$device"
   stage "S4P: labeled and chosen images, from the model of the labeled ones" pretrain s4p "$@" "${from_labels[@]}" \
     --cfg-options "data.unlabeled.split=$S5_ROOT/$OUT/curated/splits/curated.txt"
   stage "For comparison: as many steps more on labeled images alone" \
     pretrain supervised_longer "$@" "${from_labels[@]}" "${alone[@]}"
-  stage "MoE-MDF: one model for three label sets" fine_tune "$backbone" "$device"
-  stage "Scores and overlays of the three tasks" apply "$backbone" "$device"
-  stage "Oriented detection: one model for two sets of classes" detect "$backbone" "$device"
-  stage "Scores and drawings of both detection tasks" find_objects "$backbone" "$device"
+  stage "MoE-MDF: one model for three label sets" fine_tune "${mdf[@]}"
+  stage "Scores and overlays of the three tasks" apply "${mdf[@]:0:2}"
+  stage "Oriented detection: one model for two sets of classes" detect "$det" "$device" "$OUT/s4p/${name}_s4p"
+  stage "Scores and drawings of both detection tasks" find_objects "$det" "$device"
   stage "Report" report
   printf '\nAll stages: %d s. Results: %s/%s\n' $((SECONDS - start)) "$S5_ROOT" "$OUT"
 }

@@ -1,5 +1,6 @@
 """Complementary channel dropout of feature maps (Yang et al., UniMatch V2, TPAMI 2025, Section 3.3)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,15 +14,16 @@ def complementary_dropout(
 
     A mask M keeps each channel with probability 0.5; the first view of an image is multiplied by 2 M, the
     second by 2 (1 - M), a third by a new mask, and so on. As in the authors' code, only a share of the images
-    is changed, and maps with equal numbers of channels have the same mask. With one view, this is the
-    feature perturbation of UniMatch, on the strong view.
+    is changed, and maps with equal numbers of channels have the same mask. The authors' maps are those of the
+    encoder before the decoder; here they are the levels of the pyramid. With one view, this is the feature
+    perturbation of UniMatch, on the strong view.
 
     Args:
         features: Maps (B, C, H, W); the last `views * images` elements are the strong views, one view after
             another.
         views: Number of strong views.
         images: Number of images in each view.
-        share: Share of the images whose features are changed.
+        share: Share of the images whose features are changed, rounded up to whole images.
 
     Returns:
         New maps in the order of `features`.
@@ -29,7 +31,7 @@ def complementary_dropout(
     first = features[0]
     others = len(first) - views * images
     order = torch.rand(images, 1, device=first.device).argsort(0)
-    untouched = order >= round(share * images)
+    untouched = order >= math.ceil(round(share * images, 6))
     masks: dict[int, Tensor] = {}
     for level in features:
         channels = level.shape[1]

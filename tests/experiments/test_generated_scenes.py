@@ -75,7 +75,7 @@ def test_every_arm_has_a_valid_configuration(root: Path, monkeypatch: pytest.Mon
         cfg = load_config(S4PConfig, experiment.CONFIG, options)
         assert (cfg.data.unlabeled.batch_size == 0) == arm.startswith(("first", "labels", "bound"))
         assert cfg.schedule.total_iters == (2700 if arm == "labels, equal time" else 1000)
-        assert (cfg.settings.ramp_iters == 150) == (arm in ("ramp", "mild", "best"))
+        assert (cfg.settings.ramp_iters == 150) == (arm in ("ramp", "mild", "best, one view", "best"))
 
 
 def test_warmup_comes_before_pseudo_labels_of_the_teacher() -> None:

@@ -11,7 +11,11 @@ import json, os, sys
 arguments = sys.argv[1:]
 text = " ".join(arguments)
 if text.startswith("-c"):
-    known = {{"torch.cuda": os.environ["FAKE_GPUS"], "socket": "23456"}}
+    known = {{
+        "torch.cuda": os.environ["FAKE_GPUS"],
+        "socket": "23456",
+        "max_expert_channels": "0" if "timm:" in text else "96",
+    }}
     print(next((answer for word, answer in known.items() if word in text), "python"))
 elif not text.startswith("-m pip"):
     with open(os.environ["FAKE_LOG"], "a") as log:
@@ -28,7 +32,8 @@ class FakePython:
 
     Attributes:
         variables: environment variables under which scripts use it; `FAKE_GPUS` GPUs seem to be there, the
-            quickstart's plan is `FAKE_PERCENT`, and a call that contains `FAKE_FAILURE` fails.
+            quickstart's plan is `FAKE_PERCENT`, and a call that contains `FAKE_FAILURE` fails. Networks of
+            timm cannot have experts.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Complementary channel dropout: what is kept, doubled, dropped, and shared."""
 
+import pytest
 import torch
 
 from s5.ops.channel_dropout import complementary_dropout
@@ -31,7 +32,13 @@ def test_only_a_share_of_the_images_is_changed_in_both_views() -> None:
     level, _ = dropped(views=2, share=0.5)
     first, second = (view.eq(1).all(1) for view in level[LABELED:].split(IMAGES))
     assert torch.equal(first, second)
-    assert 0.25 < first.float().mean() < 0.75
+    assert first.sum() == IMAGES / 2
+
+
+@pytest.mark.parametrize(("images", "changed"), [(1, 1), (2, 1), (5, 3)])
+def test_the_share_is_rounded_up(images: int, changed: int) -> None:
+    (level,) = complementary_dropout([torch.ones(images, 16, 1, 1)], 1, images, 0.5)
+    assert level.ne(1).flatten(1).any(1).sum() == changed
 
 
 def test_maps_of_equal_width_have_one_mask() -> None:

@@ -69,7 +69,9 @@ def test_the_tools_are_added_when_asked_for(checkout: Path, prefix: Path) -> Non
     install(checkout, prefix, "dev")
     install(checkout, prefix, "dev")
     install(checkout, prefix)
-    assert calls(prefix)[1:] == ["-m pip install --no-compile -r requirements.txt -r requirements-dev.txt -e .[dev]"]
+    assert calls(prefix)[1:] == [
+        "-m pip install --no-compile -r requirements.txt -r requirements-dev.txt -e .[dev]"
+    ]
 
 
 def test_a_failed_installation_is_said_and_tried_again(checkout: Path, prefix: Path) -> None:

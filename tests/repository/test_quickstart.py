@@ -32,6 +32,7 @@ from tests.helpers.fake_python import FakePython, copy_scripts
 
 REPO = Path(__file__).resolve().parents[2]
 DETECTION = "Object_Detection/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py"
+LITE0 = "timm_tf_efficientnet_lite0"
 TABLE = get_table(load_config(S4PConfig, REPO / "configs/quickstart.yaml").data.labels)
 
 
@@ -150,6 +151,7 @@ def test_stages_in_order(quickstart) -> None:
         f"-m scenes.junk {out}/data/junk",
         f"-m scenes.mdf_data {out}/data/mdf",
         f"-m scenes.det_data {out}/data/det",
+        f"-m experiments.imagenet_weights {out}/data/tf_efficientnet_lite0.pth",
         "-m experiments.quickstart_plan",
         "S4_Pretrain/train.py",
         "-m s5.curate run configs/quickstart_curate.yaml",
@@ -160,27 +162,47 @@ def test_stages_in_order(quickstart) -> None:
         f"Semantic_Segmentation/evaluate.py {out}/mdf/vit_t_moe_mdf.pth",
         f"Semantic_Segmentation/predict.py {out}/mdf/vit_t_moe_mdf.pth {scenes}",
         f"Object_Detection/tools/train.py {DETECTION}",
-        f"Object_Detection/tools/test.py {out}/det/config.yaml {out}/det/vit_t_moe_det.pth",
-        f"Object_Detection/tools/predict.py {out}/det/vit_t_moe_det.pth {scenes}/00000*.png",
+        f"Object_Detection/tools/test.py {out}/det/config.yaml {out}/det/{LITE0}_det.pth",
+        f"Object_Detection/tools/predict.py {out}/det/{LITE0}_det.pth {scenes}/00000*.png",
         f"-m experiments.quickstart_report {out}",
     ]
-    alone, curating, s4p, longer, fine_tuning, detecting = *commands[5:9], commands[10], commands[13]
+    alone, curating, s4p, longer, fine_tuning, detecting = *commands[6:10], commands[11], commands[14]
+    assert last(alone, "--backbone") == "timm:tf_efficientnet_lite0"
+    assert last(alone, "--init") == f"{out}/data/tf_efficientnet_lite0.pth"
     assert "data.unlabeled.batch_size=0" in alone and "data.unlabeled.batch_size=0" in longer
-    assert all(f"--init {out}/supervised/vit_t_s4p_upernet" in command for command in (s4p, longer))
-    assert f"--device auto --cfg-options checkpoint={out}/supervised/vit_t_s4p_upernet" in curating
+    assert all(
+        last(command, "--init") == f"{out}/supervised/{LITE0}_s4p_upernet" for command in (s4p, longer)
+    )
+    assert f"--device auto --cfg-options checkpoint={out}/supervised/{LITE0}_s4p_upernet" in curating
     assert f"data.unlabeled.split={out}/curated/splits/curated.txt" in s4p
     assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
-    assert f"--load-network True --init {out}/s4p/vit_t_s4p_upernet" in fine_tuning
-    assert "--backbone vit_t_moe" in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
-    assert f"--work-dir {out}/det --init {out}/s4p/vit_t_s4p --device auto" in detecting
-    assert f"backbone=vit_t_moe data_root={out}/data/det" in detecting
+    assert "--backbone vit_t_moe --load-network False" in fine_tuning
+    assert f"--work-dir {out}/mdf" in fine_tuning
+    assert f"--work-dir {out}/det --init {out}/s4p/{LITE0}_s4p --device auto" in detecting
+    assert f"backbone=timm:tf_efficientnet_lite0 data_root={out}/data/det" in detecting
+
+
+def test_a_backbone_with_experts_goes_through_all_stages(quickstart) -> None:
+    done, commands = quickstart("--backbone", "vit_t")
+    assert done.returncode == 0, done.stderr
+    out = "work_dirs/quickstart"
+    alone, fine_tuning, detecting = commands[6], commands[11], commands[14]
+    assert (last(alone, "--backbone"), last(alone, "--init")) == ("vit_t", "none")
+    assert f"--backbone vit_t_moe --load-network True --init {out}/s4p/vit_t_s4p_upernet" in fine_tuning
+    assert f"--init {out}/s4p/vit_t_s4p " in detecting and "backbone=vit_t_moe " in detecting
+
+
+def last(command: str, name: str) -> str:
+    """The value of an option that takes effect."""
+    words = command.split()
+    return words[len(words) - 1 - words[::-1].index(name) + 1]
 
 
 @pytest.mark.parametrize(
     ("percent", "options", "s4p", "epoch", "detection"),
     [
-        ("100", (), (700, 105), 50, 20),
-        ("60", (), (420, 63), 30, 12),
+        ("100", (), (500, 75), 50, 20),
+        ("60", (), (300, 45), 30, 12),
         ("100", ("--cfg-options", "schedule.total_iters=40", "seed=1"), (40, 6), 50, 20),
     ],
 )
@@ -190,17 +212,17 @@ def test_a_slow_machine_trains_fewer_steps(
     done, commands = quickstart(*options, FAKE_PERCENT=percent)
     assert done.returncode == 0, done.stderr
     keys = ("schedule.total_iters", "fixmatch.ramp_iters")
-    for command in (commands[5], *commands[7:9]):
+    for command in (commands[6], *commands[8:10]):
         given = dict(word.split("=", 1) for word in command.split() if "=" in word)  # the last one wins
         assert [int(given[key]) for key in keys] == list(s4p)
-    assert f"schedule.steps_per_epoch={epoch}" in commands[10]
-    assert f"schedule.steps_per_epoch={detection}" in commands[13]
+    assert f"schedule.steps_per_epoch={epoch}" in commands[11]
+    assert f"schedule.steps_per_epoch={detection}" in commands[14]
 
 
 def test_a_plan_that_is_no_number_ends_the_run(quickstart) -> None:
     done, commands = quickstart(FAKE_PERCENT="a warning")
     assert done.returncode == 1 and "the plan is no number: a warning" in done.stderr
-    assert len(commands) == 5
+    assert len(commands) == 6
 
 
 def test_plan_keeps_to_the_time() -> None:
@@ -234,28 +256,32 @@ def test_plan_measures_steps_of_the_quickstart(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "gpus", "backbone", "device"),
     [
-        ((), "1", "vit_t", "cuda"),
-        (("--init", "other.pth", "--init-bands", "4,3,2"), "1", "vit_t", "cuda"),
-        (("--device", "cpu"), "1", "vit_t", "cpu"),
+        ((), "1", LITE0, "cuda"),
+        (("--init", "other.pth", "--init-bands", "4,3,2"), "1", LITE0, "cuda"),
+        (("--device", "cpu"), "1", LITE0, "cpu"),
         (("--device=cuda", "--backbone", "vit_s"), "0", "vit_s", "cuda"),
-        (("--cfg-options", "seed=1", "--device", "cpu"), "0", "vit_t", "cpu"),
+        (("--cfg-options", "seed=1", "--device", "cpu"), "0", LITE0, "cpu"),
     ],
 )
 def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: str, device: str) -> None:
     done, commands = quickstart(*arguments, FAKE_GPUS=gpus)
     assert done.returncode == 0, done.stderr
-    planning, alone, curating, s4p, longer, _, fine_tuning, evaluation, _, *detecting = commands[4:15]
+    planning, alone, curating, s4p, longer, _, fine_tuning, evaluation, _, *detecting = commands[5:16]
     assert all(" ".join(arguments) in command for command in (planning, alone, s4p, longer))
-    for command in (s4p, longer):  # the last option of a name wins
-        start = f"--init work_dirs/quickstart/supervised/{backbone}_s4p_upernet --init-bands 1,2,3"
-        assert command.index("--init none") < command.rindex(start) == command.rindex("--init ")
-    assert f"--device {device} " in fine_tuning and f"--backbone {backbone}_moe" in fine_tuning
+    if "other.pth" in arguments:
+        assert last(alone, "--init") == "other.pth"
+    for command in (s4p, longer):
+        assert last(command, "--init") == f"work_dirs/quickstart/supervised/{backbone}_s4p_upernet"
+        assert last(command, "--init-bands") == "1,2,3"
+    experts = backbone == "vit_s"
+    assert f"--device {device} " in fine_tuning
+    assert f"--backbone {'vit_s' if experts else 'vit_t'}_moe" in fine_tuning
     assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
-    assert f"{backbone}_moe_mdf.pth" in evaluation
+    assert f"{'vit_s' if experts else 'vit_t'}_moe_mdf.pth" in evaluation
     wanted = device if "--device" in " ".join(arguments) else "auto"
     assert all(f"--device {wanted}" in command for command in (curating, *detecting))
     assert f"checkpoint=work_dirs/quickstart/supervised/{backbone}_s4p_upernet" in curating
-    assert f"backbone={backbone}_moe" in detecting[0] and f"{backbone}_moe_det.pth" in detecting[1]
+    assert f"{backbone}{'_moe' if experts else ''}_det.pth" in detecting[1]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +290,7 @@ def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: st
         "scenes.junk",
         "mdf_data",
         "det_data",
+        "imagenet_weights",
         "S4_Pretrain/train.py",
         "s5.curate",
         "md_finetune.py",

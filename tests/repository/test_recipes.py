@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.generated_scenes import CONFIG as EXPERIMENT
+from experiments.generated_scenes import arm_options
 from s5.data.datasets import DATASETS, LoveDA, Potsdam, Vaihingen
 from s5.data.datasets.base import TRAIN, VAL
 from s5.data.datasets.shipped import Source
@@ -19,6 +22,7 @@ from s5.data.sampler import MultiSourceSampler
 from s5.detection.trained import load_det_config
 from s5.errors import ConfigError
 from s5.segmentation.mdf_config import MDFConfig
+from s5.segmentation.methods.fixmatch import FixMatchSettings
 from s5.segmentation.s4p_config import S4PConfig
 from s5.training.config import load_config
 from tests.data.prepare.test_prepare_isprs import VAIHINGEN_SIZES
@@ -156,11 +160,16 @@ def test_shipped_detection_trains_on_the_published_objects() -> None:
     assert dota.train_difficult and dior.train_difficult
 
 
-@pytest.mark.parametrize("name", ["configs/few_labels.yaml", "experiments/configs/generated_scenes.yaml"])
-def test_other_configurations_of_s4p_are_valid(name: str) -> None:
-    cfg = load_config(S4PConfig, ROOT / name)
-    changed = cfg.settings != type(cfg.settings)()
-    assert changed == (name == "configs/few_labels.yaml"), "the experiment starts from published FixMatch"
+@pytest.mark.parametrize(
+    ("path", "arm"),
+    [("configs/few_labels.yaml", "best"), ("configs/quickstart.yaml", "best, one view")],
+)
+def test_shipped_options_are_those_that_were_measured(path: str, arm: str) -> None:
+    def options(path: Path, *changes: str) -> FixMatchSettings:
+        return replace(load_config(S4PConfig, path, changes).settings, warmup_iters=0, ramp_iters=0)
+
+    assert options(EXPERIMENT) == FixMatchSettings(), "the experiment starts from published FixMatch"
+    assert options(ROOT / path) == options(EXPERIMENT, *arm_options(arm, 1000)) != FixMatchSettings()
 
 
 def test_commands_of_few_labels_write_its_splits(tmp_path: Path) -> None:

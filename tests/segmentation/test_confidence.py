@@ -24,6 +24,12 @@ PROBABILITIES = torch.tensor([[0.7, 0.2, 0.1], [0.98, 0.01, 0.01], [0.03, 0.96, 
 VALID = torch.ones(1, 1, 4, dtype=torch.bool)
 
 
+def commit(module: torch.nn.Module) -> None:
+    """End a step that was not skipped."""
+    for mean in module.children():
+        mean.commit(DONE)
+
+
 def pixels(probabilities: Tensor) -> Tensor:
     """Logits (1, K, 1, N) with these probabilities (N, K)."""
     return probabilities.log().T[None, :, None]
@@ -56,6 +62,22 @@ def test_alignment_scales_by_labels_over_predictions_and_normalises() -> None:
     expected /= expected.sum(1, keepdim=True)
     aligned = alignment(pixels(PROBABILITIES)).softmax(1)[0, :, 0].T
     torch.testing.assert_close(aligned, expected)
+
+
+OTHERS = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.85, 0.05], [0.25, 0.15, 0.6], [0.05, 0.05, 0.9]])
+
+
+def test_alignment_divides_by_the_mean_of_all_steps() -> None:
+    """Not the mean of the steps' ratios."""
+    alignment = DistributionAlignment(3, momentum=0.9)
+    for probabilities, labels in ((PROBABILITIES, [10, 30, 60]), (OTHERS, [50, 25, 25])):
+        alignment.observe(pixels(probabilities), VALID, torch.tensor(labels))
+        commit(alignment)
+    labeled = torch.tensor([60, 55, 85]) / 200
+    predicted = (PROBABILITIES.mean(0) + OTHERS.mean(0)) / 2
+    expected = PROBABILITIES * labeled / predicted
+    expected /= expected.sum(1, keepdim=True)
+    torch.testing.assert_close(alignment(pixels(PROBABILITIES)).softmax(1)[0, :, 0].T, expected)
 
 
 def test_uniform_alignment_needs_no_labels() -> None:
@@ -113,6 +135,56 @@ def test_softmatch_weights_are_a_truncated_gaussian() -> None:
     expected = [math.exp(-(0.3**2) / (2 * variance)), 1, 1]
     torch.testing.assert_close(weights, torch.tensor(expected))
     assert soft.by_class().tolist() == pytest.approx([mean] * 3)
+
+
+def test_thresholds_of_two_steps() -> None:
+    """FreeMatch has a ratio of running means, SoftMatch a running mean of variances."""
+    free, soft = FreeMatch(3, 0.95, momentum=0.9), SoftMatch(3, 0.95, momentum=0.9)
+    for probabilities in (PROBABILITIES, OTHERS):
+        for threshold in (free, soft):
+            threshold.observe(pixels(probabilities), VALID)
+            commit(threshold)
+    local = (PROBABILITIES.mean(0) + OTHERS.mean(0)) / 2
+    first, second = PROBABILITIES.amax(1), OTHERS.amax(1)
+    mean = (first.mean() + second.mean()) / 2
+    torch.testing.assert_close(free.by_class(), local / local.max() * mean)
+    variance = (first.var(unbiased=False) + second.var(unbiased=False)) / 2
+    (weight,) = soft.weights(torch.tensor([0]), mean.reshape(1) - 0.2)
+    assert weight.item() == pytest.approx(math.exp(-(0.2**2) / (2 * variance.item())), rel=1e-4)
+
+
+def test_pseudo_labels_and_thresholds_are_those_of_aligned_predictions() -> None:
+    model = make_model(threshold="freematch", alignment="labels", momentum=0.9).train()
+    images = make_batch()["images"][2:].float() / 255
+    valid, labels = torch.ones(3, SIZE, SIZE, dtype=torch.bool), torch.tensor([900, 5, 5, 90])
+    plain = model.weak_logits(images).softmax(1)
+    view = model.weak_view(images, valid, None, labels)
+    aligned = plain * (labels / 1000)[:, None, None] / plain.mean((0, 2, 3))[:, None, None]
+    aligned /= aligned.sum(1, keepdim=True)
+    confidence, pseudo = aligned.max(1)
+    assert (pseudo != plain.argmax(1)).float().mean() > 0.3
+    local = aligned.mean((0, 2, 3))
+    thresholds = local / local.max() * confidence.mean()
+    torch.testing.assert_close(model.threshold.by_class(), thresholds, rtol=1e-4, atol=1e-6)
+    decided = (confidence - thresholds[pseudo]).abs() > 1e-5  # not by rounding
+    assert torch.equal(view.pseudo[decided], pseudo[decided])
+    assert torch.equal(view.weights[decided], (confidence >= thresholds[pseudo])[decided])
+    assert 0 < view.weights.float().mean() < 1
+
+
+def test_what_is_logged() -> None:
+    values = {}
+    for name in THRESHOLDS:
+        threshold = THRESHOLDS[name](3, 0.95, 0.9)
+        threshold.observe(pixels(PROBABILITIES), VALID)
+        values[name] = threshold.scalars(["a", "b", "c"])
+        if name in ("flexmatch", "freematch"):
+            expected = dict(zip("abc", threshold.by_class().tolist(), strict=True))
+            assert values[name] == {f"threshold/{key}": value for key, value in expected.items()}
+            assert len({*values[name].values()}) > 1
+    assert values["fixed"] == {}
+    mean = PROBABILITIES.amax(1).mean().item()
+    assert values["softmatch"] == {"threshold/mean_confidence": pytest.approx(mean)}
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)

@@ -6,7 +6,9 @@ import torch
 
 from s5.backbones.vit import Variant
 from s5.data.loaders import FixMatchCollate
-from s5.segmentation.methods.fixmatch import FixMatch, FixMatchSettings
+from s5.ops.losses import pixel_cross_entropy, pseudo_label_loss
+from s5.ops.photometric import to_unit
+from s5.segmentation.methods.fixmatch import FixMatch, FixMatchSettings, View, evaluating
 from s5.segmentation.segmentor import build_segmentor
 from s5.segmentation.windows import Inference
 
@@ -235,6 +237,51 @@ def test_channels_are_dropped_in_strong_views_alone() -> None:
     )
     assert torch.equal(plain["loss_s"], dropped["loss_s"])
     assert plain["loss_u"] != dropped["loss_u"]
+
+
+def test_the_features_of_strong_views_are_dropped_in_complementary_pairs(monkeypatch) -> None:
+    """The first view of an image keeps the channels that its second view loses."""
+    model = make_model(conf_thresh=0.0, feature_dropout=1.0).eval()
+    batch = make_batch(views=2)
+    batch["views"]["photometric"][:] = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    batch["views"]["boxes"][:] = 0  # so that both views of an image are equal
+    seen = []
+    head = model.segmentor.heads["s4p"]
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    step(model, batch)
+    handle.remove()
+    for level in seen[-1]:
+        assert len(level) == 2 + 2 * 3
+        first, second = level[2:5], level[5:8]
+        used = first.abs().sum((2, 3)) > 0, second.abs().sum((2, 3)) > 0
+        assert not (used[0] & used[1]).any() and used[0].any() and used[1].any()
+
+
+def test_published_fixmatch_is_computed_bit_for_bit() -> None:
+    """The defaults, written out without the options: the same losses, gradients and random numbers."""
+    batch = make_batch()
+    ours, plain = (make_model(conf_thresh=0.3).train() for _ in range(2))
+    losses = step(ours, batch)
+    losses["loss"].backward()
+    after = torch.rand(())
+    torch.manual_seed(1)
+    labeled, weak = to_unit(batch["images"]).tensor_split([2])
+    with torch.no_grad(), evaluating(plain.segmentor):
+        logits = plain.logits(weak)
+        best, pseudo = logits.max(1)
+        confident = torch.exp(best - logits.logsumexp(1)) >= 0.3
+    view = View(weak, pseudo, confident, ~batch["padding"])
+    (strong,) = plain.strong_views(view, batch["views"])
+    predicted, student = plain.logits(torch.cat([labeled, strong.images])).tensor_split([2])
+    loss_s = pixel_cross_entropy(predicted, batch["labels"].long())
+    loss_u = pseudo_label_loss(student, strong.pseudo, strong.weights, strong.valid)
+    loss = (loss_s + loss_u) / 2
+    loss.backward()
+    assert torch.equal(losses["loss"], loss) and torch.equal(losses["loss_u"], loss_u) and loss_u > 0
+    assert torch.equal(after, torch.rand(()))
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
 def assert_same_state(found: torch.nn.Module, expected: torch.nn.Module) -> None:

@@ -1,10 +1,10 @@
 """ViT-T with experts on two label sets of the embedded scenes: small enough for two CPU cores.
 
-scripts/quickstart.sh writes the scenes and trains on them, from the weights of its S4P stage. By hand, from
-the repository's root:
+scripts/quickstart.sh writes the scenes and trains on them, with the backbone and the weights of its S4P stage.
+By hand, from the repository's root:
 
     python -m scenes.det_data work_dirs/quickstart/data/det
-    python Object_Detection/tools/train.py THIS_FILE --init work_dirs/quickstart/s4p/vit_t_s4p
+    python Object_Detection/tools/train.py THIS_FILE
 """
 
 data_root = "work_dirs/quickstart/data/det"

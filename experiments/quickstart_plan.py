@@ -32,11 +32,11 @@ LIMIT = 15 * 60  # seconds for all stages
 SHORTEST = 30  # percent of the steps; with fewer, nothing is learned
 FIRST, TIMED = 3, 8  # steps to warm up and to time
 
-LABELS_ALONE = 0.55  # a step on labels alone, in steps of S4P with as many unlabeled images
-OTHER_STAGES = {"fine-tuning": 700.0, "detection": 1100.0}
+LABELS_ALONE = 0.37  # a step on labels alone, in steps of S4P with as many unlabeled images and two views
+OTHER_STAGES = {"fine-tuning": 330.0, "detection": 510.0}
 """Training time of these stages in steps of S4P, as measured on two cores."""
 
-FIXED_STEPS, FIXED_SECONDS = 250.0, 80.0
+FIXED_STEPS, FIXED_SECONDS = 120.0, 80.0
 """Curation, scores and pictures, in steps of S4P, and the start of all commands: a rough estimate."""
 
 
@@ -65,7 +65,7 @@ def seconds_per_step(args: argparse.Namespace, cfg: S4PConfig) -> float:
     return statistics.median(end - start for start, end in pairwise(times[FIRST:]))
 
 
-def plan(step: float, iters: int = 700, whole_run: bool = False) -> tuple[int, str]:
+def plan(step: float, iters: int = 500, whole_run: bool = False) -> tuple[int, str]:
     """Choose the share of the steps to train.
 
     Args:

@@ -103,10 +103,10 @@ def pretraining(folder: Path) -> list[str]:
         *_table(columns, split, table),
         "",
         f"Gain of S4P over labels alone in this run: {gain:+.1f} points of mIoU. On five draws of ten other"
-        " scenes, from the same encoder (EfficientNet-Lite0 of ImageNet), with as many steps and 1000"
-        " unlabeled scenes, neither junk nor curation, it was 5.0 ± 0.6 (mean and standard error; 3.6 to"
-        " 6.7); with twice the steps and two strong views, 11.4 ± 1.2. From random weights S4P gains little:"
-        " 1.8 ± 1.8 with a ViT-T (docs/method.md).",
+        " scenes, from the same encoder (EfficientNet-Lite0 of ImageNet), with twice the steps and 1000"
+        " unlabeled scenes, neither junk nor curation, it was 11.4 ± 1.2 (mean and standard error; 8.3 to"
+        " 15.0); with as many steps, but one strong view, 5.0 ± 0.6 (3.6 to 6.7). From random weights S4P"
+        " gains little: 1.8 ± 1.8 with a ViT-T (docs/method.md).",
         "",
         f"Pictures (image, pseudo-label, prediction): {folder / 's4p' / 'pictures'}",
     ]

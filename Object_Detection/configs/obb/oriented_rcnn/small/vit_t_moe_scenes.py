@@ -1,7 +1,7 @@
 """ViT-T with experts on two label sets of the embedded scenes: small enough for two CPU cores.
 
-scripts/quickstart.sh writes the scenes and trains on them, with the backbone and the weights of its S4P stage.
-By hand, from the repository's root:
+scripts/quickstart.sh writes the scenes and trains on them, with backbone and weights of its S4P stage. By
+hand, from the repository's root:
 
     python -m scenes.det_data work_dirs/quickstart/data/det
     python Object_Detection/tools/train.py THIS_FILE

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments.report_tables import MEAN, majority_scores, markdown_table, percent
 from experiments.training_runs import REPO
+from s5.backbones import has_experts
 from s5.data.label_table import LabelTable
 from s5.data.labels import get_table
 from s5.data.loaders import resolve_split
@@ -25,7 +26,6 @@ from s5.training.config import load_config
 from s5.training.reports import SCORES_FILE, SUMMARY_FILE
 
 RUNS = {"s4p": "S4P", "supervised_longer": "labels alone", "supervised": "labels alone, half"}
-TITLE = "MoE-MDF"
 CONFIG = REPO / "configs/quickstart.yaml"
 MEAN_AP, APS = "mAP50", ("AP50", "AP75", "recall50")
 
@@ -130,13 +130,13 @@ def fine_tuning(folder: Path) -> list[str]:
     cfg = load_config(MDFConfig, folder / "config.yaml")
     report = json.loads((folder / "evaluation" / SCORES_FILE).read_text(encoding="utf-8"))
     means = {task: report[task][MEAN] for task in cfg.tasks}
-    weights = "random weights" if cfg.init == "none" else "the weights of S4P"
-    lines = _introduction(folder, f"MoE-MDF ({cfg.backbone})", weights, "mIoU", means)
+    title = "MoE-MDF" if has_experts(cfg.backbone) else "MDF"
+    lines = _introduction(folder, f"{title} ({cfg.backbone})", "the weights of S4P", "mIoU", means)
     for task, table in build_tables(cfg).items():
         result, (train, val) = report[task], find_images(cfg, task)
         by_class = {name: values["IoU"] for name, values in result["classes"].items()} | {MEAN: result[MEAN]}
         lines += ["", f"### {task}: {len(train)} scenes, {len(val)} held out", ""]
-        lines += _table({TITLE: by_class}, val, table)
+        lines += _table({title: by_class}, val, table)
     return [
         *lines,
         "",

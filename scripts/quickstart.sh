@@ -7,8 +7,8 @@
 #
 # S4P trains an EfficientNet-Lite0 from weights of ImageNet, or --backbone from random weights or --init. --device and
 # --backbone apply to all stages, other options only to the runs of S4P and of its labels alone; --init and --init-bands
-# to the first of these, from whose model the others start. MoE-MDF needs experts: if the backbone has no place for them
-# (EfficientNet, for example), this stage trains a ViT-T from random weights.
+# to the first of these, from whose model the others start. Fine-tuning and detection have an expert for each task if
+# the backbone has a place for them: a ViT does (--backbone vit_t), EfficientNet does not.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -57,13 +57,11 @@ curate() {
     --cfg-options "checkpoint=$OUT/supervised/$(file_name "$1")_s4p_upernet"
 }
 
-# fine_tune BACKBONE DEVICE [CHECKPOINT]: one model for all datasets, with the same command as for users.
+# fine_tune BACKBONE DEVICE CHECKPOINT: one model for all datasets, from S4P weights, with the same command as for users.
 fine_tune() {
-  local weights=(False)
-  [[ -z ${3:-} ]] || weights=(True "$3")
   rm -rf "${OUT:?}/mdf"
   CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \
-    "$(gpus "$2")" "$(free_port)" "$1" "${weights[@]}" --cfg-options "schedule.steps_per_epoch=$(steps 50)"
+    "$(gpus "$2")" "$(free_port)" "$1" True "$3" --cfg-options "schedule.steps_per_epoch=$(steps 50)"
 }
 
 # apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on other scenes.
@@ -80,7 +78,7 @@ detect() {
   rm -rf "${OUT:?}/det"
   "$S5_PYTHON" $DETECTION/tools/train.py $DETECTION/configs/obb/oriented_rcnn/small/vit_t_moe_scenes.py \
     --work-dir "$OUT/det" --init "$3" --device "$2" \
-    --cfg-options backbone="$1" data_root="$OUT/data/det" "schedule.steps_per_epoch=$(steps 20)"
+    --cfg-options backbone="$1" data_root="$OUT/data/det" "schedule.steps_per_epoch=$(steps 14)"
 }
 
 # find_objects BACKBONE DEVICE: scores on the held-out scenes of both tasks, and sliding-window detections in other,
@@ -157,7 +155,7 @@ stage() {
 main() {
   stage "Environment" s5_install
   cd "$S5_ROOT"
-  local start=$SECONDS backbone device name
+  local start=$SECONDS backbone device name model
   backbone=$(option --backbone "" "$@") device=$(option --device auto "$@")
   if [[ -z $backbone ]]; then
     backbone=$BACKBONE
@@ -170,9 +168,9 @@ main() {
   local alone=(--cfg-options data.unlabeled.batch_size=0)
   stage "Data: aerial-like scenes with masks and boxes, initial weights" make_data
   stage "Plan: the speed of this machine" plan "$@"
-  local mdf=(vit_t_moe "$device") det=$backbone
+  model=$backbone
   if can_have_experts "$backbone"; then
-    mdf=("${backbone}_moe" "$device" "$OUT/s4p/${name}_s4p_upernet") det=${backbone}_moe
+    model=${backbone}_moe
   fi
   stage "Labeled images alone" pretrain supervised "$@" "${alone[@]}"
   stage "Curation: choose unlabeled images" curate "$backbone" "$device"
@@ -180,10 +178,10 @@ main() {
     --cfg-options "data.unlabeled.split=$S5_ROOT/$OUT/curated/splits/curated.txt"
   stage "For comparison: as many steps more on labeled images alone" \
     pretrain supervised_longer "$@" "${from_labels[@]}" "${alone[@]}"
-  stage "MoE-MDF: one model for three label sets" fine_tune "${mdf[@]}"
-  stage "Scores and overlays of the three tasks" apply "${mdf[@]:0:2}"
-  stage "Oriented detection: one model for two sets of classes" detect "$det" "$device" "$OUT/s4p/${name}_s4p"
-  stage "Scores and drawings of both detection tasks" find_objects "$det" "$device"
+  stage "Fine-tuning: one model for three label sets" fine_tune "$model" "$device" "$OUT/s4p/${name}_s4p_upernet"
+  stage "Scores and overlays of the three tasks" apply "$model" "$device"
+  stage "Oriented detection: one model for two sets of classes" detect "$model" "$device" "$OUT/s4p/${name}_s4p"
+  stage "Scores and drawings of both detection tasks" find_objects "$model" "$device"
   stage "Report" report
   printf '\nAll stages: %d s. Results: %s/%s\n' $((SECONDS - start)) "$S5_ROOT" "$OUT"
 }

@@ -159,8 +159,8 @@ def test_stages_in_order(quickstart) -> None:
         "S4_Pretrain/train.py",
         "scripts/launch_check.py",
         "Semantic_Segmentation/md_finetune.py",
-        f"Semantic_Segmentation/evaluate.py {out}/mdf/vit_t_moe_mdf.pth",
-        f"Semantic_Segmentation/predict.py {out}/mdf/vit_t_moe_mdf.pth {scenes}",
+        f"Semantic_Segmentation/evaluate.py {out}/mdf/{LITE0}_mdf.pth",
+        f"Semantic_Segmentation/predict.py {out}/mdf/{LITE0}_mdf.pth {scenes}",
         f"Object_Detection/tools/train.py {DETECTION}",
         f"Object_Detection/tools/test.py {out}/det/config.yaml {out}/det/{LITE0}_det.pth",
         f"Object_Detection/tools/predict.py {out}/det/{LITE0}_det.pth {scenes}/00000*.png",
@@ -176,8 +176,8 @@ def test_stages_in_order(quickstart) -> None:
     assert f"--device auto --cfg-options checkpoint={out}/supervised/{LITE0}_s4p_upernet" in curating
     assert f"data.unlabeled.split={out}/curated/splits/curated.txt" in s4p
     assert "--device cpu --config configs/quickstart_mdf.yaml" in fine_tuning
-    assert "--backbone vit_t_moe --load-network False" in fine_tuning
-    assert f"--work-dir {out}/mdf" in fine_tuning
+    assert f"--load-network True --init {out}/s4p/{LITE0}_s4p_upernet" in fine_tuning
+    assert "--backbone timm:tf_efficientnet_lite0 " in fine_tuning and f"--work-dir {out}/mdf" in fine_tuning
     assert f"--work-dir {out}/det --init {out}/s4p/{LITE0}_s4p --device auto" in detecting
     assert f"backbone=timm:tf_efficientnet_lite0 data_root={out}/data/det" in detecting
 
@@ -201,9 +201,9 @@ def last(command: str, name: str) -> str:
 @pytest.mark.parametrize(
     ("percent", "options", "s4p", "epoch", "detection"),
     [
-        ("100", (), (500, 75), 50, 20),
-        ("60", (), (300, 45), 30, 12),
-        ("100", ("--cfg-options", "schedule.total_iters=40", "seed=1"), (40, 6), 50, 20),
+        ("100", (), (500, 75), 50, 14),
+        ("60", (), (300, 45), 30, 8),
+        ("100", ("--cfg-options", "schedule.total_iters=40", "seed=1"), (40, 6), 50, 14),
     ],
 )
 def test_a_slow_machine_trains_fewer_steps(
@@ -273,15 +273,15 @@ def test_options(quickstart, arguments: tuple[str, ...], gpus: str, backbone: st
     for command in (s4p, longer):
         assert last(command, "--init") == f"work_dirs/quickstart/supervised/{backbone}_s4p_upernet"
         assert last(command, "--init-bands") == "1,2,3"
-    experts = backbone == "vit_s"
+    model = "vit_s_moe" if backbone == "vit_s" else backbone
     assert f"--device {device} " in fine_tuning
-    assert f"--backbone {'vit_s' if experts else 'vit_t'}_moe" in fine_tuning
+    assert f"--backbone {model.replace('timm_', 'timm:')} " in fine_tuning
     assert "seed=1" not in fine_tuning, "options of train.py are not all options of md_finetune.py"
-    assert f"{'vit_s' if experts else 'vit_t'}_moe_mdf.pth" in evaluation
+    assert f"{model}_mdf.pth" in evaluation
     wanted = device if "--device" in " ".join(arguments) else "auto"
     assert all(f"--device {wanted}" in command for command in (curating, *detecting))
     assert f"checkpoint=work_dirs/quickstart/supervised/{backbone}_s4p_upernet" in curating
-    assert f"{backbone}{'_moe' if experts else ''}_det.pth" in detecting[1]
+    assert f"{model}_det.pth" in detecting[1]
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,10 @@ class RunningMean(nn.Module):
 class DistributionAlignment(nn.Module):
     """Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020, Section 3.1).
 
-    Predictions q become `Normalize(q * p(y) / p~(y))`, where p~(y) is the running mean of the predictions and
-    p(y) that of the labels. Logits become `logits + log(p(y) / p~(y))`. With `uniform`, p(y) is 1 / K, which
-    gives rare classes more pseudo-labels. (SoftMatch's uniform alignment changes weights, not labels.)
+    Predictions q become `Normalize(q * p(y) / p~(y))`, where p~(y) is the running mean of the predictions
+    (exponential; in the paper that of the last 128 batches) and p(y) that of the labels. Logits become
+    `logits + log(p(y) / p~(y))`. With `uniform`, p(y) is 1 / K, which gives rare classes more pseudo-labels.
+    (SoftMatch's uniform alignment changes weights, not labels.)
 
     Args:
         classes: Number of classes K.
@@ -197,6 +198,7 @@ class FreeMatch(Threshold):
     The global threshold τ_t is the running mean of the confidence, the local ones are the running means p~(c)
     of the predictions, and the threshold of a class is `p~(c) / max p~ * τ_t`. With alignment, the
     predictions are aligned ones, so that rare classes have low thresholds, in proportion to their labels.
+    The paper's fairness loss is left out.
     """
 
     def __init__(self, classes: int, conf_thresh: float, momentum: float) -> None:

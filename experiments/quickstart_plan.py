@@ -33,7 +33,7 @@ SHORTEST = 30  # percent of the steps; with fewer, nothing is learned
 FIRST, TIMED = 3, 8  # steps to warm up and to time
 
 LABELS_ALONE = 0.37  # a step on labels alone, in steps of S4P with as many unlabeled images and two views
-OTHER_STAGES = {"fine-tuning": 350.0, "detection": 630.0}
+OTHER_STAGES = {"fine-tuning": 310.0, "detection": 630.0}
 """Training time of these stages in steps of S4P, as measured on two cores."""
 
 FIXED_STEPS, FIXED_SECONDS = 120.0, 80.0

@@ -61,7 +61,7 @@ curate() {
 fine_tune() {
   rm -rf "${OUT:?}/mdf"
   CONFIG=configs/quickstart_mdf.yaml WORK_DIR=$OUT/mdf bash $TREE/scripts/md_finetune.sh \
-    "$(gpus "$2")" "$(free_port)" "$1" True "$3" --cfg-options "schedule.steps_per_epoch=$(steps 50)"
+    "$(gpus "$2")" "$(free_port)" "$1" True "$3" --cfg-options "schedule.steps_per_epoch=$(steps 30)"
 }
 
 # apply BACKBONE DEVICE: scores on the held-out scenes of every task, and overlays on other scenes.

@@ -201,9 +201,9 @@ def last(command: str, name: str) -> str:
 @pytest.mark.parametrize(
     ("percent", "options", "s4p", "epoch", "detection"),
     [
-        ("100", (), (500, 75), 50, 14),
-        ("60", (), (300, 45), 30, 8),
-        ("100", ("--cfg-options", "schedule.total_iters=40", "seed=1"), (40, 6), 50, 14),
+        ("100", (), (500, 75), 30, 14),
+        ("60", (), (300, 45), 18, 8),
+        ("100", ("--cfg-options", "schedule.total_iters=40", "seed=1"), (40, 6), 30, 14),
     ],
 )
 def test_a_slow_machine_trains_fewer_steps(

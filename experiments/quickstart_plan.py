@@ -34,7 +34,7 @@ FIRST, TIMED = 3, 8  # steps to warm up and to time
 
 LABELS_ALONE = 0.37  # a step on labels alone, in steps of S4P with as many unlabeled images and two views
 OTHER_STAGES = {"fine-tuning": 310.0, "detection": 630.0}
-"""Training time of these stages in steps of S4P, as measured on two cores."""
+"""Training time of these stages in steps of S4P, from the times of steps on two cores."""
 
 FIXED_STEPS, FIXED_SECONDS = 120.0, 80.0
 """Curation, scores and pictures, in steps of S4P, and the start of all commands: a rough estimate."""

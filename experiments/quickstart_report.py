@@ -73,9 +73,9 @@ def curation(folder: Path) -> list[str]:
         "## Curation",
         "",
         f"{len(names)} of {sum(reasons.values())} patches chosen, by the model trained on the labeled scenes "
-        f"alone; of the junk in the pool: {junk or 'none'}. Blank, blurred and noisy images are left out."
-        " Charts (foreign) and airfields (repeat) are not: entropy prefers what the model is certain of"
-        " (docs/curation.md).",
+        f"alone; of the junk in the pool: {junk or 'none'}. Limits of contrast and sharpness are meant for"
+        " blank, blurred and noisy images. Charts (foreign) and airfields (repeat) pass them, and entropy"
+        " prefers what the model is certain of (docs/curation.md).",
         "",
         f"Report, for a browser: {out / 'report.html'}",
     ]
@@ -103,10 +103,10 @@ def pretraining(folder: Path) -> list[str]:
         *_table(columns, split, table),
         "",
         f"Gain of S4P over labels alone in this run: {gain:+.1f} points of mIoU. On five draws of ten other"
-        " scenes, from the same encoder (EfficientNet-Lite0 of ImageNet), with twice the steps and 1000"
+        " scenes, from the same encoder (EfficientNet-Lite0 of ImageNet), with runs of 1000 steps and 1000"
         " unlabeled scenes, neither junk nor curation, it was 11.4 ± 1.2 (mean and standard error; 8.3 to"
-        " 15.0); with as many steps, but one strong view, 5.0 ± 0.6 (3.6 to 6.7). From random weights S4P"
-        " gains little: 1.8 ± 1.8 with a ViT-T (docs/method.md).",
+        " 15.0); on five others with 500 steps and one strong view, 5.0 ± 0.6 (3.6 to 6.7). From random"
+        " weights S4P gains little: 1.8 ± 1.8 with a ViT-T (docs/method.md).",
         "",
         f"Pictures (image, pseudo-label, prediction): {folder / 's4p' / 'pictures'}",
     ]

@@ -125,9 +125,12 @@ file_name() {
   echo "${1//:/_}"
 }
 
-# can_have_experts BACKBONE
-can_have_experts() {
-  (($("$S5_PYTHON" -c 'import s5.backbones as b, sys; print(b.get_architecture(sys.argv[1]).max_expert_channels)' "$1")))
+# with_experts BACKBONE: prints its name with experts, or as it is if it cannot have any.
+with_experts() {
+  local channels
+  channels=$("$S5_PYTHON" -c \
+    'import s5.backbones as b, sys; print(b.get_architecture(sys.argv[1]).max_expert_channels)' "$1") || return
+  ((channels)) && echo "${1}_moe" || echo "$1"
 }
 
 # gpus DEVICE: prints the number of GPUs for md_finetune.sh.
@@ -168,10 +171,7 @@ main() {
   local alone=(--cfg-options data.unlabeled.batch_size=0)
   stage "Data: aerial-like scenes with masks and boxes, initial weights" make_data
   stage "Plan: the speed of this machine" plan "$@"
-  model=$backbone
-  if can_have_experts "$backbone"; then
-    model=${backbone}_moe
-  fi
+  model=$(with_experts "$backbone") || s5_fail "cannot tell whether $backbone can have experts; see the message above"
   stage "Labeled images alone" pretrain supervised "$@" "${alone[@]}"
   stage "Curation: choose unlabeled images" curate "$backbone" "$device"
   stage "S4P: labeled and chosen images, from the model of the labeled ones" pretrain s4p "$@" "${from_labels[@]}" \

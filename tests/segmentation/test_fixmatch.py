@@ -239,7 +239,7 @@ def test_channels_are_dropped_in_strong_views_alone() -> None:
     assert plain["loss_u"] != dropped["loss_u"]
 
 
-def test_the_features_of_strong_views_are_dropped_in_complementary_pairs(monkeypatch) -> None:
+def test_the_features_of_strong_views_are_dropped_in_complementary_pairs() -> None:
     """The first view of an image keeps the channels that its second view loses."""
     model = make_model(conf_thresh=0.0, feature_dropout=1.0).eval()
     batch = make_batch(views=2)
